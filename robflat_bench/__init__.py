@@ -1,0 +1,9 @@
+"""robflat-bench: adversarially robust generalization and flat minima, measured side by side.
+
+Importing this package is cheap and never imports torch. Plugins import `robflat_bench.api`.
+"""
+
+__version__ = "0.1.0"
+
+NUMERICS = 1
+"""Part of every run key: bumped whenever a change of this package may move a number (see tests/test_golden.py)."""

@@ -1,0 +1,46 @@
+r"""PGD with restarts (the iteration is in `engine`):
+
+    x_adv = argmax over restarts r and iterates t of \ell(f(x_{r,t}), y),   x_{r,0} = x + \epsilon U(-1,1)
+
+Restart r of example i starts from numbers keyed by (seed, r, i). Madry et al., ICLR 2018.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks import PGDParams
+from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
+from robflat_bench.base import Attack, Examples
+from robflat_bench.randomness import per_example_uniform
+
+LOSSES = {"ce": cross_entropy, "margin": margin}
+
+
+class PGD(Attack):
+    """Highest loss per example over all restarts and iterates."""
+
+    params: PGDParams
+
+    def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
+        return self.maximise(model, examples, seed).x
+
+    def maximise(self, model: nn.Module, examples: Examples, seed: int) -> Ascent:
+        """The adversarial images together with the objective loss they reach."""
+        x, epsilon = examples.x, self.threat.epsilon
+        step = epsilon / 4 if self.params.step is None else self.params.step
+        objective = LOSSES[self.params.loss](examples.y)
+        best = Ascent(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        with attacked(model):
+            for restart in range(self.params.restarts):
+                start = x
+                if self.params.init == "uniform":
+                    start = x + epsilon * per_example_uniform(x, examples.index, seed, "pgd", restart)
+                found = ascend(model, x, start, objective, epsilon=epsilon, step=step, steps=self.params.steps)
+                better = found.loss > best.loss
+                best = Ascent(
+                    torch.where(better[:, None, None, None], found.x, best.x),
+                    torch.where(better, found.loss, best.loss),
+                )
+        return best

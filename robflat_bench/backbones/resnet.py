@@ -1,0 +1,155 @@
+"""Residual networks for small images: 3x3 stem, stages of basic blocks, mean over positions, linear head.
+
+One function builds them all from a table of stages; the two kinds of block differ in where norms stand.
+Parameter names read `network.stage2.block1.conv1.weight`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from robflat_bench.backbones import ResNet8Params, ResNet18Params
+from robflat_bench.backbones.parts import Normalized, activation_class, construction
+from robflat_bench.base import ImageShape, Params
+
+Modules = OrderedDict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of blocks at one width (channels); the first block has the stride."""
+
+    blocks: int
+    width: int
+    stride: int = 1
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Without bias, padded such that stride 1 keeps the size."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut: [B,inputs,H,W] -> [B,outputs,H/stride,W/stride]."""
+
+    preactivated: ClassVar[bool]
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs if self.preactivated else outputs)
+        self.act1 = activation()
+        self.conv1 = convolution(inputs, outputs, 3, stride)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.act2 = activation()
+        self.conv2 = convolution(outputs, outputs, 3)
+        self.reshapes = inputs != outputs or stride != 1
+        projection = Modules()
+        if self.reshapes:
+            projection["conv"] = convolution(inputs, outputs, 1, stride)
+            if not self.preactivated:
+                projection["norm"] = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential(projection)  # empty: the identity
+
+
+class PostActivation(Block):
+    """act(norm2(conv2(act(norm1(conv1(x))))) + shortcut(x)); He et al., arXiv 1512.03385, option B."""
+
+    preactivated = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.norm1(self.conv1(x)))
+        out: Tensor = self.act2(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return out
+
+
+class PreActivation(Block):
+    """conv2(act(norm2(conv1(a)))) + shortcut, a = act(norm1(x)); He et al., arXiv 1603.05027.
+
+    The shortcut carries x itself, or the 1x1 convolution of a where the shape changes.
+    """
+
+    preactivated = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.act1(self.norm1(x))
+        y = self.conv2(self.act2(self.norm2(self.conv1(a))))
+        out: Tensor = y + self.shortcut(a if self.reshapes else x)
+        return out
+
+
+class PositionMean(nn.Module):
+    """[B,C,H,W] -> [B,C]. Not AdaptiveAvgPool2d, whose backward is nondeterministic on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def _build(block: type[Block], stem: Stage, stages: Sequence[Stage], shape: ImageShape, activation: str) -> Normalized:
+    """Stem, stages, mean and head in a row. Norm and activation stand behind the stem or, where blocks open
+    with them, behind the last block (`tail`)."""
+    act = activation_class(activation)
+    with construction():
+        width = stem.width
+        entry = Modules(conv=convolution(shape.channels, width, 3, stem.stride))
+        if not block.preactivated:
+            entry.update(norm=nn.BatchNorm2d(width), act=act())
+        row = Modules(stem=nn.Sequential(entry))
+        for number, stage in enumerate(stages, start=1):
+            blocks = Modules()
+            for position in range(stage.blocks):
+                stride = stage.stride if position == 0 else 1
+                blocks[f"block{position + 1}"] = block(width, stage.width, stride, act)
+                width = stage.width
+            row[f"stage{number}"] = nn.Sequential(blocks)
+        if block.preactivated:
+            row["tail"] = nn.Sequential(Modules(norm=nn.BatchNorm2d(width), act=act()))
+        row.update(pool=PositionMean(), head=nn.Linear(width, shape.classes))
+        return Normalized(nn.Sequential(row), shape)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Factories
+# ---------------------------------------------------------------------------------------------------------
+
+
+def resnet8(params: ResNet8Params, shape: ImageShape, activation: str) -> nn.Module:
+    """Eight weight layers: stem, three blocks of two, head; widths W, 2W, 4W."""
+    stages = [Stage(1, params.width * 2**i, stride) for i, stride in enumerate(params.strides)]
+    return _build(PostActivation, Stage(1, params.width, params.stem_stride), stages, shape, activation)
+
+
+def _stages18(width: int) -> list[Stage]:
+    """Two blocks each at W, 2W, 4W, 8W; all but the first stage halve the size."""
+    return [Stage(2, width * factor, stride) for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2))]
+
+
+def resnet18(params: ResNet18Params, shape: ImageShape, activation: str) -> nn.Module:
+    """ResNet-18, the paper's network at width 64, but without its biases in front of normalisation."""
+    return _build(PostActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
+
+
+def preact_resnet18(params: ResNet18Params, shape: ImageShape, activation: str) -> nn.Module:
+    """ResNet-18 of pre-activation blocks."""
+    return _build(PreActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
+
+
+def _wide(depth: int, factor: int, shape: ImageShape, activation: str) -> nn.Module:
+    """WRN-depth-factor without dropout: a stem of 16, three stages of (depth - 4) / 6 blocks."""
+    blocks = (depth - 4) // 6
+    stages = [Stage(blocks, width * factor, stride) for width, stride in ((16, 1), (32, 2), (64, 2))]
+    return _build(PreActivation, Stage(1, 16), stages, shape, activation)
+
+
+def wrn_28_10(params: Params, shape: ImageShape, activation: str) -> nn.Module:
+    """WRN-28-10."""
+    return _wide(28, 10, shape, activation)
+
+
+def wrn_34_10(params: Params, shape: ImageShape, activation: str) -> nn.Module:
+    """WRN-34-10."""
+    return _wide(34, 10, shape, activation)

@@ -1,0 +1,91 @@
+"""Any timm architecture as a backbone: untrained, without dropout, its stem adapted to small images.
+
+timm is imported inside the factory only: it takes ten seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from robflat_bench.backbones import ACTIVATION_NAMES, TimmParams
+from robflat_bench.backbones.parts import Normalized, construction
+from robflat_bench.base import ImageShape, UsageError
+
+SMALL = 64
+"""Images up to this size [pixels] keep their resolution through a ResNet's stem."""
+
+
+def timm_model(params: TimmParams, shape: ImageShape, activation: str) -> nn.Module:
+    """`timm.create_model(params.name)` for `shape`.
+
+    UsageError: unknown name, a chosen activation, or an architecture that cannot take such images.
+    """
+    default = ACTIVATION_NAMES[0]
+    if activation != default:
+        raise UsageError(
+            f"timm models keep their own activation, so {activation!r} cannot be chosen; "
+            f"leave the recipe's activation at {default!r} or take one of this package's backbones"
+        )
+    import timm
+
+    # Names of architectures only: "resnet18.a1_in1k" would be the same network under a second name, and
+    # "hf-hub:..." would reach for the network.
+    known = timm.list_models()
+    if params.name not in known:
+        close = difflib.get_close_matches(params.name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise UsageError(f"timm has no architecture named {params.name!r}; {hint}")
+    with construction():
+        try:
+            network = _create(params.name, shape)
+            if shape.size <= SMALL:
+                _keep_resolution(network)
+            _try_forward(network, shape)
+        except Exception as error:  # each architecture fails in its own way on images too small for it
+            size = f"{shape.channels}x{shape.size}x{shape.size}"
+            raise UsageError(f"timm's {params.name} does not take {size} images: {error}") from error
+    _disable_dropout(network)
+    return Normalized(network, shape)
+
+
+def _create(name: str, shape: ImageShape) -> nn.Module:
+    """The architecture for images of this shape; timm itself does not say which take a size."""
+    import timm
+
+    sizes: dict[str, Any] = {"num_classes": shape.classes, "in_chans": shape.channels, "pretrained": False}
+    try:
+        network: nn.Module = timm.create_model(name, img_size=shape.size, **sizes)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        network = timm.create_model(name, **sizes)
+    return network
+
+
+def _keep_resolution(network: nn.Module) -> None:
+    """A ResNet's 7x7 stride-2 convolution becomes 3x3 stride 1, its pooling nothing: as in our resnet18."""
+    stem = getattr(network, "conv1", None)
+    if not (isinstance(stem, nn.Conv2d) and stem.kernel_size == (7, 7) and hasattr(network, "maxpool")):
+        return
+    network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
+    network.maxpool = nn.Identity()
+
+
+@torch.no_grad()
+def _try_forward(network: nn.Module, shape: ImageShape) -> None:
+    """Raises what the network raises on one image; in eval mode, so that no statistics move."""
+    network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))
+    network.train()
+
+
+def _disable_dropout(network: nn.Module) -> None:
+    """Dropout, drop path and drop block never act; not every constructor of timm takes their rates."""
+    for module in network.modules():
+        for name in ("drop_rate", "drop_prob", *(("p",) if isinstance(module, _DropoutNd) else ())):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,338 @@
+"""What a component is: its description (torch-free) and the class behind it.
+
+A component is offered as an `Info` row: name, one line, citation, parameter model and where its class lives.
+The class is imported only when it is used, so `list` and `info` never import torch. The base classes below say
+what each kind must do; everything that finds, names and runs components lives in `plugins`, `registry`,
+`components` and above.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import pluggy
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+PROJECT = "robflat_bench"
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Errors: what is wrong, why, and the next command to type
+# ---------------------------------------------------------------------------------------------------------
+
+
+class RobflatError(Exception):
+    """Base of every error the command line shows as one line. `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class RunFailed(RobflatError):
+    """A run cannot go on: diverged, locked by another process, disk full."""
+
+
+class UsageError(RobflatError):
+    """What was asked for does not exist or is out of range."""
+
+    exit_code = 2
+
+
+class CheckFailed(RobflatError):
+    """A check found problems: a record that disagrees with its outcomes, a component that fails the kit."""
+
+    exit_code = 3
+
+
+class PluginError(RobflatError):
+    """The requested component belongs to a plugin that is broken, or is offered twice."""
+
+    exit_code = 4
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Parameters
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Params(BaseModel):
+    """Base of every component's parameters: frozen, no unknown names, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+def parse_fraction(value: Any) -> Any:
+    """'8/255' -> 0.0313...; everything else is left to pydantic."""
+    if isinstance(value, str) and value.count("/") == 1:
+        numerator, denominator = value.split("/")
+        try:
+            return float(numerator) / float(denominator)
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(parse_fraction)]
+"""A float that may be written as a fraction: 0.03 or "8/255"."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Descriptions
+# ---------------------------------------------------------------------------------------------------------
+
+Kind = Literal["method", "attack", "measure", "backbone", "dataset"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """One row of a catalogue.
+
+    name: lower case with dashes, unique within its kind. summary: one line. factory: "package.module:Class".
+    params: the pydantic model of its parameters. citation: where it comes from. title: how tables name it, a
+    format string over the parameters ("PGD-{steps} x {restarts}"); by default the canonical text.
+    """
+
+    name: str
+    summary: str
+    factory: str
+    params: type[Params] = Params
+    citation: str = ""
+    title: str = ""
+
+    kind: ClassVar[Kind]
+
+
+@dataclass(frozen=True)
+class MethodInfo(Info):
+    """A training method. passes: image passes (forward, backward) of one step as a function of attack steps."""
+
+    passes: str = ""
+    kind: ClassVar[Kind] = "method"
+
+
+@dataclass(frozen=True)
+class AttackInfo(Info):
+    """An attack inside the threat model's ball and the image box."""
+
+    kind: ClassVar[Kind] = "attack"
+
+
+@dataclass(frozen=True)
+class MeasureInfo(Info):
+    """A number about a trained model. couplings: how adversarial examples follow the weights."""
+
+    couplings: tuple[str, ...] = ()
+    kind: ClassVar[Kind] = "measure"
+
+
+@dataclass(frozen=True)
+class BackboneInfo(Info):
+    """A network constructor: images in [0,1] in, logits out."""
+
+    kind: ClassVar[Kind] = "backbone"
+
+
+@dataclass(frozen=True)
+class DatasetInfo(Info):
+    """A source of labelled images with a checksum."""
+
+    kind: ClassVar[Kind] = "dataset"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What each kind does
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an adversary may do to an image: ||x' - x||_inf <= epsilon (pixels in [0,1]) and x' in [0,1]."""
+
+    epsilon: float
+    norm: Literal["linf"] = "linf"
+
+
+@dataclass
+class Batch:
+    """One training batch.
+
+    index int64 [B]: positions in the dataset. x float [B,C,H,W] in [0,1]: what the attack sees. y int64 [B].
+    target float [B,K], rows sum to 1: what the loss sees. weight float [B]: of each example in the loss.
+    """
+
+    index: Tensor
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples under evaluation: x float [N,C,H,W] in [0,1], y int64 [N], index int64 [N] in their dataset."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice | Tensor) -> Examples:
+        return Examples(self.x[rows], self.y[rows], self.index[rows])
+
+
+class Journal:
+    """Units of finished work. This one only computes; the store's keeps each unit on disk and skips it next time.
+
+    A unit is a named function that returns arrays. Names are unique within one journal; `section` opens a
+    child whose names cannot collide with its siblings'. `spent` sums the seconds of all units, read back or not.
+    """
+
+    spent: float = 0.0
+
+    def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """The unit's arrays: computed now, or read back bit for bit if it had finished before."""
+        return compute()
+
+    def section(self, name: str) -> Journal:
+        """A journal for one part of the work."""
+        return self
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What the harness lends to an attack or a measure: memory batch (changes nothing but memory), evaluation
+    seed (in the protocol) and the journal that makes the work resumable."""
+
+    batch: int = 100
+    seed: int = 0
+    journal: Journal = field(default_factory=Journal)
+
+
+class Method(ABC):
+    """How one batch becomes a loss: inner attack and outer objective. The loop belongs to the harness."""
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @abstractmethod
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        """Inner maximisation: x_adv, shaped as batch.x, within the training radius and [0,1].
+
+        `inner` is the recipe's attack: `inner(model, batch.x, objective)`."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The scalar the optimizer descends. The model is in train mode; each forward here updates BN."""
+
+
+class InnerAttack(ABC):
+    """The recipe's training attack, bound to this step's random numbers."""
+
+    epsilon: float
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """x_adv that maximises `objective(logits) -> [B]` per example; parameters receive no gradient."""
+
+
+class Attack(ABC):
+    """An attack under evaluation. Implement `perturb` for batches; override `run` only if the whole set matters."""
+
+    def __init__(self, params: Any, threat: Threat) -> None:
+        self.params = params
+        self.threat = threat
+        self.notes: dict[str, int] = {}
+        """What a run wants known beside its result, e.g. {"only_square": 3}: examples nothing else broke."""
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
+        """x_adv [B,C,H,W] within the threat, random numbers keyed by (seed, examples.index)."""
+
+    def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        """x_adv for all examples, one memory batch at a time, each batch a unit of the journal."""
+        from robflat_bench.batching import in_batches
+
+        return in_batches(examples, workspace, lambda part: self.perturb(model, part, workspace.seed), "x_adv")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """value and standard_error (None where none is defined) over n examples.
+
+    details: further numbers by name, e.g. the parts of the error. arrays: per draw, per example, ... evidence,
+    kept beside the record.
+    """
+
+    value: float
+    standard_error: float | None
+    n: int
+    details: Mapping[str, float] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Measure(ABC):
+    """A number about a trained model under a threat, read on given examples; the model leaves as it came."""
+
+    def __init__(self, params: Any, threat: Threat) -> None:
+        self.params = params
+        self.threat = threat
+
+    @abstractmethod
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        """The measurement; weights, mode and global random state are restored bit for bit."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Labelled images of one source: x uint8 [N,H,W,C], y uint8 [N], index int64 [N] (canonical positions)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded dataset: pools ("train", "test", ...), class count, and one line on where it came from."""
+
+    pools: Mapping[str, Pool]
+    classes: int
+    origin: str
+
+
+class Dataset(ABC):
+    """A source of labelled images."""
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @abstractmethod
+    def canonical(self, source: Source) -> bool:
+        """Whether the pixels are byte-identical to the canonical dataset, as far as its known digests tell."""
+
+    @abstractmethod
+    def sources(self, root: str | None, download: bool = True) -> list[Callable[[], Source]]:
+        """Every copy found below `root` (`--data`), best first, each loaded when called; where there is none,
+        one to fetch, if `download` allows it.
+
+        Raises UsageError that names the layouts looked for and how to get them, when there is none."""
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What a backbone is built for: channels, height = width, classes, and the mean and std [C] of the images."""
+
+    channels: int
+    size: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]

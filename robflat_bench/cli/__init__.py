@@ -1,0 +1,71 @@
+"""The command line: one file per group of commands, `output` for everything a person or a script reads.
+
+Modules here import only click at the top, so `--help` costs a fraction of a second; each command imports what
+it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import rich_click as click
+
+from robflat_bench import __version__
+from robflat_bench.cli import catalogue, doctor, evaluate, plugin, results, run
+
+click.rich_click.TEXT_MARKUP = "rich"
+click.rich_click.SHOW_ARGUMENTS = True
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robflat-bench")
+def cli() -> None:
+    """Adversarially robust generalization and flat minima, measured side by side.
+
+    \b
+    robflat-bench run --method trades     train, attack, measure, offline
+    robflat-bench run --method at --protocol cifar10-mini --data DIR
+    robflat-bench list methods            what there is; `info` says more
+    robflat-bench results ls              what you have
+    """
+
+
+cli.add_command(run.run)
+cli.add_command(evaluate.evaluate)
+cli.add_command(catalogue.list_components)
+cli.add_command(catalogue.info)
+cli.add_command(results.results)
+cli.add_command(plugin.plugin)
+cli.add_command(doctor.doctor)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a SHELL; source it in its start-up file."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.ClickException(f"no completion for {shell}")
+    click.echo(found(cli, {}, "robflat-bench", "_ROBFLAT_BENCH_COMPLETE").source())
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line on stderr and its exit code."""
+    try:
+        code = cli.main(prog_name="robflat-bench", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("robflat-bench: interrupted; run the same command again, it resumes", err=True)
+        code = 130
+    except Exception as error:
+        from robflat_bench.base import RobflatError
+
+        if not isinstance(error, RobflatError):
+            raise
+        click.echo(f"robflat-bench: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

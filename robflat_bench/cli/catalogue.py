@@ -1,0 +1,156 @@
+"""`robflat-bench list` and `robflat-bench info`: what there is. Neither imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from robflat_bench.cli import output
+
+if TYPE_CHECKING:
+    from robflat_bench.registry import Offer, Registry
+
+KINDS = ("methods", "attacks", "measures", "backbones", "datasets", "protocols")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("pattern", default="*", metavar="[GLOB]")
+@output.plugin_option
+@output.json_option
+def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: bool) -> None:
+    """List components of a KIND whose names match GLOB."""
+    registry = output.registry(files)
+    rows = _protocols(registry, pattern) if kind == "protocols" else _components(registry, kind, pattern)
+    if as_json:
+        output.emit_json(rows)
+        return
+    cells = [
+        [
+            row["name"],
+            row["summary"],
+            ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"]),
+            row["provider"],
+        ]
+        for row in rows
+    ]
+    output.console().print(output.table(kind, ["name", "summary", "parameters", "provider"], cells))
+    for line in registry.duplicates():
+        output.note(line)
+
+
+@click.command()
+@click.argument("name")
+@output.plugin_option
+@output.json_option
+def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
+    """Say all about one component or protocol; `kind:name` where two kinds share a NAME."""
+    from robflat_bench.base import UsageError
+    from robflat_bench.protocol import shipped
+    from robflat_bench.registry import KINDS as kinds
+    from robflat_bench.registry import did_you_mean
+
+    registry = output.registry(files)
+    wanted, _, short = name.rpartition(":")
+    if wanted not in ("", "protocol", *kinds):
+        raise UsageError(f"'{wanted}' is no kind; there are {', '.join(kinds)} and protocol")
+    found: list[str] = [kind for kind in kinds if wanted in ("", kind) and short in registry.names(kind)]
+    if wanted in ("", "protocol") and short in shipped():
+        found.append("protocol")
+    if not found:
+        if registry.plugins.broken and wanted != "protocol":
+            registry.get(wanted or "method", short)  # type: ignore[arg-type]
+        known = [known for kind in kinds for known in registry.names(kind)] + list(shipped())
+        raise UsageError(f"nothing is called '{short}'" + did_you_mean(short, known))
+    if len(found) > 1:
+        raise UsageError(f"'{short}' is " + " and ".join(f"{kind}:{short}" for kind in found) + "; say which")
+    row = (
+        _protocol(registry, short) if found == ["protocol"] else _component(registry.get(found[0], short))  # type: ignore[arg-type]
+    )
+    if as_json:
+        output.emit_json(row)
+        return
+    out = output.console()
+    plain = [(key, value) for key, value in row.items() if isinstance(value, str) and value]
+    out.print(output.table(short, ["", ""], [[key, str(value)] for key, value in plain]))
+    if row.get("parameters"):
+        cells = [[p["name"], p["type"], str(p["default"]), p["range"]] for p in row["parameters"]]
+        out.print(output.table("parameters", ["name", "type", "default", "range"], cells))
+
+
+def _components(registry: Registry, kind: str, pattern: str) -> list[dict[str, Any]]:
+    singular: Any = kind.removesuffix("s")
+    from robflat_bench.base import PluginError
+
+    rows = []
+    for name in registry.names(singular, pattern):
+        try:
+            rows.append(_component(registry.get(singular, name)))
+        except PluginError:
+            continue  # offered twice: `list` notes it below the table
+    return rows
+
+
+def _component(offer: Offer) -> dict[str, Any]:
+    info = offer.info
+    row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
+    row |= {"provider": f"{offer.provider.distribution} {offer.provider.version}", "citation": info.citation}
+    row["factory"] = info.factory
+    passes, couplings = getattr(info, "passes", ""), getattr(info, "couplings", ())
+    row |= {"passes": passes} if passes else {}
+    row |= {"couplings": ", ".join(couplings)} if couplings else {}
+    row["about"] = " ".join((info.params.__doc__ or "").split()) if info.params.model_fields else ""
+    properties = info.params.model_json_schema().get("properties", {})
+    row["parameters"] = [_parameter(name, schema) for name, schema in properties.items()]
+    return row
+
+
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    options = schema.get("anyOf", [schema])
+    main = next((option for option in options if option.get("type") != "null"), schema)
+    choices = main.get("enum") or ([main["const"]] if "const" in main else [])
+    bounds = [f"{sign} {main[key]:g}" for key, sign in _BOUNDS.items() if key in main]
+    return {
+        "name": name,
+        "type": main.get("type", "any"),
+        "default": schema.get("default", "required"),
+        "range": " | ".join(choices) or ", ".join(bounds),
+    }
+
+
+def _protocols(registry: Registry, pattern: str) -> list[dict[str, Any]]:
+    import fnmatch
+
+    from robflat_bench.protocol import shipped
+
+    return [_protocol(registry, name) for name in fnmatch.filter(shipped(), pattern)]
+
+
+def _protocol(registry: Registry, name: str) -> dict[str, Any]:
+    from robflat_bench import __version__
+    from robflat_bench.protocol import load
+
+    protocol = load(registry, name)
+    fixed = protocol.fixed
+    return {
+        "name": protocol.name,
+        "kind": "protocol",
+        "summary": protocol.summary,
+        "provider": f"robflat-bench {__version__}",
+        "version": protocol.version,
+        "hash": protocol.hash,
+        "dataset": fixed.data.dataset,
+        "backbone": fixed.backbone,
+        "epsilon": f"{fixed.threat.epsilon:.6g} ({fixed.threat.norm})",
+        "attacks": "; ".join(f"{row.attack} on {row.test} test, {row.train} train" for row in fixed.attacks),
+        "measures": "; ".join(f"{row.measure} on {row.test} test" for row in fixed.measures),
+        "parameters": [
+            {"name": f"recipe.{key}", "type": type(value).__name__, "default": value, "range": ""}
+            for key, value in protocol.recipe.model_dump(mode="json").items()
+        ],
+    }

@@ -1,0 +1,70 @@
+"""`robflat-bench evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from robflat_bench.cli import output
+
+
+@click.command()
+@click.argument("model")
+@output.protocol_option
+@click.option("--backbone", help="Of a weights file, e.g. 'resnet18(width=64)'; default: the protocol's.")
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="last", show_default=True)
+@click.option("--attack", "attacks", multiple=True, help="Instead of the protocol's; repeatable.")
+@click.option("--measure", "measures", multiple=True, help="Instead of the protocol's; repeatable.")
+@click.option("--examples", type=click.IntRange(min=2), help="How many test examples [default: the protocol's].")
+@output.set_option
+@output.store_option
+@output.data_option
+@output.device_option
+@output.plugin_option
+@output.json_option
+def evaluate(
+    model: str,
+    protocol: str,
+    backbone: str | None,
+    checkpoint: str,
+    attacks: tuple[str, ...],
+    measures: tuple[str, ...],
+    examples: int | None,
+    settings: tuple[str, ...],
+    store: Path,
+    data: str | None,
+    device: str,
+    files: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Attack and measure a trained MODEL without training it again.
+
+    MODEL is a run's folder or key, a weights file (FILE.safetensors), or a timm model: 'timm(name=resnet18)'
+    (with random weights unless the run or file has some). The result is written beside the model's record.
+    """
+    from robflat_bench.protocol import load
+
+    registry = output.registry(files)
+    chosen = load(registry, protocol, settings)
+
+    from robflat_bench.cli.progress import Progress
+    from robflat_bench.data.splits import load_splits
+    from robflat_bench.evaluation.evaluate import choose_plan
+    from robflat_bench.runner import choose_device, evaluate_model, find_model
+    from robflat_bench.store import Store
+
+    place = choose_device(device)
+    runs = Store(store)
+    found = find_model(registry, chosen, runs, model, backbone, checkpoint)
+    plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples)
+    splits = load_splits(registry, found.protocol, data)
+    with Progress() as progress:
+        record, path = evaluate_model(registry, found, plan, splits, runs, place, progress)
+    if as_json:
+        output.emit_json(record.model_dump(mode="json"))
+        return
+    title = f"{record.model}  |  {record.protocol.name} {record.protocol.version}"
+    rows = output.result_rows(registry, list(record.results.values()))
+    output.console().print(output.table(title, ["", *record.results], rows, right=1))
+    output.console().print(f"evaluation: {path}", markup=False, soft_wrap=True)

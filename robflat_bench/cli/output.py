@@ -1,0 +1,186 @@
+"""Everything a person or a script reads: the console, tables, JSON, progress, and options commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from robflat_bench.record import Result, RunRecord
+    from robflat_bench.registry import Registry
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Options that several commands share
+# ---------------------------------------------------------------------------------------------------------
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where runs lie.",
+)
+data_option = click.option(
+    "--data", envvar="ROBFLAT_BENCH_DATA", help="Folder below which data sets lie [env: ROBFLAT_BENCH_DATA]."
+)
+device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+protocol_option = click.option(
+    "--protocol", default="digits-linf", show_default=True, help="A protocol's name, or a TOML file."
+)
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change the recipe (recipe.epochs=10): shows in the row's name. fixed.* leaves the board.",
+)
+plugin_option = click.option(
+    "--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="A one-file plugin (FILE.py)."
+)
+
+
+def registry(files: Sequence[Path] = ()) -> Registry:
+    """The registry, after one line on stderr for every broken plugin."""
+    from robflat_bench.registry import discover
+
+    found = discover(tuple(files))
+    for broken in found.plugins.broken:
+        note(f"{broken}; `robflat-bench plugin list` shows all")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on stdout (or stderr); piped output is not wrapped to 80 columns."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 200, highlight=False)
+
+
+def note(text: str) -> None:
+    """One line for the person, on stderr."""
+    click.echo(f"robflat-bench: {text}", err=True)
+
+
+def emit_json(value: Any) -> None:
+    """One document on stdout."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[str]], right: int | None = None) -> Table:
+    """A table of plain text (nothing in it is read as markup); columns from `right` on are right-aligned."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(heading), box=box.SIMPLE_HEAD, title_justify="left")
+    for number, name in enumerate(columns):
+        made.add_column(name, justify="right" if right is not None and number >= right else "left")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def number(value: float | None, error: float | None = None) -> str:
+    """`0.53` or `0.53 ± 0.02`."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def result_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:
+    """Rows of the result table, one column per checkpoint."""
+    from robflat_bench.components import title
+
+    first = results[0]
+    measures = list(dict.fromkeys(name for result in results for name in result.measures))
+    attacks = list(dict.fromkeys(name for result in results for name in result.robust_error))
+
+    def row(title: str, cell: Callable[[Result], str]) -> list[str]:
+        return [title, *(cell(result) for result in results)]
+
+    def error(name: str, split: str) -> Callable[[Result], str]:
+        return lambda result: percent(getattr(result.robust_error.get(name), split, None))
+
+    def loss(split: str) -> Callable[[Result], str]:
+        return lambda result: number(getattr(result.robust_loss, split, None))
+
+    def measured(name: str) -> Callable[[Result], str]:
+        def cell(result: Result) -> str:
+            found = result.measures.get(name)
+            return "-" if found is None else number(found.value, found.standard_error)
+
+        return cell
+
+    rows = [
+        row("epoch", lambda result: "-" if result.epoch is None else str(result.epoch)),
+        row("clean error, test", lambda result: percent(result.clean_error)),
+    ]
+    for name in attacks:
+        called = title(registry, "attack", name)
+        rows.append(row(f"robust error, test: {called}", error(name, "test")))
+        if any(getattr(result.robust_error.get(name), "train", None) is not None for result in results):
+            rows.append(row(f"robust error, train: {called}", error(name, "train")))
+    if first.robust_loss is not None:
+        rows += [
+            row("robust loss, test (nats)", loss("test")),
+            row("robust loss, train (nats)", loss("train")),
+            row("gap in robust error (test - train)", lambda result: percent(result.gap.robust_error)),
+            row("gap in robust loss (test - train)", lambda result: number(result.gap.robust_loss)),
+        ]
+    rows += [row(title(registry, "measure", name), measured(name)) for name in measures]
+    return [*rows, row("flags", flags)]
+
+
+def flags(result: Result) -> str:
+    """Reasons to distrust the attacks, or `none`."""
+    raised = []
+    if result.flags.zero_gradients > 0.01:
+        raised.append(f"zero gradients on {percent(result.flags.zero_gradients)}")
+    if result.flags.random_forward:
+        raised.append("random forward")
+    if result.flags.pgd_beats_autoattack:
+        raised.append(f"another attack broke {result.flags.pgd_beats_autoattack} more")
+    if result.flags.square_beats_white_box:
+        raised.append(f"only Square broke {result.flags.square_beats_white_box}")
+    return ", ".join(raised) or "none"
+
+
+def show_record(registry: Registry, record: RunRecord, path: Path) -> None:
+    """The result of a run as a person reads it."""
+    spec, budget = record.spec, record.budget
+    out = console()
+    names = list(record.results)
+    heading = f"{spec.label}  |  {spec.protocol.name} {spec.protocol.version}, seed {spec.seed}"
+    out.print(table(heading, ["", *names], result_rows(registry, list(record.results.values())), right=1))
+    if not spec.dataset.canonical:
+        out.print(f"data: {spec.dataset.origin} is not the canonical copy; such rows are ranked apart", markup=False)
+    out.print(
+        f"{budget.seconds:.0f} s ({budget.evaluation_seconds:.0f} s evaluation), "
+        f"{budget.peak_memory_bytes / 1e9:.2f} GB peak, training {budget.forward:,} forward and "
+        f"{budget.backward:,} backward image passes",
+        markup=False,
+    )
+    out.print("values ± standard error; one seed: no ranking follows from one run", markup=False)
+    out.print(f"record: {path}", markup=False, soft_wrap=True)

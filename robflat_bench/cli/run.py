@@ -1,0 +1,94 @@
+"""`robflat-bench run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from robflat_bench.cli import output
+
+
+@click.command()
+@click.option("--method", required=True, help="e.g. at, trades, 'trades(beta=3)'; see `list methods`.")
+@output.protocol_option
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@output.set_option
+@output.store_option
+@output.data_option
+@output.device_option
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run left and start anew.")
+@click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
+@output.plugin_option
+@output.json_option
+def run(
+    method: str,
+    protocol: str,
+    seed: int,
+    settings: tuple[str, ...],
+    store: Path,
+    data: str | None,
+    device: str,
+    fresh: bool,
+    plan: bool,
+    files: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Train a method under a protocol, attack it, measure its flatness, and show the result.
+
+    A finished run answers from its record; an interrupted one goes on where it stopped.
+    """
+    from robflat_bench.components import resolve
+    from robflat_bench.protocol import load
+
+    registry = output.registry(files)
+    chosen = load(registry, protocol, settings)
+    component = resolve(registry, "method", method)
+
+    from robflat_bench.cli.progress import Progress
+    from robflat_bench.data.splits import load_splits
+    from robflat_bench.runner import choose_device, execute
+    from robflat_bench.spec import make_spec
+    from robflat_bench.store import Store
+    from robflat_bench.training.schedule import check_recipe
+
+    place = choose_device(device)
+    check_recipe(chosen.recipe)
+    splits = load_splits(registry, chosen, data)
+    spec = make_spec(registry, chosen, component, splits.ref, seed)
+    folder = Store(store).folder(spec)
+    if plan:
+        done = folder.record_file.is_file() and not fresh
+        state = "done" if done else "unfinished" if folder.checkpoints.is_dir() and not fresh else "new"
+        if as_json:
+            output.emit_json(
+                {
+                    "key": spec.key,
+                    "state": state,
+                    "folder": str(folder.path),
+                    "spec": spec.model_dump(mode="json"),
+                }
+            )
+            return
+        rows = [
+            ["run", f"{spec.label} under {spec.protocol.name} {spec.protocol.version}, seed {seed}"],
+            ["key", spec.key],
+            ["state", state],
+            ["folder", str(folder.path)],
+            ["data", f"{splits.ref.origin}, {'canonical' if splits.ref.canonical else 'not canonical'}"],
+            [
+                "training",
+                f"{spec.recipe.epochs} epochs on {len(splits.pools['train'].y):,} images, device {place}",
+            ],
+            *(["attack", f"{row.attack} on {row.test} test, {row.train} train"] for row in chosen.fixed.attacks),
+            *(["measure", f"{row.measure} on {row.test} test"] for row in chosen.fixed.measures),
+        ]
+        output.console().print(output.table("plan", ["", ""], rows))
+        return
+
+    with Progress() as progress:
+        record = execute(registry, chosen, spec, splits, folder, place, progress, fresh)
+    if as_json:
+        output.emit_json(record.model_dump(mode="json"))
+    else:
+        output.show_record(registry, record, folder.record_file)

@@ -1,0 +1,173 @@
+"""The one grammar that names components, in the CLI, in TOML and in records.
+
+    name        name(key=value, ...)        values: TOML scalars and lists, fractions (8/255), bare words
+
+`parse` reads the text, `resolve` finds the component and validates its parameters; `canonical` writes it with
+every default filled in (what the run key hashes) and `brief` with only what differs from the defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from robflat_bench.base import Info, Kind, Params, RobflatError, UsageError, parse_fraction
+from robflat_bench.registry import Offer, Registry, did_you_mean
+
+_SPEC = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
+_KEY = re.compile(r"\s*(?P<key>[a-z_][a-z0-9_]*)\s*=(?P<value>.*)", re.DOTALL)
+_BARE = re.compile(r"[A-Za-z_][\w.:-]*")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A resolved component: its offer and validated parameters."""
+
+    offer: Offer
+    params: Params
+
+    @property
+    def info(self) -> Info:
+        return self.offer.info
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def canonical(self) -> str:
+        """`name(every=parameter)`, keys sorted: equal components have equal text."""
+        return _written(self.name, self.params.model_dump())
+
+    @property
+    def brief(self) -> str:
+        """`name(only=what, differs=from the defaults)`."""
+        return _written(self.name, non_defaults(self.params))
+
+    def build(self, *arguments: Any) -> Any:
+        """The component itself: its class or function called with the parameters and `arguments`."""
+        return self.offer.load()(self.params, *arguments)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """'trades(beta=6)' -> ('trades', {'beta': 6}); UsageError where it is malformed."""
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        if "+" in text:
+            raise UsageError(f"'{text}': this version has no modifiers to add with '+'")
+        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...)")
+    values: dict[str, Any] = {}
+    for argument in _split(match["arguments"] or "", text):
+        pair = _KEY.fullmatch(argument)
+        if pair is None:
+            raise UsageError(f"'{text}': '{argument.strip()}' is not key=value")
+        if pair["key"] in values:
+            raise UsageError(f"'{text}': parameter '{pair['key']}' is given twice")
+        values[pair["key"]] = parse_value(pair["value"].strip(), text)
+    return match["name"], values
+
+
+def parse_value(text: str, context: str) -> Any:
+    """One value: TOML first, then a fraction, then a bare word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = parse_fraction(text)
+        if isinstance(value, float) or _BARE.fullmatch(text):
+            return value
+        try:
+            return float(text)
+        except ValueError:
+            raise UsageError(f"'{context}': cannot read the value '{text}'; quote strings") from None
+
+
+def _split(arguments: str, text: str) -> list[str]:
+    """Arguments at commas outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for position, character in enumerate(arguments):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(arguments[start:position])
+            start = position + 1
+        if depth < 0:
+            break
+    if depth != 0 or quote:
+        raise UsageError(f"'{text}': brackets or quotes do not match")
+    parts.append(arguments[start:])
+    return [] if parts == [""] else parts
+
+
+def resolve(registry: Registry, kind: Kind, text: str) -> Component:
+    """Find the component and validate its parameters; an unknown one is answered with a did-you-mean."""
+    name, values = parse(text)
+    offer = registry.get(kind, name)
+    return Component(offer, validate(offer.info.params, values, f"{kind} {name}"))
+
+
+def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:
+    """`model(**values)` with errors in one line: which parameter of whom, why, and what it may be."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UsageError(f"{owner}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem in words."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known: Any = model
+        for part in problem["loc"][:-1]:
+            field = getattr(known, "model_fields", {}).get(part)
+            known = field.annotation if field else None
+        return f"unknown key '{where}'" + did_you_mean(str(problem["loc"][-1]), getattr(known, "model_fields", {}))
+    if problem["type"] == "missing":
+        return f"'{where}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"'{where}' = {problem['input']!r}: {message}" if where else message
+
+
+def non_defaults(params: BaseModel) -> dict[str, Any]:
+    """The parameters whose value differs from the default."""
+    return {
+        key: value
+        for key, value in params.model_dump().items()
+        if type(params).model_fields[key].is_required() or value != type(params).model_fields[key].get_default()
+    }
+
+
+def title(registry: Registry, kind: Kind, text: str) -> str:
+    """A canonical component as a table names it; the text itself where its plugin is gone."""
+    try:
+        component = resolve(registry, kind, text)
+    except RobflatError:
+        return text
+    return component.info.title.format(**component.params.model_dump()) or text
+
+
+def _written(name: str, values: dict[str, Any]) -> str:
+    inside = ", ".join(f"{key}={json.dumps(values[key])}" for key in sorted(values) if values[key] is not None)
+    return f"{name}({inside})" if inside else name
+
+
+def slug(text: str) -> str:
+    """A canonical text as a folder name: [a-z0-9.=+-], at most 80 characters."""
+    clean = re.sub(r"[^a-z0-9.=+-]+", "-", text.lower().replace('"', "")).strip("-")
+    if len(clean) <= 80:
+        return clean
+    return f"{clean[:71]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,41 @@
+"""scikit-learn's handwritten digits: real images that every installation already has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from robflat_bench.base import Dataset, Pool, Source
+
+PIXELS_SHA256 = "b41ca9fd335466eee997366c2e6f6bbe0a1b4582afe091fc4eba35f4a254182f"
+"""Of x as it is returned: uint8 [1797,8,8,1] in C order."""
+
+
+class Digits(Dataset):
+    """One pool, "train", of all 1,797 images; the protocol's split makes the test set from it."""
+
+    def sources(self, root: str | None, download: bool = True) -> list[Callable[[], Source]]:
+        """The one copy inside scikit-learn; `root` plays no part."""
+        return [load]
+
+    def canonical(self, source: Source) -> bool:
+        """Whether the pixels are byte-identical to the canonical dataset: all of them are compared."""
+        pool = source.pools.get("train")
+        return pool is not None and hashlib.sha256(pool.x.tobytes()).hexdigest() == PIXELS_SHA256
+
+
+def load() -> Source:
+    """x uint8 [1797,8,8,1], y uint8 [1797], index 0..1796 in scikit-learn's order.
+
+    The grey levels v = 0..16 become rint(255 v / 16) (halves to even: 8 -> 128), so that x / 255 spans
+    [0,1] like any other image and the levels stay distinct.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    y = digits.target.astype(np.uint8)
+    pool = Pool(x, y, np.arange(len(x), dtype=np.int64))
+    return Source({"train": pool}, classes=10, origin=f"scikit-learn digits ({len(x):,} images)")

@@ -1,0 +1,79 @@
+"""What the machine is: recorded with every run (provenance, never identity) and shown by `doctor`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from robflat_bench import __version__
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "pyautoattack", "safetensors", "pluggy", "pydantic")
+
+
+def describe() -> dict[str, Any]:
+    """Interpreter, machine and library versions; imports nothing heavy."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def torch_environment(device: str) -> dict[str, Any]:
+    """Device, threads and kernels of this process, as torch sees them."""
+    import torch
+
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Which code made a record: version and SHA-256 over this package's Python files, and the command."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return {
+        "robflat_bench": __version__,
+        "source": digest.hexdigest(),
+        "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8],
+        "arguments": sys.argv[1:],
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

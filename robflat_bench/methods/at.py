@@ -1,0 +1,19 @@
+r"""AT:  L(w) = mean_i max_{||d||_inf <= eps} \ell_CE(f(x_i + d; w), y_i).   Madry et al., ICLR 2018."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.base import Batch, InnerAttack, Method
+from robflat_bench.methods.losses import soft_cross_entropy
+
+
+class AT(Method):
+    """All examples adversarial; BN statistics see the adversarial images only."""
+
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        return inner(model, batch.x, cross_entropy(batch.y))
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        return soft_cross_entropy(model(x_adv), batch)

@@ -1,0 +1,18 @@
+r"""Standard training:  L(w) = mean_i \ell_CE(f(x_i; w), y_i)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robflat_bench.base import Batch, InnerAttack, Method
+from robflat_bench.methods.losses import soft_cross_entropy
+
+
+class Standard(Method):
+    """No adversary: x_adv is x."""
+
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        return batch.x
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        return soft_cross_entropy(model(batch.x), batch)

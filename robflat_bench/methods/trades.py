@@ -1,0 +1,31 @@
+r"""TRADES:  L(w) = mean_i [ \ell_CE(f(x_i), y_i) + \beta KL( p(x_i) || p(x_i') ) ],
+x_i' = argmax_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') ), the clean prediction fixed.   Zhang et al., ICML 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import attacked, divergence_from
+from robflat_bench.base import Batch, InnerAttack, Method
+from robflat_bench.methods import TRADESParams
+from robflat_bench.methods.losses import soft_cross_entropy, weighted_mean
+
+
+class TRADES(Method):
+    """The gradient flows through both predictions; clean and adversarial images are two forwards, so BN
+    statistics are updated by each. A start at x itself has no gradient: the recipe's start must be random."""
+
+    params: TRADESParams
+
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        with attacked(model), torch.no_grad():
+            clean = model(batch.x)
+        return inner(model, batch.x, divergence_from(clean))
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        clean, adversarial = model(batch.x), model(x_adv)
+        log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        return soft_cross_entropy(clean, batch) + self.params.beta * weighted_mean(divergence, batch)

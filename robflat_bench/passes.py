@@ -1,0 +1,31 @@
+"""Counting image passes, so that every record carries its true budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class PassCounter:
+    """Counts images that went forward and backward through a network, whoever asked for it.
+
+    A backward pass is counted when a gradient reaches the network's output, once for each forward.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward = 0
+        self.backward = 0
+        self._handle = model.register_forward_hook(self._on_forward)
+
+    def _on_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.forward += len(output)
+        if output.requires_grad:
+            output.register_hook(self._on_backward)
+
+    def _on_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+    def remove(self) -> None:
+        """Take the hook off the network."""
+        self._handle.remove()

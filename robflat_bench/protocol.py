@@ -1,0 +1,290 @@
+"""Protocols: versioned TOML in two parts.
+
+`[fixed]` is what every row of a board shares: data, splits, backbone, threat model, evaluation. The hash of its
+content (not of its spelling) *is* the board. `[recipe]` holds training defaults that a run may change with
+`--set recipe.X=...`: such a run keeps its board and shows the change in its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from robflat_bench.base import Kind, Number, UsageError
+from robflat_bench.components import parse_value, resolve, validate
+from robflat_bench.registry import Registry, did_you_mean
+
+DEFAULT = "digits-linf"
+MAX_BYTES = 64 * 1024
+Checkpoint = Literal["best", "last"]
+SplitName = Literal["train", "heldout", "test"]
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Slice(Strict):
+    """Examples of a pool whose canonical index i has start <= i < stop (i modulo `modulo`, where given)."""
+
+    pool: str
+    start: NonNegativeInt
+    stop: PositiveInt
+    modulo: PositiveInt | None = None
+    count: PositiveInt
+    """How many examples that is: a partial copy of the data that lacks some is refused."""
+
+
+class Data(Strict):
+    """Which dataset and which of its examples; pixels: SHA-256 of the canonical uint8 NHWC pixels per split."""
+
+    dataset: str
+    train: Slice
+    heldout: Slice
+    test: Slice
+    pixels: dict[SplitName, str] = Field(default_factory=dict)
+
+
+class ThreatModel(Strict):
+    """||x' - x||_norm <= epsilon on images in [0,1]."""
+
+    norm: Literal["linf"] = "linf"
+    epsilon: Number = Field(ge=0, le=1)
+
+
+class Selection(Strict):
+    """The best checkpoint has the lowest robust error under `attack` on held-out examples, tried `every` epochs."""
+
+    attack: str
+    every: PositiveInt = 1
+
+
+class Attacked(Strict):
+    """One evaluation attack on the first `test` test and `train` training examples."""
+
+    attack: str
+    test: PositiveInt
+    train: NonNegativeInt = 0
+    checkpoints: tuple[Checkpoint, ...] = ("best", "last")
+
+
+class Measured(Strict):
+    """One measure on the first `test` test examples."""
+
+    measure: str
+    test: PositiveInt
+    checkpoints: tuple[Checkpoint, ...] = ("best", "last")
+
+
+class Fixed(Strict):
+    """What every row of the board shares. The first attack is the reference: robust loss and gap are its."""
+
+    backbone: str
+    precision: Literal["float32", "float64"]
+    threads: PositiveInt
+    """Intra-op threads on a CPU; they change the last bits, so the protocol names them."""
+    seed: NonNegativeInt = 0
+    """Key of every random number in evaluation; independent of the run's seed, so models meet the same draws."""
+    data: Data
+    threat: ThreatModel
+    selection: Selection
+    attacks: tuple[Attacked, ...] = Field(min_length=1)
+    measures: tuple[Measured, ...] = ()
+
+    @model_validator(mode="after")
+    def _reference_covers_everything(self) -> Fixed:
+        if set(self.attacks[0].checkpoints) != {"best", "last"}:
+            raise ValueError("the first attack is the reference and must cover both checkpoints")
+        return self
+
+
+class Recipe(Strict):
+    """Training defaults; each may be changed by `--set recipe.KEY=VALUE` and then shows in the row's name."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: str = "sgd(momentum=0.9, nesterov=true)"
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: str = "constant"
+    augmentation: Literal["none", "crop-flip"] = "none"
+    activation: Literal["relu", "silu", "gelu", "mish"] = "relu"
+    epsilon: Number = Field(ge=0, le=1)
+    """Radius of the training attack."""
+    attack_steps: PositiveInt
+    attack_step: Number = Field(gt=0, le=1)
+    """Size of one step, in pixels of [0,1]."""
+    attack_start: Literal["uniform", "normal", "zero"] = "uniform"
+    attack_bn: Literal["eval", "train"] = "eval"
+    """Batch normalisation during the attack: running statistics, or the batch's own (never updated)."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A validated protocol; component texts in `fixed` are canonical."""
+
+    name: str
+    version: str
+    summary: str
+    fixed: Fixed
+    recipe: Recipe
+    defaults: Recipe
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical `[fixed]`: the board."""
+        return content_hash(self.fixed.model_dump(mode="json"))
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What of the recipe differs from this protocol's defaults."""
+        return {
+            key: value
+            for key, value in self.recipe.model_dump(mode="json").items()
+            if value != getattr(self.defaults, key)
+        }
+
+
+class _File(Strict):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    version: str = Field(pattern=r"^\d+\.\d+$")
+    summary: str
+    fixed: Fixed
+    recipe: Recipe
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; -0.0 is 0.0."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value + 0.0
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def shipped() -> dict[str, str]:
+    """Name -> text of the protocols in this package."""
+    folder = resources.files("robflat_bench") / "protocols"
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text("utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
+
+
+def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()) -> Protocol:
+    """The protocol of that name or file, with `--set` settings applied.
+
+    A setting of `fixed` leaves the board: the protocol's name gets the new hash as a suffix.
+    """
+    text = _text(name)
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"protocol {name} is not valid TOML: {error}") from None
+    original = _validated(registry, name, content)
+    for setting in settings:
+        _apply(content, setting)
+    changed = _validated(registry, name, content)
+    loaded = Protocol(changed.name, changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
+    if changed.fixed != original.fixed:
+        return Protocol(
+            f"{loaded.name}-{loaded.hash[:8]}",
+            loaded.version,
+            loaded.summary,
+            loaded.fixed,
+            loaded.recipe,
+            original.recipe,
+        )
+    return loaded
+
+
+def _text(name: str) -> str:
+    known = shipped()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise UsageError(
+            f"unknown protocol '{name}'" + did_you_mean(name, known) + "; see `robflat-bench list protocols`"
+        )
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"protocol {name} is larger than {MAX_BYTES} bytes")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"protocol {name} cannot be read: {error}") from None
+
+
+_COMPONENTS: tuple[tuple[tuple[str, ...], Kind], ...] = (
+    (("backbone",), "backbone"),
+    (("data", "dataset"), "dataset"),
+    (("selection", "attack"), "attack"),
+    (("attacks", "*", "attack"), "attack"),
+    (("measures", "*", "measure"), "measure"),
+)
+
+
+def _validated(registry: Registry, name: str, content: dict[str, Any]) -> _File:
+    file = validate(_File, content, f"protocol {name}")
+    fixed = file.fixed.model_dump(mode="json")
+    for path, kind in _COMPONENTS:
+        _canonicalise(registry, fixed, path, kind)
+    return file.model_copy(update={"fixed": Fixed(**fixed)})
+
+
+def _canonicalise(registry: Registry, node: Any, path: tuple[str, ...], kind: Kind) -> None:
+    step, rest = path[0], path[1:]
+    if step == "*":
+        for item in node:
+            _canonicalise(registry, item, rest, kind)
+    elif rest:
+        _canonicalise(registry, node[step], rest, kind)
+    else:
+        node[step] = resolve(registry, kind, node[step]).canonical
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    """`recipe.epochs=3` into the parsed TOML."""
+    path, equals, value = setting.partition("=")
+    steps = path.strip().split(".")
+    if not equals or len(steps) < 2 or steps[0] not in ("recipe", "fixed"):
+        raise UsageError(f"--set {setting}: write recipe.KEY=VALUE (or fixed.KEY=VALUE, which leaves the board)")
+    node = content
+    for step in steps[:-1]:
+        node = node.setdefault(step, {})
+        if not isinstance(node, dict):
+            raise UsageError(f"--set {setting}: '{step}' is not a table")
+    text = value.strip()
+    component = "(" in text and not text.startswith(('"', "'", "["))
+    node[steps[-1]] = text if component else parse_value(text, setting)
+
+
+def components(protocol: Protocol) -> list[tuple[Kind, str]]:
+    """Every component the fixed part names, as (kind, canonical text)."""
+    fixed = protocol.fixed
+    return [
+        ("backbone", fixed.backbone),
+        ("dataset", fixed.data.dataset),
+        ("attack", fixed.selection.attack),
+        *(("attack", row.attack) for row in fixed.attacks),
+        *(("measure", row.measure) for row in fixed.measures),
+    ]

@@ -1,0 +1,197 @@
+"""Records: the evidence a run leaves. Numbers are fractions in [0,1] for errors, nats for losses.
+
+A record is one JSON beside `outcomes.npz`, which keeps what happened to every example. `check` recomputes every
+total from the outcomes; a record that disagrees with its own outcomes is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from robflat_bench.protocol import Strict
+from robflat_bench.spec import DatasetRef, ProtocolRef, RunSpec
+
+MAX_BYTES = 8 * 1024 * 1024
+
+Outcomes = Mapping[str, np.ndarray]
+
+
+class TestTrain(Strict):
+    """One quantity on test and (where the protocol asks for it) on training examples."""
+
+    __test__ = False
+    test: float
+    train: float | None = None
+
+
+class Gap(Strict):
+    """Test minus train of the reference attack; None where training examples were not attacked."""
+
+    robust_error: float | None
+    robust_loss: float | None
+
+
+class MeasureResult(Strict):
+    """A measure's value, its standard error (None: not defined), examples, seconds and further numbers."""
+
+    value: float
+    standard_error: float | None
+    n: int
+    seconds: float
+    details: dict[str, float] = Field(default_factory=dict)
+
+
+class Flags(Strict):
+    """Reasons to distrust an attack.
+
+    zero_gradients: fraction of test examples whose input gradient is exactly zero. random_forward: two forwards
+    of one batch differ. pgd_beats_autoattack / square_beats_white_box: examples only the weaker attack broke
+    (None: not both were run on them).
+    """
+
+    zero_gradients: float
+    random_forward: bool
+    pgd_beats_autoattack: int | None = None
+    square_beats_white_box: int | None = None
+
+
+class Result(Strict):
+    """One checkpoint under evaluation. Robust error counts clean errors too."""
+
+    epoch: int | None
+    weights: str
+    clean_error: float
+    clean_error_train: float | None
+    robust_error: dict[str, TestTrain]
+    robust_loss: TestTrain | None
+    gap: Gap
+    measures: dict[str, MeasureResult]
+    flags: Flags
+    seconds: dict[str, float]
+
+
+class Budget(Strict):
+    """Image passes of training, and what the whole run took."""
+
+    forward: int
+    backward: int
+    seconds: float
+    evaluation_seconds: float
+    peak_memory_bytes: int
+
+
+class Epoch(Strict):
+    """One line of the history: means over the epoch's steps, then the held-out check (None between checks)."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    heldout_clean_error: float | None
+    heldout_robust_error: float | None
+    heldout_robust_loss: float | None
+    seconds: float
+
+
+class RunRecord(Strict):
+    """Everything about one finished run but its per-example outcomes, whose SHA-256 it carries."""
+
+    schema_version: Literal[1] = 1
+    key: str
+    spec: RunSpec
+    protocol: ProtocolRef
+    method: str
+    seed: int
+    dataset: DatasetRef
+    results: dict[Literal["best", "last"], Result]
+    budget: Budget
+    extra_data: bool = False
+    history: tuple[Epoch, ...]
+    outcomes: str = Field(pattern=r"^[0-9a-f]{64}$")
+    environment: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class EvaluationRecord(Strict):
+    """What `evaluate` adds to a model after the fact."""
+
+    schema_version: Literal[1] = 1
+    key: str
+    model: str
+    protocol: ProtocolRef
+    dataset: DatasetRef
+    results: dict[str, Result]
+    outcomes: str = Field(pattern=r"^[0-9a-f]{64}$")
+    environment: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def union_error(outcomes: Outcomes, checkpoint: str, split: str, attack: str) -> float | None:
+    """Fraction of the attacked examples wrong when clean or when attacked; None where not attacked."""
+    fooled = outcomes.get(f"{checkpoint}/{split}/{attack}/error")
+    if fooled is None:
+        return None
+    return float(np.mean(fooled | outcomes[f"{checkpoint}/{split}/clean/error"][: len(fooled)]))
+
+
+def mean_loss(outcomes: Outcomes, checkpoint: str, split: str, attack: str) -> float | None:
+    """Mean cross-entropy under the attack, in nats; None where not attacked."""
+    losses = outcomes.get(f"{checkpoint}/{split}/{attack}/loss")
+    return None if losses is None else float(np.mean(losses, dtype=np.float64))
+
+
+def totals(outcomes: Outcomes, checkpoint: str, attacks: list[str]) -> dict[str, Any]:
+    """The part of a `Result` that follows from outcomes; the first attack is the reference."""
+
+    def both(quantity: Any, attack: str) -> TestTrain | None:
+        test = quantity(outcomes, checkpoint, "test", attack)
+        train = quantity(outcomes, checkpoint, "train", attack)
+        return None if test is None else TestTrain(test=test, train=train)
+
+    errors = {attack: error for attack in attacks if (error := both(union_error, attack)) is not None}
+    loss = both(mean_loss, attacks[0]) if attacks else None
+    train_clean = outcomes.get(f"{checkpoint}/train/clean/error")
+    return {
+        "clean_error": float(np.mean(outcomes[f"{checkpoint}/test/clean/error"])),
+        "clean_error_train": None if train_clean is None else float(np.mean(train_clean)),
+        "robust_error": errors,
+        "robust_loss": loss,
+        "gap": Gap(
+            robust_error=_difference(errors.get(attacks[0]) if attacks else None),
+            robust_loss=_difference(loss),
+        ),
+    }
+
+
+def _difference(pair: TestTrain | None) -> float | None:
+    return None if pair is None or pair.train is None else pair.test - pair.train
+
+
+def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:
+    """Every way in which the results disagree with their outcomes; empty when they agree.
+
+    Where a measure keeps an array `per_example`, its mean must be the measure's value.
+    """
+    problems = []
+    for checkpoint, result in results.items():
+        try:
+            expected = totals(outcomes, checkpoint, list(result.robust_error))
+        except KeyError as error:
+            problems.append(f"{checkpoint}: outcomes lack {error}")
+            continue
+        problems += [
+            f"{checkpoint}: {name} is {getattr(result, name)!r}, its outcomes give {value!r}"
+            for name, value in expected.items()
+            if getattr(result, name) != value
+        ]
+        for measure, measured in result.measures.items():
+            per_example = outcomes.get(f"{checkpoint}/measure/{measure}/per_example")
+            if per_example is not None:
+                value = float(np.mean(per_example, dtype=np.float64))
+                if not math.isclose(value, measured.value, rel_tol=1e-9, abs_tol=1e-12):
+                    problems.append(f"{checkpoint}: {measure} is {measured.value!r}, its outcomes give {value!r}")
+    return problems

@@ -1,0 +1,269 @@
+"""One run from spec to record: train (or resume), evaluate (or resume), write the record."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from robflat_bench import NUMERICS, environment
+from robflat_bench.backbones.parts import initialize
+from robflat_bench.base import RobflatError, RunFailed, Threat, UsageError
+from robflat_bench.components import resolve
+from robflat_bench.data.splits import Splits
+from robflat_bench.evaluation.evaluate import DTYPES, Plan, configure, evaluate
+from robflat_bench.protocol import Protocol, content_hash, load
+from robflat_bench.randomness import generator
+from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
+from robflat_bench.registry import Registry
+from robflat_bench.spec import ProtocolRef, RunSpec
+from robflat_bench.store import RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
+from robflat_bench.training.checkpoint import digest, load_weights, read_weights
+from robflat_bench.training.loop import Job, State, train
+from robflat_bench.training.observers import HistoryFile, Observer, Observers
+from robflat_bench.training.schedule import check_recipe
+
+CHECKPOINTS = ("best", "last")
+
+
+def choose_device(wanted: str) -> str:
+    """auto -> cuda where there is one; UsageError where cuda is asked for and absent."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu (or auto)")
+    return wanted
+
+
+def build_model(
+    registry: Registry,
+    protocol: Protocol,
+    backbone: str,
+    activation: str,
+    splits: Splits,
+    seed: int,
+    device: str,
+) -> nn.Module:
+    """The backbone, initialised from the seed, in the protocol's precision, on the device, channels last."""
+    model: nn.Module = resolve(registry, "backbone", backbone).build(splits.shape, activation)
+    initialize(model, generator(seed, "init"))
+    return model.to(device, DTYPES[protocol.fixed.precision], memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def execute(
+    registry: Registry,
+    protocol: Protocol,
+    spec: RunSpec,
+    splits: Splits,
+    folder: RunFolder,
+    device: str,
+    observer: Observer,
+    fresh: bool = False,
+) -> RunRecord:
+    """The run's record: read if it is finished, otherwise made, from wherever an earlier process stopped.
+
+    A failure leaves `failed.json` with the error and its trace; it never counts as a result.
+    """
+    check_recipe(spec.recipe)
+    with folder.locked():
+        if fresh:
+            folder.clear()
+        if folder.record_file.is_file():
+            return folder.record()
+        write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
+        try:
+            return _make(registry, protocol, spec, splits, folder, device, observer)
+        except Exception as error:
+            failure = {"key": spec.key, "error": str(error), "trace": traceback.format_exc()[-20_000:]}
+            with contextlib.suppress(RobflatError):  # a full disk: the error itself is what the user must see
+                write_json(folder.failed_file, failure)
+            raise
+
+
+def _make(
+    registry: Registry,
+    protocol: Protocol,
+    spec: RunSpec,
+    splits: Splits,
+    folder: RunFolder,
+    device: str,
+    observer: Observer,
+) -> RunRecord:
+    fixed = protocol.fixed
+    configure(fixed)
+    model = build_model(registry, protocol, fixed.backbone, spec.recipe.activation, splits, spec.seed, device)
+    threat = Threat(fixed.threat.epsilon, fixed.threat.norm)
+    job = Job(
+        model=model,
+        method=resolve(registry, "method", spec.method).build(),
+        recipe=spec.recipe,
+        splits=splits,
+        seed=spec.seed,
+        selection=resolve(registry, "attack", fixed.selection.attack).build(threat),
+        check_every=fixed.selection.every,
+        evaluation_seed=fixed.seed,
+        folder=folder.checkpoints,
+        device=device,
+        dtype=DTYPES[fixed.precision],
+    )
+    trained = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), observer))
+    if trained.best is None:
+        raise RunFailed("training ended without a checkpoint; run again with --fresh")
+    epochs = {"best": trained.best.epoch, "last": spec.recipe.epochs - 1}
+
+    plans = {checkpoint: Plan.of(fixed, checkpoint) for checkpoint in CHECKPOINTS}
+    observer.evaluation_starts([stage for name, plan in plans.items() for stage in plan.stages(registry, name)])
+    journal = StoredJournal(folder.work, observer.unit_ends)
+    results: dict[str, Result] = {}
+    outcomes: dict[str, np.ndarray] = {}
+    for checkpoint, plan in plans.items():
+        weights = read_weights(folder.checkpoints / f"{checkpoint}.safetensors")
+        load_weights(model, weights, f"{checkpoint}.safetensors")
+        results[checkpoint], arrays = evaluate(
+            registry,
+            fixed,
+            plan,
+            model,
+            splits,
+            checkpoint,
+            epochs[checkpoint],
+            journal,
+            observer,
+            device,
+        )
+        outcomes |= arrays
+    raw = arrays_bytes(outcomes)
+    record = RunRecord(
+        key=spec.key,
+        spec=spec,
+        protocol=spec.protocol,
+        method=spec.method,
+        seed=spec.seed,
+        dataset=spec.dataset,
+        results=results,  # type: ignore[arg-type]
+        budget=_budget(trained, sum(sum(result.seconds.values()) for result in results.values())),
+        history=tuple(trained.history),
+        outcomes=hashlib.sha256(raw).hexdigest(),
+        environment={**environment.describe(), **environment.torch_environment(device)},
+        provenance=environment.provenance(),
+    )
+    folder.finish(record, outcomes, raw)
+    return record
+
+
+def _budget(trained: State, evaluation_seconds: float) -> Budget:
+    return Budget(
+        forward=trained.forward,
+        backward=trained.backward,
+        seconds=trained.seconds + evaluation_seconds,
+        evaluation_seconds=evaluation_seconds,
+        peak_memory_bytes=environment.peak_memory_bytes(),
+    )
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model to evaluate: what to build, its weights (None: as initialised), and where its evaluations go."""
+
+    protocol: Protocol
+    backbone: str
+    activation: str
+    weights: Path | None
+    name: str
+    home: Path | None
+
+
+def find_model(
+    registry: Registry, protocol: Protocol, store: Store, name: str, backbone: str | None, checkpoint: str
+) -> FoundModel:
+    """A run's folder or key, a weights file, or a backbone by its component text, as `evaluate` takes it."""
+    if name.endswith(".safetensors"):
+        return FoundModel(
+            protocol,
+            backbone or protocol.fixed.backbone,
+            protocol.recipe.activation,
+            Path(name),
+            Path(name).stem,
+            None,
+        )
+    if "(" in name:
+        return FoundModel(protocol, name, "relu", None, resolve(registry, "backbone", name).brief, None)
+    folder = store.find(name)
+    record = folder.record()
+    if record.protocol.hash != protocol.hash:
+        protocol = load(registry, record.protocol.name)
+    if record.protocol.hash != protocol.hash:
+        raise UsageError(
+            f"{name} was made under {record.protocol.name} {record.protocol.version} "
+            f"({record.protocol.hash[:8]}), which is not the one here; name its file with --protocol"
+        )
+    return FoundModel(
+        protocol,
+        protocol.fixed.backbone,
+        record.spec.recipe.activation,
+        folder.checkpoints / f"{checkpoint}.safetensors",
+        checkpoint,
+        folder.path,
+    )
+
+
+def evaluate_model(
+    registry: Registry,
+    found: FoundModel,
+    plan: Plan,
+    splits: Splits,
+    store: Store,
+    device: str,
+    observer: Observer,
+) -> tuple[EvaluationRecord, Path]:
+    """What `evaluate` adds to a model: attacks and measures of `plan`, written beside it; and the file's path.
+
+    A finished evaluation of the same weights, plan and data answers from its file.
+    """
+    protocol = found.protocol
+    configure(protocol.fixed)
+    model = build_model(registry, protocol, found.backbone, found.activation, splits, 0, device)
+    if found.weights is not None:
+        load_weights(model, read_weights(found.weights), found.weights.name)
+    weights = digest(model.state_dict())
+    identity = {
+        "weights": weights,
+        "attacks": [row.model_dump(mode="json") for row in plan.attacks],
+        "measures": [row.model_dump(mode="json") for row in plan.measures],
+        "protocol": protocol.hash,
+        "dataset": splits.ref.checksum,
+        "numerics": NUMERICS,
+    }
+    key = content_hash(identity)[:16]
+    folder = RunFolder(found.home or store.root / protocol.name / "external" / weights[:16])
+    path = folder.path / "evaluations" / f"{key}.json"
+    with folder.locked():
+        if path.is_file():
+            return next(item for item in folder.evaluations() if item.key == key), path
+        observer.evaluation_starts(plan.stages(registry, found.name))
+        journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
+        result, outcomes = evaluate(
+            registry, protocol.fixed, plan, model, splits, found.name, None, journal, observer, device
+        )
+        raw = arrays_bytes(outcomes)
+        record = EvaluationRecord(
+            key=key,
+            model=found.name,
+            protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
+            dataset=splits.ref,
+            results={found.name: result},
+            outcomes=hashlib.sha256(raw).hexdigest(),
+            environment={**environment.describe(), **environment.torch_environment(device)},
+            provenance=environment.provenance(),
+        )
+        write_atomically(path.with_suffix(".npz"), raw)
+        write_json(path, record.model_dump(mode="json"))
+        shutil.rmtree(journal.folder, ignore_errors=True)
+        return record, path

@@ -1,0 +1,252 @@
+"""Where evidence lies: one folder per run, every file written whole (temporary file, fsync, rename) or not at all.
+
+<store>/<protocol>/<label>/seed-<n>-<key>/   spec.json  history.jsonl  checkpoints/  record.json  outcomes.npz
+                                             evaluations/<hash>.json   work/ (units of an unfinished evaluation)
+<store>/<protocol>/external/<weights-hash>/  evaluations of a model that has no run
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from robflat_bench import record as records
+from robflat_bench.base import CheckFailed, Journal, RunFailed, UsageError
+from robflat_bench.components import explain
+from robflat_bench.record import EvaluationRecord, RunRecord
+from robflat_bench.spec import RunSpec
+
+MAX_OUTCOMES = 512 * 1024 * 1024
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Disk trouble in one line: a full disk fails the run (which resumes), an unwritable store is configuration."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write {path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(f"{reason}; free some space and run the same command again, it resumes") from error
+        raise UsageError(f"{reason}; choose another folder with --store DIR") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of `data` at `path`, or what was there before."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A compressed .npz whose bytes depend on its content only (no time stamps)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            archive.writestr(info, entry.getvalue(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; ValueError where it is damaged, too large, or holds anything but plain arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_OUTCOMES:
+                raise ValueError(f"{path.name} unpacks to more than {MAX_OUTCOMES} bytes")
+            return {
+                entry.filename.removesuffix(".npy"): np.lib.format.read_array(
+                    io.BytesIO(archive.read(entry)), allow_pickle=False
+                )
+                for entry in archive.infolist()
+            }
+    except FileNotFoundError:
+        raise
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+
+
+class StoredJournal(Journal):
+    """Units on disk below `folder`; a damaged unit is computed again. `spent` sums what the units took, in
+    whichever process."""
+
+    def __init__(
+        self, folder: Path, on_unit: Callable[[], None] = lambda: None, parent: StoredJournal | None = None
+    ) -> None:
+        self.folder = folder
+        self.on_unit = on_unit
+        self.parent = parent
+        self.spent = 0.0
+
+    def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        path = self.folder / f"{name}.npz"
+        try:
+            arrays = read_arrays(path)
+        except (ValueError, FileNotFoundError):
+            began = time.perf_counter()
+            arrays = dict(compute())
+            arrays["seconds"] = np.array(time.perf_counter() - began)
+            write_atomically(path, arrays_bytes(arrays))
+        journal: StoredJournal | None = self
+        while journal is not None:
+            journal.spent += float(arrays["seconds"])
+            journal = journal.parent
+        self.on_unit()
+        return arrays
+
+    def section(self, name: str) -> StoredJournal:
+        folder = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return StoredJournal(self.folder / folder, self.on_unit, self)
+
+
+class RunFolder:
+    """The folder of one run, locked by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    work = property(lambda self: self.path / "work")
+    record_file = property(lambda self: self.path / "record.json")
+    outcomes_file = property(lambda self: self.path / "outcomes.npz")
+    failed_file = property(lambda self: self.path / "failed.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Exclusive use; RunFailed naming the holder if another process works here."""
+        holder = self.path / "holder.json"
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+        try:
+            with disk_errors(self.path):
+                lock.acquire(timeout=0)
+        except Timeout:
+            try:
+                who = json.loads(holder.read_text("utf-8"))
+                name = f"process {int(who['pid'])} on {str(who['host'])[:100]!r}"
+            except (OSError, ValueError, KeyError, TypeError):
+                name = "another process"
+            raise RunFailed(f"{name} is working on this run ({self.path}); wait for it or stop it") from None
+        try:
+            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def clear(self) -> None:
+        """Forget everything but the lock (`--fresh`)."""
+        for entry in self.path.iterdir():
+            if entry.name in (".lock", "holder.json"):
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def finish(self, record: RunRecord, outcomes: Mapping[str, np.ndarray], raw: bytes) -> None:
+        """Write outcomes, then the record that makes the run count as done; drop what only resuming needed."""
+        problems = records.check(record.results, outcomes)
+        if problems:
+            raise CheckFailed("; ".join(problems))
+        write_atomically(self.outcomes_file, raw)
+        write_json(self.record_file, record.model_dump(mode="json"))
+        self.failed_file.unlink(missing_ok=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+        for state in self.checkpoints.glob("state-*.safetensors"):
+            state.unlink()
+
+    def record(self) -> RunRecord:
+        """The finished run's record, checked against its outcomes; CheckFailed where they disagree."""
+        record: RunRecord = read_record(self.record_file, RunRecord)
+        check_outcomes(record, self.outcomes_file)
+        return record
+
+    def evaluations(self) -> list[EvaluationRecord]:
+        """What `evaluate` added, oldest name first; each checked like the record."""
+        found = []
+        for path in sorted((self.path / "evaluations").glob("*.json")):
+            evaluation = read_record(path, EvaluationRecord)
+            check_outcomes(evaluation, path.with_suffix(".npz"))
+            found.append(evaluation)
+        return found
+
+
+def read_record(path: Path, model: type[Any]) -> Any:
+    """A record of that model; CheckFailed naming the file and the first problem."""
+    try:
+        if path.stat().st_size > records.MAX_BYTES:
+            raise CheckFailed(f"{path} is larger than {records.MAX_BYTES} bytes")
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CheckFailed(f"{path}: {explain(error, model)}") from None
+    except OSError as error:
+        raise CheckFailed(f"{path} cannot be read: {error.strerror}") from None
+
+
+def check_outcomes(record: RunRecord | EvaluationRecord, path: Path) -> None:
+    """CheckFailed unless the outcomes are the ones the record was made from and give its totals."""
+    try:
+        raw = path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != record.outcomes:
+            raise CheckFailed(f"{path} is not the file its record was made with (SHA-256 differs)")
+        problems = records.check(record.results, read_arrays(path))
+    except (OSError, ValueError) as error:
+        raise CheckFailed(f"{path}: {error}") from None
+    if problems:
+        raise CheckFailed(f"{path.parent}: {problems[0]}")
+
+
+class Store:
+    """All runs below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, spec: RunSpec) -> RunFolder:
+        return RunFolder(self.root / spec.folder)
+
+    def runs(self) -> list[RunFolder]:
+        """Every run folder, finished or not, by path."""
+        return [RunFolder(path.parent) for path in sorted(self.root.glob("*/*/seed-*/spec.json"))]
+
+    def find(self, name: str) -> RunFolder:
+        """A run by folder, or by key (or the beginning of one) within this store."""
+        path = Path(name)
+        if (path / "spec.json").is_file():
+            return RunFolder(path)
+        matches = [run for run in self.runs() if run.path.name.rpartition("-")[2].startswith(name)]
+        if len(matches) == 1:
+            return matches[0]
+        found = f"matches {len(matches)} runs" if matches else "is no run"
+        raise UsageError(f"'{name}' {found} in {self.root}; see `robflat-bench results ls --store {self.root}`")

@@ -1,0 +1,1 @@
+"""Training: the one loop, its schedule and optimizer tables, checkpoints and observers."""
