@@ -97,6 +97,7 @@ class Info:
     name: lower case with dashes, unique within its kind. summary: one line. factory: "package.module:Class".
     params: the pydantic model of its parameters. citation: where it comes from. title: how tables name it, a
     format string over the parameters ("PGD-{steps} x {restarts}"); by default the canonical text.
+    example: parameters for a quick trial, as the conformance kit makes it.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Info:
     params: type[Params] = Params
     citation: str = ""
     title: str = ""
+    example: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     kind: ClassVar[Kind]
 

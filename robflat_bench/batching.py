@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from robflat_bench.base import Examples, Workspace
+if TYPE_CHECKING:
+    from robflat_bench.base import Examples, Workspace
 
 
 def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, int]]:

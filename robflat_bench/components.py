@@ -13,7 +13,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -44,12 +44,12 @@ class Component:
     @property
     def canonical(self) -> str:
         """`name(every=parameter)`, keys sorted: equal components have equal text."""
-        return _written(self.name, self.params.model_dump())
+        return write(self.name, self.params.model_dump())
 
     @property
     def brief(self) -> str:
         """`name(only=what, differs=from the defaults)`."""
-        return _written(self.name, non_defaults(self.params))
+        return write(self.name, non_defaults(self.params))
 
     def build(self, *arguments: Any) -> Any:
         """The component itself: its class or function called with the parameters and `arguments`."""
@@ -77,8 +77,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 def parse_value(text: str, context: str) -> Any:
     """One value: TOML first, then a fraction, then a bare word."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value, _ = tomllib.loads(f"value = [{text}, 0]")["value"]  # in a list no comment or second key can follow
+        return value
+    except (ValueError, RecursionError):  # not TOML, or more digits or brackets than Python reads
         value = parse_fraction(text)
         if isinstance(value, float) or _BARE.fullmatch(text):
             return value
@@ -108,7 +109,7 @@ def _split(arguments: str, text: str) -> list[str]:
     if depth != 0 or quote:
         raise UsageError(f"'{text}': brackets or quotes do not match")
     parts.append(arguments[start:])
-    return [] if parts == [""] else parts
+    return parts if arguments.strip() else []
 
 
 def resolve(registry: Registry, kind: Kind, text: str) -> Component:
@@ -127,19 +128,23 @@ def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in words."""
-    problem = error.errors()[0]
+    """The first problem in words; an unknown key before all others, for it may be a misspelt one that is missing."""
+    problems = error.errors()
+    problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known: Any = model
         for part in problem["loc"][:-1]:
-            field = getattr(known, "model_fields", {}).get(part)
-            known = field.annotation if field else None
+            if isinstance(part, int):
+                known = next(iter(get_args(known)), None)
+            else:
+                field = getattr(known, "model_fields", {}).get(part)
+                known = field.annotation if field else None
         return f"unknown key '{where}'" + did_you_mean(str(problem["loc"][-1]), getattr(known, "model_fields", {}))
     if problem["type"] == "missing":
         return f"'{where}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"'{where}' = {problem['input']!r}: {message}" if where else message
+    return f"'{where}' = {problem['input']!r:.100}: {message}" if where else message
 
 
 def non_defaults(params: BaseModel) -> dict[str, Any]:
@@ -160,7 +165,8 @@ def title(registry: Registry, kind: Kind, text: str) -> str:
     return component.info.title.format(**component.params.model_dump()) or text
 
 
-def _written(name: str, values: dict[str, Any]) -> str:
+def write(name: str, values: dict[str, Any]) -> str:
+    """`name(key=value, ...)`, keys sorted, what is None left out."""
     inside = ", ".join(f"{key}={json.dumps(values[key])}" for key in sorted(values) if values[key] is not None)
     return f"{name}({inside})" if inside else name
 

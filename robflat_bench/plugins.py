@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,19 +42,30 @@ class Provider:
     def built_in(self) -> bool:
         return self.distribution == "robflat-bench"
 
-    def source_hash(self) -> str:
-        """SHA-256 over the Python files of the plugin's top-level package (or its single file), by path."""
+    def source_hash(self, factory: str = "") -> str:
+        """SHA-256 over the Python files, by path, of the plugin's top-level package (or its single file), and of
+        the one where `factory` ("package.module:Class") lies, if that is another one and not ours."""
         if self.module is None or self.module.__file__ is None:
             return ""
-        file = Path(self.module.__file__)
-        top = self.module.__name__.split(".")[0]
-        root = next((parent for parent in file.parents if parent.name == top), None)
-        files = sorted(root.rglob("*.py")) if root else [file]
+        if self.version == "file":
+            roots = [Path(self.module.__file__)]
+        else:
+            own, other = (name.partition(":")[0].split(".")[0] for name in (self.module.__name__, factory))
+            roots = [*_roots(own), *(_roots(other) if other not in ("", own, PROJECT) else [])]
         digest = hashlib.sha256()
-        for path in files:
-            digest.update(path.relative_to(root).as_posix().encode() if root else b"")
-            digest.update(path.read_bytes())
+        for root in roots:
+            for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+                digest.update(path.relative_to(root).as_posix().encode())
+                digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def _roots(name: str) -> list[Path]:
+    """The folders of a top-level package, or the file of a module; it is not imported for that."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return []
+    return [Path(place) for place in spec.submodule_search_locations or filter(None, [spec.origin])]
 
 
 @dataclass(frozen=True)
@@ -132,16 +144,19 @@ def load(files: tuple[Path, ...] = ()) -> Plugins:
             continue
         with _guard(plugins, distribution, version, point.name):
             loaded = point.load()
+            if not isinstance(loaded, ModuleType):
+                raise TypeError(f"the entry point must name a module, not {loaded!r}")
             plugins.register(loaded, Provider(distribution, version, point.name, loaded))
 
     for file in files:
         if not file.is_file():
             raise UsageError(f"--plugin {file}: no such file")
+        spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"--plugin {file}: not a Python file")
         with _guard(plugins, file.name, "file", file.stem):
-            spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
-            if spec is None or spec.loader is None:
-                raise UsageError(f"--plugin {file}: not a Python file")
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # annotations of dataclasses and parameters are looked up there
             spec.loader.exec_module(module)
             plugins.register(module, Provider(file.name, "file", file.stem, module))
     return plugins

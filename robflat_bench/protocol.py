@@ -13,17 +13,21 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.base import Kind, Number, UsageError
 from robflat_bench.components import parse_value, resolve, validate
+from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry, did_you_mean
 
 DEFAULT = "digits-linf"
 MAX_BYTES = 64 * 1024
 Checkpoint = Literal["best", "last"]
+Checkpoints = Annotated[
+    tuple[Checkpoint, ...], Field(min_length=1), AfterValidator(lambda value: tuple(sorted({*value})))
+]
 SplitName = Literal["train", "heldout", "test"]
 
 
@@ -74,7 +78,7 @@ class Attacked(Strict):
     attack: str
     test: PositiveInt
     train: NonNegativeInt = 0
-    checkpoints: tuple[Checkpoint, ...] = ("best", "last")
+    checkpoints: Checkpoints = ("best", "last")
 
 
 class Measured(Strict):
@@ -82,7 +86,7 @@ class Measured(Strict):
 
     measure: str
     test: PositiveInt
-    checkpoints: tuple[Checkpoint, ...] = ("best", "last")
+    checkpoints: Checkpoints = ("best", "last")
 
 
 class Fixed(Strict):
@@ -104,28 +108,11 @@ class Fixed(Strict):
     def _reference_covers_everything(self) -> Fixed:
         if set(self.attacks[0].checkpoints) != {"best", "last"}:
             raise ValueError("the first attack is the reference and must cover both checkpoints")
+        for row in (*self.attacks, *self.measures):
+            for split in ("test", "train"):
+                if getattr(row, split, 0) > getattr(self.data, split).count:
+                    raise ValueError(f"{row} asks for more {split} examples than data.{split} has")
         return self
-
-
-class Recipe(Strict):
-    """Training defaults; each may be changed by `--set recipe.KEY=VALUE` and then shows in the row's name."""
-
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    optimizer: str = "sgd(momentum=0.9, nesterov=true)"
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: str = "constant"
-    augmentation: Literal["none", "crop-flip"] = "none"
-    activation: Literal["relu", "silu", "gelu", "mish"] = "relu"
-    epsilon: Number = Field(ge=0, le=1)
-    """Radius of the training attack."""
-    attack_steps: PositiveInt
-    attack_step: Number = Field(gt=0, le=1)
-    """Size of one step, in pixels of [0,1]."""
-    attack_start: Literal["uniform", "normal", "zero"] = "uniform"
-    attack_bn: Literal["eval", "train"] = "eval"
-    """Batch normalisation during the attack: running statistics, or the batch's own (never updated)."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +185,7 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     text = _text(name)
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOML, or more digits or brackets than Python reads
         raise UsageError(f"protocol {name} is not valid TOML: {error}") from None
     original = _validated(registry, name, content)
     for setting in settings:

@@ -35,7 +35,7 @@ class Offer:
                 if self.provider.version == "file" and self.provider.module is not None:
                     return getattr(self.provider.module, attribute)
                 return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.info.kind} '{self.info.name}' of {self.provider.distribution} "
                 f"{self.provider.version} cannot be loaded: {type(error).__name__}: {error}\n"
@@ -58,7 +58,7 @@ class Registry:
                         rows = list(implementation.function())
                         for info in rows:
                             _check_row(info, kind)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     plugins.broken.append(
                         Broken(
                             provider.distribution,
@@ -70,7 +70,11 @@ class Registry:
                     )
                     continue
                 for info in rows:
-                    self._offers[kind].setdefault(info.name, []).append(Offer(info, provider))
+                    self.add(info, provider)
+
+    def add(self, info: Info, provider: Provider) -> None:
+        """One more offer."""
+        self._offers[info.kind].setdefault(info.name, []).append(Offer(info, provider))
 
     def names(self, kind: Kind, pattern: str = "*") -> list[str]:
         """Names of a kind that match a shell pattern, sorted."""

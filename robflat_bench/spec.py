@@ -8,7 +8,8 @@ from pydantic import NonNegativeInt
 
 from robflat_bench import NUMERICS
 from robflat_bench.components import Component, resolve, slug
-from robflat_bench.protocol import Protocol, Recipe, Strict, components, content_hash
+from robflat_bench.protocol import Protocol, Strict, components, content_hash
+from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry
 
 
@@ -74,12 +75,17 @@ def make_spec(registry: Registry, protocol: Protocol, method: Component, dataset
         dataset=dataset,
         seed=seed,
         numerics=NUMERICS,
-        plugins={
-            f"{component.offer.provider.distribution} {component.offer.provider.version}": (
-                component.offer.provider.source_hash()
-            )
-            for component in used
-            if not component.offer.provider.built_in
-        },
+        plugins=_plugins(used),
         label=f"{method.brief} [{changes}]" if changes else method.brief,
     )
+
+
+def _plugins(used: list[Component]) -> dict[str, str]:
+    """ "distribution version" -> source hash of what is behind these components (several, where they lie apart)."""
+    hashes: dict[str, set[str]] = {}
+    for component in used:
+        provider = component.offer.provider
+        if not provider.built_in:
+            found = hashes.setdefault(f"{provider.distribution} {provider.version}", set())
+            found.add(provider.source_hash(component.info.factory))
+    return {name: " ".join(sorted(found)) for name, found in sorted(hashes.items())}

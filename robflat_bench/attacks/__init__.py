@@ -56,5 +56,6 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse "
             "parameter-free attacks. ICML 2020",
             "{version} tier of AutoAttack",
+            {"version": "apgd"},
         ),
     ]

@@ -57,7 +57,7 @@ class AutoAttack(Attack):
             classes = logits.shape[1]
             if classes < 10:
                 raise UsageError(f"autoattack targets 9 classes; this model has {classes}: use pgd instead")
-            standing = logits.argmax(1) == examples.y
+            standing = (logits.argmax(1) == examples.y).cpu()  # where examples.index is
             for stage in VERSIONS[self.params.version]:
                 for number, rows in enumerate(standing.nonzero()[:, 0].split(batch)):
 
@@ -65,7 +65,7 @@ class AutoAttack(Attack):
                         return self._attack(model, examples[rows], stage)
 
                     arrays = workspace.journal.unit(f"{stage}-{number}", unit)
-                    broken = rows[torch.from_numpy(arrays["broken"]).to(rows.device)]
+                    broken = rows[torch.from_numpy(arrays["broken"])]
                     x_adv[broken] = torch.from_numpy(arrays["x_adv"]).to(x_adv)
                     standing[broken] = False
                     if stage == "square":

@@ -106,11 +106,12 @@ def ascend(
         with torch.set_grad_enabled(not last):
             variable = current.detach().requires_grad_(not last)
             loss = objective(model(variable))
+            total = loss.sum()
         better = loss.detach() > best_loss
         best_x = torch.where(better[:, None, None, None], current, best_x)
         best_loss = torch.where(better, loss.detach(), best_loss)
         if not last:
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            (gradient,) = torch.autograd.grad(total, variable)
             current = project(current + step * gradient.sign(), x, epsilon)
     return Ascent(best_x, best_loss)
 

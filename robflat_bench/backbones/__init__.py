@@ -89,5 +89,6 @@ def robflat_bench_backbones() -> list[BackboneInfo]:
             f"{home}.timm_zoo:timm_model",
             TimmParams,
             TIMM,
+            example={"name": "resnet18"},
         ),
     ]

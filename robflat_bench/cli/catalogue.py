@@ -24,6 +24,8 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
     """List components of a KIND whose names match GLOB."""
     registry = output.registry(files)
     rows = _protocols(registry, pattern) if kind == "protocols" else _components(registry, kind, pattern)
+    for line in registry.duplicates():
+        output.note(line)
     if as_json:
         output.emit_json(rows)
         return
@@ -37,8 +39,6 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
         for row in rows
     ]
     output.console().print(output.table(kind, ["name", "summary", "parameters", "provider"], cells))
-    for line in registry.duplicates():
-        output.note(line)
 
 
 @click.command()
@@ -89,7 +89,7 @@ def _components(registry: Registry, kind: str, pattern: str) -> list[dict[str, A
         try:
             rows.append(_component(registry.get(singular, name)))
         except PluginError:
-            continue  # offered twice: `list` notes it below the table
+            continue  # offered twice, as `list` notes on stderr
     return rows
 
 
@@ -119,7 +119,7 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "type": main.get("type", "any"),
         "default": schema.get("default", "required"),
-        "range": " | ".join(choices) or ", ".join(bounds),
+        "range": " | ".join(map(str, choices)) or ", ".join(bounds),
     }
 
 

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from robflat_bench.cli.output import console, percent
+from robflat_bench.observers import Observer
 from robflat_bench.record import Epoch
-from robflat_bench.training.observers import Observer
 
 
 class Progress(Observer):

@@ -50,10 +50,8 @@ def run(
     from robflat_bench.runner import choose_device, execute
     from robflat_bench.spec import make_spec
     from robflat_bench.store import Store
-    from robflat_bench.training.schedule import check_recipe
 
     place = choose_device(device)
-    check_recipe(chosen.recipe)
     splits = load_splits(registry, chosen, data)
     spec = make_spec(registry, chosen, component, splits.ref, seed)
     folder = Store(store).folder(spec)

@@ -41,4 +41,8 @@ def crop_flip(x: Tensor, generator: Generator) -> Tensor:
     return random_flip(random_crop(x, 4, generator), generator)
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {"none": unchanged, "crop-flip": crop_flip}
+AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+    "none": unchanged,
+    "flip": random_flip,
+    "crop-flip": crop_flip,
+}

@@ -29,8 +29,9 @@ class Splits:
 
     def images(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
         """uint8 [N,C,H,W], the first `count`."""
-        x = np.ascontiguousarray(self.pools[split].x[:count].transpose(0, 3, 1, 2))
-        return torch.from_numpy(x).to(device)
+        x = torch.from_numpy(self.pools[split].x[:count]).permute(0, 3, 1, 2)
+        # A copy, not `contiguous()`: one-channel images would keep strides that put the network in channels last.
+        return x.clone(memory_format=torch.contiguous_format).to(device)
 
     def labels(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
         """int64 [N]."""

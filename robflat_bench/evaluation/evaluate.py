@@ -15,12 +15,12 @@ from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.base import Examples, Threat, Workspace
 from robflat_bench.components import Component, resolve, title
 from robflat_bench.data.splits import Splits
+from robflat_bench.observers import Observer
 from robflat_bench.protocol import Attacked, Fixed, Measured, SplitName
 from robflat_bench.record import Flags, MeasureResult, Result, totals
 from robflat_bench.registry import Registry
 from robflat_bench.store import StoredJournal
-from robflat_bench.training.checkpoint import digest
-from robflat_bench.training.observers import Observer
+from robflat_bench.weights import digest
 
 MEMORY_BATCH = 250
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -210,9 +210,11 @@ def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
 
 def _weaker_broke_more(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
     """Test examples that another attack broke and AutoAttack (or its APGD tier) did not."""
-    broken = {component: outcomes[f"{checkpoint}/test/{component.canonical}/error"] for component in attacks}
-    strong = [error for component, error in broken.items() if component.name == "autoattack"]
-    weak = [error for component, error in broken.items() if component.name != "autoattack"]
+    strong: list[np.ndarray] = []
+    weak: list[np.ndarray] = []
+    for component in attacks:
+        errors = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
+        (strong if component.name == "autoattack" else weak).append(errors)
     if not strong or not weak:
         return None
     n = min(len(error) for error in (*strong, *weak))

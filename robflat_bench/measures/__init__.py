@@ -55,6 +55,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             AverageCaseParams,
             STUTZ,
             "average-case flatness, xi={xi:g}, {draws} draws",
+            {"draws": 2, "steps": 2},
             couplings=("reattack",),
         ),
         MeasureInfo(
@@ -64,6 +65,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             WorstCaseParams,
             STUTZ,
             "worst-case flatness, xi={xi:g}, {restarts} restarts",
+            {"restarts": 2, "steps": 2},
             couplings=("joint",),
         ),
     ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks import PGDParams
+from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.pgd import PGD
 from robflat_bench.base import Examples, Threat, Workspace
 from robflat_bench.batching import in_batches
@@ -52,8 +53,9 @@ def paper_reference(
         pgd = PGD(PGDParams(steps=steps, step=step), threat)
 
         def logits(part: Examples, pgd: PGD = pgd, seed: int = workspace.seed + restart) -> Tensor:
-            with torch.no_grad():
-                found: Tensor = model(pgd.perturb(model, part, seed))
+            x_adv = pgd.perturb(model, part, seed)
+            with attacked(model), torch.no_grad():
+                found: Tensor = model(x_adv)
                 return found
 
         z = in_batches(examples, here, logits, "logits").double()

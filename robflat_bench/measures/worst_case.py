@@ -31,6 +31,10 @@ from robflat_bench.measures.oracle import paper_reference
 from robflat_bench.measures.weight_space import Direction, WeightSpace
 from robflat_bench.randomness import per_example_uniform
 
+CHUNK = 128
+"""Examples per backward pass, no more than a training batch needs. Not the memory batch: the order in which weight
+gradients are summed changes their last bits, and the sign of an input gradient near 0 makes those visible."""
+
 
 class Joint(NamedTuple):
     """Where the joint ascent ended: the perturbation and the loss of each example under it, float64 [N]."""
@@ -76,7 +80,7 @@ class WorstCase(Measure):
 
     def _restarts(self, model: nn.Module, examples: Examples, workspace: Workspace, xi: float) -> np.ndarray:
         """Losses [restarts, N] of the joint ascent within xi; each restart is a unit of the journal."""
-        journal = workspace.journal.section(f"xi-{xi!r}-{workspace.batch}")
+        journal = workspace.journal.section(f"xi-{xi!r}")
 
         def unit(restart: int) -> dict[str, np.ndarray]:
             return {"losses": self.ascend(model, examples, workspace, xi, restart).losses.cpu().numpy()}
@@ -104,7 +108,7 @@ class WorstCase(Measure):
             for _ in range(params.steps):
                 before, seen = nu, []
                 for number, group in enumerate(groups):
-                    pull = _pull(model, space, group, adversarial[number], nu, workspace.batch, xi > 0)
+                    pull = _pull(model, space, group, adversarial[number], nu, xi > 0)
                     moved = adversarial[number] + step * pull.inputs.sign()
                     adversarial[number] = project(moved, group.x, epsilon)
                     nu = space.step(nu, pull.weights, weight_step, xi) if xi > 0 else nu
@@ -112,9 +116,9 @@ class WorstCase(Measure):
                 if params.keep == "best":
                     # One group: these losses all belong to `before`. Several: nu moved between them.
                     if len(groups) > 1:
-                        before, seen = nu, [_losses(model, space, groups, adversarial, nu, workspace.batch)]
+                        before, seen = nu, [_losses(model, space, groups, adversarial, nu)]
                     best = _better(best, Joint(before, torch.cat(seen)))
-            final = Joint(nu, _losses(model, space, groups, adversarial, nu, workspace.batch))
+            final = Joint(nu, _losses(model, space, groups, adversarial, nu))
         return final if params.keep == "last" else _better(best, final)
 
 
@@ -132,14 +136,13 @@ def _pull(
     group: Examples,
     adversarial: Tensor,
     nu: Direction,
-    batch: int,
     with_weights: bool,
 ) -> Pull:
     names = list(space.layers) if with_weights else []
     total = {name: torch.zeros_like(space.layers[name], dtype=torch.float64) for name in names}
     inputs, losses = [], []
     with space.moved(nu), _differentiable([space.layers[name] for name in names]):
-        for part, count in padded_batches(Examples(adversarial, group.y, group.index), batch):
+        for part, count in padded_batches(Examples(adversarial, group.y, group.index), min(CHUNK, len(group))):
             variable = part.x.detach().requires_grad_()
             loss = F.cross_entropy(model(variable), part.y, reduction="none")[:count]
             gradients = torch.autograd.grad(loss.sum(), [variable, *(space.layers[name] for name in names)])
@@ -156,13 +159,12 @@ def _losses(
     groups: list[Examples],
     adversarial: list[Tensor],
     nu: Direction,
-    batch: int,
 ) -> Tensor:
     """Cross-entropy [N] float64 of given adversarial examples at w + nu."""
     found = []
     with space.moved(nu), torch.no_grad():
         for group, x in zip(groups, adversarial, strict=True):
-            for part, count in padded_batches(Examples(x, group.y, group.index), batch):
+            for part, count in padded_batches(Examples(x, group.y, group.index), min(CHUNK, len(group))):
                 found.append(F.cross_entropy(model(part.x), part.y, reduction="none")[:count].double())
     return torch.cat(found)
 

@@ -20,13 +20,15 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.base import Attack, Batch, Method, RunFailed, Workspace
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
+from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.protocol import Recipe
 from robflat_bench.randomness import generator
+from robflat_bench.recipe import Recipe
 from robflat_bench.record import Epoch
-from robflat_bench.training.checkpoint import States, load_weights, write_weights
-from robflat_bench.training.observers import Observer
+from robflat_bench.training.checkpoint import States
+from robflat_bench.training.interrupt import Interrupt
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
+from robflat_bench.weights import load_weights, write_weights
 
 Tensors = dict[str, Tensor]
 
@@ -120,7 +122,7 @@ def train(job: Job, observer: Observer) -> State:
         state.backward, counter.backward = state.backward + counter.backward, 0
 
     # ---- epochs ---------------------------------------------------------------------------------------
-    try:
+    with Interrupt() as interrupt:
         while state.epoch < recipe.epochs:
             order = torch.randperm(len(y), generator=generator(job.seed, "order", state.epoch)).to(job.device)
             while state.step < per_epoch:
@@ -143,9 +145,11 @@ def train(job: Job, observer: Observer) -> State:
                 state.loss_sum += value
                 state.step += 1
                 observer.step_ends(state.epoch * per_epoch + state.step)
-                if time.perf_counter() - saved_at > max(SAVE_EVERY_SECONDS, 20 * save_cost):
+                if interrupt.requested or time.perf_counter() - saved_at > max(SAVE_EVERY_SECONDS, 20 * save_cost):
                     account()
                     save()
+                if interrupt.requested:
+                    raise KeyboardInterrupt
             account()
             if _end_epoch(job, state, per_epoch, learning_rate(optimizer)):
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -153,12 +157,7 @@ def train(job: Job, observer: Observer) -> State:
             account()
             state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
             observer.epoch_ends(state.history)
-    except KeyboardInterrupt:
-        account()
-        save()
-        raise
-    finally:
-        counter.remove()
+    counter.remove()
     save()
     write_weights(job.folder / "best.safetensors", best)
     write_weights(job.folder / "last.safetensors", model.state_dict())

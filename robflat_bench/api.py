@@ -1,0 +1,107 @@
+"""The one module a plugin imports. Small, typed, and cheap: nothing here imports torch until it is used.
+
+    from robflat_bench.api import Method, MethodInfo, Params, hookimpl
+
+Descriptions and base classes come from `base`; the helpers below them (attack engine, loss oracle, weight space,
+random numbers keyed by content) are loaded when first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from robflat_bench.base import (
+    Attack,
+    AttackInfo,
+    BackboneInfo,
+    Batch,
+    Dataset,
+    DatasetInfo,
+    Examples,
+    ImageShape,
+    InnerAttack,
+    Journal,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    Method,
+    MethodInfo,
+    Number,
+    Params,
+    Pool,
+    Source,
+    Threat,
+    UsageError,
+    Workspace,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from robflat_bench.attacks.engine import ascend, attacked, cross_entropy, divergence_from, margin, project
+    from robflat_bench.batching import in_batches
+    from robflat_bench.measures.oracle import RobustLoss
+    from robflat_bench.measures.weight_space import WeightSpace
+    from robflat_bench.methods.losses import soft_cross_entropy, weighted_mean
+    from robflat_bench.randomness import generator, per_example_uniform
+
+_LAZY = {
+    "ascend": "robflat_bench.attacks.engine",
+    "attacked": "robflat_bench.attacks.engine",
+    "cross_entropy": "robflat_bench.attacks.engine",
+    "divergence_from": "robflat_bench.attacks.engine",
+    "margin": "robflat_bench.attacks.engine",
+    "project": "robflat_bench.attacks.engine",
+    "in_batches": "robflat_bench.batching",
+    "RobustLoss": "robflat_bench.measures.oracle",
+    "WeightSpace": "robflat_bench.measures.weight_space",
+    "soft_cross_entropy": "robflat_bench.methods.losses",
+    "weighted_mean": "robflat_bench.methods.losses",
+    "generator": "robflat_bench.randomness",
+    "per_example_uniform": "robflat_bench.randomness",
+}
+
+__all__ = [
+    "Attack",
+    "AttackInfo",
+    "BackboneInfo",
+    "Batch",
+    "Dataset",
+    "DatasetInfo",
+    "Examples",
+    "ImageShape",
+    "InnerAttack",
+    "Journal",
+    "Measure",
+    "MeasureInfo",
+    "Measurement",
+    "Method",
+    "MethodInfo",
+    "Number",
+    "Params",
+    "Pool",
+    "RobustLoss",
+    "Source",
+    "Threat",
+    "UsageError",
+    "WeightSpace",
+    "Workspace",
+    "ascend",
+    "attacked",
+    "cross_entropy",
+    "divergence_from",
+    "generator",
+    "hookimpl",
+    "in_batches",
+    "margin",
+    "per_example_uniform",
+    "project",
+    "soft_cross_entropy",
+    "weighted_mean",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

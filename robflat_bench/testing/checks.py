@@ -1,0 +1,262 @@
+"""The checks, each a few lines: `(component, registry) -> None`, raising where the component breaks its promise.
+
+They run on a network of a few hundred weights and a dozen real digits, so that all of them cost seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import TrainingAttack
+from robflat_bench.backbones.parts import initialize
+from robflat_bench.base import (
+    Attack,
+    Batch,
+    Dataset,
+    Examples,
+    ImageShape,
+    Kind,
+    Measure,
+    Method,
+    Params,
+    Threat,
+    UsageError,
+    Workspace,
+)
+from robflat_bench.components import Component, resolve
+from robflat_bench.data.digits import load as load_digits
+from robflat_bench.randomness import generator
+from robflat_bench.registry import Registry
+
+THREAT = Threat(epsilon=0.1)
+TOLERANCE = 1e-6
+COUNT = 12
+
+
+class Skipped(Exception):
+    """This check does not apply here, or cannot run; says why."""
+
+
+class Broken(AssertionError):
+    """The component does not keep its promise; says which."""
+
+
+def expect(promise: bool, text: str) -> None:
+    """Broken(text) unless the promise holds."""
+    if not promise:
+        raise Broken(text)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A tiny world
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A network and digits, made anew for each use, always the same."""
+
+    model: nn.Module
+    examples: Examples
+    batch: Batch
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+
+def world(registry: Registry) -> World:
+    """resnet8(width=2) with weights from seed 0, and twelve digits."""
+    shape = ImageShape(channels=1, size=8, classes=10, mean=(0.3,), std=(0.4,))
+    model = resolve(registry, "backbone", "resnet8(width=2)").build(shape, "relu")
+    initialize(model, generator("kit"))
+    pool = load_digits().pools["train"]
+    x = torch.from_numpy(pool.x[:COUNT].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    y = torch.from_numpy(pool.y[:COUNT].astype(np.int64))
+    index = torch.arange(COUNT)
+    target = nn.functional.one_hot(y, 10).float()
+    return World(model, Examples(x, y, index), Batch(index, x.clone(), y.clone(), target, torch.ones(COUNT)))
+
+
+def inner() -> TrainingAttack:
+    """A training attack of two steps."""
+    return TrainingAttack(epsilon=0.1, step=0.05, steps=2, start="uniform", bn="eval", source=generator("kit"))
+
+
+def use(component: Component, place: World) -> list[Tensor]:
+    """Use the component as the harness would; the tensors it produced."""
+    return _USES[component.info.kind](component, place)
+
+
+def _use_method(component: Component, place: World) -> list[Tensor]:
+    method: Method = component.build()
+    place.model.train()
+    x_adv = method.attack(place.model, place.batch, inner())
+    loss = method.loss(place.model, place.batch, x_adv)
+    return [x_adv.detach(), loss]
+
+
+def _use_attack(component: Component, place: World) -> list[Tensor]:
+    attack: Attack = component.build(THREAT)
+    place.model.eval()
+    return [attack.run(place.model, place.examples, Workspace(batch=8))]
+
+
+def _use_measure(component: Component, place: World) -> list[Tensor]:
+    measure: Measure = component.build(THREAT)
+    place.model.eval()
+    found = measure.measure(place.model, place.examples, Workspace(batch=8))
+    arrays = [torch.from_numpy(np.asarray(array)) for _, array in sorted(found.arrays.items())]
+    return [torch.tensor(found.value, dtype=torch.float64), *arrays]
+
+
+def _use_backbone(component: Component, place: World) -> list[Tensor]:
+    shape = ImageShape(channels=3, size=32, classes=10, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    model: nn.Module = component.build(shape, "relu")
+    initialize(model, generator("kit"))
+    with torch.no_grad():
+        return [model.eval()(torch.rand(2, 3, 32, 32, generator=generator("kit")))]
+
+
+def _use_dataset(component: Component, place: World) -> list[Tensor]:
+    dataset: Dataset = component.build()
+    try:
+        source = dataset.sources(None, download=False)[0]()
+    except UsageError as error:
+        raise Skipped(str(error)) from None
+    return [torch.from_numpy(array) for pool in source.pools.values() for array in (pool.x, pool.y, pool.index)]
+
+
+_USES: dict[Kind, Callable[[Component, World], list[Tensor]]] = {
+    "method": _use_method,
+    "attack": _use_attack,
+    "measure": _use_measure,
+    "backbone": _use_backbone,
+    "dataset": _use_dataset,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_description(component: Component, registry: Registry) -> None:
+    """One line of summary, a title that its parameters fill, and a factory of the right class."""
+    info = component.info
+    expect(bool(info.summary) and "\n" not in info.summary, "the summary is one line")
+    expect(issubclass(info.params, Params), "the parameter model derives from Params")
+    expect("{" not in info.title.format(**component.params.model_dump()), "the title names parameters only")
+    bases = {"method": Method, "attack": Attack, "measure": Measure, "dataset": Dataset}
+    factory = component.offer.load()
+    base = bases.get(info.kind)
+    expect(
+        callable(factory) if base is None else inspect.isclass(factory) and issubclass(factory, base),
+        f"the factory is a {base.__name__ if base else 'function'}",
+    )
+
+
+def check_parameters(component: Component, registry: Registry) -> None:
+    """The canonical text gives the same parameters back; an unknown one is refused; values cannot change."""
+    again = resolve(registry, component.info.kind, component.canonical)
+    expect(again.params == component.params, f"'{component.canonical}' does not give its parameters back")
+    try:
+        component.info.params(**component.params.model_dump(), surely_unknown=1)  # type: ignore[call-arg]
+    except ValidationError:
+        pass
+    else:
+        raise Broken("an unknown parameter is accepted")
+    for name in component.info.params.model_fields:
+        try:
+            setattr(component.params, name, None)
+        except ValidationError:
+            continue
+        raise Broken(f"parameter '{name}' can be changed after validation")
+
+
+def check_contract(component: Component, registry: Registry) -> None:
+    """What its kind promises: shapes, ranges, ball and box, finite numbers, gradients that reach every weight."""
+    place = world(registry)
+    made = use(component, place)
+    _CONTRACTS[component.info.kind](made, place)
+
+
+def _method_contract(made: list[Tensor], place: World) -> None:
+    x_adv, loss = made
+    expect(x_adv.shape == place.batch.x.shape, "x_adv has the shape of x")
+    expect(bool((x_adv >= 0).all() and (x_adv <= 1).all()), "x_adv lies in [0,1]")
+    expect(loss.shape == () and bool(torch.isfinite(loss)), "the loss is a finite scalar")
+    loss.backward()
+    blind = [name for name, p in place.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    expect(not blind, f"no gradient reaches {', '.join(blind[:3])}")
+
+
+def _attack_contract(made: list[Tensor], place: World) -> None:
+    x, x_adv = place.examples.x, made[0]
+    expect(x_adv.shape == x.shape and x_adv.dtype == x.dtype, "x_adv has the shape and dtype of x")
+    expect(not x_adv.requires_grad, "x_adv carries no graph")
+    expect(float((x_adv - x).abs().max()) <= THREAT.epsilon + TOLERANCE, "x_adv lies in the ball")
+    expect(bool((x_adv >= 0).all() and (x_adv <= 1).all()), "x_adv lies in [0,1]")
+
+
+def _measure_contract(made: list[Tensor], place: World) -> None:
+    expect(bool(torch.isfinite(made[0])), "the value is finite")
+
+
+def _backbone_contract(made: list[Tensor], place: World) -> None:
+    expect(made[0].shape == (2, 10) and bool(torch.isfinite(made[0]).all()), "logits are finite [B,K]")
+
+
+def _dataset_contract(made: list[Tensor], place: World) -> None:
+    x, y, index = made[:3]
+    expect(x.dtype == torch.uint8 and x.ndim == 4, "images are uint8 [N,H,W,C]")
+    expect(len(x) == len(y) == len(index), "images, labels and indices are as many")
+
+
+_CONTRACTS: dict[Kind, Callable[[list[Tensor], World], None]] = {
+    "method": _method_contract,
+    "attack": _attack_contract,
+    "measure": _measure_contract,
+    "backbone": _backbone_contract,
+    "dataset": _dataset_contract,
+}
+
+
+def check_leaves_no_trace(component: Component, registry: Registry) -> None:
+    """Weights, modes, gradients, inputs and the global random state are as before (a method's forward in train
+    mode moves running statistics, and only those)."""
+    place = world(registry)
+    state, inputs = place.state, replace(place.batch, x=place.batch.x.clone(), y=place.batch.y.clone())
+    images = place.examples.x.clone()
+    random_state = torch.get_rng_state()
+    use(component, place)
+    expect(torch.equal(torch.get_rng_state(), random_state), "the global random state is untouched")
+    for name, parameter in place.model.named_parameters():
+        expect(torch.equal(parameter, state[name]), f"weight '{name}' is unchanged")
+        expect(parameter.requires_grad and parameter.grad is None, f"'{name}' has no gradient left")
+    if component.info.kind != "method":
+        for name, buffer in place.model.named_buffers():
+            expect(torch.equal(buffer, state[name]), f"buffer '{name}' is unchanged")
+    modes = {module.training for module in place.model.modules()}
+    expect(len(modes) == 1, "all modules are in one mode, as before")
+    expect(torch.equal(place.examples.x, images), "the images are unchanged")
+    expect(torch.equal(place.batch.x, inputs.x) and torch.equal(place.batch.y, inputs.y), "the batch is unchanged")
+
+
+def check_same_inputs_same_result(component: Component, registry: Registry) -> None:
+    """Used twice on equal inputs, it gives the same bits, whatever the global random state."""
+    results: list[list[Any]] = []
+    with torch.random.fork_rng():
+        for seed in (1, 2):
+            torch.default_generator.manual_seed(seed)
+            results.append([tensor.detach() for tensor in use(component, world(registry))])
+    same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    expect(same, "two uses differ")

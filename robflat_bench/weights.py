@@ -1,0 +1,67 @@
+"""Weights as safetensors: nothing is unpickled, damage is found, and the digest names weights wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robflat_bench.base import CheckFailed, UsageError
+from robflat_bench.store import write_atomically
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, by name: the identity of weights wherever they lie."""
+    result = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        result.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        result.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Parameters and buffers of a model, with the digest that finds damage later."""
+    write_atomically(path, packed(tensors, {"digest": digest(tensors)}))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; UsageError where it is missing, CheckFailed where it is damaged."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        tensors, metadata = unpacked(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckFailed(f"{path} is not a readable safetensors file: {error}") from None
+    if metadata.get("digest", digest(tensors)) != digest(tensors):
+        raise CheckFailed(f"{path} is damaged: its tensors do not have the digest it carries")
+    return tensors
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Into the model; UsageError naming the first tensor that does not fit."""
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
+    if expected != given:
+        key = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))[0]
+        raise UsageError(
+            f"{name} does not fit this backbone: '{key}' is {given.get(key, 'missing')} there and "
+            f"{expected.get(key, 'missing')} here; name the backbone it was made with"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; SafetensorError, OSError or ValueError where it is damaged."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -1,0 +1,278 @@
+"""What tests share: no installed plugin, the command line in this process, fake distributions, a tiny protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+import robflat_bench
+
+settings.register_profile("robflat-bench", deadline=None)
+settings.load_profile("robflat-bench")
+
+REPOSITORY = Path(robflat_bench.__file__).parent.parent
+
+TINY = """
+name = "tiny"
+version = "1.0"
+summary = "Everything a run does, in a second."
+
+[fixed]
+backbone = "resnet8(width=4, strides=[1, 1, 1], stem_stride=2)"
+precision = "float32"
+threads = 1
+
+[fixed.data]
+dataset = "digits"
+train = { pool = "train", start = 0, stop = 60, count = 60 }
+heldout = { pool = "train", start = 60, stop = 80, count = 20 }
+test = { pool = "train", start = 80, stop = 110, count = 30 }
+
+[fixed.threat]
+epsilon = 0.2
+
+[fixed.selection]
+attack = "pgd(steps=2)"
+
+[[fixed.attacks]]
+attack = "pgd(steps=2)"
+test = 30
+train = 20
+
+[[fixed.attacks]]
+attack = "fgsm"
+test = 20
+checkpoints = ["last"]
+
+[[fixed.measures]]
+measure = "average-case(draws=2, steps=2)"
+test = 30
+
+[[fixed.measures]]
+measure = "worst-case(xi=0.03, steps=2, restarts=1)"
+test = 30
+checkpoints = ["last"]
+
+[recipe]
+epochs = 2
+batch_size = 20
+learning_rate = 0.05
+epsilon = 0.2
+attack_steps = 2
+attack_step = 0.1
+"""
+# A stride inside the network would be a 1x1 convolution whose oneDNN backward (3.13) writes past its buffer where
+# it has fewer input channels than a SIMD register: https://github.com/uxlfoundation/oneDNN/issues/6035
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Surroundings
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch):
+    """No plugin but the built-in ones, no network, no data folder: whatever this machine has installed."""
+    monkeypatch.setenv("ROBFLAT_BENCH_PLUGINS", "")
+    monkeypatch.delenv("ROBFLAT_BENCH_DISABLE_PLUGINS", raising=False)
+    monkeypatch.delenv("ROBFLAT_BENCH_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def registry():
+    """The built-in components."""
+    from robflat_bench.registry import discover
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBFLAT_BENCH_PLUGINS", "")
+        return discover()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """stdout as the one JSON document it must be."""
+        return json.loads(self.out)
+
+    @property
+    def complaint(self) -> str:
+        """The one line a bad input is answered with; nothing else was written."""
+        assert self.out == ""
+        (line,) = self.err.splitlines()
+        assert line.startswith("robflat-bench: ")
+        return line
+
+
+def run_here(*arguments: object) -> Done:
+    """`robflat-bench ARGUMENTS` in this process, which keeps its thread count."""
+    from robflat_bench.cli import main
+
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    sys.argv = ["robflat-bench", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = argv
+        if threads is not None:
+            sys.modules["torch"].set_num_threads(threads)
+    assert isinstance(ended.value.code, int)
+    return Done(ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Done]:
+    """`command("list", "methods")` -> Done."""
+    return run_here
+
+
+@pytest.fixture(scope="session")
+def child_environment() -> Callable[..., dict[str, str]]:
+    """Environment of a child process: this package and `folders` importable, no plugin unless named."""
+
+    def environment(*folders: Path, plugins: str = "") -> dict[str, str]:
+        path = os.pathsep.join(map(str, [*folders, REPOSITORY]))
+        return {**os.environ, "PYTHONPATH": path, "ROBFLAT_BENCH_PLUGINS": plugins, "HF_HUB_OFFLINE": "1"}
+
+    return environment
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A tiny run
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A protocol file under which a run takes about a second."""
+    path = tmp_path_factory.mktemp("protocol") / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished `run --method at` under the tiny protocol: its store, its folder and what the command wrote."""
+
+    store: Path
+    folder: Path
+    done: Done
+
+    @property
+    def record(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.folder / "record.json").read_text())
+        return document
+
+    @property
+    def key(self) -> str:
+        return self.folder.name.rpartition("-")[2]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory) -> Finished:
+    """Look, do not touch: `finished_copy` is for that."""
+    store = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBFLAT_BENCH_PLUGINS", "")
+        done = run_here("run", "--method", "at", "--protocol", tiny, "--store", store)
+    assert done.code == 0, done.err
+    (folder,) = store.glob("tiny/at/seed-1-*")
+    return Finished(store, folder, done)
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path) -> Finished:
+    """The same run in a store of the test's own."""
+    store = tmp_path / "store"
+    shutil.copytree(finished.store, store)
+    return Finished(store, store / finished.folder.relative_to(finished.store), finished.done)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Fake plugin distributions
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Site:
+    """A folder of installed distributions on sys.path; `ROBFLAT_BENCH_PLUGINS` admits these and no others."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.patch = patch
+        self.admitted: list[str] = []
+        folder.mkdir(parents=True)
+        patch.syspath_prepend(str(folder))
+
+    def install(self, distribution: str, files: dict[str, str], version: str = "1.0", module: str = "") -> None:
+        """Write the files and a dist-info whose one entry point is `module`, by default the first file's."""
+        module = module or next(iter(files)).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        about = f"{distribution.replace('-', '_')}-{version}.dist-info"
+        files = files | {
+            f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n",
+            f"{about}/entry_points.txt": f"[robflat_bench]\n{module.partition(':')[0]} = {module}\n",
+        }
+        files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in files)
+        for name, text in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        self.admitted.append(distribution)
+        self.patch.setenv("ROBFLAT_BENCH_PLUGINS", ",".join(self.admitted))
+        self.forget()
+
+    def forget(self) -> None:
+        """The next import reads the files again, as a new process would."""
+        importlib.invalidate_caches()
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(f"{self.folder}{os.sep}"):
+                del sys.modules[name]
+        for cache in self.folder.rglob("__pycache__"):
+            shutil.rmtree(cache)
+
+    def imported(self, name: str) -> bool:
+        return name in sys.modules
+
+
+@pytest.fixture
+def make_site(tmp_path, monkeypatch) -> Iterator[Callable[[str], Site]]:
+    """`make_site("a")`: an empty folder for distributions, in front of sys.path until the test ends."""
+    made: list[Site] = []
+
+    def make(name: str = "site") -> Site:
+        made.append(Site(tmp_path / name, monkeypatch))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.forget()
+
+
+@pytest.fixture
+def site(make_site) -> Site:
+    return make_site()

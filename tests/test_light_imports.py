@@ -1,0 +1,69 @@
+"""Looking around costs no torch: commands that only describe import nothing heavy."""
+
+import json
+import subprocess
+import sys
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "pyarrow",
+    "PIL",
+    "huggingface_hub",
+    "matplotlib",
+)
+COMMANDS = [
+    ["--help"],
+    ["--version"],
+    ["run", "--help"],
+    ["evaluate", "--help"],
+    ["completion", "bash"],
+    ["list", "methods"],
+    ["list", "attacks", "--json"],
+    ["list", "measures"],
+    ["list", "backbones"],
+    ["list", "datasets"],
+    ["list", "protocols"],
+    ["info", "trades"],
+    ["info", "average-case"],
+    ["info", "timm"],
+    ["info", "digits-linf"],
+    ["info", "cifar10"],
+    ["plugin", "list"],
+    ["plugin", "list", "--json"],
+    ["results", "ls"],
+]
+# One process for all of them, in this order: whatever is imported stays, so the first offender is named.
+PROGRAM = """
+import contextlib, io, json, sys
+heavy, commands = json.loads(sys.argv[1])
+from robflat_bench.cli import main
+import robflat_bench.api
+for command in commands:
+    sys.argv = ["robflat-bench", *command]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as ended:
+            assert ended.code == 0, (command, ended.code)
+    assert out.getvalue().strip(), command
+    loaded = sorted(set(heavy) & set(sys.modules))
+    if loaded:
+        sys.exit(f"{' '.join(command)} imported {', '.join(loaded)}")
+"""
+
+
+def test_looking_around_imports_nothing_heavy(child_environment, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps([HEAVY, COMMANDS])],
+        env=child_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
