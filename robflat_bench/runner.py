@@ -20,7 +20,7 @@ from robflat_bench.components import resolve
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, configure, evaluate
 from robflat_bench.observers import HistoryFile, Observer, Observers
-from robflat_bench.protocol import Protocol, content_hash, load
+from robflat_bench.protocol import Checkpoint, Protocol, content_hash, load, shipped
 from robflat_bench.randomness import generator
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry import Registry
@@ -187,27 +187,23 @@ class FoundModel:
     activation: str
     weights: Path | None
     name: str
-    home: Path | None
+    home: Path | None = None
+    epoch: int | None = None
 
 
 def find_model(
-    registry: Registry, protocol: Protocol, store: Store, name: str, backbone: str | None, checkpoint: str
+    registry: Registry, protocol: Protocol, store: Store, name: str, backbone: str | None, checkpoint: Checkpoint
 ) -> FoundModel:
     """A run's folder or key, a weights file, or a backbone by its component text, as `evaluate` takes it."""
     if name.endswith(".safetensors"):
-        return FoundModel(
-            protocol,
-            backbone or protocol.fixed.backbone,
-            protocol.recipe.activation,
-            Path(name),
-            Path(name).stem,
-            None,
-        )
+        weights = Path(name)
+        activation = protocol.recipe.activation
+        return FoundModel(protocol, backbone or protocol.fixed.backbone, activation, weights, weights.stem)
     if "(" in name:
-        return FoundModel(protocol, name, "relu", None, resolve(registry, "backbone", name).brief, None)
+        return FoundModel(protocol, name, "relu", None, resolve(registry, "backbone", name).brief)
     folder = store.find(name)
     record = folder.record()
-    if record.protocol.hash != protocol.hash:
+    if record.protocol.hash != protocol.hash and record.protocol.name in shipped():
         protocol = load(registry, record.protocol.name)
     if record.protocol.hash != protocol.hash:
         raise UsageError(
@@ -221,6 +217,7 @@ def find_model(
         folder.checkpoints / f"{checkpoint}.safetensors",
         checkpoint,
         folder.path,
+        record.results[checkpoint].epoch,
     )
 
 
@@ -260,7 +257,7 @@ def evaluate_model(
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
         result, outcomes = evaluate(
-            registry, protocol.fixed, plan, model, splits, found.name, None, journal, observer, device
+            registry, protocol.fixed, plan, model, splits, found.name, found.epoch, journal, observer, device
         )
         raw = arrays_bytes(outcomes)
         record = EvaluationRecord(

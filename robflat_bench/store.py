@@ -17,7 +17,6 @@ import socket
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +40,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Disk trouble in one line: a full disk fails the run (which resumes), an unwritable store is configuration."""
     try:
         yield
+    except Timeout:  # an OSError, but not the disk's
+        raise
     except OSError as error:
         reason = f"cannot write {path}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -74,7 +75,8 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):
             entry = io.BytesIO()
-            np.lib.format.write_array(entry, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            # Not ascontiguousarray, which makes a scalar array one-dimensional.
+            np.lib.format.write_array(entry, np.asarray(arrays[name], order="C"), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(info, entry.getvalue(), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
@@ -92,9 +94,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 )
                 for entry in archive.infolist()
             }
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         raise
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except Exception as error:  # damage raises nearly anything: BadZipFile, MemoryError, OverflowError, TokenError ...
         raise ValueError(f"{path.name} is damaged: {error}") from error
 
 

@@ -43,6 +43,7 @@ train = 100
 [[fixed.attacks]]
 attack = "autoattack(version=apgd, batch=4)"
 test = 8
+checkpoints = ["last"]
 
 [[fixed.measures]]
 measure = "average-case(draws=4, steps=4)"
@@ -74,23 +75,23 @@ main()
 
 
 def start(folder: Path, store: str) -> subprocess.Popen:
+    """The run as a process of its own, its record going to a file."""
     command = ["run", "--method", "trades", "--protocol", "resume.toml", "--store", store, "--json"]
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command],
-        cwd=folder,
-        env={**os.environ, "ROBFLAT_BENCH_PLUGINS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with (folder / f"{store}.json").open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *command],
+            cwd=folder,
+            env={**os.environ, "ROBFLAT_BENCH_PLUGINS": ""},
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def finished(folder: Path, store: str) -> dict:
     """The record of a run that goes on to its end."""
-    process = start(folder, store)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    return json.loads(out)
+    assert start(folder, store).wait(timeout=300) == 0
+    return json.loads((folder / f"{store}.json").read_text())
 
 
 def promised(record: dict) -> dict:

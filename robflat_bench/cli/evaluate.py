@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import rich_click as click
 
@@ -27,7 +28,7 @@ def evaluate(
     model: str,
     protocol: str,
     backbone: str | None,
-    checkpoint: str,
+    checkpoint: Literal["best", "last"],
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
     examples: int | None,

@@ -150,7 +150,8 @@ def result_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]
             row("gap in robust loss (test - train)", lambda result: number(result.gap.robust_loss)),
         ]
     rows += [row(title(registry, "measure", name), measured(name)) for name in measures]
-    return [*rows, row("flags", flags)]
+    known = [row for row in rows if set(row[1:]) != {"-"}]
+    return [*known, row("flags", flags)]
 
 
 def flags(result: Result) -> str:

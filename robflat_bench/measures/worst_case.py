@@ -122,6 +122,11 @@ class WorstCase(Measure):
         return final if params.keep == "last" else _better(best, final)
 
 
+def _chunks(group: Examples, adversarial: Tensor) -> Iterator[tuple[Examples, int]]:
+    """The group's adversarial examples, in batches that depend on its size alone."""
+    return padded_batches(Examples(adversarial, group.y, group.index), min(CHUNK, len(group)))
+
+
 class Pull(NamedTuple):
     """Gradients of the mean loss of a group: per layer (float64), and per input; and the losses, float64 [n]."""
 
@@ -142,7 +147,7 @@ def _pull(
     total = {name: torch.zeros_like(space.layers[name], dtype=torch.float64) for name in names}
     inputs, losses = [], []
     with space.moved(nu), _differentiable([space.layers[name] for name in names]):
-        for part, count in padded_batches(Examples(adversarial, group.y, group.index), min(CHUNK, len(group))):
+        for part, count in _chunks(group, adversarial):
             variable = part.x.detach().requires_grad_()
             loss = F.cross_entropy(model(variable), part.y, reduction="none")[:count]
             gradients = torch.autograd.grad(loss.sum(), [variable, *(space.layers[name] for name in names)])
@@ -164,7 +169,7 @@ def _losses(
     found = []
     with space.moved(nu), torch.no_grad():
         for group, x in zip(groups, adversarial, strict=True):
-            for part, count in padded_batches(Examples(x, group.y, group.index), min(CHUNK, len(group))):
+            for part, count in _chunks(group, x):
                 found.append(F.cross_entropy(model(part.x), part.y, reduction="none")[:count].double())
     return torch.cat(found)
 
