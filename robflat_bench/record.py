@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from robflat_bench.protocol import Strict
 from robflat_bench.spec import DatasetRef, ProtocolRef, RunSpec
@@ -114,6 +114,13 @@ class RunRecord(Strict):
     outcomes: str = Field(pattern=r"^[0-9a-f]{64}$")
     environment: dict[str, Any]
     provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _is_of_its_spec(self) -> RunRecord:
+        for name in ("key", "protocol", "method", "seed", "dataset"):
+            if getattr(self, name) != getattr(self.spec, name):
+                raise ValueError(f"its {name} is not that of its spec")
+        return self
 
 
 class EvaluationRecord(Strict):

@@ -158,7 +158,7 @@ def _make(
         seed=spec.seed,
         dataset=spec.dataset,
         results=results,  # type: ignore[arg-type]
-        budget=_budget(trained, sum(sum(result.seconds.values()) for result in results.values())),
+        budget=_budget(trained, journal.spent),
         history=tuple(trained.history),
         outcomes=hashlib.sha256(raw).hexdigest(),
         environment={**environment.describe(), **environment.torch_environment(device)},

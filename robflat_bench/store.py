@@ -102,7 +102,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 class StoredJournal(Journal):
     """Units on disk below `folder`; a damaged unit is computed again. `spent` sums what the units took, in
-    whichever process."""
+    whichever process, each once however often it is asked for."""
 
     def __init__(
         self, folder: Path, on_unit: Callable[[], None] = lambda: None, parent: StoredJournal | None = None
@@ -111,6 +111,7 @@ class StoredJournal(Journal):
         self.on_unit = on_unit
         self.parent = parent
         self.spent = 0.0
+        self._counted: set[Path] = set()
 
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         path = self.folder / f"{name}.npz"
@@ -123,7 +124,9 @@ class StoredJournal(Journal):
             write_atomically(path, arrays_bytes(arrays))
         journal: StoredJournal | None = self
         while journal is not None:
-            journal.spent += float(arrays["seconds"])
+            if path not in journal._counted:
+                journal.spent += float(arrays["seconds"])
+                journal._counted.add(path)
             journal = journal.parent
         self.on_unit()
         return arrays

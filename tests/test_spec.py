@@ -231,21 +231,22 @@ def number(draw, value: float) -> str:
     return draw(st.sampled_from(ways))
 
 
+FLOATS = st.floats(1e-6, 1) | st.just(0)  # far from denormals, whose fractions are not exact
 SETTINGS = {
     "recipe.epochs": st.integers(1, 500),
     "recipe.batch_size": st.integers(1, 500),
     "recipe.learning_rate": st.floats(1e-6, 10),
-    "recipe.weight_decay": st.floats(0, 1),
-    "recipe.epsilon": st.floats(0, 1) | st.integers(0, 1),
+    "recipe.weight_decay": FLOATS,
+    "recipe.epsilon": FLOATS | st.just(1),
     "recipe.attack_step": st.floats(1e-6, 1),
 }
 
 
 @settings(max_examples=60)
 @given(
-    beta=st.floats(0, 100) | st.integers(0, 100),
+    beta=FLOATS | st.integers(0, 100),
     chosen=st.fixed_dictionaries({}, optional=SETTINGS),
-    momentum=st.floats(0, 0.99),
+    momentum=st.floats(1e-6, 0.99),
     data=st.data(),
 )
 def test_one_run_has_one_key(registry, tiny, beta, chosen, momentum, data):

@@ -44,6 +44,7 @@ def evaluate(
     MODEL is a run's folder or key, a weights file (FILE.safetensors), or a timm model: 'timm(name=resnet18)'
     (with random weights unless the run or file has some). The result is written beside the model's record.
     """
+    from robflat_bench.base import UsageError
     from robflat_bench.protocol import load
 
     registry = output.registry(files)
@@ -58,6 +59,11 @@ def evaluate(
     place = choose_device(device)
     runs = Store(store)
     found = find_model(registry, chosen, runs, model, backbone, checkpoint)
+    available = found.protocol.fixed.data.test.count
+    if examples is not None and examples > available:
+        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples")
+    if examples is not None and not attacks and not measures:
+        raise UsageError(f"--examples {examples}: say of what, with --attack SPEC or --measure SPEC")
     plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples)
     splits = load_splits(registry, found.protocol, data)
     with Progress() as progress:

@@ -133,10 +133,8 @@ def train(job: Job, observer: Observer) -> State:
                 loss = job.method.loss(model, batch, x_adv)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise RunFailed(
-                        f"the loss is {value} at epoch {state.epoch}, step {state.step} (learning rate "
-                        f"{learning_rate(optimizer):g}); the last good state is kept in {job.folder}. "
-                        "Try --set recipe.learning_rate with a smaller value"
+                    raise _diverged(
+                        job, f"the loss is {value} at epoch {state.epoch}, step {state.step}", learning_rate(optimizer)
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -159,9 +157,18 @@ def train(job: Job, observer: Observer) -> State:
             observer.epoch_ends(state.history)
     counter.remove()
     save()
+    if interrupt.requested:  # during the last check, where no step follows that would have seen it
+        raise KeyboardInterrupt
     write_weights(job.folder / "best.safetensors", best)
     write_weights(job.folder / "last.safetensors", model.state_dict())
     return state
+
+
+def _diverged(job: Job, what: str, rate: float) -> RunFailed:
+    return RunFailed(
+        f"{what} (learning rate {rate:g}); the last good state is kept in {job.folder}. "
+        "Try --set recipe.learning_rate with a smaller value"
+    )
 
 
 def _end_epoch(job: Job, state: State, per_epoch: int, rate: float) -> bool:
@@ -171,6 +178,8 @@ def _end_epoch(job: Job, state: State, per_epoch: int, rate: float) -> bool:
     improved = False
     if due:
         clean, robust, loss = heldout_check(job)
+        if not math.isfinite(loss):
+            raise _diverged(job, f"the held-out loss is {loss} after epoch {state.epoch}", rate)
         improved = state.best is None or (robust, loss) < (state.best.error, state.best.loss)
         if improved:
             state.best = Best(state.epoch, robust, loss)

@@ -1,0 +1,274 @@
+"""Records are evidence: every total follows from the outcomes, and a record that says otherwise is refused."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from robflat_bench import record as records
+from robflat_bench.base import CheckFailed
+from robflat_bench.record import Flags, MeasureResult, Result, RunRecord, check, mean_loss, totals, union_error
+from robflat_bench.store import RunFolder, arrays_bytes, read_arrays
+
+# ---------------------------------------------------------------------------------------------------------
+# Totals
+# ---------------------------------------------------------------------------------------------------------
+
+OUTCOMES = {
+    "best/test/clean/error": np.array([True, False, False, False]),
+    "best/test/clean/loss": np.array([2.0, 0.1, 0.1, 0.1]),
+    "best/test/pgd/error": np.array([False, True, False, False]),
+    "best/test/pgd/loss": np.array([1.0, 2.0, 0.5, 0.5]),
+    "best/test/fgsm/error": np.array([False, False, True]),
+    "best/train/clean/error": np.array([False, True]),
+    "best/train/pgd/error": np.array([False, False]),
+    "best/train/pgd/loss": np.array([0.25, 0.5]),
+    "best/measure/flat/per_example": np.array([0.5, 1.5]),
+}
+
+
+def result(**changes):
+    return Result(
+        epoch=0,
+        weights="0" * 64,
+        measures={
+            "flat": MeasureResult(value=1.0, standard_error=0.5, n=2, seconds=0.0),
+            "sharp": MeasureResult(value=9.0, standard_error=None, n=2, seconds=0.0),
+        },
+        flags=Flags(zero_gradients=0.0, random_forward=False),
+        seconds={},
+        **(totals(OUTCOMES, "best", ["pgd", "fgsm"]) | changes),
+    )
+
+
+def test_robust_error_counts_clean_errors_too():
+    assert union_error(OUTCOMES, "best", "test", "pgd") == 2 / 4
+    assert union_error(OUTCOMES, "best", "test", "fgsm") == 2 / 3
+    assert union_error(OUTCOMES, "best", "train", "pgd") == 1 / 2
+    assert union_error(OUTCOMES, "best", "train", "fgsm") is None
+
+
+def test_losses_are_means_in_float64():
+    assert mean_loss(OUTCOMES, "best", "test", "pgd") == 1.0
+    assert mean_loss(OUTCOMES, "best", "test", "fgsm") is None
+    many = {"best/test/pgd/loss": np.full(10_000_000, 0.1, dtype=np.float32)}
+    assert abs(mean_loss(many, "best", "test", "pgd") - np.float64(np.float32(0.1))) < 1e-12
+
+
+def test_totals_and_gap():
+    made = result()
+    assert made.clean_error == 0.25
+    assert made.clean_error_train == 0.5
+    assert {name: (pair.test, pair.train) for name, pair in made.robust_error.items()} == {
+        "pgd": (0.5, 0.5),
+        "fgsm": (2 / 3, None),
+    }
+    assert (made.robust_loss.test, made.robust_loss.train) == (1.0, 0.375)
+    assert (made.gap.robust_error, made.gap.robust_loss) == (0.0, 0.625)
+
+
+def test_without_training_examples_there_is_no_gap():
+    few = {name: array for name, array in OUTCOMES.items() if "/train/" not in name}
+    made = totals(few, "best", ["pgd"])
+    assert made["clean_error_train"] is None
+    assert (made["gap"].robust_error, made["gap"].robust_loss) == (None, None)
+
+
+def test_a_result_agrees_with_its_outcomes():
+    assert check({"best": result()}, OUTCOMES) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"clean_error": 0.0}, "clean_error is 0.0, its outcomes give 0.25"),
+        ({"clean_error_train": None}, "clean_error_train is None"),
+        ({"robust_error": {"pgd": {"test": 0.25, "train": 0.5}}}, "robust_error"),
+        ({"robust_error": {"pgd": {"test": 0.5, "train": None}}}, "robust_error"),
+        ({"robust_loss": {"test": 0.9, "train": 0.375}}, "robust_loss"),
+        ({"robust_loss": None}, "robust_loss is None"),
+        ({"gap": {"robust_error": 0.5, "robust_loss": 0.625}}, "gap"),
+        ({"robust_error": {"apgd": {"test": 0.5}}}, "robust_error"),
+    ],
+)
+def test_a_result_that_disagrees_is_named(changes, says):
+    (first, *_) = check({"best": result(**changes)}, OUTCOMES)
+    assert first.startswith("best: ")
+    assert says in first
+
+
+def test_a_measure_that_disagrees_with_its_examples_is_named():
+    made = result()
+    wrong = made.measures["flat"].model_copy(update={"value": 1.0 + 1e-6})
+    changed = made.model_copy(update={"measures": made.measures | {"flat": wrong}})
+    (problem,) = check({"best": changed}, OUTCOMES)
+    assert "flat is 1.000001, its outcomes give 1.0" in problem
+
+
+def test_missing_outcomes_are_named():
+    assert "outcomes lack 'last/test/clean/error'" in check({"last": result()}, OUTCOMES)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A record on disk
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tamper(finished_copy, command):
+    """`tamper(change)` -> the complaint of `results show` after `change(record document)`."""
+
+    def show(change=None, raw=None) -> str:
+        path = finished_copy.folder / "record.json"
+        document = json.loads(path.read_text())
+        if change is not None:
+            change(document)
+        path.write_text(json.dumps(document) if raw is None else raw(json.dumps(document)))
+        done = command("results", "show", finished_copy.key, "--store", finished_copy.store, "--json")
+        assert done.code == 3, done
+        listed = command("results", "ls", "--store", finished_copy.store, "--json")
+        assert listed.code == 3
+        assert listed.document == []
+        return done.complaint
+
+    return show
+
+
+def test_the_run_as_it_was_is_shown(finished_copy, command):
+    done = command("results", "show", finished_copy.key, "--store", finished_copy.store, "--json")
+    assert done.code == 0
+    assert RunFolder(finished_copy.folder).record().model_dump(mode="json") == finished_copy.record
+
+
+def change_at(*path, to):
+    def change(document):
+        node = document
+        for step in path[:-1]:
+            node = node[step]
+        assert node[path[-1]] != to
+        node[path[-1]] = to
+
+    return change
+
+
+PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (change_at("results", "last", "clean_error", to=0.0001), "clean_error is 0.0001, its outcomes give"),
+        (change_at("results", "best", "robust_error", PGD, "test", to=0.0001), "best: robust_error"),
+        (change_at("results", "best", "robust_error", PGD, "train", to=None), "best: robust_error"),
+        (change_at("results", "last", "robust_loss", "test", to=0.0), "last: robust_loss"),
+        (change_at("results", "last", "gap", "robust_error", to=0.0001), "last: gap"),
+        (change_at("outcomes", to="0" * 64), "is not the file its record was made with"),
+        (change_at("outcomes", to="zero"), "'outcomes' = 'zero'"),
+        (lambda document: document.update(rank=1), "unknown key 'rank'"),
+        (lambda document: document["results"]["best"].update(rank=1), "rank"),
+        (lambda document: document["results"].update(first=document["results"]["best"]), "first"),
+        (lambda document: document.pop("budget"), "'budget' is missing"),
+        (change_at("schema_version", to=99), "'schema_version' = 99"),
+        (change_at("results", "last", "clean_error", to=float("nan")), "'results.last.clean_error' = nan"),
+        (change_at("budget", "seconds", to=float("inf")), "'budget.seconds' = inf"),
+        (change_at("budget", "forward", to="many"), "'budget.forward' = 'many'"),
+        (change_at("key", to="0" * 16), "its key is not that of its spec"),
+        (change_at("method", to="trades(beta=6.0)"), "its method is not"),
+        (change_at("seed", to=2), "its seed is not"),
+        (change_at("spec", "recipe", "epochs", to=300), "its key is not"),
+        (change_at("spec", "seed", to=2), "its key is not"),
+        (change_at("protocol", "hash", to="0" * 64), "its protocol is not"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused(tamper, change, says):
+    assert says in tamper(change)
+
+
+def test_a_flatness_value_follows_from_its_examples(tamper, finished):
+    names = [name for name in finished.record["results"]["last"]["measures"] if name.startswith("worst-case")]
+    outcomes = read_arrays(finished.folder / "outcomes.npz")
+    assert f"last/measure/{names[0]}/per_example" in outcomes
+    assert names[0] in tamper(change_at("results", "last", "measures", names[0], "value", to=0.0))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text + "{}",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"seed": 1', '"seed": 1e400', 1),
+    ],
+    ids=range(6),
+)
+def test_a_record_that_is_no_record_is_refused(tamper, raw):
+    assert "record.json" in tamper(raw=raw)
+
+
+def test_a_record_too_large_is_refused(tamper):
+    assert f"larger than {records.MAX_BYTES} bytes" in tamper(raw=lambda text: text + " " * records.MAX_BYTES)
+
+
+def test_outcomes_that_were_touched_are_refused(finished_copy, tamper):
+    path = finished_copy.folder / "outcomes.npz"
+    whole = path.read_bytes()
+    for position in (0, len(whole) // 2, len(whole) - 1):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        assert "is not the file its record was made with" in tamper()
+    path.unlink()
+    assert "outcomes.npz" in tamper()
+
+
+def test_outcomes_and_record_forged_together_must_still_agree(finished_copy, tamper):
+    path = finished_copy.folder / "outcomes.npz"
+    outcomes = read_arrays(path)
+    name = "last/test/clean/error"
+    outcomes[name] = ~outcomes[name]
+    raw = arrays_bytes(outcomes)
+    path.write_bytes(raw)
+    assert "clean_error" in tamper(change_at("outcomes", to=hashlib.sha256(raw).hexdigest()))
+
+
+def test_a_finished_run_is_not_taken_on_trust_either(finished_copy, command, tiny):
+    """`run` answers from a record only after the same check."""
+    path = finished_copy.folder / "record.json"
+    document = finished_copy.record
+    change_at("results", "last", "clean_error", to=0.0001)(document)
+    path.write_text(json.dumps(document))
+    done = command("run", "--method", "at", "--protocol", tiny, "--store", finished_copy.store)
+    assert done.code == 3
+    assert "its outcomes give" in done.complaint
+
+
+def test_disagreeing_results_are_never_written(finished_copy):
+    folder = RunFolder(finished_copy.folder)
+    record = folder.record()
+    outcomes = read_arrays(folder.outcomes_file)
+    wrong = {**record.results, "last": record.results["last"].model_copy(update={"clean_error": 0.5e-3})}
+    folder.record_file.unlink()
+    with pytest.raises(CheckFailed, match="clean_error"):
+        folder.finish(record.model_copy(update={"results": wrong}), outcomes, arrays_bytes(outcomes))
+    assert not folder.record_file.exists()
+
+
+def test_a_record_has_the_promised_fields():
+    assert set(RunRecord.model_fields) >= {
+        "schema_version",
+        "key",
+        "spec",
+        "protocol",
+        "method",
+        "seed",
+        "dataset",
+        "results",
+        "budget",
+        "extra_data",
+        "history",
+        "environment",
+        "provenance",
+    }
