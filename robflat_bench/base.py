@@ -194,7 +194,7 @@ class Examples:
 class Journal:
     """Units of finished work. This one only computes; the store's keeps each unit on disk and skips it next time.
 
-    A unit is a named function that returns arrays. Names are unique within one journal; `section` opens a
+    A unit is a function that returns arrays, under a name [A-Za-z0-9_.-] unique within one journal; `section` opens a
     child whose names cannot collide with its siblings'. `spent` sums the seconds of all units, read back or not.
     """
 

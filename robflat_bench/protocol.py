@@ -172,7 +172,7 @@ def shipped() -> dict[str, str]:
     folder = resources.files("robflat_bench") / "protocols"
     return {
         entry.name.removesuffix(".toml"): entry.read_text("utf-8")
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name.removesuffix(".toml"))
         if entry.name.endswith(".toml")
     }
 

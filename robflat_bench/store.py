@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -114,6 +115,8 @@ class StoredJournal(Journal):
         self._counted: set[Path] = set()
 
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        if not re.fullmatch(r"[\w.-]{1,200}", name):
+            raise ValueError(f"a unit's name is [\\w.-], not {name!r}")  # it becomes a file's
         path = self.folder / f"{name}.npz"
         try:
             arrays = read_arrays(path)

@@ -515,6 +515,20 @@ def flags(model: nn.Module, x_adv: Tensor, examples: Examples) -> Tensor:
         return model(x_adv).argmax(1) == examples.y
 
 
+@pytest.fixture
+def small_budgets(monkeypatch):
+    """The original with fewer iterations and queries, whoever constructs it."""
+    set_version = pyautoattack.AutoAttack._set_version
+
+    def smaller(self, version="standard"):
+        set_version(self, version)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = 2
+        self.fab.n_iter = 10
+        self.square.n_queries = 200
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", smaller)
+
+
 def test_apgd_tier_is_the_authors_code_with_survivors_regrouped(perceptron):
     examples, journal = digits(1000, 1034), Remembering()
     ours = AutoAttack(AutoAttackParams(version="apgd", batch=12), Threat(0.1))
@@ -533,23 +547,11 @@ def test_apgd_tier_is_the_authors_code_with_survivors_regrouped(perceptron):
     assert 0 < standing.sum() < 34
 
 
+@pytest.mark.usefixtures("small_budgets")
 def test_apgd_tier_draws_with_the_given_seed(perceptron):
     examples, attack = digits(1000, 1034), AutoAttack(AutoAttackParams(version="apgd", seed=3), Threat(0.1))
     x_adv = attack.run(perceptron, examples, Workspace())
     assert torch.equal(x_adv, original(perceptron, examples, 0.1, "apgd", 250, seed=3)[0])
-
-
-@pytest.fixture
-def small_budgets(monkeypatch):
-    """The original with fewer queries and iterations of its last two stages, whoever constructs it."""
-    set_version = pyautoattack.AutoAttack._set_version
-
-    def smaller(self, version="standard"):
-        set_version(self, version)
-        self.square.n_queries = 200
-        self.fab.n_iter = 10
-
-    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", smaller)
 
 
 def check_standard_version(model: nn.Module, examples: Examples, epsilon: float) -> dict[str, int]:
@@ -575,6 +577,12 @@ def check_standard_version(model: nn.Module, examples: Examples, epsilon: float)
 
 @pytest.mark.usefixtures("small_budgets")
 def test_standard_version_is_the_authors_code(perceptron):
+    broken = check_standard_version(perceptron, digits(1000, 1014), 0.12)
+    assert broken["apgd-ce"] > 0 < broken["fab-t"]
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_standard_version_is_the_authors_code_where_gradients_are_masked(perceptron):
     broken = check_standard_version(Coarse(perceptron).eval(), digits(1000, 1014), 0.17)
     assert broken["apgd-ce"] > 0, "by its random start"
     assert broken["square"] > 0, "the one stage that needs no gradient"
@@ -599,26 +607,19 @@ def test_autoattack_moves_exactly_the_images_it_breaks(perceptron):
     assert (x_adv - examples.x).abs().max() <= 0.1 + 1e-6
 
 
-@pytest.fixture(scope="module")
-def undisturbed(perceptron) -> tuple[Tensor, list[str]]:
-    """x_adv of an attack that nothing interrupts, and its units in order."""
-    journal = Remembering()
-    attack = AutoAttack(AutoAttackParams(version="apgd", batch=12), Threat(0.1))
-    return attack.run(perceptron, digits(1000, 1034), Workspace(journal=journal)), journal.computed
-
-
+@pytest.mark.usefixtures("small_budgets")
 @pytest.mark.parametrize("lives", [0, 2, 4])
-def test_autoattack_resumes_bit_for_bit(perceptron, undisturbed, lives):
-    x_adv, units = undisturbed
-    assert len(units) > 4
-    examples, dying = digits(1000, 1034), Remembering(lives)
+def test_autoattack_resumes_bit_for_bit(perceptron, lives):
+    examples, undisturbed, dying = digits(1000, 1034), Remembering(), Remembering(lives)
     attack = AutoAttack(AutoAttackParams(version="apgd", batch=12), Threat(0.1))
+    x_adv = attack.run(perceptron, examples, Workspace(journal=undisturbed))
+    assert len(undisturbed.computed) > 4
     with pytest.raises(InterruptedError):
         attack.run(perceptron, examples, Workspace(journal=dying))
     torch.rand(5)  # another process meets another global state
     second = Remembering(kept=dying.kept)
     assert torch.equal(attack.run(perceptron, examples, Workspace(journal=second)), x_adv)
-    assert dying.computed + second.computed == units, "nothing twice, nothing left out"
+    assert dying.computed + second.computed == undisturbed.computed, "nothing twice, nothing left out"
 
 
 def test_autoattack_where_nothing_stands(perceptron):

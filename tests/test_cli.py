@@ -108,6 +108,48 @@ def test_a_command_line_that_is_none_is_2(command, arguments):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# list and info
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["methods", "attacks", "measures", "backbones", "datasets", "protocols"])
+def test_everything_listed_has_information(command, kind):
+    rows = command("list", kind, "--json").document
+    assert rows == sorted(rows, key=lambda row: row["name"])
+    table = command("list", kind)
+    assert table.code == 0
+    for row in rows:
+        assert set(row) >= {"name", "summary", "provider", "parameters"}
+        assert row["summary"]
+        assert row["provider"] == f"robflat-bench {robflat_bench.__version__}"
+        for parameter in row["parameters"]:
+            assert set(parameter) == {"name", "type", "default", "range"}
+        assert f" {row['name']} " in table.out
+        assert command("info", row["name"], "--json").document == row
+        shown = command("info", row["name"])
+        assert (shown.code, shown.err) == (0, "")
+        assert row["summary"] in shown.out
+        assert all(parameter["name"] in shown.out for parameter in row["parameters"])
+
+
+def test_a_list_is_narrowed_by_a_glob(command):
+    assert [row["name"] for row in command("list", "backbones", "wrn-*", "--json").document] == [
+        "wrn-28-10",
+        "wrn-34-10",
+    ]
+    assert [row["name"] for row in command("list", "protocols", "dig*", "--json").document] == ["digits-linf"]
+    assert command("list", "methods", "x*", "--json").document == []
+
+
+def test_information_about_nothing(command):
+    done = command("info", "trade")
+    assert done.code == 2
+    assert "nothing is called 'trade'; did you mean 'trades'?" in done.complaint
+    assert "no kind" in command("info", "thing:trades").complaint
+    assert command("info", "attack:trades").code == 2
+
+
+# ---------------------------------------------------------------------------------------------------------
 # run
 # ---------------------------------------------------------------------------------------------------------
 

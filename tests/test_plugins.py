@@ -265,12 +265,17 @@ def test_a_name_offered_twice_is_refused_until_one_is_disabled(site, command, mo
     assert "ROBFLAT_BENCH_DISABLE_PLUGINS=second-plugin" in done.complaint
     assert command("info", "twin").code == 4
 
-    for arguments in (["list", "methods"], ["list", "methods", "--json"]):
+    for arguments in (
+        ["list", "methods"],
+        ["list", "methods", "--json"],
+        ["plugin", "list"],
+        ["plugin", "list", "--json"],
+    ):
         seen = command(*arguments)
         assert seen.code == 0
         assert "method 'twin' is offered by first-plugin and second-plugin" in seen.err
         assert "first" in seen.out
-        assert "twin" not in seen.out
+        assert ("twin" in seen.out) == (arguments[0] == "plugin")
 
     monkeypatch.setenv("ROBFLAT_BENCH_DISABLE_PLUGINS", "second-plugin")
     rows = listed(command)

@@ -69,6 +69,8 @@ def list_plugins(files: tuple[Path, ...], as_json: bool) -> None:
         }
         for name in plugins.disabled
     ]
+    for line in registry.duplicates():
+        output.note(line)
     if as_json:
         output.emit_json(rows)
         return
@@ -85,5 +87,3 @@ def list_plugins(files: tuple[Path, ...], as_json: bool) -> None:
     output.console().print(
         output.table("plugins", ["distribution", "version", "entry point", "state", "components or error"], cells)
     )
-    for line in registry.duplicates():
-        output.note(line)

@@ -39,7 +39,7 @@ class Splits:
 
     def examples(self, split: SplitName, device: str, dtype: torch.dtype, count: int | None = None) -> Examples:
         """The first `count` as floats in [0,1] with their canonical indices."""
-        index = torch.from_numpy(self.pools[split].index[:count])
+        index = torch.from_numpy(self.pools[split].index[:count]).to(device)
         return Examples(self.images(split, device, count).to(dtype) / 255, self.labels(split, device, count), index)
 
 

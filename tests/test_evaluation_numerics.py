@@ -1,0 +1,288 @@
+"""What evaluation adds up, by hand: robust error as a union, gaps, flags, memory batches and keyed random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from robflat_bench.attacks.fgsm import FGSM
+from robflat_bench.base import Examples, ImageShape, Journal, Params, Pool, Threat, Workspace
+from robflat_bench.batching import in_batches, padded_batches
+from robflat_bench.components import resolve
+from robflat_bench.data.splits import Splits
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, _weaker_broke_more, evaluate
+from robflat_bench.measures import AverageCaseParams
+from robflat_bench.measures.average_case import AverageCase
+from robflat_bench.observers import Observer
+from robflat_bench.protocol import Attacked, Fixed, Measured, ThreatModel, load
+from robflat_bench.randomness import generator, normal_like, per_example_uniform, uniform_like
+from robflat_bench.record import Result, check, mean_loss, totals, union_error
+from robflat_bench.spec import DatasetRef
+from robflat_bench.store import StoredJournal
+from robflat_bench.training.loop import heldout_check
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Robust error is a union
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Wave(nn.Module):
+    """Two classes from one pixel u: logits (cos(6 u), 0). A step of 0.5 uphill in loss may land beyond the hill."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.gain * torch.cos(6 * x.flatten(1)[:, 0])
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+
+# Pixel (of 255), label, wrong when clean, wrong under FGSM with epsilon 0.5.
+CASES = [
+    (102, 0, True, False),  # cos(2.4) < 0; uphill is towards cos(3.14), but the step ends at cos(5.4) > 0
+    (26, 0, False, True),  # cos(0.6) > 0, cos(3.6) < 0
+    (0, 0, False, False),  # no gradient at the top of the wave: the step has length 0
+    (0, 1, True, True),
+    (5, 0, False, True),
+]
+
+
+def splits(test: list[int], train: list[int]) -> Splits:
+    def pool(rows: list[int]) -> Pool:
+        x = np.array([CASES[row][0] for row in rows], dtype=np.uint8).reshape(-1, 1, 1, 1)
+        return Pool(x, np.array([CASES[row][1] for row in rows], dtype=np.uint8), np.array(rows, dtype=np.int64))
+
+    return Splits(
+        {"test": pool(test), "train": pool(train), "heldout": pool(test)},
+        DatasetRef(name="wave", checksum="0", canonical=False, origin="by hand"),
+        ImageShape(1, 1, 2, (0.5,), (0.5,)),
+    )
+
+
+@pytest.fixture(scope="module")
+def fixed(registry) -> Fixed:
+    """The laptop protocol with a radius of 0.5."""
+    return load(registry).fixed.model_copy(update={"threat": ThreatModel(epsilon=0.5)})
+
+
+def evaluated(
+    registry, fixed: Fixed, model: nn.Module, data: Splits, plan: Plan, folder
+) -> tuple[Result, dict[str, np.ndarray]]:
+    return evaluate(registry, fixed, plan, model, data, "last", 3, StoredJournal(folder), Observer(), "cpu")
+
+
+def test_an_image_misclassified_clean_counts_although_its_attack_is_classified_right(registry, fixed, tmp_path):
+    plan = Plan((Attacked(attack="fgsm", test=5, train=2),), ())
+    result, outcomes = evaluated(registry, fixed, Wave(), splits([0, 1, 2, 3, 4], [1, 2]), plan, tmp_path)
+    assert outcomes["last/test/clean/error"].tolist() == [case[2] for case in CASES]
+    assert outcomes["last/test/fgsm/error"].tolist() == [case[3] for case in CASES]
+    assert result.clean_error == 2 / 5
+    assert result.robust_error["fgsm"].test == 4 / 5, "one more than the attack alone, two more than clean"
+    assert result.robust_error["fgsm"].train == 1 / 2
+    assert result.clean_error_train == 0
+    assert result.gap.robust_error == pytest.approx(4 / 5 - 1 / 2)
+    assert result.flags.zero_gradients == 2 / 5
+    assert not result.flags.random_forward
+    pixels = torch.tensor([0.9, 26 / 255 + 0.5, 0, 0, 5 / 255 + 0.5], dtype=torch.float64)
+    logits = torch.cos(6 * pixels)
+    expected = torch.log(1 + torch.exp(-logits * torch.tensor([1, 1, 1, -1, 1])))
+    assert outcomes["last/test/fgsm/loss"] == pytest.approx(expected.numpy(), abs=1e-5)
+    assert result.robust_loss.test == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert result.gap.robust_loss == pytest.approx(float(expected.mean() - expected[1:3].mean()), abs=1e-5)
+    assert check({"last": result}, outcomes) == []
+
+
+def test_held_out_error_is_a_union_too():
+    job = SimpleNamespace(
+        model=Wave(),
+        splits=splits([0, 1, 2, 3, 4], [0]),
+        device="cpu",
+        dtype=torch.float32,
+        selection=FGSM(Params(), Threat(0.5)),
+        evaluation_seed=0,
+    )
+    clean, robust, _ = heldout_check(job)
+    assert (clean, robust) == (2 / 5, 4 / 5)
+
+
+def test_union_over_fewer_attacked_than_clean_examples():
+    outcomes = {
+        "best/test/clean/error": np.array([True, False, False, True, True]),
+        "best/test/pgd/error": np.array([False, False, True]),
+        "best/test/pgd/loss": np.array([1.0, 2.0, 6.0]),
+    }
+    assert union_error(outcomes, "best", "test", "pgd") == pytest.approx(2 / 3)
+    assert mean_loss(outcomes, "best", "test", "pgd") == 3.0
+    assert union_error(outcomes, "best", "train", "pgd") is None
+    found = totals(outcomes, "best", ["pgd"])
+    assert found["clean_error"] == 3 / 5
+    assert found["robust_error"]["pgd"].test == pytest.approx(2 / 3)
+    assert found["gap"].robust_error is None
+
+
+def test_measures_and_attacks_get_the_protocols_seed_and_all_their_examples(registry, fixed, tmp_path):
+    """What `evaluate` reports is what the measure says on those examples under the evaluation seed."""
+    seeded = fixed.model_copy(update={"seed": 4})
+    text = resolve(registry, "measure", "average-case(draws=3, steps=2, xi=0.3)").canonical
+    plan = Plan((Attacked(attack="fgsm", test=2),), (Measured(measure=text, test=4),))
+    data, model = splits([0, 1, 2, 3, 4], [0]), Wave()
+    result, outcomes = evaluated(registry, seeded, model, data, plan, tmp_path)
+    measure = AverageCase(AverageCaseParams(draws=3, steps=2, xi=0.3), Threat(0.5))
+    examples = data.examples("test", "cpu", torch.float32, 4)
+    direct, other = (measure.measure(model, examples, Workspace(MEMORY_BATCH, seed)) for seed in (4, 5))
+    assert result.measures[text].value == direct.value != other.value
+    assert result.measures[text].n == 4
+    assert np.array_equal(outcomes[f"last/measure/{text}/losses"], direct.arrays["losses"])
+    assert len(outcomes["last/test/fgsm/error"]) == 2
+    assert len(outcomes["last/test/clean/error"]) == 4
+
+
+def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_path):
+    text = resolve(registry, "measure", "worst-case(restarts=2, steps=2, xi=0.3)").canonical
+    pgd = resolve(registry, "attack", "pgd(steps=3)").canonical
+    plan = Plan((Attacked(attack=pgd, test=5),), (Measured(measure=text, test=5),))
+    data, model, calls = splits([0, 1, 2, 3, 4], [0]), Wave(), [0]
+    model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    first, outcomes = evaluated(registry, fixed, model, data, plan, tmp_path)
+    spent, calls[0] = calls[0], 0
+    second, again = evaluated(registry, fixed, model, data, plan, tmp_path)
+    assert second.model_dump(exclude={"seconds"}) == first.model_dump(exclude={"seconds"})
+    assert outcomes.keys() == again.keys()
+    assert all(np.array_equal(again[name], array) for name, array in outcomes.items())
+    assert calls[0] == spent - 4 - 12, "the attack's passes and those of two restarts, moved and not"
+    with torch.no_grad():
+        model.gain.fill_(2.0)
+    other, _ = evaluated(registry, fixed, model, data, plan, tmp_path)
+    assert other.measures[text].value != first.measures[text].value, "other weights, other units"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Flags
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Noisy(Wave):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.01 * torch.randn(2)
+
+
+def test_a_forward_that_differs_is_flagged(registry, fixed, tmp_path):
+    plan = Plan((Attacked(attack="fgsm", test=5),), ())
+    with torch.random.fork_rng():
+        result, _ = evaluated(registry, fixed, Noisy(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
+    assert result.flags.random_forward
+
+
+def test_examples_only_the_weaker_attack_broke_are_counted(registry):
+    strong, weak, weaker = (
+        resolve(registry, "attack", text) for text in ("autoattack(version=apgd)", "pgd(steps=20)", "fgsm")
+    )
+    outcomes = {
+        "last/test/clean/error": np.array([False, False, False, True, False, False]),
+        f"last/test/{strong.canonical}/error": np.array([True, False, False, False, False]),
+        f"last/test/{weak.canonical}/error": np.array([True, True, False, True, False, True]),
+        f"last/test/{weaker.canonical}/error": np.array([False, True, True, True, False, True]),
+    }
+    assert _weaker_broke_more(outcomes, "last", [strong, weak, weaker]) == 2
+    assert _weaker_broke_more(outcomes, "last", [strong, weak]) == 1
+    assert _weaker_broke_more(outcomes, "last", [weak, weaker]) is None
+    assert _weaker_broke_more(outcomes, "last", [strong]) is None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory batches
+# ---------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int) -> Examples:
+    """Example i has one pixel i, label i mod 7 and index 100 + i."""
+    rows = torch.arange(count)
+    return Examples(rows.double().reshape(-1, 1, 1, 1), rows % 7, rows + 100)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (8, 4), (3, 4), (1, 5), (4, 1)])
+def test_batches_have_one_size_and_cover_every_example_once(count, batch):
+    covered = []
+    for part, counting in padded_batches(numbered(count), batch):
+        assert len(part) == batch
+        assert torch.equal(part.index - 100, part.x.flatten().long())
+        assert torch.equal(part.y, part.x.flatten().long() % 7)
+        covered += part.index[:counting].tolist()
+        assert set(part.index[counting:].tolist()) <= set(part.index[:counting].tolist()), "padding repeats its rows"
+    assert covered == list(range(100, 100 + count))
+
+
+class Naming(Journal):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def unit(self, name, compute):
+        self.names.append(name)
+        return compute()
+
+
+def test_results_come_in_order_from_units_that_no_other_batch_size_shares():
+    names = []
+    for batch in (3, 4, 10, 64):
+        journal = Naming()
+        found = in_batches(numbered(10), Workspace(batch, 0, journal), lambda part: 2 * part.x[:, 0, 0, 0], "twice")
+        assert found.tolist() == [2.0 * i for i in range(10)]
+        names += journal.names
+    assert len(set(names)) == len(names) == 4 + 3 + 1 + 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Random numbers keyed by content
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_generator_is_its_key():
+    def first(*key: int | str) -> float:
+        return float(torch.rand((), generator=generator(*key), dtype=torch.float64))
+
+    assert first(1, "attack", 2) == first(1, "attack", 2)
+    assert len({first(1, "attack", 2), first(2, "attack", 2), first(1, "order", 2), first(1, "attack", 3)}) == 4
+    assert first(1, 23) != first(12, 3), "parts of a key do not run together"
+    assert first("init") == pytest.approx(0.45321588913988675, abs=1e-15), "the same on every machine, for ever"
+
+
+def test_draws_are_uniform_and_normal_and_the_same_in_every_precision():
+    x = torch.zeros(20, 3, 16, 16, dtype=torch.float64)
+    uniform, normal = uniform_like(x, generator(1)), normal_like(x, generator(1))
+    assert stats.kstest(uniform.flatten(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+    assert stats.kstest(normal.flatten(), "norm").pvalue > 0.01
+    assert torch.equal(uniform_like(x.float(), generator(1)), uniform.float())
+    assert torch.equal(normal_like(x.float(), generator(1)), normal.float())
+
+
+def test_example_draws_depend_on_key_and_index_alone():
+    x = torch.zeros(50, 3, 8, 8, dtype=torch.float64)
+    index = torch.arange(1000, 1050)
+    found = per_example_uniform(x, index, 7, "pgd", 0)
+    assert stats.kstest(found.flatten(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+    assert torch.equal(per_example_uniform(x[10:12], index[10:12], 7, "pgd", 0), found[10:12])
+    assert torch.equal(per_example_uniform(x, index.flip(0), 7, "pgd", 0), found.flip(0))
+    assert torch.equal(per_example_uniform(x.float(), index, 7, "pgd", 0), found.float())
+    for other in (
+        per_example_uniform(x, index, 8, "pgd", 0),
+        per_example_uniform(x, index, 7, "pgd", 1),
+        per_example_uniform(x, index + 50, 7, "pgd", 0),
+    ):
+        assert abs(np.corrcoef(other.flatten(), found.flatten())[0, 1]) < 0.05
+    assert abs(np.corrcoef(found[0].flatten(), found[1].flatten())[0, 1]) < 0.3
