@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from robflat_bench.base import Dataset, Pool, Source
+from robflat_bench.base import Dataset, Pool, Source, UsageError
 
 PIXELS_SHA256 = "b41ca9fd335466eee997366c2e6f6bbe0a1b4582afe091fc4eba35f4a254182f"
 """Of x as it is returned: uint8 [1797,8,8,1] in C order."""
@@ -32,10 +34,12 @@ def load() -> Source:
     The grey levels v = 0..16 become rint(255 v / 16) (halves to even: 8 -> 128), so that x / 255 spans
     [0,1] like any other image and the levels stay distinct.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    y = digits.target.astype(np.uint8)
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise UsageError("digits lie inside scikit-learn, which is not installed: pip install scikit-learn")
+    # The file as scikit-learn ships it; importing sklearn.datasets for it would cost seconds.
+    rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    x = np.rint(rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    y = rows[:, -1].astype(np.uint8)
     pool = Pool(x, y, np.arange(len(x), dtype=np.int64))
     return Source({"train": pool}, classes=10, origin=f"scikit-learn digits ({len(x):,} images)")
