@@ -245,6 +245,10 @@ class InnerAttack(ABC):
     def __call__(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """x_adv that maximises `objective(logits) -> [B]` per example; parameters receive no gradient."""
 
+    @abstractmethod
+    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits [B,K] as this attack sees the model (its batch normalisation mode), without gradient."""
+
 
 class Attack(ABC):
     """An attack under evaluation. Implement `perturb` for batches; override `run` only if the whole set matters."""

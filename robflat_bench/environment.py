@@ -43,7 +43,7 @@ def torch_environment(device: str) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Which code made a record: version and SHA-256 over this package's Python files, and the command."""
+    """Which code made a record: version and SHA-256 over this package's Python files."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -53,7 +53,6 @@ def provenance() -> dict[str, Any]:
         "robflat_bench": __version__,
         "source": digest.hexdigest(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8],
-        "arguments": sys.argv[1:],
     }
 
 

@@ -58,14 +58,10 @@ def build_model(
 
 
 def layout(model: nn.Module) -> torch.memory_format:
-    """Channels last, which is faster, where every inner convolution's channels come in eights.
-
-    Elsewhere oneDNN (as of torch 2.15, on AVX2) writes out of bounds in the weight gradient of a strided 1x1
-    convolution: heap corruption, not an error.
-    """
-    inner = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 3]
-    eights = all(m.in_channels % 8 == 0 and m.out_channels % 8 == 0 for m in inner)
-    return torch.channels_last if eights else torch.contiguous_format
+    """Channels last, which is faster, unless the network has a strided 1x1 convolution of channels not in sixteens:
+    there oneDNN (up to torch 2.15 at least) corrupts the heap in its weight gradient."""
+    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) != m.stride]
+    return torch.channels_last if all(m.in_channels % 16 == 0 for m in strided) else torch.contiguous_format
 
 
 def execute(
@@ -241,6 +237,7 @@ def evaluate_model(
         load_weights(model, read_weights(found.weights), found.weights.name)
     weights = digest(model.state_dict())
     identity = {
+        "name": found.name,
         "weights": weights,
         "attacks": [row.model_dump(mode="json") for row in plan.attacks],
         "measures": [row.model_dump(mode="json") for row in plan.measures],

@@ -476,6 +476,17 @@ class Coarse(nn.Module):
         return self.network((x * 8).round() / 8 + 0 * x)
 
 
+class Sharp(nn.Module):
+    """So sure of itself that the cross-entropy has hardly any gradient: later stages find what the first missed."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1000 * self.network(x)
+
+
 def digits(start: int, stop: int) -> Examples:
     pool = load().pools["train"]
     x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
@@ -523,6 +534,7 @@ def small_budgets(monkeypatch):
     def smaller(self, version="standard"):
         set_version(self, version)
         self.apgd.n_iter = self.apgd_targeted.n_iter = 2
+        self.apgd_targeted.n_target_classes = 1
         self.fab.n_iter = 10
         self.square.n_queries = 200
 
@@ -554,14 +566,14 @@ def test_apgd_tier_draws_with_the_given_seed(perceptron):
     assert torch.equal(x_adv, original(perceptron, examples, 0.1, "apgd", 250, seed=3)[0])
 
 
-def check_standard_version(model: nn.Module, examples: Examples, epsilon: float) -> dict[str, int]:
+def check_standard_version(model: nn.Module, examples: Examples, epsilon: float, batch: int) -> dict[str, int]:
     """The adapter does what the original does; how many examples each stage broke."""
     journal = Remembering()
-    ours = AutoAttack(AutoAttackParams(batch=6), Threat(epsilon))
+    ours = AutoAttack(AutoAttackParams(batch=batch), Threat(epsilon))
     random_state = torch.get_rng_state()
     x_adv = ours.run(model, examples, Workspace(journal=journal))
     assert torch.equal(torch.get_rng_state(), random_state)
-    expected, standing = original(model, examples, epsilon, "standard", 6)
+    expected, standing = original(model, examples, epsilon, "standard", batch)
     assert torch.equal(x_adv, expected)
     assert torch.equal(flags(model, x_adv, examples), standing)
     assert [name.rpartition("-")[0] for name in journal.computed] == sorted(
@@ -577,20 +589,21 @@ def check_standard_version(model: nn.Module, examples: Examples, epsilon: float)
 
 @pytest.mark.usefixtures("small_budgets")
 def test_standard_version_is_the_authors_code(perceptron):
-    broken = check_standard_version(perceptron, digits(1000, 1014), 0.12)
-    assert broken["apgd-ce"] > 0 < broken["fab-t"]
+    broken = check_standard_version(Sharp(perceptron).eval(), digits(1000, 1030), 0.1, batch=30)
+    assert broken["apgd-ce"] > 0 < broken["apgd-t"]
+    assert broken["fab-t"] > 0, "it tries classes that the shortened apgd-t left out"
 
 
 @pytest.mark.usefixtures("small_budgets")
 def test_standard_version_is_the_authors_code_where_gradients_are_masked(perceptron):
-    broken = check_standard_version(Coarse(perceptron).eval(), digits(1000, 1014), 0.17)
+    broken = check_standard_version(Coarse(perceptron).eval(), digits(1000, 1014), 0.17, batch=6)
     assert broken["apgd-ce"] > 0, "by its random start"
     assert broken["square"] > 0, "the one stage that needs no gradient"
 
 
 @pytest.mark.slow
 def test_standard_version_is_the_authors_code_at_full_budget(perceptron):
-    broken = check_standard_version(perceptron, digits(1000, 1012), 0.12)
+    broken = check_standard_version(perceptron, digits(1000, 1012), 0.12, batch=6)
     assert broken["apgd-ce"] > 0
 
 
@@ -630,7 +643,14 @@ def test_autoattack_where_nothing_stands(perceptron):
 
 
 def test_autoattack_refuses_fewer_than_ten_classes():
+    examples = small_examples()
+    examples = Examples(examples.x.float(), examples.y, examples.index)
     with pytest.raises(UsageError, match="this model has 5"):
+        AutoAttack(AutoAttackParams(), Threat(0.1)).run(small_net().float(), examples, Workspace())
+
+
+def test_autoattack_refuses_float64():
+    with pytest.raises(UsageError, match="float32 only"):
         AutoAttack(AutoAttackParams(), Threat(0.1)).run(small_net(), small_examples(), Workspace())
 
 

@@ -49,10 +49,10 @@ class BlindToHead(Honest):
         return model(x_adv).detach().sum() + sum(p.sum() for p in list(model.parameters())[:-2])
 
 
-class OverwritesLabels(Honest):
+class OverwritesTargets(Honest):
     def loss(self, model, batch, x_adv):
         loss = super().loss(model, batch, x_adv)
-        batch.y.zero_()
+        batch.target.zero_()
         return loss
 
 
@@ -96,7 +96,7 @@ ZOO = [
     (MethodInfo("not-a-method", "an attack as a method", here("function")), "check_description"),
     (MethodInfo("loose", "parameters that change", here("Honest"), Loose), "check_parameters"),
     (MethodInfo("blind", "its loss does not reach the head", here("BlindToHead")), "check_contract"),
-    (MethodInfo("overwrites", "writes into the batch", here("OverwritesLabels")), "check_leaves_no_trace"),
+    (MethodInfo("overwrites", "writes into the batch", here("OverwritesTargets")), "check_leaves_no_trace"),
     (MethodInfo("random", "draws from the global state", here("DrawsGlobally")), "check_same_inputs_same_result"),
     (AttackInfo("too-far", "twice the radius", here("TooFar")), "check_contract"),
     (AttackInfo("mode", "leaves a module in train mode", here("LeavesEvalMode")), "check_leaves_no_trace"),

@@ -50,6 +50,8 @@ class AutoAttack(Attack):
         return self.run(model, examples, Workspace())
 
     def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        if examples.x.dtype != torch.float32:
+            raise UsageError("autoattack computes in float32 only; use pgd under this precision")
         batch = self.params.batch
         x_adv = examples.x.clone()
         with attacked(model), torch.no_grad():

@@ -144,6 +144,11 @@ class TrainingAttack(InnerAttack):
         self.start = start
         self.source = source
 
+    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
+        with attacked(model, self.bn), torch.no_grad():
+            logits: Tensor = model(x)
+        return logits
+
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         radius = 1e-3 if self.start == "normal" else self.epsilon
         start = x + radius * STARTS[self.start](x, self.source)

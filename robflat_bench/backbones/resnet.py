@@ -50,7 +50,10 @@ class Block(nn.Module):
         self.reshapes = inputs != outputs or stride != 1
         projection = Modules()
         if self.reshapes:
-            projection["conv"] = convolution(inputs, outputs, 1, stride)
+            # Every stride-th pixel, then a dense 1x1 convolution: the same numbers as a strided one, whose weight
+            # gradient oneDNN (up to torch 2.15 at least) writes out of bounds, channels last, where channels are few.
+            projection["every"] = Every(stride)
+            projection["conv"] = convolution(inputs, outputs, 1)
             if not self.preactivated:
                 projection["norm"] = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential(projection)  # empty: the identity
@@ -80,6 +83,17 @@ class PreActivation(Block):
         y = self.conv2(self.act2(self.norm2(self.conv1(a))))
         out: Tensor = y + self.shortcut(a if self.reshapes else x)
         return out
+
+
+class Every(nn.Module):
+    """[B,C,H,W] -> every stride-th pixel of it, in both directions."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride]
 
 
 class PositionMean(nn.Module):

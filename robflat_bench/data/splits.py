@@ -102,6 +102,10 @@ def load_splits(registry: Registry, protocol: Protocol, root: str | None) -> Spl
 def _splits(protocol: Protocol, name: str, dataset: Dataset, source: Source) -> Splits:
     data = protocol.fixed.data
     pools: dict[SplitName, Pool] = {split: select(source, getattr(data, split)) for split in SPLITS}
+    for one, other in (("train", "heldout"), ("train", "test"), ("heldout", "test")):
+        same_pool = getattr(data, one).pool == getattr(data, other).pool
+        if same_pool and len(np.intersect1d(pools[one].index, pools[other].index)):  # type: ignore[index]
+            raise UsageError(f"the splits '{one}' and '{other}' share images; make them disjoint")
     digest = hashlib.sha256()
     for split in SPLITS:
         digest.update(pixel_hash(pools[split]).encode())

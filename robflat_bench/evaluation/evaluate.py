@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.base import Examples, Threat, Workspace
+from robflat_bench.base import Examples, RunFailed, Threat, Workspace
 from robflat_bench.components import Component, resolve, title
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
@@ -155,6 +156,8 @@ def evaluate(
         place = workspace(measured.measure)
         measure = resolve(registry, "measure", measured.measure).build(threat)
         found = measure.measure(model, examples("test", measured.test), place)
+        if not math.isfinite(found.value):
+            raise RunFailed(f"{measured.measure} is {found.value} at checkpoint {checkpoint}; its weights are kept")
         spent = place.journal.spent
         measures[measured.measure] = MeasureResult(
             value=found.value,

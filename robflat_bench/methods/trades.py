@@ -4,10 +4,9 @@ x_i' = argmax_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') ), the clean predict
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from robflat_bench.attacks.engine import attacked, divergence_from
+from robflat_bench.attacks.engine import divergence_from
 from robflat_bench.base import Batch, InnerAttack, Method
 from robflat_bench.methods import TRADESParams
 from robflat_bench.methods.losses import soft_cross_entropy, weighted_mean
@@ -20,9 +19,7 @@ class TRADES(Method):
     params: TRADESParams
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        with attacked(model), torch.no_grad():
-            clean = model(batch.x)
-        return inner(model, batch.x, divergence_from(clean))
+        return inner(model, batch.x, divergence_from(inner.predict(model, batch.x)))
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         clean, adversarial = model(batch.x), model(x_adv)
