@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import rich_click as click
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from robflat_bench.cli.output import console, percent
@@ -27,7 +27,6 @@ class Progress(Observer):
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=screen,
             )
