@@ -83,6 +83,17 @@ attack_step = 0.1
 # ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Numerics on one intra-op thread, as the laptop protocols compute."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> Iterator[None]:
     """Ctrl-C interrupts even where the shell started the tests with SIGINT ignored, as it does in the background."""
