@@ -15,20 +15,19 @@ from robflat_bench.base import (
     Attack,
     AttackInfo,
     BackboneInfo,
-    Batch,
     Dataset,
     DatasetInfo,
     Examples,
     ImageShape,
-    InnerAttack,
     Journal,
     Measure,
     MeasureInfo,
     Measurement,
-    Method,
     MethodInfo,
+    ModifierInfo,
     Number,
     Params,
+    Passes,
     Pool,
     Source,
     Threat,
@@ -36,13 +35,22 @@ from robflat_bench.base import (
     Workspace,
     hookimpl,
 )
+from robflat_bench.method import Batch, InnerAttack, Loss, Method, Modifier, Moment, Training
 
 if TYPE_CHECKING:
-    from robflat_bench.attacks.engine import ascend, attacked, cross_entropy, divergence_from, margin, project
+    from robflat_bench.attacks.engine import (
+        ascend,
+        attacked,
+        cross_entropy,
+        divergence_from,
+        frozen_statistics,
+        margin,
+        project,
+    )
     from robflat_bench.batching import in_batches
     from robflat_bench.measures.oracle import RobustLoss
     from robflat_bench.measures.weight_space import WeightSpace
-    from robflat_bench.methods.losses import soft_cross_entropy, weighted_mean
+    from robflat_bench.methods.losses import divergence, soft_cross_entropy
     from robflat_bench.randomness import generator, per_example_uniform
 
 _LAZY = {
@@ -50,13 +58,14 @@ _LAZY = {
     "attacked": "robflat_bench.attacks.engine",
     "cross_entropy": "robflat_bench.attacks.engine",
     "divergence_from": "robflat_bench.attacks.engine",
+    "frozen_statistics": "robflat_bench.attacks.engine",
     "margin": "robflat_bench.attacks.engine",
     "project": "robflat_bench.attacks.engine",
     "in_batches": "robflat_bench.batching",
     "RobustLoss": "robflat_bench.measures.oracle",
     "WeightSpace": "robflat_bench.measures.weight_space",
+    "divergence": "robflat_bench.methods.losses",
     "soft_cross_entropy": "robflat_bench.methods.losses",
-    "weighted_mean": "robflat_bench.methods.losses",
     "generator": "robflat_bench.randomness",
     "per_example_uniform": "robflat_bench.randomness",
 }
@@ -72,24 +81,32 @@ __all__ = [
     "ImageShape",
     "InnerAttack",
     "Journal",
+    "Loss",
     "Measure",
     "MeasureInfo",
     "Measurement",
     "Method",
     "MethodInfo",
+    "Modifier",
+    "ModifierInfo",
+    "Moment",
     "Number",
     "Params",
+    "Passes",
     "Pool",
     "RobustLoss",
     "Source",
     "Threat",
+    "Training",
     "UsageError",
     "WeightSpace",
     "Workspace",
     "ascend",
     "attacked",
     "cross_entropy",
+    "divergence",
     "divergence_from",
+    "frozen_statistics",
     "generator",
     "hookimpl",
     "in_batches",
@@ -97,7 +114,6 @@ __all__ = [
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
-    "weighted_mean",
 ]
 
 

@@ -87,7 +87,12 @@ Number = Annotated[float, BeforeValidator(parse_fraction)]
 # Descriptions
 # ---------------------------------------------------------------------------------------------------------
 
-Kind = Literal["method", "attack", "measure", "backbone", "dataset"]
+Kind = Literal["method", "modifier", "attack", "measure", "backbone", "dataset"]
+
+Joint = Literal["augment", "batch", "target", "attack", "model", "loss", "backward", "after_step"]
+"""Where a modifier takes hold of a training step; see `method`."""
+EXCLUSIVE: tuple[Joint, ...] = ("attack", "backward")
+"""Joints that admit one claimant; at the others modifiers chain in the order of their rank."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,49 @@ class Info:
 
 
 @dataclass(frozen=True)
-class MethodInfo(Info):
-    """A training method. passes: image passes (forward, backward) of one step as a function of attack steps."""
+class Passes:
+    """Passes of each image of a batch, as formulas in T (the recipe's attack steps) and the component's parameters."""
 
-    passes: str = ""
+    forward: str = "0"
+    backward: str = "0"
+
+    def __str__(self) -> str:
+        return f"{self.forward} forward, {self.backward} backward"
+
+
+@dataclass(frozen=True)
+class MethodInfo(Info):
+    """A training method.
+
+    attack, loss: image passes of its inner attack and of one evaluation of its loss, in one update.
+    claims: joints it needs for itself; a modifier of such a joint cannot be added to it.
+    helpers: name -> method text of networks trained first, under the same protocol, recipe and seed.
+    """
+
+    attack: Passes = Passes()
+    loss: Passes = Passes("1", "1")
+    claims: tuple[Joint, ...] = ()
+    helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: ClassVar[Kind] = "method"
+
+
+@dataclass(frozen=True)
+class ModifierInfo(Info):
+    """Something that wraps any method.
+
+    joints: where it takes hold. rank: its place among the modifiers of a joint, lower first. attack, loss: image
+    passes it adds to the method's. losses: how often the loss is evaluated in one update. helpers: as a method's.
+    extra_data: whether it trains on images outside the protocol's training split.
+    """
+
+    joints: tuple[Joint, ...] = ()
+    rank: int = 0
+    attack: Passes = Passes()
+    loss: Passes = Passes()
+    losses: str = "1"
+    helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    extra_data: bool = False
+    kind: ClassVar[Kind] = "modifier"
 
 
 @dataclass(frozen=True)
@@ -161,21 +204,6 @@ class Threat:
     norm: Literal["linf"] = "linf"
 
 
-@dataclass
-class Batch:
-    """One training batch.
-
-    index int64 [B]: positions in the dataset. x float [B,C,H,W] in [0,1]: what the attack sees. y int64 [B].
-    target float [B,K], rows sum to 1: what the loss sees. weight float [B]: of each example in the loss.
-    """
-
-    index: Tensor
-    x: Tensor
-    y: Tensor
-    target: Tensor
-    weight: Tensor
-
-
 @dataclass(frozen=True)
 class Examples:
     """Examples under evaluation: x float [N,C,H,W] in [0,1], y int64 [N], index int64 [N] in their dataset."""
@@ -217,37 +245,6 @@ class Workspace:
     batch: int = 100
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
-
-
-class Method(ABC):
-    """How one batch becomes a loss: inner attack and outer objective. The loop belongs to the harness."""
-
-    def __init__(self, params: Any) -> None:
-        self.params = params
-
-    @abstractmethod
-    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        """Inner maximisation: x_adv, shaped as batch.x, within the training radius and [0,1].
-
-        `inner` is the recipe's attack: `inner(model, batch.x, objective)`."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        """The scalar the optimizer descends. The model is in train mode; each forward here updates BN."""
-
-
-class InnerAttack(ABC):
-    """The recipe's training attack, bound to this step's random numbers."""
-
-    epsilon: float
-
-    @abstractmethod
-    def __call__(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """x_adv that maximises `objective(logits) -> [B]` per example; parameters receive no gradient."""
-
-    @abstractmethod
-    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits [B,K] as this attack sees the model (its batch normalisation mode), without gradient."""
 
 
 class Attack(ABC):

@@ -1,9 +1,11 @@
 """The one grammar that names components, in the CLI, in TOML and in records.
 
     name        name(key=value, ...)        values: TOML scalars and lists, fractions (8/255), bare words
+    method+modifier+modifier                the written order of modifiers never matters
 
 `parse` reads the text, `resolve` finds the component and validates its parameters; `canonical` writes it with
 every default filled in (what the run key hashes) and `brief` with only what differs from the defaults.
+`compose` does all that for a method with its modifiers, and refuses what cannot go together.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from robflat_bench.base import Info, Kind, Params, RobflatError, UsageError, parse_fraction
+from robflat_bench.base import EXCLUSIVE, Info, Joint, Kind, Params, RobflatError, UsageError, parse_fraction
 from robflat_bench.registry import Offer, Registry, did_you_mean
 
 _SPEC = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
@@ -56,15 +59,43 @@ class Component:
         return self.offer.load()(self.params, *arguments)
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A method and its modifiers, these sorted by name: equal compositions have equal text."""
+
+    method: Component
+    modifiers: tuple[Component, ...] = ()
+
+    @property
+    def members(self) -> tuple[Component, ...]:
+        return (self.method, *self.modifiers)
+
+    @property
+    def helpers(self) -> dict[str, str]:
+        """Name -> method text of every network to be trained first; equal names are one network."""
+        return {name: text for part in self.members for name, text in part.info.helpers.items()}  # type: ignore[attr-defined]
+
+    @property
+    def extra_data(self) -> bool:
+        """Whether it trains on images outside the protocol's training split."""
+        return any(part.info.extra_data for part in self.modifiers)  # type: ignore[attr-defined]
+
+    @property
+    def canonical(self) -> str:
+        return "+".join(member.canonical for member in self.members)
+
+    @property
+    def brief(self) -> str:
+        return "+".join(member.brief for member in self.members)
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """'trades(beta=6)' -> ('trades', {'beta': 6}); UsageError where it is malformed."""
     match = _SPEC.fullmatch(text)
     if match is None:
-        if "+" in text:
-            raise UsageError(f"'{text}': this version has no modifiers to add with '+'")
         raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...)")
     values: dict[str, Any] = {}
-    for argument in _split(match["arguments"] or "", text):
+    for argument in _split(match["arguments"] or "", ",", text):
         pair = _KEY.fullmatch(argument)
         if pair is None:
             raise UsageError(f"'{text}': '{argument.strip()}' is not key=value")
@@ -89,8 +120,8 @@ def parse_value(text: str, context: str) -> Any:
             raise UsageError(f"'{context}': cannot read the value '{text}'; quote strings") from None
 
 
-def _split(arguments: str, text: str) -> list[str]:
-    """Arguments at commas outside brackets and quotes."""
+def _split(arguments: str, separator: str, text: str) -> list[str]:
+    """Pieces between separators outside brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for position, character in enumerate(arguments):
         if quote:
@@ -101,7 +132,7 @@ def _split(arguments: str, text: str) -> list[str]:
             depth += 1
         elif character in ")]}":
             depth -= 1
-        elif character == "," and depth == 0:
+        elif character == separator and depth == 0:
             parts.append(arguments[start:position])
             start = position + 1
         if depth < 0:
@@ -117,6 +148,29 @@ def resolve(registry: Registry, kind: Kind, text: str) -> Component:
     name, values = parse(text)
     offer = registry.get(kind, name)
     return Component(offer, validate(offer.info.params, values, f"{kind} {name}"))
+
+
+def compose(registry: Registry, text: str) -> Composed:
+    """'method+modifier+...' found and validated; UsageError where two of them claim the same."""
+    first, *rest = _split(text, "+", text) or [text]
+    kinds: tuple[Kind, Kind] = ("method", "modifier")
+    for part, (own, other) in [(first, kinds), *((part, kinds[::-1]) for part in rest)]:
+        name, _ = parse(part)
+        if name not in registry.names(own) and name in registry.names(other):
+            raise UsageError(f"'{text}': {name} is a {other}; write METHOD+MODIFIER, e.g. at+awp")
+    method = resolve(registry, "method", first)
+    modifiers = tuple(sorted((resolve(registry, "modifier", part) for part in rest), key=lambda part: part.name))
+    for one, two in pairwise(modifiers):
+        if one.name == two.name:
+            raise UsageError(f"'{text}': {one.name} is given twice")
+    for joint in get_args(Joint):
+        claimants = [part.name for part in modifiers if joint in part.info.joints]  # type: ignore[attr-defined]
+        if claimants and joint in method.info.claims:  # type: ignore[attr-defined]
+            raise UsageError(f"'{text}': {method.name} has its own {joint}, which {claimants[0]} would change")
+        if joint in EXCLUSIVE and len(claimants) > 1:
+            both = " and ".join(claimants)
+            raise UsageError(f"'{text}': {both} each claim the {joint} of a step, which admits one; leave one out")
+    return Composed(method, modifiers)
 
 
 def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pluggy
 
-from robflat_bench.base import PROJECT, AttackInfo, BackboneInfo, DatasetInfo, MeasureInfo, MethodInfo
+from robflat_bench.base import PROJECT, AttackInfo, BackboneInfo, DatasetInfo, MeasureInfo, MethodInfo, ModifierInfo
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -33,6 +33,17 @@ def robflat_bench_methods() -> list[MethodInfo]:
         @hookimpl
         def robflat_bench_methods():
             return [MethodInfo("my-at", "AT with a twist", "my_package.my_at:MyAT", MyParams)]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def robflat_bench_modifiers() -> list[ModifierInfo]:
+    """Modifiers: what can be added to any method with `+`, each at its declared joints.
+
+    Example::
+
+        return [ModifierInfo("my-ema", "an average", "my_package.ema:MyEMA", joints=("after_step", "model"))]
     """
     raise NotImplementedError
 

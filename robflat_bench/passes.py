@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class PassCounter:
-    """Counts images that went forward and backward through a network, whoever asked for it.
+    """Counts images that went forward and backward through networks, whoever asked for it.
 
     A backward pass is counted when a gradient reaches the network's output, once for each forward.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, *models: nn.Module) -> None:
         self.forward = 0
         self.backward = 0
-        self._handle = model.register_forward_hook(self._on_forward)
+        self._handles = [model.register_forward_hook(self._on_forward) for model in models]
 
     def _on_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.forward += len(output)
@@ -27,5 +27,6 @@ class PassCounter:
         self.backward += len(gradient)
 
     def remove(self) -> None:
-        """Take the hook off the network."""
-        self._handle.remove()
+        """Take the hooks off the networks."""
+        for handle in self._handles:
+            handle.remove()

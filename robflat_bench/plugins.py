@@ -26,7 +26,8 @@ import pluggy
 from robflat_bench import __version__, hookspecs
 from robflat_bench.base import PROJECT, UsageError
 
-BUILT_INS = tuple(f"robflat_bench.{room}" for room in ("data", "backbones", "attacks", "methods", "measures"))
+ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures")
+BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
 
 
 @dataclass(frozen=True)

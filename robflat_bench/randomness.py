@@ -8,7 +8,8 @@ cast, so every device and precision meets the same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ def generator(*key: int | str) -> torch.Generator:
     text = "\x1f".join(str(part) for part in key)
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def global_state(source: torch.Generator) -> Iterator[None]:
+    """Inside, torch's global CPU state draws what this source decides, for libraries that know no generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=source)))
+        yield
 
 
 def uniform_like(x: Tensor, source: torch.Generator) -> Tensor:

@@ -22,6 +22,17 @@ class SGDParams(Params):
     nesterov: bool = True
 
 
+class AdamParams(Params):
+    """Adam, weight decay added to the gradient."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+
+
+class AdamWParams(AdamParams):
+    """Adam, weight decay apart from the gradient."""
+
+
 class PiecewiseParams(Params):
     """The rate is multiplied by `factor` at each of `drops`, given as fractions of training."""
 
@@ -35,8 +46,26 @@ class OneCycleParams(Params):
     rise: float = Field(default=0.3, gt=0, lt=1)
 
 
-OPTIMIZERS: dict[str, type[Params]] = {"sgd": SGDParams}
-SCHEDULES: dict[str, type[Params]] = {"constant": Params, "piecewise": PiecewiseParams, "one-cycle": OneCycleParams}
+class CyclicParams(Params):
+    """`cycles` triangles from 0 up to the rate and down to 0."""
+
+    cycles: PositiveInt = 1
+
+
+class CosineParams(Params):
+    """Half a cosine from the rate down to `final` times the rate."""
+
+    final: float = Field(default=0.0, ge=0, lt=1)
+
+
+OPTIMIZERS: dict[str, type[Params]] = {"sgd": SGDParams, "adam": AdamParams, "adamw": AdamWParams}
+SCHEDULES: dict[str, type[Params]] = {
+    "constant": Params,
+    "piecewise": PiecewiseParams,
+    "one-cycle": OneCycleParams,
+    "cyclic": CyclicParams,
+    "cosine": CosineParams,
+}
 
 
 def named(table: dict[str, type[Params]], what: str, text: str) -> tuple[str, Any]:

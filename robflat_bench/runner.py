@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from robflat_bench import NUMERICS, environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.base import RobflatError, RunFailed, Threat, UsageError
-from robflat_bench.components import resolve
+from robflat_bench.components import compose, resolve
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, configure, evaluate
 from robflat_bench.observers import HistoryFile, Observer, Observers
@@ -24,8 +24,9 @@ from robflat_bench.protocol import Checkpoint, Protocol, content_hash, load, shi
 from robflat_bench.randomness import generator
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry import Registry
-from robflat_bench.spec import ProtocolRef, RunSpec
+from robflat_bench.spec import ProtocolRef, RunSpec, make_spec
 from robflat_bench.store import RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
+from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
 from robflat_bench.weights import digest, load_weights, read_weights
 
@@ -64,20 +65,28 @@ def layout(model: nn.Module) -> torch.memory_format:
     return torch.channels_last if all(m.in_channels % 16 == 0 for m in strided) else torch.contiguous_format
 
 
-def execute(
-    registry: Registry,
-    protocol: Protocol,
-    spec: RunSpec,
-    splits: Splits,
-    folder: RunFolder,
-    device: str,
-    observer: Observer,
-    fresh: bool = False,
-) -> RunRecord:
+@dataclass(frozen=True)
+class Bench:
+    """What every run of a session shares."""
+
+    registry: Registry
+    protocol: Protocol
+    splits: Splits
+    store: Store
+    device: str
+    observer: Observer = field(default_factory=Observer)
+
+    def spec(self, method: str, seed: int) -> RunSpec:
+        """The spec of `method+modifier+...` under this protocol on this data."""
+        return make_spec(self.registry, self.protocol, compose(self.registry, method), self.splits.ref, seed)
+
+
+def execute(bench: Bench, spec: RunSpec, fresh: bool = False) -> RunRecord:
     """The run's record: read if it is finished, otherwise made, from wherever an earlier process stopped.
 
     A failure leaves `failed.json` with the error and its trace; it never counts as a result.
     """
+    folder = bench.store.folder(spec)
     with folder.locked():
         if fresh:
             folder.clear()
@@ -85,7 +94,7 @@ def execute(
             return folder.record()
         write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
         try:
-            return _make(registry, protocol, spec, splits, folder, device, observer)
+            return _make(bench, spec, folder)
         except Exception as error:
             failure = {"key": spec.key, "error": str(error), "trace": traceback.format_exc()[-20_000:]}
             with contextlib.suppress(RobflatError):  # a full disk: the error itself is what the user must see
@@ -93,40 +102,18 @@ def execute(
             raise
 
 
-def _make(
-    registry: Registry,
-    protocol: Protocol,
-    spec: RunSpec,
-    splits: Splits,
-    folder: RunFolder,
-    device: str,
-    observer: Observer,
-) -> RunRecord:
-    fixed = protocol.fixed
+def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
+    registry, fixed, splits = bench.registry, bench.protocol.fixed, bench.splits
     configure(fixed)
-    model = build_model(registry, protocol, fixed.backbone, spec.recipe.activation, splits, spec.seed, device)
-    threat = Threat(fixed.threat.epsilon, fixed.threat.norm)
-    job = Job(
-        model=model,
-        method=resolve(registry, "method", spec.method).build(),
-        recipe=spec.recipe,
-        splits=splits,
-        seed=spec.seed,
-        selection=resolve(registry, "attack", fixed.selection.attack).build(threat),
-        check_every=fixed.selection.every,
-        evaluation_seed=fixed.seed,
-        folder=folder.checkpoints,
-        device=device,
-        dtype=DTYPES[fixed.precision],
-    )
-    trained = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), observer))
+    model, trained = _train(bench, spec, folder)
     if trained.best is None:
         raise RunFailed("training ended without a checkpoint; run again with --fresh")
     epochs = {"best": trained.best.epoch, "last": spec.recipe.epochs - 1}
 
     plans = {checkpoint: Plan.of(fixed, checkpoint) for checkpoint in CHECKPOINTS}
-    observer.evaluation_starts([stage for name, plan in plans.items() for stage in plan.stages(registry, name)])
-    journal = StoredJournal(folder.work, observer.unit_ends)
+    stages = [stage for name, plan in plans.items() for stage in plan.stages(registry, name)]
+    bench.observer.evaluation_starts(stages)
+    journal = StoredJournal(folder.work, bench.observer.unit_ends)
     results: dict[str, Result] = {}
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
@@ -141,8 +128,8 @@ def _make(
             checkpoint,
             epochs[checkpoint],
             journal,
-            observer,
-            device,
+            bench.observer,
+            bench.device,
         )
         outcomes |= arrays
     raw = arrays_bytes(outcomes)
@@ -155,13 +142,77 @@ def _make(
         dataset=spec.dataset,
         results=results,  # type: ignore[arg-type]
         budget=_budget(trained, journal.spent),
+        extra_data=bool(spec.extra_data),
         history=tuple(trained.history),
         outcomes=hashlib.sha256(raw).hexdigest(),
-        environment={**environment.describe(), **environment.torch_environment(device)},
+        environment={**environment.describe(), **environment.torch_environment(bench.device)},
         provenance=environment.provenance(),
     )
     folder.finish(record, outcomes, raw)
     return record
+
+
+def _train(bench: Bench, spec: RunSpec, folder: RunFolder) -> tuple[nn.Module, State]:
+    """The run's network (with whatever weights training left in it) and where its training ended.
+
+    What its helpers cost is part of what it cost.
+    """
+    registry, fixed = bench.registry, bench.protocol.fixed
+    composed = compose(registry, spec.method)
+    helpers = {name: _helper(bench, text, spec.seed) for name, text in composed.helpers.items()}
+    model = _network(bench, spec.seed)
+    job = Job(
+        model=model,
+        composition=Composition(composed),
+        helpers={name: network for name, (network, _) in helpers.items()},
+        recipe=spec.recipe,
+        splits=bench.splits,
+        seed=spec.seed,
+        selection=resolve(registry, "attack", fixed.selection.attack).build(
+            Threat(fixed.threat.epsilon, fixed.threat.norm)
+        ),
+        check_every=fixed.selection.every,
+        evaluation_seed=fixed.seed,
+        folder=folder.checkpoints,
+        device=bench.device,
+        dtype=DTYPES[fixed.precision],
+    )
+    state = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), bench.observer))
+    for _, cost in helpers.values():
+        state.forward += cost.forward
+        state.backward += cost.backward
+        state.seconds += cost.seconds - cost.evaluation_seconds
+    return model, state
+
+
+def _network(bench: Bench, seed: int) -> nn.Module:
+    protocol = bench.protocol
+    return build_model(
+        bench.registry,
+        protocol,
+        protocol.fixed.backbone,
+        protocol.recipe.activation,
+        bench.splits,
+        seed,
+        bench.device,
+    )
+
+
+def _helper(bench: Bench, method: str, seed: int) -> tuple[nn.Module, Budget]:
+    """A network trained by another method first, frozen, in eval mode, and what it cost; its run lies in the same
+    store and is trained, but not evaluated, where that has not happened yet."""
+    spec = bench.spec(method, seed)
+    folder = bench.store.folder(spec)
+    with folder.locked(wait=True):
+        if folder.record_file.is_file():
+            cost = folder.record().budget
+        else:
+            write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
+            cost = _budget(_train(bench, spec, folder)[1], 0.0)
+    network = _network(bench, seed)
+    weights = folder.checkpoints / "last.safetensors"
+    load_weights(network, read_weights(weights), str(weights))
+    return network.eval().requires_grad_(False), cost
 
 
 def _budget(trained: State, evaluation_seconds: float) -> Budget:

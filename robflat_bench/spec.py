@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from robflat_bench import NUMERICS
-from robflat_bench.components import Component, resolve, slug
+from robflat_bench.components import Component, Composed, compose, resolve, slug
 from robflat_bench.protocol import Protocol, Strict, components, content_hash
 from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry
@@ -22,10 +22,14 @@ class ProtocolRef(Strict):
 
 
 class DatasetRef(Strict):
-    """The data as loaded: checksum over every split's pixels and labels; canonical: byte-identical to the original."""
+    """The data as loaded: checksum over every split's pixels and labels; canonical: byte-identical to the original.
+
+    spare: SHA-256 of the pixels of the training pool that no split uses.
+    """
 
     name: str
     checksum: str
+    spare: str = ""
     canonical: bool
     origin: str
 
@@ -40,11 +44,17 @@ class RunSpec(Strict):
     seed: NonNegativeInt
     numerics: int
     plugins: dict[str, str]
+    helpers: dict[str, str] = Field(default_factory=dict)
+    """Name -> key of the runs whose networks this one learns from."""
+    extra_data: str = ""
+    """SHA-256 of the images outside the training split that it trains on."""
     label: str
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the key hashes. Names, versions and labels of equal content are not identity."""
+        """What the key hashes. Names, versions and labels of equal content are not identity; what came with later
+        versions is left out where it is empty, so that older records keep their keys."""
+        later = {"helpers": self.helpers, "extra_data": self.extra_data}
         return {
             "protocol": self.protocol.hash,
             "recipe": self.recipe.model_dump(mode="json"),
@@ -53,6 +63,7 @@ class RunSpec(Strict):
             "seed": self.seed,
             "numerics": self.numerics,
             "plugins": self.plugins,
+            **{name: value for name, value in later.items() if value},
         }
 
     @property
@@ -64,9 +75,9 @@ class RunSpec(Strict):
         return f"{self.protocol.name}/{slug(self.label)}/seed-{self.seed}-{self.key}"
 
 
-def make_spec(registry: Registry, protocol: Protocol, method: Component, dataset: DatasetRef, seed: int) -> RunSpec:
+def make_spec(registry: Registry, protocol: Protocol, method: Composed, dataset: DatasetRef, seed: int) -> RunSpec:
     """The spec of a run; third-party plugins behind any of its components enter with version and source hash."""
-    used = [method, *(resolve(registry, kind, text) for kind, text in components(protocol))]
+    used = [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
     changes = " ".join(f"{key}={value}" for key, value in sorted(protocol.overrides.items()))
     return RunSpec(
         protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
@@ -76,6 +87,11 @@ def make_spec(registry: Registry, protocol: Protocol, method: Component, dataset
         seed=seed,
         numerics=NUMERICS,
         plugins=_plugins(used),
+        helpers={
+            name: make_spec(registry, protocol, compose(registry, text), dataset, seed).key
+            for name, text in sorted(method.helpers.items())
+        },
+        extra_data=dataset.spare if method.extra_data else "",
         label=f"{method.brief} [{changes}]" if changes else method.brief,
     )
 

@@ -33,6 +33,11 @@ from robflat_bench.components import explain
 from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.spec import RunSpec
 
+
+class Busy(RunFailed):
+    """Another process works on the run."""
+
+
 MAX_OUTCOMES = 512 * 1024 * 1024
 
 
@@ -152,22 +157,22 @@ class RunFolder:
     failed_file = property(lambda self: self.path / "failed.json")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Exclusive use; RunFailed naming the holder if another process works here."""
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Exclusive use; if another process works here, wait for it or raise Busy naming it."""
         holder = self.path / "holder.json"
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
         try:
             with disk_errors(self.path):
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             try:
                 who = json.loads(holder.read_text("utf-8"))
                 name = f"process {int(who['pid'])} on {str(who['host'])[:100]!r}"
             except (OSError, ValueError, KeyError, TypeError):
                 name = "another process"
-            raise RunFailed(f"{name} is working on this run ({self.path}); wait for it or stop it") from None
+            raise Busy(f"{name} is working on this run ({self.path}); wait for it or stop it") from None
         try:
             write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
             yield

@@ -26,8 +26,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    """A safetensors file. The tensors may share memory (the best weights can be the last ones): each is copied."""
+    copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    return save(copies, metadata)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ConfigDict
 
-from robflat_bench.base import Attack, AttackInfo, Measure, MeasureInfo, Measurement, Method, MethodInfo, Params
+from robflat_bench.base import Attack, AttackInfo, Measure, MeasureInfo, Measurement, MethodInfo, Params
+from robflat_bench.method import Method
 from robflat_bench.plugins import Plugins, Provider
 from robflat_bench.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, run_checks
@@ -41,12 +42,12 @@ class Honest(Method):
         return batch.x
 
     def loss(self, model, batch, x_adv):
-        return torch.nn.functional.cross_entropy(model(x_adv), batch.y)
+        return torch.nn.functional.cross_entropy(model(x_adv), batch.y, reduction="none")
 
 
 class BlindToHead(Honest):
     def loss(self, model, batch, x_adv):
-        return model(x_adv).detach().sum() + sum(p.sum() for p in list(model.parameters())[:-2])
+        return model(x_adv).detach().sum(1) + sum(p.sum() for p in list(model.parameters())[:-2])
 
 
 class OverwritesTargets(Honest):

@@ -17,14 +17,11 @@ from pathlib import Path
 import pytest
 
 import robflat_bench
-from robflat_bench.components import resolve
 from robflat_bench.data.splits import load_splits
-from robflat_bench.observers import Observer
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
-from robflat_bench.runner import execute
-from robflat_bench.spec import make_spec
-from robflat_bench.store import RunFolder
+from robflat_bench.runner import Bench, execute
+from robflat_bench.store import Store
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -87,8 +84,8 @@ def run(method: str, folder: Path) -> dict[str, float]:
     registry = discover()
     protocol = load(registry, str(file))
     splits = load_splits(registry, protocol, None)
-    spec = make_spec(registry, protocol, resolve(registry, "method", method), splits.ref, 1)
-    record = execute(registry, protocol, spec, splits, RunFolder(folder / method), "cpu", Observer())
+    bench = Bench(registry, protocol, splits, Store(folder), "cpu")
+    record = execute(bench, bench.spec(method, 1))
     numbers = {f"epoch {row.epoch}: train loss": row.train_loss for row in record.history}
     numbers |= {f"epoch {row.epoch}: held-out loss": row.heldout_robust_loss for row in record.history}
     for name, result in record.results.items():
@@ -118,10 +115,10 @@ def test_numbers_move_only_with_numerics(method, tmp_path):
 
 
 def test_golden_bites_when_a_number_moves(tmp_path, monkeypatch):
-    from robflat_bench.methods import losses
+    from robflat_bench.training import composition
 
-    original = losses.weighted_mean
-    monkeypatch.setattr(losses, "weighted_mean", lambda values, batch: original(values, batch) * (1 + 1e-6))
+    original = composition.weighted_mean
+    monkeypatch.setattr(composition, "weighted_mean", lambda values, weight: original(values, weight) * (1 + 1e-6))
     numbers = run("at", tmp_path)
     assert numbers["epoch 1: train loss"] != pytest.approx(
         pinned()["numbers"]["at"]["epoch 1: train loss"], rel=1e-8, abs=1e-10

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from robflat_bench.base import PluginError, UsageError
-from robflat_bench.components import resolve
+from robflat_bench.components import compose, resolve
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
 from robflat_bench.spec import DatasetRef, make_spec
@@ -48,7 +48,7 @@ DATA = DatasetRef(name="digits", checksum="0" * 64, canonical=True, origin="a te
 
 
 def spec_of(registry, method):
-    return make_spec(registry, load(registry, "digits-linf"), resolve(registry, "method", method), DATA, 1)
+    return make_spec(registry, load(registry, "digits-linf"), compose(registry, method), DATA, 1)
 
 
 def listed(command, *arguments):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robflat_bench.base import UsageError
-from robflat_bench.components import resolve
+from robflat_bench.components import compose, resolve
 from robflat_bench.protocol import DEFAULT, MAX_BYTES, components, load, shipped
 from robflat_bench.spec import DatasetRef, make_spec
 
@@ -270,7 +270,7 @@ def test_the_order_of_attacks_is_part_of_the_board(registry, tiny, tmp_path):
 
 
 def spec(registry, protocol, method="trades"):
-    return make_spec(registry, protocol, resolve(registry, "method", method), DATA, 1)
+    return make_spec(registry, protocol, compose(registry, method), DATA, 1)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_setting_the_fixed_part_to_what_it_is_keeps_the_board(registry, tiny):
         ("recipe.epoch=3", "did you mean 'epochs'?"),
         ("recipe.learning_rate=-1", "'recipe.learning_rate' = -1"),
         ("recipe.learning_rate=inf", "'recipe.learning_rate' = inf"),
-        ("recipe.optimizer=adam", "unknown optimizer 'adam'"),
+        ("recipe.optimizer=adan", "unknown optimizer 'adan'; did you mean 'adam'?"),
         ("recipe.schedule=piecewise(drops=[2.0])", "drops"),
         ("recipe.epochs.more=3", "'epochs' is not a table"),
         ("fixed.threat.epsilon=-0.1", "'fixed.threat.epsilon' = -0.1"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from robflat_bench import spec as specs
-from robflat_bench.components import resolve
+from robflat_bench.components import compose
 from robflat_bench.protocol import Fixed, Protocol, load
 from robflat_bench.record import RunRecord
 from robflat_bench.spec import DatasetRef, RunSpec, make_spec
@@ -22,7 +22,7 @@ Recipe = RunSpec.model_fields["recipe"].annotation
 
 
 def key(registry, protocol: Protocol, method: str = "at", data: DatasetRef = DATA, seed: int = 1) -> str:
-    return make_spec(registry, protocol, resolve(registry, "method", method), data, seed).key
+    return make_spec(registry, protocol, compose(registry, method), data, seed).key
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_walk_meets_every_kind_of_leaf():
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: ".".join(map(str, path)))
 def test_every_leaf_changes_the_key(registry, protocol, path):
-    before = make_spec(registry, protocol, resolve(registry, "method", "at"), DATA, 1)
+    before = make_spec(registry, protocol, compose(registry, "at"), DATA, 1)
     part, rest = path[0], path[1:]
     content = replaced(getattr(protocol, part), rest, lambda value: another(path, value))
     assert content != getattr(protocol, part)
@@ -167,7 +167,7 @@ def test_method_parameters_seed_and_data_change_the_key(registry, protocol, monk
 
 
 def test_plugins_change_the_key(registry, protocol):
-    plain = make_spec(registry, protocol, resolve(registry, "method", "at"), DATA, 1)
+    plain = make_spec(registry, protocol, compose(registry, "at"), DATA, 1)
     keys = {
         plain.model_copy(update={"plugins": plugins}).key
         for plugins in ({}, {"mine 1.0": "a"}, {"mine 1.1": "a"}, {"mine 1.0": "b"}, {"mine 1.0": "a", "other 1": "c"})
@@ -176,7 +176,7 @@ def test_plugins_change_the_key(registry, protocol):
 
 
 def test_names_labels_and_origins_are_no_identity(registry, protocol):
-    plain = make_spec(registry, protocol, resolve(registry, "method", "at"), DATA, 1)
+    plain = make_spec(registry, protocol, compose(registry, "at"), DATA, 1)
     board = plain.protocol.model_copy(update={"name": "renamed", "version": "9.9"})
     copy = DATA.model_copy(update={"name": "other", "canonical": False, "origin": "elsewhere"})
     for update in ({"protocol": board}, {"dataset": copy}, {"label": "another row"}):
@@ -196,18 +196,20 @@ def test_every_field_of_a_spec_is_judged():
         "seed",
         "numerics",
         "plugins",
+        "helpers",
+        "extra_data",
     }
 
 
 def test_a_key_is_16_hex_digits_and_ends_the_folder(registry, protocol):
-    made = make_spec(registry, protocol, resolve(registry, "method", "trades(beta=3)"), DATA, 7)
+    made = make_spec(registry, protocol, compose(registry, "trades(beta=3)"), DATA, 7)
     assert len(made.key) == 16
     assert int(made.key, 16) >= 0
     assert made.folder == f"{protocol.name}/trades-beta=3.0/seed-7-{made.key}"
 
 
 def test_a_spec_keeps_its_key_through_json(registry, protocol):
-    made = make_spec(registry, protocol, resolve(registry, "method", "trades(beta=0.1)"), DATA, 1)
+    made = make_spec(registry, protocol, compose(registry, "trades(beta=0.1)"), DATA, 1)
     again = RunSpec.model_validate_json(json.dumps(made.model_dump(mode="json")))
     assert again == made
     assert again.key == made.key
@@ -258,7 +260,8 @@ def test_one_run_has_one_key(registry, tiny, beta, chosen, momentum, data):
         lines = [f"{name}={space()}{data.draw(number(value))}" for name, value in chosen.items()]
         lines += [f"recipe.optimizer={space()}sgd({','.join(ordered)})"]
         protocol = load(registry, str(tiny), tuple(data.draw(st.permutations(lines))))
-        method = resolve(registry, "method", f"{space()}trades{space()}({','.join(pairs)})")
+        members = data.draw(st.permutations(["ema", f"awp{space()}(gamma=1/100)"]))
+        method = compose(registry, "+".join([f"{space()}trades{space()}({','.join(pairs)})", *members]))
         return make_spec(registry, protocol, method, DATA, 1)
 
     one, other = written(), written()

@@ -9,8 +9,9 @@ Madry et al., ICLR 2018.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robflat_bench.base import InnerAttack
+from robflat_bench.method import InnerAttack
 from robflat_bench.randomness import normal_like, uniform_like
 
 Objective = Callable[[Tensor], Tensor]
 """logits [B,K] -> what the attack maximises, per example [B]."""
+Moving = Callable[[Tensor], Tensor]
+"""logits [B,K] of the current iterate -> which examples take another step, bool [B]."""
 
 
 def cross_entropy(y: Tensor) -> Objective:
@@ -47,8 +50,8 @@ def divergence_from(clean: Tensor) -> Objective:
     return lambda logits: (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
 
 
-def project(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    """Onto the l-inf ball of radius epsilon around x and the image box."""
+def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
+    """Onto the l-inf ball of radius epsilon (a tensor: per example, [B,1,1,1]) around x and the image box."""
     return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
 
 
@@ -81,6 +84,20 @@ def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterato
             parameter.requires_grad_(requires)
 
 
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Train mode as it is (normalisation by the batch), but running statistics do not move."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    tracking = [(module, module.track_running_stats) for module in norms]
+    try:
+        for module in norms:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module, tracks in tracking:
+            module.track_running_stats = tracks
+
+
 class Ascent(NamedTuple):
     """The best iterate per example: x [B,C,H,W] and its objective loss [B]."""
 
@@ -94,26 +111,37 @@ def ascend(
     start: Tensor,
     objective: Objective,
     *,
-    epsilon: float,
-    step: float,
+    epsilon: float | Tensor,
+    step: float | Tensor,
     steps: int,
+    moving: Moving | None = None,
 ) -> Ascent:
-    """`steps` projected sign steps from `start` (projected first). Call within `attacked(model)`."""
+    """`steps` projected sign steps from `start` (projected first). Call within `attacked(model)`.
+
+    epsilon and step may be per example, [B,1,1,1]. With `moving`, an example steps only where it is true, and the
+    last iterate is returned instead of the best one.
+    """
     current = project(start, x, epsilon)
     best_x, best_loss = current, torch.full_like(x[:, 0, 0, 0], -torch.inf)
     for number in range(steps + 1):
         last = number == steps
         with torch.set_grad_enabled(not last):
             variable = current.detach().requires_grad_(not last)
-            loss = objective(model(variable))
+            logits = model(variable)
+            loss = objective(logits)
             total = loss.sum()
-        better = loss.detach() > best_loss
-        best_x = torch.where(better[:, None, None, None], current, best_x)
+        better = loss.detach() > best_loss if moving is None else torch.ones_like(best_loss, dtype=torch.bool)
+        best_x = torch.where(_rows(better), current, best_x)
         best_loss = torch.where(better, loss.detach(), best_loss)
         if not last:
             (gradient,) = torch.autograd.grad(total, variable)
-            current = project(current + step * gradient.sign(), x, epsilon)
+            stepped = project(current + step * gradient.sign(), x, epsilon)
+            current = stepped if moving is None else torch.where(_rows(moving(logits.detach())), stepped, current)
     return Ascent(best_x, best_loss)
+
+
+def _rows(mask: Tensor) -> Tensor:
+    return mask[:, None, None, None]
 
 
 STARTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -143,14 +171,38 @@ class TrainingAttack(InnerAttack):
         self.bn: Literal["eval", "train"] = bn
         self.start = start
         self.source = source
+        self.moving: Moving | None = None
+
+    def attacking(self, model: nn.Module) -> AbstractContextManager[None]:
+        return attacked(model, self.bn)
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        with attacked(model, self.bn), torch.no_grad():
+        with self.attacking(model), torch.no_grad():
             logits: Tensor = model(x)
         return logits
+
+    def gradient(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
+        with self.attacking(model):
+            variable = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(model(variable)).sum(), variable)
+        return gradient
+
+    def until(self, moving: Moving) -> TrainingAttack:
+        other = copy.copy(self)
+        other.moving = moving
+        return other
 
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         radius = 1e-3 if self.start == "normal" else self.epsilon
         start = x + radius * STARTS[self.start](x, self.source)
-        with attacked(model, self.bn):
-            return ascend(model, x, start, objective, epsilon=self.epsilon, step=self.step, steps=self.steps).x
+        with self.attacking(model):
+            return ascend(
+                model,
+                x,
+                start,
+                objective,
+                epsilon=self.epsilon,
+                step=self.step,
+                steps=self.steps,
+                moving=self.moving,
+            ).x

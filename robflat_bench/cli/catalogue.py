@@ -12,7 +12,7 @@ from robflat_bench.cli import output
 if TYPE_CHECKING:
     from robflat_bench.registry import Offer, Registry
 
-KINDS = ("methods", "attacks", "measures", "backbones", "datasets", "protocols")
+KINDS = ("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "protocols", "studies")
 
 
 @click.command("list")
@@ -23,7 +23,8 @@ KINDS = ("methods", "attacks", "measures", "backbones", "datasets", "protocols")
 def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: bool) -> None:
     """List components of a KIND whose names match GLOB."""
     registry = output.registry(files)
-    rows = _protocols(registry, pattern) if kind == "protocols" else _components(registry, kind, pattern)
+    tables = {"protocols": _protocols, "studies": _studies}
+    rows = tables[kind](registry, pattern) if kind in tables else _components(registry, kind, pattern)
     for line in registry.duplicates():
         output.note(line)
     if as_json:
@@ -94,19 +95,26 @@ def _components(registry: Registry, kind: str, pattern: str) -> list[dict[str, A
 
 
 def _component(offer: Offer) -> dict[str, Any]:
+    from robflat_bench.base import MethodInfo, ModifierInfo
+
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
     row |= {"provider": f"{offer.provider.distribution} {offer.provider.version}", "citation": info.citation}
     row["factory"] = info.factory
-    passes, couplings = getattr(info, "passes", ""), getattr(info, "couplings", ())
-    row |= {"passes": passes} if passes else {}
-    row |= {"couplings": ", ".join(couplings)} if couplings else {}
+    for name in _LISTS:
+        row |= {name: ", ".join(value)} if (value := getattr(info, name, ())) else {}
+    if isinstance(info, MethodInfo | ModifierInfo):
+        row |= {"passes: attack": f"{info.attack} (T attack steps)", "passes: loss": str(info.loss)}
+        row |= {"helpers": ", ".join(info.helpers.values())} if info.helpers else {}
+    if isinstance(info, ModifierInfo):
+        row["loss evaluations"] = info.losses
     row["about"] = " ".join((info.params.__doc__ or "").split()) if info.params.model_fields else ""
     properties = info.params.model_json_schema().get("properties", {})
     row["parameters"] = [_parameter(name, schema) for name, schema in properties.items()]
     return row
 
 
+_LISTS = ("couplings", "joints", "claims")
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -129,6 +137,21 @@ def _protocols(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     from robflat_bench.protocol import shipped
 
     return [_protocol(registry, name) for name in fnmatch.filter(shipped(), pattern)]
+
+
+def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
+    import fnmatch
+
+    from robflat_bench import __version__
+    from robflat_bench.study import load_study, studies
+
+    rows = []
+    for name in fnmatch.filter(studies(), pattern):
+        study = load_study(registry, name)
+        about = f"{study.summary} {len(study.variants())} variants under {study.protocol}."
+        row: dict[str, Any] = {"name": name, "kind": "study", "summary": about}
+        rows.append({**row, "provider": f"robflat-bench {__version__}", "version": study.version, "parameters": []})
+    return rows
 
 
 def _protocol(registry: Registry, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import rich_click as click
@@ -38,23 +39,23 @@ def run(
 
     A finished run answers from its record; an interrupted one goes on where it stopped.
     """
-    from robflat_bench.components import resolve
+    from robflat_bench.components import compose
     from robflat_bench.protocol import load
 
     registry = output.registry(files)
     chosen = load(registry, protocol, settings)
-    component = resolve(registry, "method", method)
+    compose(registry, method)  # a mistake in it is told before torch is imported
 
     from robflat_bench.cli.progress import Progress
     from robflat_bench.data.splits import load_splits
-    from robflat_bench.runner import choose_device, execute
-    from robflat_bench.spec import make_spec
+    from robflat_bench.runner import Bench, choose_device, execute
     from robflat_bench.store import Store
 
     place = choose_device(device)
     splits = load_splits(registry, chosen, data)
-    spec = make_spec(registry, chosen, component, splits.ref, seed)
-    folder = Store(store).folder(spec)
+    bench = Bench(registry, chosen, splits, Store(store), place)
+    spec = bench.spec(method, seed)
+    folder = bench.store.folder(spec)
     if plan:
         done = folder.record_file.is_file() and not fresh
         state = "done" if done else "unfinished" if folder.checkpoints.is_dir() and not fresh else "new"
@@ -85,7 +86,7 @@ def run(
         return
 
     with Progress() as progress:
-        record = execute(registry, chosen, spec, splits, folder, place, progress, fresh)
+        record = execute(replace(bench, observer=progress), spec, fresh)
     if as_json:
         output.emit_json(record.model_dump(mode="json"))
     else:

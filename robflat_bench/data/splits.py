@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robflat_bench.base import Dataset, Examples, ImageShape, Pool, Source, UsageError
 from robflat_bench.components import resolve
-from robflat_bench.protocol import Protocol, Slice, SplitName
+from robflat_bench.protocol import Data, Protocol, Slice, SplitName
 from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef
 
@@ -26,12 +26,16 @@ class Splits:
     pools: Mapping[SplitName, Pool]
     ref: DatasetRef
     shape: ImageShape
+    spare: Pool
+    """Images of the training pool that no split uses; who trains on them uses no label."""
 
     def images(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
         """uint8 [N,C,H,W], the first `count`."""
-        x = torch.from_numpy(self.pools[split].x[:count]).permute(0, 3, 1, 2)
-        # A copy, not `contiguous()`: one-channel images would keep strides that put the network in channels last.
-        return x.clone(memory_format=torch.contiguous_format).to(device)
+        return _images(self.pools[split].x[:count], device)
+
+    def spare_images(self, device: str) -> Tensor:
+        """uint8 [M,C,H,W]."""
+        return _images(self.spare.x, device)
 
     def labels(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
         """int64 [N]."""
@@ -41,6 +45,11 @@ class Splits:
         """The first `count` as floats in [0,1] with their canonical indices."""
         index = torch.from_numpy(self.pools[split].index[:count]).to(device)
         return Examples(self.images(split, device, count).to(dtype) / 255, self.labels(split, device, count), index)
+
+
+def _images(x: np.ndarray, device: str) -> Tensor:
+    # A copy, not `contiguous()`: one-channel images would keep strides that put the network in channels last.
+    return torch.from_numpy(x).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format).to(device)
 
 
 def select(source: Source, wanted: Slice) -> Pool:
@@ -54,6 +63,16 @@ def select(source: Source, wanted: Slice) -> Pool:
         raise UsageError(
             f"{source.origin} holds {len(rows):,} of the {wanted.count:,} '{wanted.pool}' images this protocol needs"
         )
+    rows = rows[np.argsort(pool.index[rows], kind="stable")]
+    return Pool(pool.x[rows], pool.y[rows], pool.index[rows])
+
+
+def _spare(source: Source, data: Data) -> Pool:
+    """What of the training pool no split uses, in canonical order."""
+    pool = source.pools[data.train.pool]
+    splits = (data.train, data.heldout, data.test)
+    used = [select(source, wanted).index for wanted in splits if wanted.pool == data.train.pool]
+    rows = np.flatnonzero(~np.isin(pool.index, np.concatenate(used)))
     rows = rows[np.argsort(pool.index[rows], kind="stable")]
     return Pool(pool.x[rows], pool.y[rows], pool.index[rows])
 
@@ -112,11 +131,18 @@ def _splits(protocol: Protocol, name: str, dataset: Dataset, source: Source) -> 
         digest.update(pools[split].y.astype(np.uint8).tobytes())
     pinned = {split: pixel_hash(pools[split]) for split in data.pixels}
     canonical = pinned == data.pixels if data.pixels else dataset.canonical(source)
+    spare = _spare(source, data)
     x = pools["train"].x
     mean, std = channel_statistics(x)
     return Splits(
         pools,
-        DatasetRef(name=name, checksum=digest.hexdigest(), canonical=canonical, origin=source.origin),
+        DatasetRef(
+            name=name,
+            checksum=digest.hexdigest(),
+            spare=pixel_hash(spare),
+            canonical=canonical,
+            origin=source.origin,
+        ),
         ImageShape(
             channels=x.shape[-1],
             size=x.shape[1],
@@ -124,4 +150,5 @@ def _splits(protocol: Protocol, name: str, dataset: Dataset, source: Source) -> 
             mean=mean,
             std=std,
         ),
+        spare,
     )

@@ -30,16 +30,16 @@ def norm(x: Tensor) -> float:
 
 
 class WeightSpace:
-    """The layers of a model that move, with their norms at w."""
+    """The layers of a model that move, with their norms at w; in training, biases stay (biases=False)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, biases: bool = True) -> None:
         fixed = {
             id(parameter)
             for module in model.modules()
             if isinstance(module, NORMALISATION)
             for parameter in module.parameters(recurse=False)
         }
-        candidates = {name: p for name, p in model.named_parameters() if id(p) not in fixed}
+        candidates = {name: p for name, p in model.named_parameters() if id(p) not in fixed and (biases or p.ndim > 1)}
         self.norms = {name: length for name, p in candidates.items() if (length := norm(p)) > 0}
         self.layers: dict[str, nn.Parameter] = {name: candidates[name] for name in self.norms}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.base import Batch, InnerAttack, Method
+from robflat_bench.method import Batch, InnerAttack, Method
 from robflat_bench.methods.losses import soft_cross_entropy
 
 
@@ -16,4 +16,4 @@ class AT(Method):
         return inner(model, batch.x, cross_entropy(batch.y))
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        return soft_cross_entropy(model(x_adv), batch)
+        return soft_cross_entropy(model(x_adv), batch.target)

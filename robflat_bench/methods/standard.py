@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robflat_bench.base import Batch, InnerAttack, Method
+from robflat_bench.method import Batch, InnerAttack, Method
 from robflat_bench.methods.losses import soft_cross_entropy
 
 
@@ -15,4 +15,4 @@ class Standard(Method):
         return batch.x
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        return soft_cross_entropy(model(batch.x), batch)
+        return soft_cross_entropy(model(batch.x), batch.target)

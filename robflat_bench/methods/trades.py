@@ -7,9 +7,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import divergence_from
-from robflat_bench.base import Batch, InnerAttack, Method
+from robflat_bench.method import Batch, InnerAttack, Method
 from robflat_bench.methods import TRADESParams
-from robflat_bench.methods.losses import soft_cross_entropy, weighted_mean
+from robflat_bench.methods.losses import divergence, soft_cross_entropy
 
 
 class TRADES(Method):
@@ -23,6 +23,4 @@ class TRADES(Method):
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         clean, adversarial = model(batch.x), model(x_adv)
-        log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
-        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
-        return soft_cross_entropy(clean, batch) + self.params.beta * weighted_mean(divergence, batch)
+        return soft_cross_entropy(clean, batch.target) + self.params.beta * divergence(clean, adversarial)

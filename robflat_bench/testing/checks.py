@@ -5,10 +5,11 @@ They run on a network of a few hundred weights and a dozen real digits, so that 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,22 +20,23 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.base import (
     Attack,
-    Batch,
     Dataset,
     Examples,
     ImageShape,
+    Joint,
     Kind,
     Measure,
-    Method,
     Params,
     Threat,
     UsageError,
     Workspace,
 )
-from robflat_bench.components import Component, resolve
+from robflat_bench.components import Component, Composed, resolve
 from robflat_bench.data.digits import load as load_digits
+from robflat_bench.method import Batch, Method, Modifier, Moment, Training
 from robflat_bench.randomness import generator
 from robflat_bench.registry import Registry
+from robflat_bench.training.composition import Composition
 
 THREAT = Threat(epsilon=0.1)
 TOLERANCE = 1e-6
@@ -64,6 +66,7 @@ def expect(promise: bool, text: str) -> None:
 class World:
     """A network and digits, made anew for each use, always the same."""
 
+    registry: Registry
     model: nn.Module
     examples: Examples
     batch: Batch
@@ -73,17 +76,25 @@ class World:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
 
-def world(registry: Registry) -> World:
-    """resnet8(width=2) with weights from seed 0, and twelve digits."""
-    shape = ImageShape(channels=1, size=8, classes=10, mean=(0.3,), std=(0.4,))
-    model = resolve(registry, "backbone", "resnet8(width=2)").build(shape, "relu")
+SHAPE = ImageShape(channels=1, size=8, classes=10, mean=(0.3,), std=(0.4,))
+
+
+def network(registry: Registry) -> nn.Module:
+    """resnet8(width=2), always with the same weights."""
+    model: nn.Module = resolve(registry, "backbone", "resnet8(width=2)").build(SHAPE, "relu")
     initialize(model, generator("kit"))
+    return model
+
+
+def world(registry: Registry) -> World:
+    """A network and twelve digits."""
+    model = network(registry)
     pool = load_digits().pools["train"]
     x = torch.from_numpy(pool.x[:COUNT].transpose(0, 3, 1, 2).astype(np.float32) / 255)
     y = torch.from_numpy(pool.y[:COUNT].astype(np.int64))
     index = torch.arange(COUNT)
     target = nn.functional.one_hot(y, 10).float()
-    return World(model, Examples(x, y, index), Batch(index, x.clone(), y.clone(), target, torch.ones(COUNT)))
+    return World(registry, model, Examples(x, y, index), Batch(index, x.clone(), y.clone(), target, torch.ones(COUNT)))
 
 
 def inner() -> TrainingAttack:
@@ -96,12 +107,41 @@ def use(component: Component, place: World) -> list[Tensor]:
     return _USES[component.info.kind](component, place)
 
 
+def _training(component: Component, place: World) -> Training:
+    helper = network(place.registry)
+    return Training(
+        model=place.model,
+        shape=SHAPE,
+        count=COUNT,
+        epsilon=THREAT.epsilon,
+        helpers={name: helper.eval().requires_grad_(False) for name in component.info.helpers},  # type: ignore[attr-defined]
+        images=lambda: iter([place.examples.x]),
+        spare=lambda: (255 * place.examples.x.flip(0)).to(torch.uint8),
+    )
+
+
 def _use_method(component: Component, place: World) -> list[Tensor]:
     method: Method = component.build()
+    method.setup(_training(component, place))
     place.model.train()
     x_adv = method.attack(place.model, place.batch, inner())
     loss = method.loss(place.model, place.batch, x_adv)
     return [x_adv.detach(), loss]
+
+
+def _use_modifier(component: Component, place: World) -> list[Tensor]:
+    """Three updates of AT with it, on a copy of the network: the evaluated weights."""
+    composition = Composition(Composed(resolve(place.registry, "method", "at"), (component,)))
+    model = copy.deepcopy(place.model)
+    composition.setup(replace(_training(component, place), model=model))
+    optimizer = torch.optim.SGD(composition.parameters(model), lr=0.05)
+    batch, source = place.batch, generator("kit augment")
+    images = composition.augment((255 * batch.x).to(torch.uint8), source)
+    expect(images.shape == batch.x.shape and images.dtype == torch.uint8, "augmented images are uint8 [B,C,H,W]")
+    for update in range(3):
+        now = Moment(seed=0, epoch=0, update=update, progress=update / 3)
+        composition.update(model, composition.prepare(replace(batch, moment=now)), inner(), optimizer)
+    return [images, *composition.evaluated(model, Moment(update=3, progress=1.0)).values()]
 
 
 def _use_attack(component: Component, place: World) -> list[Tensor]:
@@ -137,6 +177,7 @@ def _use_dataset(component: Component, place: World) -> list[Tensor]:
 
 _USES: dict[Kind, Callable[[Component, World], list[Tensor]]] = {
     "method": _use_method,
+    "modifier": _use_modifier,
     "attack": _use_attack,
     "measure": _use_measure,
     "backbone": _use_backbone,
@@ -155,7 +196,7 @@ def check_description(component: Component, registry: Registry) -> None:
     expect(bool(info.summary) and "\n" not in info.summary, "the summary is one line")
     expect(issubclass(info.params, Params), "the parameter model derives from Params")
     expect("{" not in info.title.format(**component.params.model_dump()), "the title names parameters only")
-    bases = {"method": Method, "attack": Attack, "measure": Measure, "dataset": Dataset}
+    bases = {"method": Method, "modifier": Modifier, "attack": Attack, "measure": Measure, "dataset": Dataset}
     factory = component.offer.load()
     base = bases.get(info.kind)
     expect(
@@ -186,20 +227,35 @@ def check_contract(component: Component, registry: Registry) -> None:
     """What its kind promises: shapes, ranges, ball and box, finite numbers, gradients that reach every weight."""
     place = world(registry)
     made = use(component, place)
-    _CONTRACTS[component.info.kind](made, place)
+    _CONTRACTS[component.info.kind](component, made, place)
 
 
-def _method_contract(made: list[Tensor], place: World) -> None:
+def _method_contract(component: Component, made: list[Tensor], place: World) -> None:
     x_adv, loss = made
+    radius = component.build().radius(THREAT.epsilon)
     expect(x_adv.shape == place.batch.x.shape, "x_adv has the shape of x")
     expect(bool((x_adv >= 0).all() and (x_adv <= 1).all()), "x_adv lies in [0,1]")
-    expect(loss.shape == () and bool(torch.isfinite(loss)), "the loss is a finite scalar")
-    loss.backward()
+    expect(float((x_adv - place.batch.x).abs().max()) <= radius + TOLERANCE, "x_adv lies within the training radius")
+    expect(loss.shape == (COUNT,) and bool(torch.isfinite(loss).all()), "the loss of each example is finite, [B]")
+    loss.mean().backward()
     blind = [name for name, p in place.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     expect(not blind, f"no gradient reaches {', '.join(blind[:3])}")
 
 
-def _attack_contract(made: list[Tensor], place: World) -> None:
+def _modifier_contract(component: Component, made: list[Tensor], place: World) -> None:
+    weights = dict(zip(place.model.state_dict(), made[1:], strict=True))
+    expect(all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()), "the evaluated weights are finite")
+    shapes = {name: tensor.shape for name, tensor in place.model.state_dict().items()}
+    expect({name: tensor.shape for name, tensor in weights.items()} == shapes, "the evaluated weights fit the network")
+    joints = {joint for joint in get_args(Joint) if _overrides(component, joint)}
+    expect(joints == {*component.info.joints}, f"it takes hold at {sorted(joints)}")  # type: ignore[attr-defined]
+
+
+def _overrides(component: Component, joint: str) -> bool:
+    return getattr(component.offer.load(), joint) is not getattr(Modifier, joint)
+
+
+def _attack_contract(component: Component, made: list[Tensor], place: World) -> None:
     x, x_adv = place.examples.x, made[0]
     expect(x_adv.shape == x.shape and x_adv.dtype == x.dtype, "x_adv has the shape and dtype of x")
     expect(not x_adv.requires_grad, "x_adv carries no graph")
@@ -207,22 +263,23 @@ def _attack_contract(made: list[Tensor], place: World) -> None:
     expect(bool((x_adv >= 0).all() and (x_adv <= 1).all()), "x_adv lies in [0,1]")
 
 
-def _measure_contract(made: list[Tensor], place: World) -> None:
+def _measure_contract(component: Component, made: list[Tensor], place: World) -> None:
     expect(bool(torch.isfinite(made[0])), "the value is finite")
 
 
-def _backbone_contract(made: list[Tensor], place: World) -> None:
+def _backbone_contract(component: Component, made: list[Tensor], place: World) -> None:
     expect(made[0].shape == (2, 10) and bool(torch.isfinite(made[0]).all()), "logits are finite [B,K]")
 
 
-def _dataset_contract(made: list[Tensor], place: World) -> None:
+def _dataset_contract(component: Component, made: list[Tensor], place: World) -> None:
     x, y, index = made[:3]
     expect(x.dtype == torch.uint8 and x.ndim == 4, "images are uint8 [N,H,W,C]")
     expect(len(x) == len(y) == len(index), "images, labels and indices are as many")
 
 
-_CONTRACTS: dict[Kind, Callable[[list[Tensor], World], None]] = {
+_CONTRACTS: dict[Kind, Callable[[Component, list[Tensor], World], None]] = {
     "method": _method_contract,
+    "modifier": _modifier_contract,
     "attack": _attack_contract,
     "measure": _measure_contract,
     "backbone": _backbone_contract,
@@ -247,7 +304,8 @@ def check_leaves_no_trace(component: Component, registry: Registry) -> None:
     modes = {module.training for module in place.model.modules()}
     expect(len(modes) == 1, "all modules are in one mode, as before")
     for given, before in ((place.examples, fresh.examples), (place.batch, fresh.batch)):
-        for name, tensor in vars(before).items():
+        tensors = {name: value for name, value in vars(before).items() if isinstance(value, Tensor)}
+        for name, tensor in tensors.items():
             expect(torch.equal(getattr(given, name), tensor), f"'{name}' of the images it was given is unchanged")
 
 

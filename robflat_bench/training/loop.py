@@ -1,4 +1,4 @@
-"""The one training loop. A method says how a batch becomes a loss; everything else happens here.
+"""The one training loop. What happens within a step is `composition`; when, on what and what is kept, is here.
 
 Random numbers are keyed by (seed, epoch, step) and the state is saved every few seconds of work, so a run that
 was killed at any moment ends, when run again, with the weights of an undisturbed one, bit for bit.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import TrainingAttack
-from robflat_bench.base import Attack, Batch, Method, RunFailed, Workspace
+from robflat_bench.base import Attack, RunFailed, Workspace
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
+from robflat_bench.method import Batch, Moment, Training
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
 from robflat_bench.randomness import generator
 from robflat_bench.recipe import Recipe
 from robflat_bench.record import Epoch
 from robflat_bench.training.checkpoint import States
+from robflat_bench.training.composition import Composition
 from robflat_bench.training.interrupt import Interrupt
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
 from robflat_bench.weights import load_weights, write_weights
@@ -73,7 +77,8 @@ class Job:
     """What is trained, on what, and where its checkpoints lie."""
 
     model: nn.Module
-    method: Method
+    composition: Composition
+    helpers: Mapping[str, nn.Module]
     recipe: Recipe
     splits: Splits
     seed: int
@@ -87,27 +92,32 @@ class Job:
 
 def train(job: Job, observer: Observer) -> State:
     """Train to the end, from wherever an earlier process stopped; best and last weights lie in `job.folder`."""
-    recipe, model = job.recipe, job.model
+    recipe, model, composition = job.recipe, job.model, job.composition
     x = job.splits.images("train", job.device)
     y = job.splits.labels("train", job.device)
-    per_epoch = math.ceil(len(y) / recipe.batch_size)
+    repeats = composition.method.repeats
+    per_epoch = math.ceil(len(y) / recipe.batch_size) * repeats
     total = per_epoch * recipe.epochs
 
     # ---- where an earlier process stopped -------------------------------------------------------------
     states = States(job.folder)
-    optimizer = build_optimizer(recipe, model.parameters())
-    state, best = _restore(states, model, optimizer)
+    counter = PassCounter(model, *job.helpers.values())
+    composition.setup(_training(job, x))
+    optimizer = build_optimizer(recipe, composition.parameters(model))
+    state, kept = _restore(states, model, composition, optimizer)
     done = state.epoch * per_epoch + state.step
     schedule = build_schedule(recipe, optimizer, total, done)
     observer.training_starts(recipe.epochs, total, done)
-    counter = PassCounter(model)
+    if done:
+        counter.forward = 0  # what the beginning costs was counted when this run began
     saved_at = clock = time.perf_counter()
     save_cost = 0.0
 
     def save() -> None:
         nonlocal saved_at, save_cost
         began = time.perf_counter()
-        states.write(state.epoch * per_epoch + state.step, _tensors(model, optimizer, best), state.to_json())
+        tensors = _tensors(model, composition, optimizer, kept)
+        states.write(state.epoch * per_epoch + state.step, tensors, state.to_json())
         saved_at = time.perf_counter()
         save_cost = saved_at - began
 
@@ -126,19 +136,17 @@ def train(job: Job, observer: Observer) -> State:
         while state.epoch < recipe.epochs:
             order = torch.randperm(len(y), generator=generator(job.seed, "order", state.epoch)).to(job.device)
             while state.step < per_epoch:
-                rows = order[state.step * recipe.batch_size :][: recipe.batch_size]
-                batch = _batch(job, x, y, rows, state)
-                model.train()
-                x_adv = job.method.attack(model, batch, _inner(job, state))
-                loss = job.method.loss(model, batch, x_adv)
-                value = loss.item()
+                number = state.step // repeats
+                rows = order[number * recipe.batch_size :][: recipe.batch_size]
+                now, first = (
+                    Moment(job.seed, state.epoch, update, (state.epoch * per_epoch + update) / total)
+                    for update in (state.step, number * repeats)
+                )
+                batch = composition.prepare(_batch(job, x, y, rows, number, first))  # the same at each replay
+                value = composition.update(model, replace(batch, moment=now), _inner(job, now), optimizer)
                 if not math.isfinite(value):
-                    raise _diverged(
-                        job, f"the loss is {value} at epoch {state.epoch}, step {state.step}", learning_rate(optimizer)
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                    where = f"epoch {state.epoch}, step {state.step}"
+                    raise _diverged(job, f"the loss is {value} at {where}", learning_rate(optimizer))
                 schedule.step()
                 state.loss_sum += value
                 state.step += 1
@@ -148,20 +156,37 @@ def train(job: Job, observer: Observer) -> State:
                     save()
                 if interrupt.requested:
                     raise KeyboardInterrupt
+            ended = Moment(job.seed, state.epoch, per_epoch, (state.epoch + 1) / recipe.epochs)
+            weights = composition.evaluated(model, ended)
             account()
-            if _end_epoch(job, state, per_epoch, learning_rate(optimizer)):
-                best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            with holding(model, weights):
+                improved = _end_epoch(job, state, per_epoch, learning_rate(optimizer))
+            if improved:
+                kept["best"] = weights
             counter.forward = counter.backward = 0  # the budget is what training costs; that was evaluation
             account()
             state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
+            if state.epoch == recipe.epochs:
+                kept["last"] = weights
             observer.epoch_ends(state.history)
     counter.remove()
     save()
     if interrupt.requested:  # during the last check, where no step follows that would have seen it
         raise KeyboardInterrupt
-    write_weights(job.folder / "best.safetensors", best)
-    write_weights(job.folder / "last.safetensors", model.state_dict())
+    for checkpoint, tensors in kept.items():
+        write_weights(job.folder / f"{checkpoint}.safetensors", tensors)
     return state
+
+
+@contextmanager
+def holding(model: nn.Module, weights: Tensors) -> Iterator[None]:
+    """The model with these weights; afterwards its own are back, bit for bit."""
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    load_weights(model, weights, "the evaluated weights")
+    try:
+        yield
+    finally:
+        load_weights(model, own, "the model's own weights")
 
 
 def _diverged(job: Job, what: str, rate: float) -> RunFailed:
@@ -212,21 +237,45 @@ def heldout_check(job: Job) -> tuple[float, float, float]:
     return float(wrong.double().mean()), float(robust_wrong.double().mean()), float(loss)
 
 
-def _batch(job: Job, x: Tensor, y: Tensor, rows: Tensor, state: State) -> Batch:
-    """uint8 images of these rows, augmented, as a batch in [0,1]."""
-    source = generator(job.seed, "augment", state.epoch, state.step)
-    images = AUGMENTATIONS[job.recipe.augmentation](x[rows], source)
-    labels = y[rows]
-    return Batch(
-        index=rows,
-        x=images.to(job.dtype) / 255,
-        y=labels,
-        target=nn.functional.one_hot(labels, job.splits.shape.classes).to(job.dtype),
-        weight=torch.ones(len(rows), dtype=job.dtype, device=job.device),
+def _training(job: Job, x: Tensor) -> Training:
+    """What a method may know before the first step; x: the uint8 training images."""
+
+    def images() -> Iterator[Tensor]:
+        return (part.to(job.dtype) / 255 for part in x.split(250))
+
+    return Training(
+        model=job.model,
+        shape=job.splits.shape,
+        count=len(x),
+        epsilon=job.recipe.epsilon,
+        helpers=job.helpers,
+        images=images,
+        spare=lambda: job.splits.spare_images(job.device),
     )
 
 
-def _inner(job: Job, state: State) -> TrainingAttack:
+def _batch(job: Job, x: Tensor, y: Tensor, rows: Tensor, number: int, now: Moment) -> Batch:
+    """uint8 images of these rows, augmented, as a batch in [0,1]; number: of the batch within its epoch."""
+
+    def augment(images: Tensor, purpose: str) -> Tensor:
+        source = generator(job.seed, purpose, now.epoch, number)
+        images = AUGMENTATIONS[job.recipe.augmentation](images, source)
+        return job.composition.augment(images, source).to(job.dtype) / 255
+
+    labels = y[rows]
+    return Batch(
+        index=rows,
+        x=augment(x[rows], "augment"),
+        y=labels,
+        target=nn.functional.one_hot(labels, job.splits.shape.classes).to(job.dtype),
+        weight=torch.ones(len(rows), dtype=job.dtype, device=job.device),
+        moment=now,
+        views=lambda which: augment(x[rows], f"augment {which}"),
+        augment=augment,
+    )
+
+
+def _inner(job: Job, now: Moment) -> TrainingAttack:
     recipe = job.recipe
     return TrainingAttack(
         epsilon=recipe.epsilon,
@@ -234,13 +283,14 @@ def _inner(job: Job, state: State) -> TrainingAttack:
         steps=recipe.attack_steps,
         start=recipe.attack_start,
         bn=recipe.attack_bn,
-        source=generator(job.seed, "attack", state.epoch, state.step),
+        source=now.random("attack"),
     )
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer, best: Tensors) -> Tensors:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+def _tensors(model: nn.Module, composition: Composition, optimizer: Optimizer, kept: Mapping[str, Tensors]) -> Tensors:
+    """All that a state holds, under "<group>.<name>"."""
+    groups: dict[str, Tensors] = {"model": model.state_dict(), "composition": composition.state_dict(), **kept}
+    tensors = {f"{group}.{name}": tensor for group, values in groups.items() for name, tensor in values.items()}
     for number, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             if value is not None:
@@ -248,20 +298,23 @@ def _tensors(model: nn.Module, optimizer: Optimizer, best: Tensors) -> Tensors:
     return tensors
 
 
-def _restore(states: States, model: nn.Module, optimizer: Optimizer) -> tuple[State, Tensors]:
-    """Weights and optimizer as the newest whole state has them; returns it with the best weights so far."""
+def _restore(
+    states: States, model: nn.Module, composition: Composition, optimizer: Optimizer
+) -> tuple[State, dict[str, Tensors]]:
+    """Everything as the newest whole state has it; returns it with the weights kept so far ("best", "last")."""
     found = states.latest()
     if found is None:
         return State(), {}
     tensors, value = found
-    parts: dict[str, Tensors] = {"model": {}, "best": {}, "optimizer": {}}
+    groups: dict[str, Tensors] = {"model": {}, "composition": {}, "optimizer": {}}
     for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
-    load_weights(model, parts["model"], "the saved state")
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = tensor
+    load_weights(model, groups.pop("model"), "the saved state")
+    composition.load_state_dict(groups.pop("composition"))
     values: dict[int, Tensors] = {}
-    for name, tensor in parts["optimizer"].items():
+    for name, tensor in groups.pop("optimizer").items():
         number, _, key = name.partition(".")
         values.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
-    return State.from_json(value), parts["best"]
+    return State.from_json(value), groups

@@ -7,11 +7,28 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CyclicLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+)
 
 from robflat_bench import recipe as recipes
-from robflat_bench.recipe import OneCycleParams, PiecewiseParams, Recipe, SGDParams, named
+from robflat_bench.recipe import (
+    AdamParams,
+    AdamWParams,
+    CosineParams,
+    CyclicParams,
+    OneCycleParams,
+    PiecewiseParams,
+    Recipe,
+    SGDParams,
+    named,
+)
 
 
 def _sgd(parameters: Iterable[nn.Parameter], recipe: Recipe, params: SGDParams) -> Optimizer:
@@ -21,6 +38,16 @@ def _sgd(parameters: Iterable[nn.Parameter], recipe: Recipe, params: SGDParams) 
         weight_decay=recipe.weight_decay,
         momentum=params.momentum,
         nesterov=params.nesterov,
+    )
+
+
+def _adam(parameters: Iterable[nn.Parameter], recipe: Recipe, params: AdamParams) -> Optimizer:
+    family = AdamW if isinstance(params, AdamWParams) else Adam
+    return family(
+        parameters,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=(params.beta1, params.beta2),
     )
 
 
@@ -43,11 +70,22 @@ def _one_cycle(optimizer: Optimizer, recipe: Recipe, steps: int, params: OneCycl
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": _sgd}
+def _cyclic(optimizer: Optimizer, recipe: Recipe, steps: int, params: CyclicParams) -> LRScheduler:
+    half: Any = steps / params.cycles / 2  # a fraction, where torch declares an int, lets the last step end at 0
+    return CyclicLR(optimizer, 0.0, recipe.learning_rate, half, half, cycle_momentum=False)
+
+
+def _cosine(optimizer: Optimizer, recipe: Recipe, steps: int, params: CosineParams) -> LRScheduler:
+    return CosineAnnealingLR(optimizer, steps, params.final * recipe.learning_rate)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}
 SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
     "constant": _constant,
     "piecewise": _piecewise,
     "one-cycle": _one_cycle,
+    "cyclic": _cyclic,
+    "cosine": _cosine,
 }
 
 

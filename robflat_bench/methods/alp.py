@@ -1,0 +1,30 @@
+r"""ALP:  L(w) = mean_i [ \ell_CE(f(x_i'), y_i) + \lambda ||f(x_i) - f(x_i')||_2^2 ],   f the logits,
+
+x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i); with `clean`, \ell_CE(f(x_i), y_i) is added.
+Kannan, Kurakin, Goodfellow: Adversarial logit pairing. arXiv 1803.06373, 2018.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.method import Batch, InnerAttack, Method
+from robflat_bench.methods import ALPParams
+from robflat_bench.methods.losses import soft_cross_entropy
+
+
+class ALP(Method):
+    """The gradient flows through both logits; clean and adversarial images are two forwards, so BN statistics are
+    updated by each."""
+
+    params: ALPParams
+
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        return inner(model, batch.x, cross_entropy(batch.y))
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        clean, adversarial = model(batch.x), model(x_adv)
+        pairing: Tensor = (clean - adversarial).square().sum(1)
+        loss = soft_cross_entropy(adversarial, batch.target) + self.params.weight * pairing
+        return loss + soft_cross_entropy(clean, batch.target) if self.params.clean else loss

@@ -1,0 +1,30 @@
+r"""MLCAT (loss scaling):  L(w) = mean_i c_i \ell_i,  \ell_i = \ell_CE(f(x_i'), y_i),  c_i = max(1, \tau / \ell_i).
+
+Either form has the value max(\ell_i, \tau); they differ in the gradient of an example below the threshold \tau:
+    scaled        c_i is a constant:       (\tau / \ell_i) \nabla \ell_i, its weight in the update is raised
+    as-released   c_i is differentiated:   0, the example is left out of the update
+Yu et al.: ICML 2022; the second is what the authors' code computes. BN statistics see x' only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.method import Batch
+from robflat_bench.methods import MLCATParams
+from robflat_bench.methods.at import AT
+
+
+class MLCAT(AT):
+    """AT that gives confident examples more weight, or none."""
+
+    params: MLCATParams
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        loss = super().loss(model, batch, x_adv)
+        if self.params.form == "as-released":
+            return loss.clamp_min(self.params.threshold)
+        smallest = torch.finfo(loss.dtype).eps  # a loss of 0 in machine precision has no gradient to scale
+        scale = self.params.threshold / loss.detach().clamp_min(smallest)
+        return loss * scale.clamp_min(1)

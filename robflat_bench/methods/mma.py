@@ -1,0 +1,103 @@
+r"""MMA:  L(w) = mean_i \ell_i,   with the margin m_i = min { ||d|| : s(x_i + d) >= 0 } and its d_i:
+
+    \ell_i = 1/3 \ell_CE(x_i) + 2/3 \ell_CE(x_i + d_i)   right, m_i < m_max: pushes the boundary away
+    \ell_i = 1/3 \ell_CE(x_i)                            right, m_i >= m_max: far enough
+    \ell_i = \ell_CE(x_i)                                wrong: d_i = 0
+
+s = log sum_{j != y} exp z_j - z_y is the soft logit margin; as released, an example is right where s < 0, which is
+p_y > 1/2. m_i by adaptive-norm PGD: PGD on s within r_i, the margin found when this example was met last (at first
+the recipe's epsilon; at least its step, at most m_max), start uniform, step 2.5 r_i / T; then bisection of [0, m_max]
+along (x' - x) / ||x' - x||_inf, which keeps the far side of the boundary, so that x_i + d_i has crossed it.
+Ding, Sharma, Lui, Huang: ICLR 2020.
+
+Against the released code: right and wrong, and the bisection, are judged as the recipe's attack sees the model and
+move no BN statistics; the whole batch is attacked, so that the cost is fixed; PGD's best iterate gives the direction;
+m_max itself bounds the search, not 1.05 m_max.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import Objective, ascend
+from robflat_bench.method import Batch, InnerAttack, Method, Training
+from robflat_bench.methods import MMAParams
+from robflat_bench.methods.losses import soft_cross_entropy
+from robflat_bench.randomness import uniform_like
+
+
+class MMA(Method):
+    """Two forwards update BN statistics: clean, and the batch where d_i is added. `margins` [N]: the margin found
+    last, -1 for an example not met yet. `counts`, float [B]: whether x_i + d_i enters the loss of the batch attacked
+    last, from the attack to the loss."""
+
+    params: MMAParams
+    counts: Tensor
+
+    def setup(self, training: Training) -> None:
+        like = next(training.model.parameters())
+        self.margins = like.new_full((training.count,), -1.0, requires_grad=False)
+
+    def radius(self, epsilon: float) -> float:
+        return self.params.max_margin
+
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        objective, most, steps = soft_margin(batch.y), self.params.max_margin, self.params.steps
+        radius = _per_image(self._remembered(batch.index, inner).clamp(max=most))
+        start = batch.x + radius * uniform_like(batch.x, batch.moment.random("mma start"))
+        with inner.attacking(model):
+            step = 2.5 * radius / steps
+            found = ascend(model, batch.x, start, objective, epsilon=radius, step=step, steps=steps).x
+            offset = found - batch.x
+            # An offset of zero has no direction; it stays zero.
+            direction = offset / offset.abs().amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(offset.dtype).tiny)
+
+            @torch.no_grad()
+            def crossed(margin: Tensor) -> Tensor:
+                logits = model((batch.x + _per_image(margin) * direction).clamp(0, 1))
+                return objective(logits) >= 0
+
+            low, high = torch.zeros_like(batch.weight), torch.full_like(batch.weight, most)
+            wrong, within = crossed(low), crossed(high)
+            for _ in range(self.params.bisections):
+                middle = (low + high) / 2
+                across = crossed(middle)
+                low, high = torch.where(across, low, middle), torch.where(across, middle, high)
+        margin = torch.where(wrong, 0, high)
+        known = batch.index >= 0
+        self.margins[batch.index[known]] = margin[known]
+        self.counts = (wrong | within).to(margin.dtype)
+        return (batch.x + _per_image(margin) * direction).clamp(0, 1)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        clean, adversarial = (soft_cross_entropy(model(images), batch.target) for images in (batch.x, x_adv))
+        return (clean + 2 * self.counts * adversarial) / 3
+
+    def _remembered(self, index: Tensor, inner: InnerAttack) -> Tensor:
+        """The radius of the attack, [B]: an image from elsewhere (index -1) is always met for the first time."""
+        margins = self.margins[index]
+        met = (index >= 0) & (margins >= 0)
+        return torch.where(met, margins.clamp(min=inner.step), inner.epsilon)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"margins": self.margins}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.margins.copy_(state["margins"])
+
+
+def soft_margin(y: Tensor) -> Objective:
+    """log sum_{j != y} exp z_j - z_y: negative where p_y > 1/2."""
+
+    def objective(logits: Tensor) -> Tensor:
+        label = y[:, None]
+        return logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
+
+    return objective
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

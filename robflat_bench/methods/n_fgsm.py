@@ -1,0 +1,34 @@
+r"""N-FGSM:  L(w) = mean_i \ell_CE(f(x_i'; w), y_i),  \eta ~ U(-k eps, k eps),
+
+    x' = clip_{[0,1]}( x + \eta + \alpha eps sign \nabla_x \ell_CE(f(x + \eta), y) ),   no projection onto the ball.
+
+de Jorge et al.: NeurIPS 2022. The noise augments the image, so ||x' - x|| may reach (k + alpha) eps. As in the
+equation the gradient is taken at x + \eta itself; the authors' code clips that point to images first. BN statistics
+see x' only; the gradient is taken in the recipe's BN mode for attacks (the authors' code: train mode, whose
+statistics move).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.method import Batch, InnerAttack
+from robflat_bench.methods import NFGSMParams
+from robflat_bench.methods.at import AT
+from robflat_bench.randomness import uniform_like
+
+
+class NFGSM(AT):
+    """AT with one step from strong noise, which stays in the image."""
+
+    params: NFGSMParams
+
+    def radius(self, epsilon: float) -> float:
+        return (self.params.k + self.params.alpha) * epsilon
+
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        noise = uniform_like(batch.x, batch.moment.random("noise"))
+        noisy = batch.x + self.params.k * inner.epsilon * noise
+        gradient = inner.gradient(model, noisy, cross_entropy(batch.y))
+        return (noisy + self.params.alpha * inner.epsilon * gradient.sign()).clamp(0, 1)

@@ -1,0 +1,36 @@
+r"""AWP:  min_w max_{||nu_l|| <= \gamma ||w_l||} L(w + nu),  for every weight tensor l; biases and normalisation stay.
+
+nu starts at 0 and takes steps nu <- \Pi( nu + s ||w_l|| g_l / ||g_l|| ), g = dL/dw at w + nu; by default one step
+of s = \gamma. The adversarial images are those found at w, the descent direction is dL/dw at w + nu, applied to w.
+The ascent normalises by the batch without moving BN statistics; the forward at w + nu moves them.
+Wu, Xia, Wang: NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from robflat_bench.attacks.engine import frozen_statistics
+from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.method import Batch, Loss, Modifier
+from robflat_bench.modifiers import AWPParams
+from robflat_bench.modifiers.descent import descend_at
+
+
+class AWP(Modifier):
+    """The last nu is used, whatever its loss: one step does perturb."""
+
+    params: AWPParams
+
+    def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
+        space = WeightSpace(model, biases=False)
+        nu = space.zero()
+        if batch.moment.progress >= self.params.warmup:
+            for _ in range(self.params.steps):
+                with space.moved(nu), frozen_statistics(model):
+                    gradient = torch.autograd.grad(loss(), list(space.layers.values()))
+                size = self.params.step or self.params.gamma
+                nu = space.step(nu, dict(zip(space.layers, gradient, strict=True)), size, self.params.gamma)
+        return descend_at(space, nu, loss, optimizer)

@@ -1,0 +1,28 @@
+r"""CutMix:  x_i <- M x_{i-1} + (1 - M) x_i,   t_i <- m t_{i-1} + (1 - m) t_i,   m = mean(M).
+
+M is one box for the whole batch, its area 1 - \lambda before it is clipped at the borders, \lambda ~
+Beta(\alpha, \alpha); the partner is the example before, in an order that is shuffled anyway. Box, mixing and
+draws are torchvision's.   Yun et al.: ICCV 2019; for adversarial training Rebuffi et al.: NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torchvision.transforms import v2
+
+from robflat_bench.method import Batch, Modifier
+from robflat_bench.modifiers import CutMixParams
+from robflat_bench.randomness import global_state
+
+
+class CutMix(Modifier):
+    """The attack needs one label: that with the largest share of the mixed target. Other views of the images
+    would not be mixed, so there are none. Index and weight stay with the image that is not the patch."""
+
+    params: CutMixParams
+
+    def batch(self, batch: Batch) -> Batch:
+        with global_state(batch.moment.random("cutmix")):
+            x, target = v2.CutMix(alpha=self.params.alpha)(batch.x, batch.target)
+        return replace(batch, x=x, y=target.argmax(1), target=target, views=None)

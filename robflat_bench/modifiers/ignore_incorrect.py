@@ -1,0 +1,28 @@
+r"""Ignore incorrect:  x_i' = x_i where argmax_k f(x_i)_k != y_i;  the others are attacked.
+
+The clean prediction is made as the attack sees the model and moves no BN statistics, where the released code
+updates them by a forward in train mode.   Stutz et al.: ICCV 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.method import Batch, InnerAttack, Modifier
+
+
+class IgnoreIncorrect(Modifier):
+    """All are attacked, those without use for it in vain: the others meet the same draws as without."""
+
+    def attack(
+        self,
+        attack: Callable[[nn.Module, Batch, InnerAttack], Tensor],
+        model: nn.Module,
+        batch: Batch,
+        inner: InnerAttack,
+    ) -> Tensor:
+        correct = inner.predict(model, batch.x).argmax(1) == batch.y
+        return torch.where(correct[:, None, None, None], attack(model, batch, inner), batch.x)

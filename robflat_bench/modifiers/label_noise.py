@@ -1,0 +1,27 @@
+r"""Label noise:  with probability \tau, for each example:  t_i <- e_c,  c uniform over all K classes.
+
+c may be the label itself, so that (1 - 1/K) \tau of the labels change. Drawn anew in each step; the attack knows
+the true label.   Stutz et al.: ICCV 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robflat_bench.method import Batch, Modifier
+from robflat_bench.modifiers import LabelNoiseParams
+
+
+class LabelNoise(Modifier):
+    """A soft target is replaced as a whole."""
+
+    params: LabelNoiseParams
+
+    def target(self, batch: Batch) -> Tensor:
+        count, classes = batch.target.shape
+        source = batch.moment.random("label noise")
+        noisy = torch.rand(count, generator=source, dtype=torch.float64) < self.params.tau
+        drawn = F.one_hot(torch.randint(classes, (count,), generator=source), classes)
+        return torch.where(noisy[:, None].to(batch.target.device), drawn.to(batch.target), batch.target)

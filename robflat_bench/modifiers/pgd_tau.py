@@ -1,0 +1,46 @@
+r"""PGD-\tau:  the attack on example i ends \tau steps after its first iterate that is misclassified,
+
+    x_i' = x_i^(min(T, j + \tau)),   j the first iterate (the start is 0) with argmax_k f(x_i^(j))_k != y_i,
+
+and x_i^(T) where there is none. The last iterate is kept, whatever its loss; a released implementation leaves
+examples that are never misclassified unperturbed.   Zhang et al.: ICML 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.method import Batch, InnerAttack, Modifier
+from robflat_bench.modifiers import PGDTauParams
+
+
+class PGDTau(Modifier):
+    """Misclassified is meant of the label that the method's attack is given, whatever it maximises."""
+
+    params: PGDTauParams
+
+    def attack(
+        self,
+        attack: Callable[[nn.Module, Batch, InnerAttack], Tensor],
+        model: nn.Module,
+        batch: Batch,
+        inner: InnerAttack,
+    ) -> Tensor:
+        return attack(model, batch, inner.until(moving(batch.y, self.params.tau)))
+
+
+def moving(y: Tensor, tau: int) -> Callable[[Tensor], Tensor]:
+    """True until `tau` steps have followed the first misclassified iterate; asked at each iterate but the last."""
+    left = torch.full_like(y, tau)
+    fooled = torch.zeros_like(y, dtype=torch.bool)
+
+    def moves(logits: Tensor) -> Tensor:
+        fooled.logical_or_(logits.argmax(1) != y)
+        move = ~fooled | (left > 0)
+        left.sub_(fooled.long())
+        return move
+
+    return moves

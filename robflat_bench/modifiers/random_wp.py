@@ -1,0 +1,27 @@
+r"""Random weight perturbation:  min_w E_nu L(w + nu),  nu uniform on the spheres ||nu_l|| = \xi ||w_l||.
+
+One nu per update, for every weight tensor l; biases and normalisation stay. The adversarial images are those found at
+w; the gradient at w + nu is applied to w, and the forward at w + nu, the only one, moves BN statistics.
+Stutz, Hein, Schiele: ICCV 2021; without the gradient clipping of the released code.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.method import Batch, Loss, Modifier
+from robflat_bench.modifiers import RandomWPParams
+from robflat_bench.modifiers.descent import descend_at
+
+
+class RandomWP(Modifier):
+    """Draws are keyed by the moment and the tensor's name, as a measure's are by sample and name."""
+
+    params: RandomWPParams
+
+    def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
+        space, now = WeightSpace(model, biases=False), batch.moment
+        nu = space.on_sphere(self.params.xi, now.seed, "random-wp", now.epoch, now.update)
+        return descend_at(space, nu, loss, optimizer)

@@ -1,0 +1,50 @@
+r"""RWP:  nu <- \Pi( nu + \gamma ||w|| g / ||g|| ),  g = d/dw  mean_i 1[\ell_i < c] \ell_i  at w + nu,  from nu = 0,
+
+\Pi onto the ball ||nu|| <= \gamma ||w||, norms over all weight tensors together; biases and normalisation stay. Only
+examples that are learned well are made harder, with c = \infty all of them; where none is below c, nu stays. The mean
+divides by the whole batch. Then the gradient of the full loss at the last w + nu is applied to w. The adversarial
+images are those found at w. The ascent leaves BN statistics alone, the forward at the last w + nu moves them.
+Yu et al.: IJCAI 2022. The perturbation of MLCAT_WP (Yu et al.: ICML 2022) is rwp(threshold=1.5).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from robflat_bench.attacks.engine import frozen_statistics
+from robflat_bench.measures.weight_space import Direction, WeightSpace, norm
+from robflat_bench.method import Batch, Loss, Modifier
+from robflat_bench.modifiers import RWPParams
+from robflat_bench.modifiers.descent import descend_at
+
+
+class RWP(Modifier):
+    """Each step is as long as the radius: the first reaches the sphere, later ones turn nu towards the new gradient."""
+
+    params: RWPParams
+
+    def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
+        space = WeightSpace(model, biases=False)
+        radius = self.params.gamma * math.hypot(*space.norms.values())
+        nu = space.zero()
+        for _ in range(self.params.steps):
+            with space.moved(nu), frozen_statistics(model):
+                gradient = torch.autograd.grad(loss(self._learned), list(space.layers.values()))
+            nu = _step(nu, gradient, radius)
+        return descend_at(space, nu, loss, optimizer)
+
+    def _learned(self, values: Tensor) -> Tensor:
+        return (values < self.params.threshold).to(values)
+
+
+def _step(nu: Direction, gradient: tuple[Tensor, ...], radius: float) -> Direction:
+    length = math.hypot(*map(norm, gradient))
+    if length == 0:
+        return nu
+    moved = {name: nu[name] + g * (radius / length) for name, g in zip(nu, gradient, strict=True)}
+    reached = math.hypot(*map(norm, moved.values()))
+    return {name: tensor * (radius / max(reached, radius)) for name, tensor in moved.items()}

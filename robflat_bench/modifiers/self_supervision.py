@@ -1,0 +1,81 @@
+r"""Self-supervision:  L(w) + \lambda mean_i \ell_CE( h(\phi(R_{r_i} x_i + d_i)), r_i ),   r_i ~ U{0,1,2,3},
+
+d_i = argmax_{||d||_inf <= eps} of the same loss. R turns by 90 degrees, \phi(x) are the features that the network's
+last linear layer sees, h is F-256(BN,ReLU)-4, trained along and never evaluated. Every image of the batch is
+turned once and every turned image is adversarial, where the released code leaves half of them clean and clamps
+the features to [0,1]; they pass as a batch of their own and move BN statistics as one.
+Hendrycks et al.: NeurIPS 2019; this head: Stutz et al.: ICCV 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.backbones.parts import construction, initialize
+from robflat_bench.base import UsageError
+from robflat_bench.method import Batch, InnerAttack, Modifier, Training
+from robflat_bench.modifiers import SelfSupervisionParams
+from robflat_bench.randomness import generator
+
+TURNS = 4
+
+
+class WithHead(nn.Module):
+    """The model with another head in place of its last linear layer, for as long as a forward lasts: its output
+    is the head's, so passes are counted as ever, and nothing outlives the forward."""
+
+    def __init__(self, model: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        hook = last_linear(self.model).register_forward_hook(lambda _, inputs, output: self.head(inputs[0]))
+        try:
+            logits: Tensor = self.model(x)
+        finally:
+            hook.remove()
+        return logits
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The layer that makes the logits; UsageError where there is none."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UsageError("self-supervision needs a network with a linear layer at its end; choose another backbone")
+    return layers[-1]
+
+
+class SelfSupervision(Modifier):
+    """The head begins with the same weights in every run; turns and attacks are those of the step."""
+
+    params: SelfSupervisionParams
+
+    def setup(self, training: Training) -> None:
+        linear = last_linear(training.model)
+        with construction():
+            self.head = nn.Sequential(
+                nn.Linear(linear.in_features, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, TURNS)
+            )
+        initialize(self.head, generator("self-supervision"))
+        self.head.to(linear.weight)
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"head": self.head}
+
+    def prepare(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> tuple[Tensor, Tensor]:
+        """The turned images, attacked, and their turns."""
+        drawn = torch.randint(TURNS, (len(batch.x),), generator=batch.moment.random("turns"))
+        turns = drawn.to(batch.x.device)
+        every = torch.stack([batch.x.rot90(turn, (2, 3)) for turn in range(TURNS)])
+        turned = every[turns, torch.arange(len(turns), device=turns.device)]
+        return inner(WithHead(model, self.head), turned, cross_entropy(turns)), turns
+
+    def loss(self, model: nn.Module, batch: Batch, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        x_adv, turns = prepared
+        return self.params.weight * F.cross_entropy(WithHead(model, self.head)(x_adv), turns)

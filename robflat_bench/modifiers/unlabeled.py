@@ -1,0 +1,55 @@
+r"""Unlabelled images:  the last int(ratio B) examples of each batch are images u without a label, drawn with
+replacement from those that the protocol leaves over, with  y = argmax_k f_std(u)_k  of a network trained first by
+standard training. They are augmented, attacked and learned as the others.
+
+The mixture is that of Stutz et al.: ICCV 2021; pseudo-labels: Carmon et al.: NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robflat_bench.base import UsageError
+from robflat_bench.method import Batch, Modifier, Training
+from robflat_bench.modifiers import UnlabeledParams
+
+
+class Unlabeled(Modifier):
+    """Labels are made once, on the images as they are. A step costs no more than without."""
+
+    params: UnlabeledParams
+
+    def setup(self, training: Training) -> None:
+        self.images = training.spare()
+        if not len(self.images):
+            raise UsageError(
+                "unlabeled: this protocol uses every image of its training pool and leaves none without a label; "
+                "choose a protocol whose splits leave images over, or make the training split of this one smaller"
+            )
+        helper = training.helpers["standard"]
+        dtype = next(helper.parameters()).dtype
+        with torch.no_grad():
+            self.labels = torch.cat([helper(part.to(dtype) / 255).argmax(1) for part in self.images.split(250)])
+
+    def batch(self, batch: Batch) -> Batch:
+        count = int(self.params.ratio * len(batch.x))
+        if count == 0:
+            return batch
+        drawn = torch.randint(len(self.images), (count,), generator=batch.moment.random("unlabeled"))
+        images, labels = (rows[drawn.to(rows.device)] for rows in (self.images, self.labels))
+
+        def mixed(own: Tensor, others: Tensor) -> Tensor:
+            return torch.cat([own[:-count], others.to(own)])
+
+        return replace(
+            batch,
+            index=mixed(batch.index, torch.full_like(labels, -1)),
+            x=mixed(batch.x, batch.augmented(images, "augment unlabeled")),
+            y=mixed(batch.y, labels),
+            target=mixed(batch.target, F.one_hot(labels, batch.target.shape[1])),
+            views=lambda number: mixed(batch.view(number), batch.augmented(images, f"augment unlabeled {number}")),
+        )

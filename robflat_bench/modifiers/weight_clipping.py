@@ -1,0 +1,31 @@
+r"""Weight clipping:  w <- \Pi_{[-c, c]}(w) for every parameter of the network, after each update.
+
+Scales of normalisation layers are projected to [1-c, 1+c]: the paper's layers store the scale minus 1. Only training
+is constrained; the flatness measures perturb the trained weights out of the box (the released code clips them there,
+too, which makes clipped networks look flatter).
+Stutz, Hein, Schiele: ICCV 2021, after Stutz et al.: Bit error robustness. MLSys 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from robflat_bench.measures.weight_space import NORMALISATION
+from robflat_bench.method import Modifier
+from robflat_bench.modifiers import WeightClippingParams
+
+
+class WeightClipping(Modifier):
+    """Extra heads are not clipped: they are not evaluated."""
+
+    params: WeightClippingParams
+
+    def after_step(self, model: nn.Module) -> None:
+        limit = self.params.limit
+        norms = [module for module in model.modules() if isinstance(module, NORMALISATION)]
+        scales = {id(getattr(module, "weight", None)) for module in norms}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                center = 1.0 if id(parameter) in scales else 0.0
+                parameter.clamp_(center - limit, center + limit)

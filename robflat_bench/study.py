@@ -1,0 +1,127 @@
+"""Studies: TOML lists of variants under one protocol, shipped in the package or given as a path.
+
+    name = "my-study"
+    version = "1.0"
+    summary = "Two methods, one with three weights."
+    protocol = "digits-linf"
+
+    [[groups]]
+    title = "TRADES"
+    methods = ["trades(beta=1)", "trades(beta=3)"]
+
+    [[groups]]
+    title = "weight decay"
+    methods = ["at"]
+    grid = { "recipe.weight_decay" = [1e-3, 1e-2] }
+
+A group is every method times every combination of its grid, whose keys are those of `--set`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from robflat_bench.base import UsageError
+from robflat_bench.components import compose, validate
+from robflat_bench.protocol import MAX_BYTES, Strict, load, shipped
+from robflat_bench.registry import Registry, did_you_mean
+
+MAX_VARIANTS = 1000
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study: a method under settings of the recipe; the seeds come with the sweep."""
+
+    group: str
+    method: str
+    settings: tuple[str, ...]
+
+
+class Group(Strict):
+    """Variants that belong together."""
+
+    title: str = Field(max_length=80)
+    methods: tuple[str, ...] = Field(min_length=1)
+    grid: dict[Annotated[str, Field(pattern=r"^recipe\.\w+$")], tuple[bool | int | float | str, ...]] = Field(
+        default_factory=dict
+    )
+
+    def __len__(self) -> int:
+        return math.prod(map(len, (self.methods, *self.grid.values())))
+
+    def variants(self) -> Iterator[Variant]:
+        for method in self.methods:
+            for values in itertools.product(*self.grid.values()):
+                pairs = zip(self.grid, values, strict=True)
+                yield Variant(self.title, method, tuple(f"{key}={_toml(value)}" for key, value in pairs))
+
+
+class Study(Strict):
+    """A named list of groups under a protocol."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    version: str = Field(pattern=r"^\d+\.\d+$")
+    summary: str
+    protocol: str
+    groups: tuple[Group, ...] = Field(min_length=1)
+
+    def variants(self) -> list[Variant]:
+        return [variant for group in self.groups for variant in group.variants()]
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def studies() -> dict[str, str]:
+    """Name -> text of the studies in this package."""
+    folder = resources.files("robflat_bench") / "studies"
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
+    return {entry.name.removesuffix(".toml"): entry.read_text("utf-8") for entry in files}
+
+
+def load_study(registry: Registry, name: str) -> Study:
+    """The study of that name or file; every variant of it is checked before the first one runs.
+
+    A protocol named by a file is found beside the study's file.
+    """
+    known = studies()
+    if name in known:
+        text, home = known[name], Path()
+    elif Path(name).suffix == ".toml":
+        text, home = _read(Path(name)), Path(name).parent
+    else:
+        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+        raise UsageError(f"unknown study '{name}'{hint}, or give a TOML file")
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"study {name} is not valid TOML: {error}") from None
+    study = validate(Study, content, f"study {name}")
+    if study.protocol not in shipped():
+        study = study.model_copy(update={"protocol": str(home / study.protocol)})
+    if (count := sum(map(len, study.groups))) > MAX_VARIANTS:
+        raise UsageError(f"study {name} has {count} variants; {MAX_VARIANTS} are enough")
+    for variant in study.variants():
+        compose(registry, variant.method)
+        load(registry, study.protocol, variant.settings)
+    return study
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"study {path} is larger than {MAX_BYTES} bytes")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"study {path} cannot be read: {error}") from None

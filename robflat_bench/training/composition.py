@@ -1,0 +1,139 @@
+"""A method and its modifiers as one: each joint in its declared order, and what survives an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from robflat_bench.base import Joint, ModifierInfo
+from robflat_bench.components import Composed
+from robflat_bench.method import Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
+
+Attacker = Callable[[nn.Module, Batch, InnerAttack], Tensor]
+
+
+def descend(loss: Loss, optimizer: Optimizer) -> Tensor:
+    """Plain backward and step; the loss's value."""
+    value = loss()
+    value.backward()
+    optimizer.step()
+    return value.detach()
+
+
+class Composition:
+    """A method wrapped by its modifiers; built anew for each run."""
+
+    def __init__(self, composed: Composed) -> None:
+        self.method: Method = composed.method.build()
+        self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in composed.modifiers}
+        self._infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}  # type: ignore[misc]
+
+    def at(self, joint: Joint) -> Iterator[Modifier]:
+        """The modifiers of a joint, lowest rank first."""
+        ranked = sorted(self._infos.values(), key=lambda info: (info.rank, info.name))
+        return (self.modifiers[info.name] for info in ranked if joint in info.joints)
+
+    @property
+    def members(self) -> dict[str, Trained]:
+        """Everybody by the name under which their state is kept."""
+        return {"method": self.method, **self.modifiers}
+
+    # ---- before the first step ----------------------------------------------------------------------------
+
+    def setup(self, training: Training) -> None:
+        for member in self.members.values():
+            member.setup(training)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Extra modules to train, by `<member>.part.<name>`."""
+        owned = ((owner, member.parts()) for owner, member in self.members.items())
+        return {f"{owner}.part.{name}": part for owner, parts in owned for name, part in parts.items()}
+
+    def parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """Everything the optimizer moves: the model, then the parts."""
+        yield from model.parameters()
+        for part in self.parts().values():
+            yield from part.parameters()
+
+    # ---- one step -----------------------------------------------------------------------------------------
+
+    def augment(self, images: Tensor, source: torch.Generator) -> Tensor:
+        for modifier in self.at("augment"):
+            images = modifier.augment(images, source)
+        return images
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch as the loss and the attack see it."""
+        for modifier in self.at("batch"):
+            batch = modifier.batch(batch)
+        for modifier in self.at("target"):
+            batch = replace(batch, target=modifier.target(batch))
+        return batch
+
+    def update(self, model: nn.Module, batch: Batch, inner: InnerAttack, optimizer: Optimizer) -> float:
+        """Attack, loss, one update of the weights; the loss before it."""
+        model.train()
+        for part in self.parts().values():
+            part.train()
+        attack: Attacker = self.method.attack
+        for modifier in self.at("attack"):
+            attack = _around(modifier, attack)
+        x_adv = attack(model, batch, inner)
+        terms = [(modifier, modifier.prepare(model, batch, inner)) for modifier in self.at("loss")]
+
+        def loss(keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+            values = self.method.loss(model, batch, x_adv)
+            if keep is not None:
+                values = keep(values.detach()) * values
+            value = weighted_mean(values, batch.weight)
+            return sum((modifier.loss(model, batch, prepared) for modifier, prepared in terms), start=value)
+
+        optimizer.zero_grad(set_to_none=True)
+        claimant = next(self.at("backward"), None)
+        value = claimant.backward(loss, model, optimizer, batch) if claimant else descend(loss, optimizer)
+        for modifier in self.at("after_step"):
+            modifier.after_step(model)
+        return float(value)
+
+    def evaluated(self, model: nn.Module, moment: Moment) -> dict[str, Tensor]:
+        """At the end of an epoch: the weights that stand for this run, copied."""
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for modifier in self.at("model"):
+            weights = modifier.model(model, weights, moment)
+        return weights
+
+    # ---- what survives an interruption --------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        tensors = {
+            f"{owner}.state.{name}": tensor
+            for owner, member in self.members.items()
+            for name, tensor in member.state_dict().items()
+        }
+        for owner, part in self.parts().items():
+            tensors |= {f"{owner}.{name}": tensor for name, tensor in part.state_dict().items()}
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for owner, member in self.members.items():
+            member.load_state_dict(_below(f"{owner}.state.", tensors))
+        for owner, part in self.parts().items():
+            part.load_state_dict(_below(f"{owner}.", tensors))
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """sum_i weight_i v_i / sum_i weight_i of [B] and [B]."""
+    return (weight * values).sum() / weight.sum()
+
+
+def _around(modifier: Modifier, attack: Attacker) -> Attacker:
+    return lambda model, batch, inner: modifier.attack(attack, model, batch, inner)
+
+
+def _below(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

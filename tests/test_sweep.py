@@ -1,0 +1,270 @@
+"""Studies and sweeps: what a study may say, one run a process, failures that stop nothing, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from robflat_bench.base import UsageError
+from robflat_bench.data.splits import load_splits
+from robflat_bench.protocol import load
+from robflat_bench.record import RunRecord
+from robflat_bench.store import RunFolder, Store
+from robflat_bench.study import load_study, studies
+from robflat_bench.sweep import Sweep, tasks
+
+STUDY = """
+name = "mine"
+version = "1.0"
+summary = "A good one, one that diverges, one whose loss is not finite, and another good one."
+protocol = "tiny.toml"
+
+[[groups]]
+title = "good"
+methods = ["standard"]
+
+[[groups]]
+title = "diverging"
+methods = ["standard"]
+grid = { "recipe.learning_rate" = [1e30] }
+
+[[groups]]
+title = "not finite"
+methods = ["nan"]
+
+[[groups]]
+title = "also good"
+methods = ["standard"]
+grid = { "recipe.epochs" = [1] }
+"""
+
+NAN = """
+from robflat_bench.api import Method, MethodInfo, hookimpl
+
+@hookimpl
+def robflat_bench_methods():
+    return [MethodInfo("nan", "a loss that is not finite", "nan:NaN", claims=("attack",))]
+
+class NaN(Method):
+    def attack(self, model, batch, inner):
+        return batch.x
+
+    def loss(self, model, batch, x_adv):
+        return model(x_adv).sum(1) * float("nan")
+"""
+
+
+@pytest.fixture
+def study(tmp_path, tiny) -> Path:
+    (tmp_path / "tiny.toml").write_text(tiny.read_text())
+    path = tmp_path / "mine.toml"
+    path.write_text(STUDY)
+    (tmp_path / "nan.py").write_text(NAN)
+    return path
+
+
+def listed(registry, path: Path, store: Path, seeds: int = 1):
+    chosen = load_study(registry, str(path))
+    splits = load_splits(registry, load(registry, chosen.protocol), None)
+    return tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Studies
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", studies())
+def test_shipped_studies_are_valid_and_name_each_run_once(registry, name):
+    study = load_study(registry, name)
+    variants = study.variants()
+    assert len({(variant.method, variant.settings) for variant in variants}) == len(variants)
+
+
+def test_the_digits_study_stays_small(registry):
+    study = load_study(registry, "paper-digits")
+    assert study.protocol == "digits-linf"
+    assert 25 <= len(study.variants()) <= 30
+
+
+def test_a_group_is_every_method_times_every_combination(registry, study):
+    study.write_text(
+        STUDY
+        + '[[groups]]\ntitle="both"\nmethods=["at", "trades"]\n'
+        'grid = { "recipe.epochs" = [1, 2], "recipe.schedule" = ["cyclic(cycles=2)"] }\n'.replace("nan", "at")
+    )
+    study.write_text(study.read_text().replace('["nan"]', '["at"]'))
+    variants = load_study(registry, str(study)).variants()[-4:]
+    assert [(variant.method, variant.settings) for variant in variants] == [
+        (method, (f"recipe.epochs={epochs}", "recipe.schedule=cyclic(cycles=2)"))
+        for method in ("at", "trades")
+        for epochs in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('["nan"]', '["att"]', "unknown method 'att'; did you mean 'at'?"),
+        ('["nan"]', '["at+awp+sam"]', "each claim the backward"),
+        ('["nan"]', "[]", "'groups.2.methods'"),
+        ('"recipe.epochs" = [1]', '"recipe.epochs" = [0]', "'recipe.epochs' = 0"),
+        ('"recipe.epochs" = [1]', '"fixed.seed" = [1]', "should match pattern"),
+        ('"recipe.epochs" = [1]', f'"recipe.epochs" = {list(range(1, 1200))}', "1000 are enough"),
+        ("protocol =", "protocl =", "did you mean 'protocol'?"),
+        ("[[groups]]", "[[groups", "not valid TOML"),
+        ("tiny.toml", "none.toml", "cannot be read"),
+    ],
+)
+def test_bad_studies_are_refused_before_anything_runs(registry, study, old, new, says):
+    text = STUDY.replace(old, new)
+    study.write_text(text if "nan" in old else text.replace('["nan"]', '["at"]'))
+    with pytest.raises(UsageError) as caught:
+        load_study(registry, str(study))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_and_oversized_studies_are_refused(registry, tmp_path):
+    with pytest.raises(UsageError, match="unknown study 'paper-digit'; did you mean 'paper-digits'"):
+        load_study(registry, "paper-digit")
+    (tmp_path / "big.toml").write_text("#" * 70_000)
+    with pytest.raises(UsageError, match="larger than"):
+        load_study(registry, str(tmp_path / "big.toml"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sweeps
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, tmp_path):
+    study.write_text(STUDY.replace('["nan"]', '["at+awp"]'))
+    done = command("sweep", study, "--seeds", 2, "--plan", "--store", tmp_path / "runs", "--json")
+    assert done.code == 0
+    rows = done.document["runs"]
+    assert [(row["group"], row["seed"]) for row in rows[:5]] == [
+        ("good", 1),
+        ("diverging", 1),
+        ("not finite", 1),
+        ("also good", 1),
+        ("good", 2),
+    ]
+    assert {row["state"] for row in rows} == {"new"}
+    # 60 images, 2 epochs, 2 attack steps: AT-AWP is T+1 and T for the attack and twice 1 and 1 for the loss
+    assert (rows[2]["forward"], rows[2]["backward"]) == (60 * 2 * 5, 60 * 2 * 4)
+    table = command("sweep", study, "--plan", "--store", tmp_path / "runs")
+    assert "at+awp" in table.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tmp_path):
+    """A diverging run and a loss that is not finite give one line each; the others complete; the exit code is 1."""
+    store, plugin = tmp_path / "runs", tmp_path / "nan.py"
+    done = command("sweep", study, "--store", store, "--plugin", plugin, "--jobs", 2, "--json")
+    assert done.code == 1
+    rows = {row["group"]: row for row in done.document["runs"]}
+    assert {group: row["state"] for group, row in rows.items()} == {
+        "good": "done",
+        "diverging": "failed",
+        "not finite": "failed",
+        "also good": "done",
+    }
+    assert "the loss is nan at epoch 0, step 0" in rows["not finite"]["error"]
+    for row in rows.values():
+        assert ("results" in row) == (row["state"] == "done")
+    lines = done.err.splitlines()
+    assert sum("failed: " in line and line.startswith("robflat-bench:") for line in lines) == 2
+    assert lines[-1].startswith("robflat-bench: 2 of 4 runs failed; type the same with --retry-failed")
+
+    record = RunFolder(Path(rows["good"]["folder"])).record()
+    assert isinstance(record, RunRecord)
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("record.json")}
+    again = command("sweep", study, "--store", store, "--plugin", plugin)
+    assert again.code == 1, "what failed before is not forgotten"
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("record.json")} == before, "finished runs are skipped"
+    assert "best checkpoint" in again.out
+    assert "last checkpoint" in again.out
+
+
+def test_retry_failed_runs_them_again(command, registry, study, tmp_path):
+    study.write_text(STUDY.replace('["nan"]', '["standard"]').replace("1e30", "1e-3"))
+    store = tmp_path / "runs"
+    first, *_ = listed(registry, study, store)
+    first.folder.path.mkdir(parents=True)
+    first.folder.failed_file.write_text(json.dumps({"key": first.spec.key, "error": "the disk\nwas full"}))
+    assert first.error() == "the disk"
+    sweep = Sweep(lambda task: [])
+    assert sweep.run([first]) == {first.spec.key: "failed"}
+    done = command("sweep", study, "--store", store, "--retry-failed", "--json")
+    assert done.code == 0, done.err
+    assert {row["state"] for row in done.document["runs"]} == {"done"}
+
+
+def test_a_run_that_cannot_even_begin_is_a_failure_with_its_last_words(registry, study, tmp_path):
+    study.write_text(STUDY.replace('["nan"]', '["at"]'))
+    task, *_ = listed(registry, study, tmp_path / "runs")
+    outcomes = Sweep(lambda task: ["--method", "att"]).run([task])
+    assert outcomes == {task.spec.key: "failed"}
+    assert "exit code 2: robflat-bench: unknown method 'att'" in task.error()
+
+
+def test_a_run_of_another_process_is_left_to_it(registry, study, tmp_path):
+    study.write_text(STUDY.replace('["nan"]', '["at"]'))
+    task, *_ = listed(registry, study, tmp_path / "runs")
+    with task.folder.locked():
+        assert Sweep(lambda task: []).run([task]) == {task.spec.key: "busy"}
+    assert not task.folder.failed_file.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study, tmp_path, number):
+    """Told to stop in the middle of training, the run saves its state; typed again, the sweep completes."""
+    study.write_text(STUDY[: STUDY.index('[[groups]]\ntitle = "diverging"')].replace("standard", "at"))
+    protocol = tmp_path / "tiny.toml"
+    protocol.write_text(protocol.read_text().replace("epochs = 2", "epochs = 100000"))
+    store = tmp_path / "runs"
+    arguments = [sys.executable, "-m", "robflat_bench", "sweep", str(study), "--store", str(store)]
+    sweep = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("*/*/*/history.jsonl")):
+        assert time.monotonic() < deadline, "training never began"
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    os.kill(sweep.pid, number)
+    _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "interrupted" in err
+    (folder,) = store.glob("*/*/*")
+    assert list(folder.glob("checkpoints/state-*.safetensors"))
+    assert not (folder / "failed.json").exists()
+    with RunFolder(folder).locked():
+        pass
+
+
+def test_tasks_do_not_start_after_a_stop(registry, study, tmp_path):
+    study.write_text(STUDY.replace('["nan"]', '["at"]'))
+    wanted = listed(registry, study, tmp_path / "runs")
+    sweep = Sweep(lambda task: ["--method", "att"])
+    sweep.ended = lambda task, outcome: sweep._stop()
+    result: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            sweep.run(wanted)
+        except KeyboardInterrupt as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    assert len(result) == 1
+    assert [task.folder.failed_file.is_file() for task in wanted] == [True, False, False, False]

@@ -1,0 +1,294 @@
+"""The training loop with everything in the catalogue: schedules, optimizers, budgets, resumption, helpers, averages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from robflat_bench.components import compose
+from robflat_bench.cost import passes_per_image
+from robflat_bench.data.splits import load_splits
+from robflat_bench.methods import robflat_bench_methods
+from robflat_bench.modifiers import robflat_bench_modifiers
+from robflat_bench.observers import Observer
+from robflat_bench.protocol import load
+from robflat_bench.recipe import OPTIMIZERS, SCHEDULES, Recipe
+from robflat_bench.runner import Bench, _train, execute
+from robflat_bench.store import Store
+from robflat_bench.training import loop
+from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
+from robflat_bench.weights import digest, read_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+METHODS = [info.name for info in robflat_bench_methods()]
+MODIFIERS = {info.name: info for info in robflat_bench_modifiers()}
+EVERYTHING = [*METHODS, *(f"at+{name}" for name in MODIFIERS)]
+TOGETHER = ["trades+ema+swa(start=0.3)+label-noise+cutout+awp", "at+entropy-sgd(steps=4)+self-supervision+cutmix"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Recipe
+# ---------------------------------------------------------------------------------------------------------
+
+
+def recipe(**changes: object) -> Recipe:
+    given = {"epochs": 1, "batch_size": 1, "learning_rate": 0.4, "epsilon": 0.1, "attack_steps": 1, "attack_step": 0.1}
+    return Recipe(**{**given, **changes})
+
+
+STEPS = 60
+RATES = {
+    "constant": lambda k: 0.4,
+    "piecewise(drops=[0.5, 0.75], factor=0.2)": lambda k: 0.4 * 0.2 ** ((k >= 30) + (k >= 45)),
+    # torch places the peak at 0.3 of 61 steps, less one
+    "one-cycle(rise=0.3)": lambda k: (
+        0.016 + 0.384 * k / 17.3 if k < 17.3 else 0.4 - (0.4 - 1.6e-6) * (k - 17.3) / (60 - 17.3)
+    ),
+    "cyclic": lambda k: 0.4 * (1 - abs(k / 30 - 1)),
+    "cyclic(cycles=3)": lambda k: 0.4 * (1 - abs((k % 20) / 10 - 1)),
+    "cosine": lambda k: 0.2 * (1 + math.cos(math.pi * k / STEPS)),
+    "cosine(final=0.1)": lambda k: 0.04 + 0.18 * (1 + math.cos(math.pi * k / STEPS)),
+}
+
+
+@pytest.mark.parametrize("schedule", RATES)
+def test_schedules_follow_their_closed_form_and_replay_exactly(schedule):
+    rates = []
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(recipe(), [parameter])
+    made = build_schedule(recipe(schedule=schedule), optimizer, STEPS, 0)
+    for _ in range(STEPS):
+        rates.append(learning_rate(optimizer))
+        optimizer.step()
+        made.step()
+    assert rates == pytest.approx([RATES[schedule](k) for k in range(STEPS)], rel=1e-9, abs=1e-12)
+    for done in (1, 17, 45):
+        again = build_optimizer(recipe(), [parameter])
+        build_schedule(recipe(schedule=schedule), again, STEPS, done)
+        assert learning_rate(again) == rates[done]
+
+
+def test_every_schedule_and_optimizer_is_tested():
+    assert {name.partition("(")[0] for name in RATES} == SCHEDULES.keys()
+    assert OPTIMIZERS.keys() == UPDATES.keys()
+
+
+def sgd(w, gradients):
+    """Nesterov momentum 0.9, decay added to the gradient."""
+    velocity = 0.0
+    for g in gradients:
+        g = g + 0.01 * w
+        velocity = 0.9 * velocity + g
+        w = w - 0.4 * (g + 0.9 * velocity)
+    return w
+
+
+def adam(w, gradients, decoupled=False):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        if decoupled:
+            w = w * (1 - 0.4 * 0.01)
+        else:
+            g = g + 0.01 * w
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w = w - 0.4 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return w
+
+
+UPDATES = {"sgd": sgd, "adam": adam, "adamw": lambda w, gradients: adam(w, gradients, decoupled=True)}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_optimizers_follow_their_recursion(name):
+    gradients = [0.3, -0.7, 1.1]
+    parameter = nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
+    optimizer = build_optimizer(recipe(optimizer=name, weight_decay=0.01), [parameter])
+    for g in gradients:
+        parameter.grad = torch.tensor([g], dtype=torch.float64)
+        optimizer.step()
+    assert parameter.item() == pytest.approx(UPDATES[name](0.5, gradients), rel=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(registry, tiny, tmp_path):
+    """`bench("recipe.epochs=3")`: ready to run under the tiny protocol with these settings."""
+
+    def make(*settings: str, store: str = "store") -> Bench:
+        protocol = load(registry, str(tiny), settings)
+        return Bench(registry, protocol, load_splits(registry, protocol, None), Store(tmp_path / store), "cpu")
+
+    return make
+
+
+def trained(bench: Bench, method: str) -> tuple[loop.State, dict[str, str]]:
+    """Where training ended, and the digests of the weights it left."""
+    spec = bench.spec(method, 1)
+    folder = bench.store.folder(spec)
+    _, state = _train(bench, spec, folder)
+    return state, {name: digest(read_weights(folder.checkpoints / f"{name}.safetensors")) for name in ("best", "last")}
+
+
+class StopsAt(Observer):
+    """Ctrl-C in the middle of things, once."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def step_ends(self, done: int) -> None:
+        if done == self.step:
+            self.step = -1
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", [*EVERYTHING, *TOGETHER])
+def test_a_run_that_stopped_ends_as_one_that_did_not(bench, monkeypatch, method):
+    """Stopped within the first and the last epoch; whatever a method keeps between steps is kept on disk."""
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    here = bench("recipe.epochs=3", "recipe.attack_steps=2")
+    state, weights = trained(here, method)
+    total = 3 * 3 * compose(here.registry, method).method.build().repeats
+    interrupted = bench("recipe.epochs=3", "recipe.attack_steps=2", store="interrupted")
+    for step in (2, total - 1):
+        with pytest.raises(KeyboardInterrupt):
+            trained(replace(interrupted, observer=StopsAt(step)), method)
+    again, resumed = trained(interrupted, method)
+    assert resumed == weights
+    assert [row.train_loss for row in again.history] == [row.train_loss for row in state.history]
+    assert again.best == state.best
+
+
+ONCE = {
+    "at+swa": 120,  # statistics are estimated anew at the end of either epoch: half of training is the start
+    "at+unlabeled": 1797 - 110,  # every spare image is labelled
+}
+
+
+@pytest.mark.parametrize("method", EVERYTHING)
+def test_a_run_costs_what_the_catalogue_says(bench, method):
+    """60 images, 2 epochs."""
+    here = bench("recipe.attack_steps=3")
+    composed = compose(here.registry, method)
+    state, _ = trained(here, method)
+    forward, backward = passes_per_image(composed, 3)
+    helpers = [trained(bench("recipe.attack_steps=3", store="helpers"), text)[0] for text in composed.helpers.values()]
+    updates = 60 * 2 * composed.method.build().repeats
+    once = ONCE.get(method, 0)
+    assert state.forward == forward * updates + once + sum(helper.forward for helper in helpers)
+    assert state.backward == backward * updates + sum(helper.backward for helper in helpers)
+
+
+@pytest.mark.parametrize("method", ["fgsm-rs", "at+ema+awp"])
+def test_the_record_tells_the_true_budget(bench, method):
+    here = bench("recipe.attack_steps=3")
+    record = execute(here, here.spec(method, 1))
+    forward, backward = passes_per_image(compose(here.registry, method), 3)
+    assert (record.budget.forward, record.budget.backward) == (forward * 120, backward * 120)
+    assert not record.extra_data
+    assert record.results.keys() == {"best", "last"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Helpers and other images
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_helper_is_trained_once_and_counted(bench):
+    here = bench()
+    spec = here.spec("hat", 1)
+    helper = here.spec("standard", 1)
+    assert spec.helpers == {"standard": helper.key}
+    record = execute(here, spec)
+    folder = here.store.folder(helper)
+    assert (folder.checkpoints / "last.safetensors").is_file()
+    assert not folder.record_file.exists(), "it is trained, not evaluated"
+    alone = execute(here, helper)
+    forward, backward = passes_per_image(compose(here.registry, "hat"), 2)
+    assert record.budget.forward == forward * 120 + alone.budget.forward
+    assert record.budget.backward == backward * 120 + alone.budget.backward
+    weights = (folder.checkpoints / "last.safetensors").read_bytes()
+    execute(here, here.spec("hat(gamma=0.1)", 1))
+    assert (folder.checkpoints / "last.safetensors").read_bytes() == weights
+
+
+def test_the_helper_is_part_of_the_key(bench):
+    one, other = bench(), bench("recipe.activation=silu")
+    specs = [b.spec("hat", 1) for b in (one, other)]
+    assert specs[0].helpers != specs[1].helpers
+    assert specs[0].key != specs[0].model_copy(update={"helpers": specs[1].helpers}).key
+
+
+def test_extra_images_are_part_of_the_key_and_of_the_record(bench):
+    here = bench()
+    spec = here.spec("at+unlabeled(ratio=0.5)", 1)
+    assert spec.extra_data == here.splits.ref.spare != ""
+    assert here.spec("at", 1).extra_data == ""
+    assert spec.key != spec.model_copy(update={"extra_data": "0" * 64}).key
+    assert execute(here, spec).extra_data
+
+
+def test_spare_images_are_those_no_split_uses(bench):
+    splits = bench().splits
+    used = [set(pool.index.tolist()) for pool in splits.pools.values()]
+    spare = set(splits.spare.index.tolist())
+    assert len(spare) == 1797 - 110
+    assert all(spare.isdisjoint(indices) for indices in used)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is evaluated
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_average_that_forgets_everything_is_the_network_itself(bench):
+    plain, weights = trained(bench(), "at")
+    averaged, same = trained(bench(), "at+ema(decay=0, warmup=false)")
+    assert same == weights
+    assert averaged.best == plain.best
+
+
+def test_best_and_last_are_of_the_same_kind_of_weights(bench):
+    """The averaged weights are what is checked, kept and reported; training goes on as if there were none."""
+    plain, weights = trained(bench(), "at")
+    averaged, slow = trained(bench(), "at+ema(decay=0.9, warmup=false)")
+    assert [row.train_loss for row in averaged.history] == [row.train_loss for row in plain.history]
+    assert [row.heldout_robust_loss for row in averaged.history] != [row.heldout_robust_loss for row in plain.history]
+    assert slow["last"] != weights["last"]
+    if averaged.best.epoch == 1:
+        assert slow["best"] == slow["last"]
+
+
+def test_every_weight_decay_trains_another_network(bench):
+    """The released grid trained one value under three names."""
+    left = [trained(bench(f"recipe.weight_decay={value}"), "at")[1]["last"] for value in (0, 1e-3, 1e-2)]
+    assert len(set(left)) == 3
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "recipe.optimizer=adam",
+        "recipe.optimizer=adamw",
+        "recipe.schedule=cyclic",
+        "recipe.schedule=cosine",
+        "recipe.learning_rate=0.01",
+        "recipe.batch_size=30",
+        "recipe.epsilon=0.1",
+        "recipe.attack_steps=1",
+        "recipe.attack_bn=train",
+        "recipe.activation=silu",
+    ],
+)
+def test_every_setting_of_the_recipe_trains_another_network_and_names_the_row(bench, setting):
+    here = bench(setting)
+    assert trained(here, "at")[1]["last"] != trained(bench(), "at")[1]["last"]
+    assert here.spec("at", 1).label.startswith(f"at [{setting.removeprefix('recipe.')}")
