@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt
 
 from robflat_bench.base import Number, Params, UsageError
-from robflat_bench.components import parse, validate, write
+from robflat_bench.components import non_defaults, parse, validate, write
 from robflat_bench.registry import did_you_mean
 
 
@@ -85,6 +85,15 @@ def _canonical(table: dict[str, type[Params]], what: str) -> AfterValidator:
         return write(name, params.model_dump())
 
     return AfterValidator(canonical)
+
+
+def brief(key: str, value: Any) -> str:
+    """`schedule=cyclic(cycles=2)`: one setting as a row's name shows it, without what is default."""
+    tables = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+    if key in tables:
+        name, params = named(tables[key], key, value)
+        value = write(name, non_defaults(params))
+    return f"{key}={value}"
 
 
 class Recipe(Params):

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt
 from robflat_bench import NUMERICS
 from robflat_bench.components import Component, Composed, compose, resolve, slug
 from robflat_bench.protocol import Protocol, Strict, components, content_hash
-from robflat_bench.recipe import Recipe
+from robflat_bench.recipe import Recipe, brief
 from robflat_bench.registry import Registry
 
 
@@ -78,7 +78,7 @@ class RunSpec(Strict):
 def make_spec(registry: Registry, protocol: Protocol, method: Composed, dataset: DatasetRef, seed: int) -> RunSpec:
     """The spec of a run; third-party plugins behind any of its components enter with version and source hash."""
     used = [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
-    changes = " ".join(f"{key}={value}" for key, value in sorted(protocol.overrides.items()))
+    changes = " ".join(brief(key, value) for key, value in sorted(protocol.overrides.items()))
     return RunSpec(
         protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
         recipe=protocol.recipe,
