@@ -193,6 +193,13 @@ class Loss(Protocol):
         still over the whole batch; what modifiers add stays as it is."""
 
 
+class Attacker(Protocol):
+    """An inner maximisation: a method's own, or that of a modifier around it."""
+
+    def __call__(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        """x_adv, shaped as batch.x."""
+
+
 class Modifier(Trained):
     """Something orthogonal that wraps any method. Override the joints that its description declares."""
 
@@ -208,13 +215,7 @@ class Modifier(Trained):
         """What the loss sees instead of batch.target: float [B,K], rows sum to 1."""
         raise NotImplementedError
 
-    def attack(
-        self,
-        attack: Callable[[nn.Module, Batch, InnerAttack], Tensor],
-        model: nn.Module,
-        batch: Batch,
-        inner: InnerAttack,
-    ) -> Tensor:
+    def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         """x_adv, by way of the method's own `attack(model, batch, inner)`."""
         raise NotImplementedError
 

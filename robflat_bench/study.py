@@ -31,9 +31,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from robflat_bench.base import UsageError
-from robflat_bench.components import compose, validate
-from robflat_bench.protocol import MAX_BYTES, Strict, load, shipped
-from robflat_bench.registry import Registry, did_you_mean
+from robflat_bench.components import validate
+from robflat_bench.protocol import MAX_BYTES, Strict, shipped
+from robflat_bench.registry import did_you_mean
 
 MAX_VARIANTS = 1000
 
@@ -45,6 +45,9 @@ class Variant:
     group: str
     method: str
     settings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join((self.method, *self.settings))
 
 
 class Group(Strict):
@@ -90,8 +93,8 @@ def studies() -> dict[str, str]:
     return {entry.name.removesuffix(".toml"): entry.read_text("utf-8") for entry in files}
 
 
-def load_study(registry: Registry, name: str) -> Study:
-    """The study of that name or file; every variant of it is checked before the first one runs.
+def load_study(name: str) -> Study:
+    """The study of that name or file. Whether its variants can be run is found out by who runs them.
 
     A protocol named by a file is found beside the study's file.
     """
@@ -112,9 +115,6 @@ def load_study(registry: Registry, name: str) -> Study:
         study = study.model_copy(update={"protocol": str(home / study.protocol)})
     if (count := sum(map(len, study.groups))) > MAX_VARIANTS:
         raise UsageError(f"study {name} has {count} variants; {MAX_VARIANTS} are enough")
-    for variant in study.variants():
-        compose(registry, variant.method)
-        load(registry, study.protocol, variant.settings)
     return study
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from robflat_bench.base import RunFailed
-from robflat_bench.components import compose
+from robflat_bench.base import RobflatError, RunFailed
+from robflat_bench.components import Composed, compose
 from robflat_bench.cost import passes_per_image
-from robflat_bench.protocol import load
+from robflat_bench.protocol import Protocol, load
 from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef, RunSpec, make_spec
 from robflat_bench.store import Busy, RunFolder, Store, write_json
@@ -61,22 +61,39 @@ class Task:
         return text.splitlines()[0][:500] if text else "failed without a word"
 
 
-def tasks(registry: Registry, study: Study, seeds: int, dataset: DatasetRef, images: int, store: Store) -> list[Task]:
+@dataclass(frozen=True)
+class Refused:
+    """A variant that cannot be run, and why, in one line."""
+
+    variant: Variant
+    reason: str
+
+
+def tasks(
+    registry: Registry, study: Study, seeds: int, dataset: DatasetRef, images: int, store: Store
+) -> tuple[list[Task], list[Refused]]:
     """Every variant with seeds 1..N, the first seed of all variants first; a run that two variants share, once.
+    And the variants that no run can be made of.
 
     images: training examples of the protocol.
     """
     made: dict[str, Task] = {}
-    for seed in range(1, seeds + 1):
-        for variant in study.variants():
+    refused: list[Refused] = []
+    sound: list[tuple[Variant, Protocol, Composed]] = []
+    for variant in study.variants():
+        try:
             protocol = load(registry, study.protocol, variant.settings)
-            composed = compose(registry, variant.method)
+            sound.append((variant, protocol, compose(registry, variant.method)))
+        except RobflatError as error:
+            refused.append(Refused(variant, str(error).splitlines()[0]))
+    for seed in range(1, seeds + 1):
+        for variant, protocol, composed in sound:
             spec = make_spec(registry, protocol, composed, dataset, seed)
             forward, backward = passes_per_image(composed, protocol.recipe.attack_steps)
             count = images * protocol.recipe.epochs
             task = Task(variant, spec, store.folder(spec), (forward * count, backward * count))
             made.setdefault(spec.key, task)
-    return list(made.values())
+    return list(made.values()), refused
 
 
 @dataclass

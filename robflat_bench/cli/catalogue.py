@@ -147,7 +147,7 @@ def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
 
     rows = []
     for name in fnmatch.filter(studies(), pattern):
-        study = load_study(registry, name)
+        study = load_study(name)
         about = f"{study.summary} {len(study.variants())} variants under {study.protocol}."
         row: dict[str, Any] = {"name": name, "kind": "study", "summary": about}
         rows.append({**row, "provider": f"robflat-bench {__version__}", "version": study.version, "parameters": []})

@@ -46,21 +46,23 @@ def sweep(
     Finished runs are skipped, interrupted ones resume. A failed run stops nothing: the sweep goes on, lists it at
     the end and exits with 1.
     """
-    from robflat_bench.base import RunFailed
     from robflat_bench.protocol import load
     from robflat_bench.study import load_study
 
     registry = output.registry(files)
-    chosen = load_study(registry, study)
+    chosen = load_study(study)
 
     from robflat_bench.data.splits import load_splits
     from robflat_bench.store import Store
     from robflat_bench.sweep import Sweep, tasks
 
     splits = load_splits(registry, load(registry, chosen.protocol), data)
-    wanted = tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
+    wanted, refused = tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
+    for variant in refused:
+        output.note(f"cannot run {variant.variant}: {variant.reason}")
     if plan:
         _show_plan(chosen, wanted, as_json)
+        _raise_for(len(refused), len(wanted) + len(refused))
         return
 
     def command(task: Task) -> list[str]:
@@ -73,17 +75,25 @@ def sweep(
     with _Bar(len(wanted)) as bar:
         outcomes = Sweep(command, jobs, retry_failed, bar.started, bar.ended).run(wanted)
     if as_json:
-        output.emit_json({"study": chosen.name, "runs": [_row(task, outcomes[task.spec.key]) for task in wanted]})
+        cannot = [{"run": str(row.variant), "state": "refused", "error": row.reason} for row in refused]
+        rows = [_row(task, outcomes[task.spec.key]) for task in wanted]
+        output.emit_json({"study": chosen.name, "runs": [*rows, *cannot]})
     else:
         _show_results(registry, chosen, [task for task in wanted if outcomes[task.spec.key] == "done"])
     busy = [task for task in wanted if outcomes[task.spec.key] == "busy"]
     if busy:
         output.note(f"another process works on {len(busy)} of the runs: " + "; ".join(task.title for task in busy))
     failed = [task for task in wanted if outcomes[task.spec.key] == "failed"]
+    for task in failed:
+        output.note(f"failed: {task.title}: {task.error()}")
+    _raise_for(len(failed) + len(refused), len(wanted) + len(refused))
+
+
+def _raise_for(failed: int, total: int) -> None:
+    from robflat_bench.base import RunFailed
+
     if failed:
-        for task in failed:
-            output.note(f"failed: {task.title}: {task.error()}")
-        raise RunFailed(f"{len(failed)} of {len(wanted)} runs failed; type the same with --retry-failed to try again")
+        raise RunFailed(f"{failed} of {total} runs failed, as listed above; --retry-failed tries them again")
 
 
 class _Bar:

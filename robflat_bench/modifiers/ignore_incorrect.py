@@ -6,23 +6,15 @@ updates them by a forward in train mode.   Stutz et al.: ICCV 2021.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.method import Batch, InnerAttack, Modifier
+from robflat_bench.method import Attacker, Batch, InnerAttack, Modifier
 
 
 class IgnoreIncorrect(Modifier):
     """All are attacked, those without use for it in vain: the others meet the same draws as without."""
 
-    def attack(
-        self,
-        attack: Callable[[nn.Module, Batch, InnerAttack], Tensor],
-        model: nn.Module,
-        batch: Batch,
-        inner: InnerAttack,
-    ) -> Tensor:
+    def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         correct = inner.predict(model, batch.x).argmax(1) == batch.y
         return torch.where(correct[:, None, None, None], attack(model, batch, inner), batch.x)

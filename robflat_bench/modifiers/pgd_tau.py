@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.method import Batch, InnerAttack, Modifier
+from robflat_bench.method import Attacker, Batch, InnerAttack, Modifier
 from robflat_bench.modifiers import PGDTauParams
 
 
@@ -22,13 +22,7 @@ class PGDTau(Modifier):
 
     params: PGDTauParams
 
-    def attack(
-        self,
-        attack: Callable[[nn.Module, Batch, InnerAttack], Tensor],
-        model: nn.Module,
-        batch: Batch,
-        inner: InnerAttack,
-    ) -> Tensor:
+    def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         return attack(model, batch, inner.until(moving(batch.y, self.params.tau)))
 
 

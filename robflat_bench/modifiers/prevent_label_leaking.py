@@ -6,22 +6,15 @@ label (TRADES) stays as it is.   Kurakin, Goodfellow, Bengio: ICLR 2017.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from robflat_bench.method import Batch, InnerAttack, Modifier
+from robflat_bench.method import Attacker, Batch, InnerAttack, Modifier
 
 
 class PreventLabelLeaking(Modifier):
     """What the attack cannot know, the adversarial image cannot give away."""
 
-    def attack(
-        self,
-        attack: Callable[[nn.Module, Batch, InnerAttack], Tensor],
-        model: nn.Module,
-        batch: Batch,
-        inner: InnerAttack,
-    ) -> Tensor:
+    def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         return attack(model, replace(batch, y=inner.predict(model, batch.x).argmax(1)), inner)

@@ -12,9 +12,7 @@ from torch.optim import Optimizer
 
 from robflat_bench.base import Joint, ModifierInfo
 from robflat_bench.components import Composed
-from robflat_bench.method import Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
-
-Attacker = Callable[[nn.Module, Batch, InnerAttack], Tensor]
+from robflat_bench.method import Attacker, Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
 
 
 def descend(loss: Loss, optimizer: Optimizer) -> Tensor:
