@@ -132,12 +132,14 @@ class MethodInfo(Info):
     """A training method.
 
     attack, loss: image passes of its inner attack and of one evaluation of its loss, in one update.
-    claims: joints it needs for itself; a modifier of such a joint cannot be added to it.
+    updates: how often each batch is used. claims: joints it needs for itself; a modifier of such a joint cannot be
+    added to it.
     helpers: name -> method text of networks trained first, under the same protocol, recipe and seed.
     """
 
     attack: Passes = Passes()
     loss: Passes = Passes("1", "1")
+    updates: str = "1"
     claims: tuple[Joint, ...] = ()
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: ClassVar[Kind] = "method"

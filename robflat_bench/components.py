@@ -170,6 +170,11 @@ def compose(registry: Registry, text: str) -> Composed:
         if joint in EXCLUSIVE and len(claimants) > 1:
             both = " and ".join(claimants)
             raise UsageError(f"'{text}': {both} each claim the {joint} of a step, which admits one; leave one out")
+    wanted: dict[str, str] = {}
+    for member in (method, *modifiers):
+        for name, helper in member.info.helpers.items():  # type: ignore[attr-defined]
+            if wanted.setdefault(name, helper) != helper:
+                raise UsageError(f"'{text}': {wanted[name]} and {helper} would both be its helper '{name}'")
     return Composed(method, modifiers)
 
 

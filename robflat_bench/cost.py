@@ -28,6 +28,13 @@ def formula(text: str, values: Mapping[str, object]) -> int:
     return value(ast.parse(text, mode="eval").body)
 
 
+def updates_per_batch(composed: Composed) -> int:
+    """How many updates are made with each batch."""
+    info = composed.method.info
+    assert isinstance(info, MethodInfo)
+    return formula(info.updates, composed.method.params.model_dump())
+
+
 def passes_per_image(composed: Composed, steps: int) -> tuple[int, int]:
     """Forward and backward passes of each image of a batch in one update, with `steps` attack steps."""
 

@@ -2,7 +2,7 @@
 
 One training step, with a method and its modifiers (each joint in the modifiers' declared rank):
 
-    images  = modifiers.augment(images)                  # uint8, before anything else
+    images  = modifiers.augment(images)                  # uint8, after the recipe's augmentation
     batch   = modifiers.batch(batch)                     # mixing, other images
     target  = modifiers.target(batch)                    # what the loss sees; the attack keeps batch.y
     x_adv   = modifiers.attack(method.attack)            # inner maximisation; one claimant
@@ -129,9 +129,13 @@ class InnerAttack(ABC):
         """d sum_i objective_i / dx [B,C,H,W] as this attack sees the model; no graph, no parameter gradient."""
 
     @abstractmethod
-    def until(self, moving: Callable[[Tensor], Tensor]) -> InnerAttack:
-        """This attack, but example i takes its next step only while `moving(logits)[i]`, bool [B], is true at the
-        current iterate, and the last iterate is kept instead of the best."""
+    def within(self, epsilon: float) -> InnerAttack:
+        """This attack with another radius."""
+
+    @abstractmethod
+    def until(self, moving: Callable[[], Callable[[Tensor], Tensor]]) -> InnerAttack:
+        """This attack, but example i takes its next step only while m(logits)[i], bool [B], is true at the current
+        iterate, and the last iterate is kept instead of the best; each use of the attack has its m = moving()."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -163,11 +167,6 @@ class Trained:
 class Method(Trained, ABC):
     """How one batch becomes a loss: inner attack and outer objective. The loop belongs to the harness."""
 
-    @property
-    def repeats(self) -> int:
-        """Updates per batch."""
-        return 1
-
     def radius(self, epsilon: float) -> float:
         """The largest l-inf distance of x_adv from x in training, given the recipe's radius."""
         return epsilon
@@ -188,9 +187,9 @@ class Method(Trained, ABC):
 class Loss(Protocol):
     """This update's loss at whatever weights the model holds when it is called; may be called again."""
 
-    def __call__(self, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The scalar loss. `keep` gives each example's loss, [B], a factor, [B]: 0 leaves it out, and the mean is
-        still over the whole batch; what modifiers add stays as it is."""
+    def __call__(self, *, frozen: bool = False, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The scalar loss; frozen: no BN statistics move. `keep` gives each example's loss, [B], a factor, [B]: 0
+        leaves it out, and the mean is still over the whole batch; what modifiers add stays as it is."""
 
 
 class Attacker(Protocol):
@@ -227,7 +226,9 @@ class Modifier(Trained):
         raise NotImplementedError
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        """From the loss to moved weights: gradients (all are None before), `optimizer.step()`; the loss's value."""
+        """From the loss to moved weights: `backward()` (all gradients are None before), `optimizer.step()`; the
+        loss's value. Gradients that are not meant to descend are taken with respect to weights alone (autograd.grad):
+        a method may listen for the backward pass that reaches its images."""
         raise NotImplementedError
 
     def after_step(self, model: nn.Module) -> None:

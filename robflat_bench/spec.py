@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt
 
 from robflat_bench import NUMERICS
+from robflat_bench.base import UsageError
 from robflat_bench.components import Component, Composed, compose, resolve, slug
 from robflat_bench.protocol import Protocol, Strict, components, content_hash
 from robflat_bench.recipe import Recipe, brief
@@ -24,7 +25,7 @@ class ProtocolRef(Strict):
 class DatasetRef(Strict):
     """The data as loaded: checksum over every split's pixels and labels; canonical: byte-identical to the original.
 
-    spare: SHA-256 of the pixels of the training pool that no split uses.
+    spare: SHA-256 of the pixels of the training pool that no split uses, empty where there are none.
     """
 
     name: str
@@ -75,8 +76,25 @@ class RunSpec(Strict):
         return f"{self.protocol.name}/{slug(self.label)}/seed-{self.seed}-{self.key}"
 
 
-def make_spec(registry: Registry, protocol: Protocol, method: Composed, dataset: DatasetRef, seed: int) -> RunSpec:
-    """The spec of a run; third-party plugins behind any of its components enter with version and source hash."""
+def make_spec(
+    registry: Registry,
+    protocol: Protocol,
+    method: Composed,
+    dataset: DatasetRef,
+    seed: int,
+    helped: tuple[str, ...] = (),
+) -> RunSpec:
+    """The spec of a run; third-party plugins behind any of its components enter with version and source hash.
+
+    helped: methods that this one is a helper of. UsageError where it needs one of them, or images there are none of.
+    """
+    if method.canonical in helped:
+        raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
+    if method.extra_data and not dataset.spare:
+        raise UsageError(
+            f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
+            f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
+        )
     used = [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
     changes = " ".join(brief(key, value) for key, value in sorted(protocol.overrides.items()))
     return RunSpec(
@@ -88,7 +106,7 @@ def make_spec(registry: Registry, protocol: Protocol, method: Composed, dataset:
         numerics=NUMERICS,
         plugins=_plugins(used),
         helpers={
-            name: make_spec(registry, protocol, compose(registry, text), dataset, seed).key
+            name: make_spec(registry, protocol, compose(registry, text), dataset, seed, (*helped, method.canonical)).key
             for name, text in sorted(method.helpers.items())
         },
         extra_data=dataset.spare if method.extra_data else "",

@@ -36,6 +36,7 @@ from robflat_bench.protocol import MAX_BYTES, Strict, shipped
 from robflat_bench.registry import did_you_mean
 
 MAX_VARIANTS = 1000
+Values = Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Variant:
 class Group(Strict):
     """Variants that belong together."""
 
-    title: str = Field(max_length=80)
+    title: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,80}$")
     methods: tuple[str, ...] = Field(min_length=1)
-    grid: dict[Annotated[str, Field(pattern=r"^recipe\.\w+$")], tuple[bool | int | float | str, ...]] = Field(
-        default_factory=dict
-    )
+    grid: dict[Annotated[str, Field(pattern=r"^recipe\.\w+$")], Values] = Field(default_factory=dict)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many variants that makes."""
         return math.prod(map(len, (self.methods, *self.grid.values())))
 
     def variants(self) -> Iterator[Variant]:
@@ -113,7 +114,7 @@ def load_study(name: str) -> Study:
     study = validate(Study, content, f"study {name}")
     if study.protocol not in shipped():
         study = study.model_copy(update={"protocol": str(home / study.protocol)})
-    if (count := sum(map(len, study.groups))) > MAX_VARIANTS:
+    if (count := sum(group.count for group in study.groups)) > MAX_VARIANTS:
         raise UsageError(f"study {name} has {count} variants; {MAX_VARIANTS} are enough")
     return study
 

@@ -20,8 +20,9 @@ from typing import Literal
 
 from robflat_bench.base import RobflatError, RunFailed
 from robflat_bench.components import Composed, compose
-from robflat_bench.cost import passes_per_image
+from robflat_bench.cost import passes_per_image, updates_per_batch
 from robflat_bench.protocol import Protocol, load
+from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef, RunSpec, make_spec
 from robflat_bench.store import Busy, RunFolder, Store, write_json
@@ -83,17 +84,27 @@ def tasks(
     for variant in study.variants():
         try:
             protocol = load(registry, study.protocol, variant.settings)
-            sound.append((variant, protocol, compose(registry, variant.method)))
+            composed = compose(registry, variant.method)
+            make_spec(registry, protocol, composed, dataset, 1)
+            sound.append((variant, protocol, composed))
         except RobflatError as error:
             refused.append(Refused(variant, str(error).splitlines()[0]))
     for seed in range(1, seeds + 1):
         for variant, protocol, composed in sound:
             spec = make_spec(registry, protocol, composed, dataset, seed)
-            forward, backward = passes_per_image(composed, protocol.recipe.attack_steps)
-            count = images * protocol.recipe.epochs
-            task = Task(variant, spec, store.folder(spec), (forward * count, backward * count))
+            task = Task(variant, spec, store.folder(spec), _passes(registry, composed, protocol.recipe, images))
             made.setdefault(spec.key, task)
     return list(made.values()), refused
+
+
+def _passes(registry: Registry, composed: Composed, recipe: Recipe, images: int) -> tuple[int, int]:
+    """Forward and backward passes of a run's training and of its helpers'."""
+    count = images * recipe.epochs * updates_per_batch(composed)
+    forward, backward = (count * passes for passes in passes_per_image(composed, recipe.attack_steps))
+    for text in composed.helpers.values():
+        more = _passes(registry, compose(registry, text), recipe, images)
+        forward, backward = forward + more[0], backward + more[1]
+    return forward, backward
 
 
 @dataclass
@@ -110,12 +121,16 @@ class Sweep:
     ended: Callable[[Task, Outcome], None] = lambda task, outcome: None
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _stopping: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """A signal may come while the handler of another holds it."""
 
     def run(self, wanted: Sequence[Task]) -> dict[str, Outcome]:
         """Key -> outcome. On Ctrl-C running tasks are told to save, and KeyboardInterrupt is raised when they have."""
         with _interrupting(self._stop), ThreadPoolExecutor(self.jobs) as pool:
-            outcomes = dict(zip((task.spec.key for task in wanted), pool.map(self._one, wanted), strict=True))
+            outcomes: dict[str, Outcome] = {}
+            for _ in range(2):  # what another process worked on may be free or done by the end
+                left = [task for task in wanted if outcomes.get(task.spec.key, "busy") == "busy"]
+                outcomes |= zip((task.spec.key for task in left), pool.map(self._one, left), strict=True)
         if self._stopping:
             raise KeyboardInterrupt
         return outcomes
@@ -126,6 +141,8 @@ class Sweep:
         return outcome
 
     def _outcome(self, task: Task) -> Outcome:
+        if self._stopping:
+            return "interrupted"
         state = task.state()
         if state == "done" or (state == "failed" and not self.retry_failed):
             return state
@@ -141,9 +158,13 @@ class Sweep:
             return "done"
         if self._stopping or code == 130:
             return "interrupted"
-        if not task.folder.failed_file.is_file():  # killed from outside, or refused before it began
-            last = _last_line(task.folder.path / "log.txt")
-            write_json(task.folder.failed_file, {"key": task.spec.key, "error": f"exit code {code}: {last}"})
+        try:
+            with task.folder.locked():
+                if not task.folder.failed_file.is_file():  # killed from outside, or refused before it began
+                    last = _last_line(task.folder.path / "log.txt")
+                    write_json(task.folder.failed_file, {"key": task.spec.key, "error": f"exit code {code}: {last}"})
+        except Busy:  # taken by another process before ours
+            return "busy"
         return "failed"
 
     def _process(self, task: Task) -> int:
@@ -163,14 +184,15 @@ class Sweep:
 
     def _stop(self) -> None:
         """Start nothing more and tell what runs to save and end."""
-        self._stopping = True
-        for process in list(self._running):
-            process.send_signal(signal.SIGINT)
+        with self._lock:
+            self._stopping = True
+            for process in self._running:
+                process.send_signal(signal.SIGINT)
 
 
 @contextmanager
 def _interrupting(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `stop` instead of raising, in the main thread."""
+    """SIGINT, SIGTERM and SIGHUP call `stop` instead of ending this process, in the main thread."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         stop()
@@ -178,7 +200,7 @@ def _interrupting(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ import pytest
 
 import robflat_bench
 from robflat_bench.cli import progress
+from robflat_bench.cli.catalogue import KINDS
 from robflat_bench.weights import digest, read_weights
 
 PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
@@ -61,9 +62,9 @@ def test_it_runs_as_a_module(program, child_environment, tmp_path):
 def test_help_names_every_command(command):
     done = command("--help")
     assert done.code == 0
-    for name in ("run", "evaluate", "list", "info", "doctor", "results", "plugin", "completion"):
+    for name in ("run", "sweep", "evaluate", "list", "info", "doctor", "results", "plugin", "completion"):
         assert f" {name} " in done.out
-    for name in ("run", "evaluate", "list", "info", "doctor", "results", "plugin"):
+    for name in ("run", "sweep", "evaluate", "list", "info", "doctor", "results", "plugin"):
         assert command(name, "--help").code == 0
 
 
@@ -95,6 +96,9 @@ def test_bash_reads_its_completion(command, tmp_path):
         ["completion", "tcsh"],
         ["evaluate"],
         ["evaluate", "x", "--examples", "0"],
+        ["sweep"],
+        ["sweep", "paper-digits", "--seeds", "0"],
+        ["sweep", "paper-digits", "--jobs", "0"],
         ["results", "show"],
         ["--frobnicate"],
     ],
@@ -112,7 +116,7 @@ def test_a_command_line_that_is_none_is_2(command, arguments):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["methods", "attacks", "measures", "backbones", "datasets", "protocols"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_everything_listed_has_information(command, kind):
     rows = command("list", kind, "--json").document
     assert rows == sorted(rows, key=lambda row: row["name"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import COUNT, batch, inner, network, training
+from naive import COUNT, at, batch, inner, network, training
 
 from robflat_bench.base import EXCLUSIVE, ModifierInfo, UsageError
 from robflat_bench.components import compose
@@ -74,6 +74,83 @@ def test_two_modifiers_are_refused_exactly_where_they_claim_one_exclusive_joint(
             compose(registry, f"at+{one}+{two}")
     else:
         assert len(compose(registry, f"at+{one}+{two}").modifiers) == 2
+
+
+REFUSED = {
+    "standard+pgd-tau",
+    "fgsm-rs+ignore-incorrect",
+    "n-fgsm+prevent-label-leaking",
+    "free-at+pgd-tau",
+    "gradalign+pgd-tau",
+    "mma+ignore-incorrect",
+    "gairat+prevent-label-leaking",
+    "cons-at+cutmix",
+    "cons-at+unlabeled",
+    "self-adaptive+label-noise",
+    "self-adaptive+label-smoothing",
+    "self-adaptive+cutmix",
+    "at+awp+sam",
+    "at+rwp+asam",
+    "at+entropy-sgd+random-wp",
+    "at+pgd-tau+ignore-incorrect",
+}
+ALLOWED = {
+    "trades+pgd-tau", "mart+ignore-incorrect", "hat+prevent-label-leaking", "free-at+awp", "free-at+entropy-sgd",
+    "mma+cutmix", "gairat+label-noise", "cons-at+autoaugment+cutout", "self-adaptive+awp+ema", "at+ema+swa",
+    "at+unlabeled+cutmix", "at+label-noise+label-smoothing", "at+weight-clipping+ema", "mlcat+rwp",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", sorted(REFUSED | ALLOWED))
+def test_what_goes_together(registry, text):
+    if text in REFUSED:
+        with pytest.raises(UsageError, match=r"its own|each claim"):
+            compose(registry, text)
+    else:
+        compose(registry, text)
+
+
+def test_helpers_of_one_name_must_be_one_network(registry):
+    extended = Registry(discover().plugins)
+    for name, helper in (("one", "standard"), ("two", "at")):
+        info = ModifierInfo(name, "needs a helper", "here:Modifier", helpers={"teacher": helper})
+        extended.add(info, registry.get("method", "at").provider)
+    assert compose(extended, "at+one").helpers == {"teacher": "standard"}
+    with pytest.raises(UsageError, match="standard and at would both be its helper 'teacher'"):
+        compose(extended, "at+one+two")
+
+
+# Standard training has no adversary, and MMA none against what an untrained network misclassifies.
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("standard", "mma")])
+@pytest.mark.parametrize("modifier", [name for name, info in MODIFIERS.items() if "backward" in info.joints])
+def test_the_adversary_survives_every_way_of_descending(registry, method, modifier):
+    """Free AT moves its images in the backward pass; all others attack anyway: by the second update x_adv is not x."""
+    composed, model = compose(registry, f"{method}+{modifier}"), network()
+    composition = Composition(composed)
+    composition.setup(training(model, helpers={name: network(5).eval() for name in composed.helpers}))
+    distances: list[float] = []
+    attack = composition.method.attack
+
+    def watched(model, given, inner):
+        x_adv = attack(model, given, inner)
+        distances.append(float((x_adv.detach() - given.x).abs().max()))
+        return x_adv
+
+    composition.method.attack = watched
+    optimizer = torch.optim.SGD(composition.parameters(model), lr=0.05)
+    for update in range(2):
+        composition.update(model, composition.prepare(at(batch(), update=update)), inner(2), optimizer)
+    assert distances[1] > 0.01
+
+
+@pytest.mark.parametrize("modifier", ["awp(steps=2)", "rwp(steps=3)", "sam", "asam", "random-wp", "entropy-sgd"])
+def test_statistics_of_heads_move_once_per_update_too(registry, modifier):
+    composition, model = Composition(compose(registry, f"at+self-supervision+{modifier}")), network()
+    composition.setup(training(model))
+    optimizer = torch.optim.SGD(composition.parameters(model), lr=0.05)
+    composition.update(model, composition.prepare(batch()), inner(2), optimizer)
+    (head,) = composition.parts().values()
+    assert head[1].num_batches_tracked == 1
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pydantic import ConfigDict
 
-from robflat_bench.base import Attack, AttackInfo, Measure, MeasureInfo, Measurement, MethodInfo, Params
-from robflat_bench.method import Method
+from robflat_bench.base import Attack, AttackInfo, Measure, MeasureInfo, Measurement, MethodInfo, ModifierInfo, Params
+from robflat_bench.method import Method, Modifier
 from robflat_bench.plugins import Plugins, Provider
 from robflat_bench.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, run_checks
@@ -88,6 +88,38 @@ class NotANumber(Measure):
         return Measurement(float("nan"), None, len(examples))
 
 
+class Undeclared(Modifier):
+    """Takes hold of a second joint that its description does not name."""
+
+    def after_step(self, model):
+        pass
+
+    def target(self, batch):
+        return batch.target
+
+
+class Misfit(Modifier):
+    def model(self, model, weights, moment):
+        return {name: tensor[None] for name, tensor in weights.items()}
+
+
+class Explodes(Modifier):
+    def after_step(self, model):
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.inf)
+
+
+class TooFarInTime(Honest):
+    """Within the radius at first, beyond it once its backward pass has moved the images."""
+
+    length = 0.05
+
+    def attack(self, model, batch, inner):
+        x_adv = (batch.x + self.length).clamp(0, 1).requires_grad_()
+        x_adv.register_hook(lambda gradient: setattr(self, "length", 0.5))
+        return x_adv
+
+
 def here(name: str) -> str:
     return f"zoo:{name}"
 
@@ -99,6 +131,10 @@ ZOO = [
     (MethodInfo("blind", "its loss does not reach the head", here("BlindToHead")), "check_contract"),
     (MethodInfo("overwrites", "writes into the batch", here("OverwritesTargets")), "check_leaves_no_trace"),
     (MethodInfo("random", "draws from the global state", here("DrawsGlobally")), "check_same_inputs_same_result"),
+    (MethodInfo("too-far-in-time", "drifts out of the ball", here("TooFarInTime")), "check_contract"),
+    (ModifierInfo("undeclared", "a joint too many", here("Undeclared"), joints=("after_step",)), "check_contract"),
+    (ModifierInfo("misfit", "weights of another shape", here("Misfit"), joints=("model",)), "check_contract"),
+    (ModifierInfo("explodes", "infinite weights", here("Explodes"), joints=("after_step",)), "check_contract"),
     (AttackInfo("too-far", "twice the radius", here("TooFar")), "check_contract"),
     (AttackInfo("mode", "leaves a module in train mode", here("LeavesEvalMode")), "check_leaves_no_trace"),
     (MeasureInfo("moves", "moves the weights", here("MovesWeights")), "check_leaves_no_trace"),

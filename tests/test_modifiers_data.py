@@ -325,11 +325,6 @@ def test_unlabeled_images_are_augmented_as_the_others_in_every_view():
     assert torch.equal(plain.view(1), plain.x), "where nothing augments, a view is the images themselves"
 
 
-def test_unlabeled_says_what_a_protocol_without_spare_images_lacks(model):
-    with pytest.raises(UsageError, match="uses every image of its training pool"):
-        Unlabeled(UnlabeledParams()).setup(training(model, helpers={"standard": model}))
-
-
 def test_a_batch_of_one_stays_labelled():
     given = batch()
     one = replace(given, **{name: getattr(given, name)[:1] for name in ("index", "x", "y", "target", "weight")})

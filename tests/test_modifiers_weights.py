@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import naive
 import pytest
 import torch
-from naive import COUNT, batch, images, inner, network, training
+from naive import COUNT, EPSILON, batch, images, inner, network, training
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.base import Examples, Threat, Workspace
 from robflat_bench.components import compose
+from robflat_bench.measures import AverageCaseParams
+from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.method import Batch, Loss, Moment
 from robflat_bench.modifiers import EntropySGDParams, SAMParams
@@ -368,7 +371,7 @@ def test_sam_takes_its_radius_from_everything_trained_and_leaves_what_has_no_gra
     optimizer = torch.optim.SGD([*model.parameters(), head, unused], lr=0.1, weight_decay=0.5)
     seen = []
 
-    def loss(keep: object = None) -> Tensor:
+    def loss(*, frozen: bool = False, keep: object = None) -> Tensor:
         seen.append(head.item())
         return 2 * head.square().sum() + 0 * model(images(0)).sum()
 
@@ -436,7 +439,7 @@ class Walk:
     def step(self, update: int) -> float:
         given = entropy_batch(update)
 
-        def loss(keep: object = None) -> Tensor:
+        def loss(*, frozen: bool = False, keep: object = None) -> Tensor:
             return naive.mean(losses(self.model, given, given.x), given) + self.head.square().sum()
 
         self.optimizer.zero_grad()
@@ -705,3 +708,9 @@ def test_nothing_of_weight_clipping_is_left_when_flatness_is_measured(registry, 
             assert torch.equal(parameter, before[name] + nu[name])
             assert float(parameter.abs().max()) > 0.005
             assert float(before[name].abs().max()) <= 0.005
+    examples = Examples(images(0), batch().y, torch.arange(COUNT))
+    measure = AverageCase(AverageCaseParams(draws=2, steps=2), Threat(EPSILON))
+    fresh = network()
+    fresh.load_state_dict(model.state_dict())
+    values = [measure.measure(net.eval(), examples, Workspace()).value for net in (model, fresh)]
+    assert values[0] == values[1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +129,9 @@ def test_a_group_is_every_method_times_every_combination(study):
         ('"recipe.epochs" = [1]', f'"recipe.epochs" = {list(range(1, 1200))}', "1000 are enough"),
         ("protocol =", "protocl =", "did you mean 'protocol'?"),
         ("[[groups]]", "[[groups", "not valid TOML"),
+        ('"recipe.epochs" = [1]', ", ".join(f'"recipe.x{i}" = [1, 2]' for i in range(64)), "1000 are enough"),
+        ('"recipe.epochs" = [1]', '"recipe.epochs" = []', "at least 1 item"),
+        ('title = "good"', 'title = "\\u001b[2J"', "should match pattern"),
     ],
 )
 def test_bad_studies_are_refused_before_anything_runs(study, old, new, says):
@@ -160,6 +165,11 @@ def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, 
     assert {row["state"] for row in rows} == {"new"}
     # 60 images, 2 epochs, 2 attack steps: AT-AWP is T+1 and T for the attack and twice 1 and 1 for the loss
     assert (rows[2]["forward"], rows[2]["backward"]) == (60 * 2 * 5, 60 * 2 * 4)
+    study.write_text(GOOD.replace('["at"]', '["free-at(repeats=4)", "hat"]'))
+    rows = command("sweep", study, "--plan", "--store", tmp_path / "runs", "--json").document["runs"]
+    assert (rows[2]["forward"], rows[2]["backward"]) == (60 * 2 * 4, 60 * 2 * 4)
+    # HAT: T+2 and T, then 4 (one of them the helper's) and 3; and 1 and 1 to train the helper
+    assert (rows[3]["forward"], rows[3]["backward"]) == (60 * 2 * (8 + 1), 60 * 2 * (5 + 1))
     assert not (tmp_path / "runs").exists()
 
 
@@ -190,12 +200,13 @@ def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tm
         "also good": "done",
     }
     assert "the loss is nan at epoch 0, step 0" in rows["not finite"]["error"]
+    assert re.search(r"loss .*is (nan|inf) .*\(learning rate 1e\+30\)", rows["diverging"]["error"])
     for row in rows.values():
         assert ("results" in row) == (row["state"] == "done")
     lines = done.err.splitlines()
     assert sum(line.startswith("robflat-bench: failed: ") for line in lines) == 2
     assert sum(line.startswith("robflat-bench: cannot run ") for line in lines) == 3
-    assert lines[-1] == "robflat-bench: 5 of 7 runs failed, as listed above; --retry-failed tries them again"
+    assert lines[-1] == "robflat-bench: 5 of 7 runs are not done, as listed; --retry-failed tries failed ones again"
 
     record = RunFolder(Path(rows["good"]["folder"])).record()
     assert isinstance(record, RunRecord)
@@ -260,6 +271,44 @@ def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study
     assert not (folder / "failed.json").exists()
     with RunFolder(folder).locked():
         pass
+
+
+def test_a_stopped_sweep_forgets_no_failure(registry, study, tmp_path):
+    study.write_text(GOOD)
+    task, *_ = listed(registry, study, tmp_path / "runs")
+    task.folder.path.mkdir(parents=True)
+    task.folder.failed_file.write_text(json.dumps({"key": task.spec.key, "error": "the disk was full"}))
+    sweep = Sweep(lambda task: [], retry_failed=True)
+    sweep._stop()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run([task])
+    assert task.error() == "the disk was full"
+    assert not (task.folder.path / "log.txt").exists()
+
+
+def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study, tmp_path, monkeypatch):
+    study.write_text(GOOD)
+    task, *_ = listed(registry, study, tmp_path / "runs")
+    sweep = Sweep(lambda task: [])
+    with contextlib.ExitStack() as held:
+
+        def taken(task) -> int:
+            held.enter_context(task.folder.locked())
+            return 1
+
+        monkeypatch.setattr(sweep, "_process", taken)
+        assert sweep.run([task]) == {task.spec.key: "busy"}
+    assert not task.folder.failed_file.exists()
+
+
+def test_what_was_busy_is_tried_again_at_the_end(registry, study, tmp_path):
+    study.write_text(GOOD)
+    one, two, *_ = listed(registry, study, tmp_path / "runs")
+    with contextlib.ExitStack() as held:
+        held.enter_context(one.folder.locked())
+        sweep = Sweep(lambda task: ["--method", "att"])
+        sweep.ended = lambda task, outcome: held.close() if task is two else None
+        assert sweep.run([one, two]) == {one.spec.key: "failed", two.spec.key: "failed"}
 
 
 def test_tasks_do_not_start_after_a_stop(registry, study, tmp_path):

@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from robflat_bench.base import MethodInfo, UsageError
 from robflat_bench.components import compose
-from robflat_bench.cost import passes_per_image
+from robflat_bench.cost import passes_per_image, updates_per_batch
 from robflat_bench.data.splits import load_splits
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.observers import Observer
 from robflat_bench.protocol import load
 from robflat_bench.recipe import OPTIMIZERS, SCHEDULES, Recipe
+from robflat_bench.registry import Registry, discover
 from robflat_bench.runner import Bench, _train, execute
 from robflat_bench.store import Store
 from robflat_bench.training import loop
+from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
 from robflat_bench.weights import digest, read_weights
 
@@ -156,7 +159,7 @@ def test_a_run_that_stopped_ends_as_one_that_did_not(bench, monkeypatch, method)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     here = bench("recipe.epochs=3", "recipe.attack_steps=2")
     state, weights = trained(here, method)
-    total = 3 * 3 * compose(here.registry, method).method.build().repeats
+    total = 3 * 3 * updates_per_batch(compose(here.registry, method))
     interrupted = bench("recipe.epochs=3", "recipe.attack_steps=2", store="interrupted")
     for step in (2, total - 1):
         with pytest.raises(KeyboardInterrupt):
@@ -181,7 +184,7 @@ def test_a_run_costs_what_the_catalogue_says(bench, method):
     state, _ = trained(here, method)
     forward, backward = passes_per_image(composed, 3)
     helpers = [trained(bench("recipe.attack_steps=3", store="helpers"), text)[0] for text in composed.helpers.values()]
-    updates = 60 * 2 * composed.method.build().repeats
+    updates = 60 * 2 * updates_per_batch(composed)
     once = ONCE.get(method, 0)
     assert state.forward == forward * updates + once + sum(helper.forward for helper in helpers)
     assert state.backward == backward * updates + sum(helper.backward for helper in helpers)
@@ -236,6 +239,21 @@ def test_extra_images_are_part_of_the_key_and_of_the_record(bench):
     assert execute(here, spec).extra_data
 
 
+def test_where_no_image_is_left_over_unlabeled_is_refused_before_anything_is_trained(bench):
+    here = bench()
+    empty = here.splits.ref.model_copy(update={"spare": ""})
+    with pytest.raises(UsageError, match="uses every image of its training pool"):
+        replace(here, splits=replace(here.splits, ref=empty)).spec("at+unlabeled", 1)
+
+
+def test_a_helper_that_needs_the_method_itself_is_refused(registry, bench):
+    extended = Registry(discover().plugins)
+    info = MethodInfo("narcissus", "learns from itself", "here:Method", helpers={"idol": "narcissus"})
+    extended.add(info, registry.get("method", "at").provider)
+    with pytest.raises(UsageError, match="narcissus would have to be trained before itself"):
+        replace(bench(), registry=extended).spec("narcissus", 1)
+
+
 def test_spare_images_are_those_no_split_uses(bench):
     splits = bench().splits
     used = [set(pool.index.tolist()) for pool in splits.pools.values()]
@@ -256,15 +274,26 @@ def test_an_average_that_forgets_everything_is_the_network_itself(bench):
     assert averaged.best == plain.best
 
 
-def test_best_and_last_are_of_the_same_kind_of_weights(bench):
+def test_best_and_last_are_of_the_same_kind_of_weights(bench, monkeypatch):
     """The averaged weights are what is checked, kept and reported; training goes on as if there were none."""
     plain, weights = trained(bench(), "at")
     averaged, slow = trained(bench(), "at+ema(decay=0.9, warmup=false)")
     assert [row.train_loss for row in averaged.history] == [row.train_loss for row in plain.history]
     assert [row.heldout_robust_loss for row in averaged.history] != [row.heldout_robust_loss for row in plain.history]
     assert slow["last"] != weights["last"]
-    if averaged.best.epoch == 1:
-        assert slow["best"] == slow["last"]
+    evaluated = []
+    original = Composition.evaluated
+
+    def recording(self, model, moment):
+        found = original(self, model, moment)
+        evaluated.append((digest(found), digest(model.state_dict())))
+        return found
+
+    monkeypatch.setattr(Composition, "evaluated", recording)
+    again, kept = trained(bench(store="again"), "at+ema(decay=0.9, warmup=false)")
+    chosen, own = zip(*evaluated, strict=True)
+    assert kept == {"best": chosen[again.best.epoch], "last": chosen[-1]}
+    assert {*chosen}.isdisjoint(own)
 
 
 def test_every_weight_decay_trains_another_network(bench):

@@ -85,9 +85,9 @@ def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterato
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_statistics(*models: nn.Module) -> Iterator[None]:
     """Train mode as it is (normalisation by the batch), but running statistics do not move."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for model in models for module in model.modules() if isinstance(module, _BatchNorm)]
     tracking = [(module, module.track_running_stats) for module in norms]
     try:
         for module in norms:
@@ -146,7 +146,7 @@ def _rows(mask: Tensor) -> Tensor:
 
 STARTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "uniform": uniform_like,
-    # A thousandth of a pixel range, as TRADES starts; divided by epsilon where it is used.
+    # Of a thousandth of a pixel range, as TRADES starts, whatever epsilon is.
     "normal": normal_like,
     "zero": lambda x, _: torch.zeros_like(x),
 }
@@ -171,7 +171,7 @@ class TrainingAttack(InnerAttack):
         self.bn: Literal["eval", "train"] = bn
         self.start = start
         self.source = source
-        self.moving: Moving | None = None
+        self.moving: Callable[[], Moving] | None = None
 
     def attacking(self, model: nn.Module) -> AbstractContextManager[None]:
         return attacked(model, self.bn)
@@ -187,7 +187,12 @@ class TrainingAttack(InnerAttack):
             (gradient,) = torch.autograd.grad(objective(model(variable)).sum(), variable)
         return gradient
 
-    def until(self, moving: Moving) -> TrainingAttack:
+    def within(self, epsilon: float) -> TrainingAttack:
+        other = copy.copy(self)
+        other.epsilon = epsilon
+        return other
+
+    def until(self, moving: Callable[[], Moving]) -> TrainingAttack:
         other = copy.copy(self)
         other.moving = moving
         return other
@@ -204,5 +209,5 @@ class TrainingAttack(InnerAttack):
                 epsilon=self.epsilon,
                 step=self.step,
                 steps=self.steps,
-                moving=self.moving,
+                moving=self.moving() if self.moving else None,
             ).x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import rich_click as click
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
+    from robflat_bench.base import Kind
     from robflat_bench.registry import Offer, Registry
 
 KINDS = ("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "protocols", "studies")
@@ -47,29 +50,31 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
 @output.plugin_option
 @output.json_option
 def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
-    """Say all about one component or protocol; `kind:name` where two kinds share a NAME."""
+    """Say all about one component, protocol or study; `kind:name` where two kinds share a NAME."""
     from robflat_bench.base import UsageError
     from robflat_bench.protocol import shipped
     from robflat_bench.registry import KINDS as kinds
     from robflat_bench.registry import did_you_mean
+    from robflat_bench.study import studies
 
     registry = output.registry(files)
     wanted, _, short = name.rpartition(":")
-    if wanted not in ("", "protocol", *kinds):
-        raise UsageError(f"'{wanted}' is no kind; there are {', '.join(kinds)} and protocol")
-    found: list[str] = [kind for kind in kinds if wanted in ("", kind) and short in registry.names(kind)]
-    if wanted in ("", "protocol") and short in shipped():
-        found.append("protocol")
+    catalogues: dict[str, tuple[Iterable[str], Callable[[], dict[str, Any]]]] = {
+        kind: (registry.names(kind), functools.partial(_one, registry, kind, short)) for kind in kinds
+    }
+    catalogues["protocol"] = shipped(), functools.partial(_protocol, registry, short)
+    catalogues["study"] = studies(), functools.partial(_study, registry, short)
+    if wanted not in ("", *catalogues):
+        raise UsageError(f"'{wanted}' is no kind; there are {', '.join(catalogues)}")
+    found = [kind for kind, (names, _) in catalogues.items() if wanted in ("", kind) and short in names]
     if not found:
-        if registry.plugins.broken and wanted != "protocol":
+        if registry.plugins.broken and wanted not in ("protocol", "study"):
             registry.get(wanted or "method", short)  # type: ignore[arg-type]
-        known = [known for kind in kinds for known in registry.names(kind)] + list(shipped())
+        known = [known for names, _ in catalogues.values() for known in names]
         raise UsageError(f"nothing is called '{short}'" + did_you_mean(short, known))
     if len(found) > 1:
         raise UsageError(f"'{short}' is " + " and ".join(f"{kind}:{short}" for kind in found) + "; say which")
-    row = (
-        _protocol(registry, short) if found == ["protocol"] else _component(registry.get(found[0], short))  # type: ignore[arg-type]
-    )
+    row = catalogues[found[0]][1]()
     if as_json:
         output.emit_json(row)
         return
@@ -92,6 +97,10 @@ def _components(registry: Registry, kind: str, pattern: str) -> list[dict[str, A
         except PluginError:
             continue  # offered twice, as `list` notes on stderr
     return rows
+
+
+def _one(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
+    return _component(registry.get(kind, name))
 
 
 def _component(offer: Offer) -> dict[str, Any]:
@@ -142,16 +151,26 @@ def _protocols(registry: Registry, pattern: str) -> list[dict[str, Any]]:
 def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     import fnmatch
 
-    from robflat_bench import __version__
-    from robflat_bench.study import load_study, studies
+    from robflat_bench.study import studies
 
-    rows = []
-    for name in fnmatch.filter(studies(), pattern):
-        study = load_study(name)
-        about = f"{study.summary} {len(study.variants())} variants under {study.protocol}."
-        row: dict[str, Any] = {"name": name, "kind": "study", "summary": about}
-        rows.append({**row, "provider": f"robflat-bench {__version__}", "version": study.version, "parameters": []})
-    return rows
+    return [_study(registry, name) for name in fnmatch.filter(studies(), pattern)]
+
+
+def _study(registry: Registry, name: str) -> dict[str, Any]:
+    from robflat_bench import __version__
+    from robflat_bench.study import load_study
+
+    study = load_study(name)
+    return {
+        "name": name,
+        "kind": "study",
+        "summary": study.summary,
+        "provider": f"robflat-bench {__version__}",
+        "version": study.version,
+        "protocol": study.protocol,
+        "groups": "; ".join(f"{group.title}: {group.count}" for group in study.groups),
+        "parameters": [],
+    }
 
 
 def _protocol(registry: Registry, name: str) -> dict[str, Any]:

@@ -80,20 +80,18 @@ def sweep(
         output.emit_json({"study": chosen.name, "runs": [*rows, *cannot]})
     else:
         _show_results(registry, chosen, [task for task in wanted if outcomes[task.spec.key] == "done"])
-    busy = [task for task in wanted if outcomes[task.spec.key] == "busy"]
-    if busy:
-        output.note(f"another process works on {len(busy)} of the runs: " + "; ".join(task.title for task in busy))
-    failed = [task for task in wanted if outcomes[task.spec.key] == "failed"]
-    for task in failed:
-        output.note(f"failed: {task.title}: {task.error()}")
-    _raise_for(len(failed) + len(refused), len(wanted) + len(refused))
+    lacking = [task for task in wanted if outcomes[task.spec.key] != "done"]
+    for task in lacking:
+        why = task.error() or "another process works on it"
+        output.note(f"{outcomes[task.spec.key]}: {task.title}: {why}")
+    _raise_for(len(lacking) + len(refused), len(wanted) + len(refused))
 
 
-def _raise_for(failed: int, total: int) -> None:
+def _raise_for(lacking: int, total: int) -> None:
     from robflat_bench.base import RunFailed
 
-    if failed:
-        raise RunFailed(f"{failed} of {total} runs failed, as listed above; --retry-failed tries them again")
+    if lacking:
+        raise RunFailed(f"{lacking} of {total} runs are not done, as listed; --retry-failed tries failed ones again")
 
 
 class _Bar:
@@ -173,7 +171,8 @@ def _show_plan(study: Study, wanted: Sequence[Task], as_json: bool) -> None:
         ]
         for task in wanted
     ]
-    heading = f"{study.name} {study.version}: {len(rows)} runs under {study.protocol} (image passes of training, 10^6)"
+    passes = "10^6 image passes of training and helpers"
+    heading = f"{study.name} {study.version}: {len(rows)} runs under {study.protocol} ({passes})"
     out = output.console()
     out.print(output.table(heading, ["group", "run", "seed", "state", "forward", "backward"], cells, right=4))
 

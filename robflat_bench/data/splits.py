@@ -139,7 +139,7 @@ def _splits(protocol: Protocol, name: str, dataset: Dataset, source: Source) -> 
         DatasetRef(
             name=name,
             checksum=digest.hexdigest(),
-            spare=pixel_hash(spare),
+            spare=pixel_hash(spare) if len(spare.y) else "",
             canonical=canonical,
             origin=source.origin,
         ),

@@ -186,6 +186,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             "Zhang et al.: Geometry-aware instance-reweighted adversarial training. ICLR 2021",
             example={"warmup": 0},
             attack=PGD,
+            claims=("attack",),
         ),
         MethodInfo(
             "self-adaptive",
@@ -196,6 +197,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             example={"start": 0},
             attack=Passes("T + 2", "T"),
             loss=Passes("2", "2"),
+            claims=("batch", "target"),
         ),
         MethodInfo(
             "fgsm-rs",
@@ -221,6 +223,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             "robflat_bench.methods.free_at:FreeAT",
             FreeATParams,
             "Shafahi et al.: Adversarial training for free! NeurIPS 2019",
+            updates="repeats",
             claims=("attack",),
         ),
         MethodInfo(

@@ -28,10 +28,6 @@ class FreeAT(AT):
 
     params: FreeATParams
 
-    @property
-    def repeats(self) -> int:
-        return self.params.repeats
-
     def setup(self, training: Training) -> None:
         shape = training.shape
         weight = next(training.model.parameters())

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import AWPParams
@@ -29,8 +28,10 @@ class AWP(Modifier):
         nu = space.zero()
         if batch.moment.progress >= self.params.warmup:
             for _ in range(self.params.steps):
-                with space.moved(nu), frozen_statistics(model):
-                    gradient = torch.autograd.grad(loss(), list(space.layers.values()))
+                with space.moved(nu):
+                    gradient = torch.autograd.grad(
+                        loss(frozen=True), list(space.layers.values()), materialize_grads=True
+                    )
                 size = self.params.step or self.params.gamma
                 nu = space.step(nu, dict(zip(space.layers, gradient, strict=True)), size, self.params.gamma)
         return descend_at(space, nu, loss, optimizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torchvision.transforms import v2
 
 from robflat_bench.method import Batch, Modifier
@@ -18,11 +19,12 @@ from robflat_bench.randomness import global_state
 
 class CutMix(Modifier):
     """The attack needs one label: that with the largest share of the mixed target. Other views of the images
-    would not be mixed, so there are none. Index and weight stay with the image that is not the patch."""
+    would not be mixed, so there are none. A mixture is none of the training examples: its index is -1."""
 
     params: CutMixParams
 
     def batch(self, batch: Batch) -> Batch:
         with global_state(batch.moment.random("cutmix")):
             x, target = v2.CutMix(alpha=self.params.alpha)(batch.x, batch.target)
-        return replace(batch, x=x, y=target.argmax(1), target=target, views=None)
+        index = torch.full_like(batch.index, -1)
+        return replace(batch, index=index, x=x, y=target.argmax(1), target=target, views=None)

@@ -43,7 +43,9 @@ class EntropySGD(Modifier):
             self.anchor = [parameter.detach().clone() for parameter in parameters]
             self.average = [parameter.detach().clone() for parameter in parameters]
         value = loss()
-        gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+        value.backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        optimizer.zero_grad(set_to_none=True)
         pull = self.params.gamma * (1 + self.params.scoping) ** cycle
         decay = optimizer.param_groups[0]["weight_decay"]
         temperature = self.params.noise / math.sqrt(0.5 * self.params.rate)

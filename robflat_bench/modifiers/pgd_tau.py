@@ -23,7 +23,7 @@ class PGDTau(Modifier):
     params: PGDTauParams
 
     def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        return attack(model, batch, inner.until(moving(batch.y, self.params.tau)))
+        return attack(model, batch, inner.until(lambda: moving(batch.y, self.params.tau)))
 
 
 def moving(y: Tensor, tau: int) -> Callable[[Tensor], Tensor]:

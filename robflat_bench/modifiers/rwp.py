@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.measures.weight_space import Direction, WeightSpace, norm
 from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import RWPParams
@@ -32,8 +31,9 @@ class RWP(Modifier):
         radius = self.params.gamma * math.hypot(*space.norms.values())
         nu = space.zero()
         for _ in range(self.params.steps):
-            with space.moved(nu), frozen_statistics(model):
-                gradient = torch.autograd.grad(loss(self._learned), list(space.layers.values()))
+            with space.moved(nu):
+                selected = loss(frozen=True, keep=self._learned)
+                gradient = torch.autograd.grad(selected, list(space.layers.values()), materialize_grads=True)
             nu = _step(nu, gradient, radius)
         return descend_at(space, nu, loss, optimizer)
 

@@ -1,8 +1,9 @@
 r"""SAM and ASAM:  descend  dL/dw  at  w + e,  e = \rho T^2 g / ||T g||,  g = dL/dw at w,  one norm over all parameters.
 
 SAM: T = 1 (Foret et al.: ICLR 2021). ASAM: T = |w| + \eta on convolution and linear weights, 1 on biases and
-normalisation (Kwon et al.: ICML 2021). Biases and normalisation move, too; a parameter without gradient stays. The
-adversarial images are those found at w. The forward at w moves BN statistics, the one at w + e does not.
+normalisation (Kwon et al.: ICML 2021; the released code scales normalisation weights, too). Biases and normalisation
+move; a parameter without gradient stays. The adversarial images are those found at w. The forward at w moves BN
+statistics, the one at w + e does not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.measures.weight_space import norm
 from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import ASAMParams, SAMParams
@@ -42,8 +42,7 @@ class SAM(Modifier):
                 for parameter, scale, ascent in zip(moving, scales, scaled, strict=True):
                     parameter.add_(scale * ascent, alpha=self.params.rho / length)
         optimizer.zero_grad(set_to_none=True)
-        with frozen_statistics(model):
-            loss().backward()
+        loss(frozen=True).backward()
         with torch.no_grad():
             for parameter, copy in zip(moving, saved, strict=True):
                 parameter.copy_(copy)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robflat_bench.base import UsageError
 from robflat_bench.method import Batch, Modifier, Training
 from robflat_bench.modifiers import UnlabeledParams
 
@@ -25,11 +24,6 @@ class Unlabeled(Modifier):
 
     def setup(self, training: Training) -> None:
         self.images = training.spare()
-        if not len(self.images):
-            raise UsageError(
-                "unlabeled: this protocol uses every image of its training pool and leaves none without a label; "
-                "choose a protocol whose splits leave images over, or make the training split of this one smaller"
-            )
         helper = training.helpers["standard"]
         dtype = next(helper.parameters()).dtype
         with torch.no_grad():
@@ -51,5 +45,5 @@ class Unlabeled(Modifier):
             x=mixed(batch.x, batch.augmented(images, "augment unlabeled")),
             y=mixed(batch.y, labels),
             target=mixed(batch.target, F.one_hot(labels, batch.target.shape[1])),
-            views=lambda number: mixed(batch.view(number), batch.augmented(images, f"augment unlabeled {number}")),
+            views=None,
         )

@@ -121,12 +121,15 @@ def _training(component: Component, place: World) -> Training:
 
 
 def _use_method(component: Component, place: World) -> list[Tensor]:
+    """An attack and the loss of each example; of a method that moves its images in the backward pass, the second."""
     method: Method = component.build()
     method.setup(_training(component, place))
     place.model.train()
     x_adv = method.attack(place.model, place.batch, inner())
-    loss = method.loss(place.model, place.batch, x_adv)
-    return [x_adv.detach(), loss]
+    if x_adv.requires_grad:
+        method.loss(place.model, place.batch, x_adv).mean().backward(inputs=[x_adv])
+        x_adv = method.attack(place.model, place.batch, inner())
+    return [x_adv.detach(), method.loss(place.model, place.batch, x_adv)]
 
 
 def _use_modifier(component: Component, place: World) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.base import Joint, ModifierInfo
 from robflat_bench.components import Composed
+from robflat_bench.cost import updates_per_batch
 from robflat_bench.method import Attacker, Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
 
 
@@ -28,6 +31,7 @@ class Composition:
 
     def __init__(self, composed: Composed) -> None:
         self.method: Method = composed.method.build()
+        self.repeats = updates_per_batch(composed)
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in composed.modifiers}
         self._infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}  # type: ignore[misc]
 
@@ -84,12 +88,14 @@ class Composition:
         x_adv = attack(model, batch, inner)
         terms = [(modifier, modifier.prepare(model, batch, inner)) for modifier in self.at("loss")]
 
-        def loss(keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-            values = self.method.loss(model, batch, x_adv)
-            if keep is not None:
-                values = keep(values.detach()) * values
-            value = weighted_mean(values, batch.weight)
-            return sum((modifier.loss(model, batch, prepared) for modifier, prepared in terms), start=value)
+        def loss(*, frozen: bool = False, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+            still = frozen_statistics(model, *self.parts().values()) if frozen else nullcontext()
+            with still:
+                values = self.method.loss(model, batch, x_adv)
+                if keep is not None:
+                    values = keep(values.detach()) * values
+                value = weighted_mean(values, batch.weight)
+                return sum((modifier.loss(model, batch, prepared) for modifier, prepared in terms), start=value)
 
         optimizer.zero_grad(set_to_none=True)
         claimant = next(self.at("backward"), None)

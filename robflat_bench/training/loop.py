@@ -95,7 +95,7 @@ def train(job: Job, observer: Observer) -> State:
     recipe, model, composition = job.recipe, job.model, job.composition
     x = job.splits.images("train", job.device)
     y = job.splits.labels("train", job.device)
-    repeats = composition.method.repeats
+    repeats = composition.repeats
     per_epoch = math.ceil(len(y) / recipe.batch_size) * repeats
     total = per_epoch * recipe.epochs
 
