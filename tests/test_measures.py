@@ -20,13 +20,14 @@ from robflat_bench.attacks.pgd import PGD
 from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import Batch, Examples, ImageShape, Journal, Measurement, Params, Threat, Workspace
+from robflat_bench.base import Examples, ImageShape, Journal, Measurement, Params, Threat, Workspace
 from robflat_bench.data.digits import load
 from robflat_bench.measures import AverageCaseParams, WorstCaseParams
 from robflat_bench.measures.average_case import AverageCase, crossed_errors
 from robflat_bench.measures.oracle import RobustLoss, paper_reference
 from robflat_bench.measures.weight_space import WeightSpace, norm
 from robflat_bench.measures.worst_case import WorstCase
+from robflat_bench.method import Batch
 from robflat_bench.methods.at import AT
 from robflat_bench.randomness import generator, per_example_uniform
 
@@ -80,7 +81,7 @@ def trained() -> nn.Module:
             source = generator("attack", epoch, step)
             inner = TrainingAttack(epsilon=EPSILON, step=0.1, steps=1, start="uniform", bn="eval", source=source)
             optimizer.zero_grad()
-            method.loss(model, batch, method.attack(model, batch, inner)).backward()
+            method.loss(model, batch, method.attack(model, batch, inner)).mean().backward()
             optimizer.step()
     optimizer.zero_grad()
     return model.eval()
