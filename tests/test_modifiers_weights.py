@@ -325,7 +325,7 @@ def test_a_loss_can_be_restricted_to_examples(registry, model, monkeypatch):
 
     def backward(loss: Loss, model: nn.Module, optimizer: object, batch: Batch) -> Tensor:
         found["plain"] = loss()
-        found["some"] = loss(lambda values: found.setdefault("values", values) * 0 + factors)
+        found["some"] = loss(keep=lambda values: found.setdefault("values", values) * 0 + factors)
         return found["plain"].detach()
 
     factors = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5, 0.0], dtype=torch.float64)

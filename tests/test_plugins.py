@@ -8,9 +8,12 @@ import pytest
 
 from robflat_bench.base import PluginError, UsageError
 from robflat_bench.components import compose, resolve
+from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
 from robflat_bench.spec import DatasetRef, make_spec
+
+BUILT_IN = {info.name for info in robflat_bench_methods()}
 
 GOOD = {
     "good_plugin/__init__.py": """
@@ -63,7 +66,7 @@ def listed(command, *arguments):
 def test_a_strangers_method_is_listed_with_its_provider_and_not_imported(site, command):
     site.install("good-plugin", GOOD, version="2.1")
     rows = listed(command)
-    assert set(rows) == {"at", "standard", "trades", "good"}
+    assert set(rows) == BUILT_IN | {"good"}
     assert rows["good"]["provider"] == "good-plugin 2.1"
     assert rows["good"]["summary"] == "a good method"
     assert [parameter["name"] for parameter in rows["good"]["parameters"]] == ["gamma"]
@@ -99,7 +102,7 @@ def test_plugin_list_says_who_offers_what(site, command):
 def test_installed_plugins_are_found_by_a_process_of_its_own(site, child_environment):
     site.install("good-plugin", GOOD)
     done = subprocess.run(
-        [sys.executable, "-m", "robflat_bench", "list", "methods", "g*", "--json"],
+        [sys.executable, "-m", "robflat_bench", "list", "methods", "goo*", "--json"],
         env=child_environment(site.folder, plugins="good-plugin"),
         capture_output=True,
         text=True,
@@ -132,7 +135,7 @@ def test_the_environment_admits_and_leaves_out_distributions(site, monkeypatch, 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     registry = discover()
-    assert set(registry.names("method")) == {"at", "standard", "trades"} | found
+    assert set(registry.names("method")) == BUILT_IN | found
     off = {"one-plugin": "one", "two-plugin": "two"}
     assert sorted(registry.plugins.disabled) == sorted(name for name, short in off.items() if short not in found)
 
