@@ -9,6 +9,21 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from robflat_bench.base import MeasureInfo, Number, Params, hookimpl
 
 STUTZ = "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021"
+PYHESSIAN = (
+    "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData 2020"
+)
+JIANG = "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020"
+
+
+class OracleParams(Params):
+    """What every measure of a loss shares: how the adversary follows the weights (coupling), its attack (steps,
+    step, restarts; found once for `frozen`), and whether logits are normalised before the cross-entropy."""
+
+    coupling: Literal["clean", "frozen", "reattack"] = "frozen"
+    steps: PositiveInt = 20
+    step: Number | None = Field(default=None, gt=0)
+    restarts: PositiveInt = 1
+    logits: Literal["plain", "normalised"] = "plain"
 
 
 class AverageCaseParams(Params):
@@ -45,6 +60,193 @@ class WorstCaseParams(Params):
     reference_restarts: PositiveInt = 10
 
 
+class AdaptiveAverageParams(OracleParams):
+    """ball: Gaussian (l2) or uniform (linf) moves of size rho. adaptive: times each weight's magnitude."""
+
+    ball: Literal["l2", "linf"] = "l2"
+    adaptive: bool = True
+    rho: Number = Field(default=0.1, ge=0)
+    draws: int = Field(default=20, ge=2)
+
+
+class LPFParams(OracleParams):
+    """std: of the Gaussian filter. filter_normalised: std is relative to the root mean square of each filter."""
+
+    std: Number = Field(default=0.01, ge=0)
+    filter_normalised: bool = False
+    draws: int = Field(default=100, ge=2)
+
+
+class LocalEntropyParams(OracleParams):
+    """gamma: sharpness of the Gaussian window; moves have about 1/sqrt(gamma) of each layer's norm."""
+
+    gamma: Number = Field(default=10.0, gt=0)
+    draws: int = Field(default=100, gt=5)
+
+
+class PacBayesSigmaParams(OracleParams):
+    """target: rise of the error rate that is borne. largest: s tried first. tolerance: of sigma, relative.
+
+    magnitude: noise of variance s^2 w^2 + e^2 instead of s^2. Error rates do not see how logits are scaled.
+    """
+
+    target: Number = Field(default=0.1, gt=0, lt=1)
+    draws: int = Field(default=10, ge=2)
+    largest: Number = Field(default=2.0, gt=0)
+    tolerance: Number = Field(default=0.01, ge=1e-9, lt=1)
+    magnitude: bool = False
+    e: Number = Field(default=1e-3, ge=0)
+    logits: Literal["plain"] = "plain"
+
+
+class BasinWidthParams(OracleParams):
+    """target: rise of the loss that is borne. normalisation: what of a direction has the norm of its weights.
+
+    largest: radius tried first, relative to these norms. tolerance: of each radius, relative.
+    """
+
+    target: Number = Field(default=0.1, gt=0)
+    directions: int = Field(default=10, ge=2)
+    normalisation: Literal["filter", "layer"] = "filter"
+    largest: Number = Field(default=2.0, gt=0)
+    tolerance: Number = Field(default=0.01, ge=1e-9, lt=1)
+
+
+class FixedImagesParams(OracleParams):
+    """Of a measure that differentiates the loss by the weights: its images stay as they are while these move."""
+
+    coupling: Literal["clean", "frozen"] = "frozen"
+
+
+class HessianLambdaMaxParams(FixedImagesParams):
+    """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most."""
+
+    tolerance: Number = Field(default=1e-3, gt=0)
+    vectors: int = Field(default=20, ge=3)
+    iterations: PositiveInt = 300
+
+
+class HessianTraceParams(FixedImagesParams):
+    """probes: random vectors of Hutchinson's estimator."""
+
+    probes: int = Field(default=50, ge=2)
+
+
+class WeightedCurvatureParams(HessianLambdaMaxParams):
+    """probes: random vectors of Hutchinson's estimator. tolerance, vectors, iterations: of Lanczos."""
+
+    probes: int = Field(default=50, ge=2)
+
+
+class RelativeFlatnessParams(FixedImagesParams):
+    """Those of the loss alone: the layer's curvature is exact."""
+
+
+class FisherRaoParams(FixedImagesParams):
+    """Those of the loss alone: the product with the Fisher matrix is exact."""
+
+
+class SamSharpnessParams(FixedImagesParams):
+    """rho: length of the one step, over all layers."""
+
+    rho: Number = Field(default=0.05, ge=0)
+
+
+class MSharpnessParams(FixedImagesParams):
+    """rho: radius, over all layers. m: examples that share a perturbation; part of the definition. iterations: of
+    the ascent in each batch of m."""
+
+    rho: Number = Field(default=0.05, ge=0)
+    m: PositiveInt = 128
+    iterations: PositiveInt = 20
+
+
+class AdaptiveWorstParams(FixedImagesParams):
+    """rho: radius in units of c = |w| + eta, or of 1 without adaptive; of a box (ball="linf") about a hundredth of
+    an ellipsoid's. iterations: of Auto-PGD. starts: the first at w, the others random in the ball."""
+
+    rho: Number = Field(default=0.5, ge=0)
+    ball: Literal["l2", "linf"] = "l2"
+    adaptive: bool = True
+    eta: Number = Field(default=0.0, ge=0)
+    iterations: PositiveInt = 20
+    starts: PositiveInt = 1
+
+
+class KeskarParams(FixedImagesParams):
+    """epsilon: half-width of the box, relative to |w_i| + 1. iterations: of L-BFGS-B."""
+
+    epsilon: Number = Field(default=1e-3, ge=0)
+    iterations: PositiveInt = 10
+
+
+class PacBayesSharpnessParams(FixedImagesParams):
+    """target: tolerated rise of the error rate. magnitude: half-widths alpha |w_i| + e rather than alpha.
+
+    iterations, starts: of each trial's ascent. largest: alpha tried last; the first is a millionth of it.
+    bisections: of a factor of 4, on a logarithmic scale.
+    """
+
+    target: Number = Field(default=0.1, gt=0, lt=1)
+    magnitude: bool = False
+    e: Number = Field(default=1e-3, ge=0)
+    iterations: PositiveInt = 20
+    starts: PositiveInt = 1
+    largest: Number = Field(default=2.0, gt=0)
+    bisections: PositiveInt = 8
+
+
+class WeightGradientNormParams(FixedImagesParams):
+    """The mean loss is that of the images at which `coupling` reads it."""
+
+
+class InputGradientNormParams(FixedImagesParams):
+    """p: of the norm; 1 is the dual of the l-inf threat."""
+
+    p: Literal[1, 2] = 1
+
+
+class MarginParams(FixedImagesParams):
+    """kind: of what the label wins by."""
+
+    kind: Literal["probability", "logit"] = "probability"
+
+
+class LocalLipschitzParams(Params):
+    """target: the output whose change is measured. steps, step (default epsilon/4), restarts: of the ascent."""
+
+    target: Literal["logits", "probabilities", "divergence"] = "logits"
+    steps: PositiveInt = 10
+    step: Number | None = Field(default=None, gt=0)
+    restarts: PositiveInt = 1
+
+
+class BoundaryThicknessParams(Params):
+    """a, b: the levels between which the difference of the two probabilities counts. points: on the segment.
+    attack, radius (l-inf, default epsilon), steps, step (default radius/4): how the other end is found."""
+
+    a: Number = Field(default=0.0, ge=-1, le=1)
+    b: Number = Field(default=0.75, ge=-1, le=1)
+    points: PositiveInt = 128
+    attack: Literal["untargeted", "targeted"] = "untargeted"
+    radius: Number | None = Field(default=None, gt=0)
+    steps: PositiveInt = 20
+    step: Number | None = Field(default=None, gt=0)
+
+
+class GradientAlignmentParams(Params):
+    """draws: of the noise, for each example."""
+
+    draws: PositiveInt = 1
+
+
+class SpectralNormParams(Params):
+    """iterations: of the power method at most, for each layer; it ends where the residual falls below tolerance."""
+
+    iterations: PositiveInt = 100
+    tolerance: Number = Field(default=1e-4, ge=0)
+
+
 @hookimpl
 def robflat_bench_measures() -> list[MeasureInfo]:
     return [
@@ -67,5 +269,234 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "worst-case flatness, xi={xi:g}, {restarts} restarts",
             {"restarts": 2, "steps": 2},
             couplings=("joint",),
+        ),
+        MeasureInfo(
+            "adaptive-average",
+            "mean rise of the loss under random moves, each weight in proportion to its magnitude",
+            "robflat_bench.measures.adaptive_average:AdaptiveAverage",
+            AdaptiveAverageParams,
+            "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
+            "average {ball} sharpness, rho={rho:g}, adaptive={adaptive}, {draws} draws, {coupling}",
+            {"draws": 2, "steps": 2},
+            couplings=("clean", "frozen", "reattack"),
+        ),
+        MeasureInfo(
+            "lpf",
+            "rise of the loss when a Gaussian low-pass filter smooths it over the weights",
+            "robflat_bench.measures.lpf:LPF",
+            LPFParams,
+            "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning "
+            "optimization landscape. AISTATS 2022",
+            "LPF, std={std:g}, filter_normalised={filter_normalised}, {draws} draws, {coupling}",
+            {"draws": 2, "steps": 2},
+            couplings=("clean", "frozen", "reattack"),
+        ),
+        MeasureInfo(
+            "local-entropy",
+            "minus the logarithm of the mean of exp(-loss) in a Gaussian window around the weights",
+            "robflat_bench.measures.local_entropy:LocalEntropy",
+            LocalEntropyParams,
+            "Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
+            "negative local entropy, gamma={gamma:g}, {draws} draws, {coupling}",
+            {"draws": 8, "steps": 2},
+            couplings=("clean", "frozen", "reattack"),
+        ),
+        MeasureInfo(
+            "pac-bayes-sigma",
+            "1/sigma^2 of the largest Gaussian noise on the weights under which the error rate rises by the target",
+            "robflat_bench.measures.pac_bayes_sigma:PacBayesSigma",
+            PacBayesSigmaParams,
+            "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020; "
+            "Dziugaite et al.: In search of robust measures of generalization. NeurIPS 2020",
+            "PAC-Bayes 1/sigma^2, target={target:g}, magnitude={magnitude}, {draws} draws, {coupling}",
+            {"draws": 2, "steps": 2, "tolerance": 0.25},
+            couplings=("clean", "frozen", "reattack"),
+        ),
+        MeasureInfo(
+            "basin-width",
+            "mean relative distance along random directions at which the loss has risen by the target",
+            "robflat_bench.measures.basin_width:BasinWidth",
+            BasinWidthParams,
+            "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997; "
+            "Li et al.: Visualizing the loss landscape of neural nets. NeurIPS 2018",
+            "basin width by {normalisation}, target={target:g}, {directions} directions, {coupling}",
+            {"directions": 2, "steps": 2, "tolerance": 0.25},
+            couplings=("clean", "frozen", "reattack"),
+        ),
+        MeasureInfo(
+            "hessian-lambda-max",
+            "largest eigenvalue of the Hessian of the loss over the weights, by Lanczos",
+            "robflat_bench.measures.curvature:HessianLambdaMax",
+            HessianLambdaMaxParams,
+            PYHESSIAN,
+            "largest Hessian eigenvalue ({coupling})",
+            {"steps": 2, "tolerance": 0.5, "vectors": 3},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "hessian-trace",
+            "trace of the Hessian of the loss over the weights, whole and per layer, by Hutchinson's estimator",
+            "robflat_bench.measures.curvature:HessianTrace",
+            HessianTraceParams,
+            PYHESSIAN,
+            "Hessian trace ({coupling}), {probes} probes",
+            {"steps": 2, "probes": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "weighted-curvature",
+            "curvature along each weight times its square, summed: the small-radius limit of adaptive sharpness",
+            "robflat_bench.measures.curvature:WeightedCurvature",
+            WeightedCurvatureParams,
+            "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
+            "weighted curvature ({coupling}), {probes} probes",
+            {"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "relative-flatness",
+            "relative flatness of the last linear layer: its Hessian's traces times the products of its weights, exact",
+            "robflat_bench.measures.relative_flatness:RelativeFlatness",
+            RelativeFlatnessParams,
+            "Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021",
+            "relative flatness ({coupling})",
+            {"steps": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "fisher-rao",
+            "squared Fisher-Rao norm of the weights: <w, F w>, exact by Jacobian-vector products",
+            "robflat_bench.measures.fisher_rao:FisherRao",
+            FisherRaoParams,
+            "Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS 2019",
+            "Fisher-Rao norm, squared ({coupling})",
+            {"steps": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "sam-sharpness",
+            "rise of the loss after one step of length rho along its gradient in weight space",
+            "robflat_bench.measures.sam:SamSharpness",
+            SamSharpnessParams,
+            "Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021",
+            "SAM sharpness, rho={rho:g}",
+            {"steps": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "m-sharpness",
+            "highest rise of the loss of m examples over weights within rho, mean over batches",
+            "robflat_bench.measures.sam:MSharpness",
+            MSharpnessParams,
+            "Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022",
+            "m-sharpness, m={m}, rho={rho:g}",
+            {"steps": 2, "m": 5, "iterations": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "adaptive-worst",
+            "highest rise of the loss over weights in an ellipsoid or box that follows their magnitude",
+            "robflat_bench.measures.adaptive_worst:AdaptiveWorst",
+            AdaptiveWorstParams,
+            "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between sharpness "
+            "and generalization. ICML 2023",
+            "adaptive worst-case sharpness, {ball}, rho={rho:g}",
+            {"steps": 2, "iterations": 3, "starts": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "keskar",
+            "highest loss in a box around the weights, relative to the loss there, in per cent",
+            "robflat_bench.measures.keskar:Keskar",
+            KeskarParams,
+            "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017",
+            "Keskar sharpness, eps={epsilon:g}",
+            {"steps": 2, "iterations": 3},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "pac-bayes-sharpness",
+            "1/alpha^2, alpha the half-width of the box of weights whose worst case adds `target` errors",
+            "robflat_bench.measures.pac_bayes_sharpness:PacBayesSharpness",
+            PacBayesSharpnessParams,
+            "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+            "PAC-Bayes sharpness, target={target:g}",
+            {"steps": 2, "iterations": 2, "bisections": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "weight-gradient-norm",
+            "length of the loss's gradient in the weights",
+            "robflat_bench.measures.weight_gradient_norm:WeightGradientNorm",
+            WeightGradientNormParams,
+            JIANG,
+            "weight-gradient norm ({coupling})",
+            {"steps": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "input-gradient-norm",
+            "mean length of the loss's gradient in the pixels",
+            "robflat_bench.measures.input_gradient_norm:InputGradientNorm",
+            InputGradientNormParams,
+            "Kim et al.: Fantastic robustness measures: the secrets of robust generalization. NeurIPS 2023",
+            "input-gradient l{p} norm ({coupling})",
+            {"steps": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "margin",
+            "by how much the label wins over the next class",
+            "robflat_bench.measures.margin:Margin",
+            MarginParams,
+            JIANG,
+            "{kind} margin ({coupling})",
+            {"steps": 2},
+            couplings=("clean", "frozen"),
+        ),
+        MeasureInfo(
+            "local-lipschitz",
+            "largest change of the output per change of the input within the ball",
+            "robflat_bench.measures.local_lipschitz:LocalLipschitz",
+            LocalLipschitzParams,
+            "Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: A closer look at accuracy vs. robustness. NeurIPS 2020",
+            "local Lipschitz constant of {target}",
+            {"steps": 2},
+            couplings=("clean",),
+        ),
+        MeasureInfo(
+            "boundary-thickness",
+            "length over which the network doubts on the way to an adversarial image",
+            "robflat_bench.measures.boundary_thickness:BoundaryThickness",
+            BoundaryThicknessParams,
+            "Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020",
+            "boundary thickness, {a:g} to {b:g}, {attack}",
+            {"steps": 2, "points": 8},
+            couplings=("clean",),
+        ),
+        MeasureInfo(
+            "gradient-alignment",
+            "cosine of the loss's gradients at an image and at a random one in its ball",
+            "robflat_bench.measures.gradient_alignment:GradientAlignment",
+            GradientAlignmentParams,
+            "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+            "gradient alignment, {draws} draws",
+            couplings=("clean",),
+        ),
+        MeasureInfo(
+            "spectral-norm",
+            "log-sum of the operator norms of convolutions (normalisation folded in) and linear layers",
+            "robflat_bench.measures.spectral_norm:SpectralNorm",
+            SpectralNormParams,
+            JIANG,
+            "log-sum of operator norms",
+            {"iterations": 20},
+        ),
+        MeasureInfo(
+            "path-norm",
+            "log-sum of squared weights along all paths (normalisation folded in)",
+            "robflat_bench.measures.path_norm:PathNorm",
+            citation=JIANG,
+            title="log path norm",
         ),
     ]

@@ -1,23 +1,129 @@
-r"""The loss oracle: what loss is read at moved weights.
+r"""The loss oracle: what loss of an example is read at moved weights w'. Its coupling says how the adversary follows.
 
-    coupling `reattack`:  L(w') = mean_i max_{||d|| <= eps} \ell_CE(f(x_i + d; w'), y_i), attacked afresh at w'
+    clean      \ell(f(x_i; w'), y_i)
+    frozen     \ell(f(x_i'; w'), y_i),  x_i' found once, at w, and kept
+    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w'
 
 Losses are per example, so means, errors and differences are derived and never run again. The coupling `joint`,
-where the adversarial examples climb together with the weights, is `worst_case`.
+where the adversarial examples climb together with the weights, is `worst_case`. With normalised logits,
+z <- (z - mean z) / ||z - mean z||_2 before the cross-entropy, and scaling them changes nothing; the images remain
+those that maximise the plain one.   Stutz et al., ICCV 2021; normalisation: Andriushchenko et al., ICML 2023.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robflat_bench.attacks import PGDParams
-from robflat_bench.attacks.engine import attacked
+from robflat_bench.attacks.engine import attacked, margin
 from robflat_bench.attacks.pgd import PGD
 from robflat_bench.base import Examples, Threat, Workspace
-from robflat_bench.batching import in_batches
+from robflat_bench.batching import in_batches, padded_batches
+from robflat_bench.measures import OracleParams
+
+CHUNK = 128
+"""Examples per backward pass with respect to weights. Not the memory batch: the order in which weight gradients are
+summed changes their last bits, and whatever takes a sign or a maximum makes those visible."""
+
+
+def normalised(logits: Tensor) -> Tensor:
+    """(z - mean z) / ||z - mean z||_2 of each row of [B,K]."""
+    centred = logits - logits.mean(1, keepdim=True)
+    scale: Tensor = centred.norm(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).tiny)
+    return centred / scale
+
+
+class Oracle:
+    """Losses at the weights that the model holds when asked. `freeze` at w before asking for frozen ones."""
+
+    def __init__(self, threat: Threat, params: OracleParams) -> None:
+        self.coupling = params.coupling
+        self.logits = normalised if params.logits == "normalised" else torch.nn.Identity()
+        self.pgd = PGD(PGDParams(steps=params.steps, step=params.step, restarts=params.restarts), threat)
+        self.images: Tensor | None = None
+
+    def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
+        """Find the images of the coupling `frozen`; the others have none to keep."""
+        if self.coupling == "frozen":
+            self.images = self._attacked(model, examples, workspace)
+
+    def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        """Cross-entropy of each example, float64 [N], in nats; by memory batches, each a unit of the journal."""
+        return self._each(model, examples, workspace, "loss", self.cross_entropy)
+
+    def errors(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        """0 where the label's logit alone is the highest, else (a tie, nothing finite) 1; float64 [N], as `losses`."""
+
+        def error(model: nn.Module, part: Examples) -> Tensor:
+            return ~(margin(part.y)(model(part.x)) < 0)
+
+        return self._each(model, examples, workspace, "error", error)
+
+    def points(self, examples: Examples) -> Examples:
+        """The images at which the loss is read (clean and frozen), e.g. to differentiate it."""
+        if self.coupling == "clean":
+            return examples
+        if self.images is None:
+            raise ValueError(f"the coupling {self.coupling} has no fixed images; call freeze first, at w")
+        return Examples(self.images, examples.y, examples.index)
+
+    def cross_entropy(self, model: nn.Module, part: Examples) -> Tensor:
+        """Of given images at the model's weights, [B]; differentiable."""
+        loss: Tensor = F.cross_entropy(self.logits(model(part.x)), part.y, reduction="none")
+        return loss
+
+    def gradient(
+        self, model: nn.Module, examples: Examples, layers: Mapping[str, nn.Parameter]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each example, float64 [N], and d mean_i loss_i / dw of these layers, float64; clean or frozen."""
+        total = {name: torch.zeros_like(layer, dtype=torch.float64) for name, layer in layers.items()}
+        losses = []
+        with attacked(model), differentiable(list(layers.values())):
+            for part, count in padded_batches(self.points(examples), min(CHUNK, len(examples))):
+                loss = self.cross_entropy(model, part)[:count]
+                gradients = torch.autograd.grad(loss.sum(), list(layers.values()), materialize_grads=True)
+                losses.append(loss.detach().double())
+                for name, gradient in zip(layers, gradients, strict=True):
+                    total[name] += gradient / len(examples)
+        return torch.cat(losses), total
+
+    def _each(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        workspace: Workspace,
+        name: str,
+        read: Callable[[nn.Module, Examples], Tensor],
+    ) -> Tensor:
+        x = self._attacked(model, examples, workspace) if self.coupling == "reattack" else self.points(examples).x
+
+        def compute(part: Examples) -> Tensor:
+            with attacked(model), torch.no_grad():
+                return read(model, part)
+
+        here = Examples(x, examples.y, examples.index)
+        return in_batches(here, workspace, compute, f"{name}-{self.coupling}").double()
+
+    def _attacked(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        return in_batches(examples, workspace, lambda part: self.pgd.perturb(model, part, workspace.seed), "x_adv")
+
+
+@contextmanager
+def differentiable(layers: list[nn.Parameter]) -> Iterator[None]:
+    """Let these layers receive gradients within an attack, where parameters are frozen."""
+    try:
+        for layer in layers:
+            layer.requires_grad_(True)
+        yield
+    finally:
+        for layer in layers:
+            layer.requires_grad_(False)
 
 
 class RobustLoss:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,13 +26,9 @@ from robflat_bench.attacks.engine import attacked, project
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
 from robflat_bench.batching import padded_batches
 from robflat_bench.measures import WorstCaseParams
-from robflat_bench.measures.oracle import paper_reference
+from robflat_bench.measures.oracle import CHUNK, differentiable, paper_reference
 from robflat_bench.measures.weight_space import Direction, WeightSpace
 from robflat_bench.randomness import per_example_uniform
-
-CHUNK = 128
-"""Examples per backward pass, no more than a training batch needs. Not the memory batch: the order in which weight
-gradients are summed changes their last bits, and the sign of an input gradient near 0 makes those visible."""
 
 
 class Joint(NamedTuple):
@@ -146,7 +141,7 @@ def _pull(
     names = list(space.layers) if with_weights else []
     total = {name: torch.zeros_like(space.layers[name], dtype=torch.float64) for name in names}
     inputs, losses = [], []
-    with space.moved(nu), _differentiable([space.layers[name] for name in names]):
+    with space.moved(nu), differentiable([space.layers[name] for name in names]):
         for part, count in _chunks(group, adversarial):
             variable = part.x.detach().requires_grad_()
             loss = F.cross_entropy(model(variable), part.y, reduction="none")[:count]
@@ -172,18 +167,6 @@ def _losses(
             for part, count in _chunks(group, x):
                 found.append(F.cross_entropy(model(part.x), part.y, reduction="none")[:count].double())
     return torch.cat(found)
-
-
-@contextmanager
-def _differentiable(layers: list[nn.Parameter]) -> Iterator[None]:
-    """Let these layers receive gradients within an attack, where parameters are frozen."""
-    try:
-        for layer in layers:
-            layer.requires_grad_(True)
-        yield
-    finally:
-        for layer in layers:
-            layer.requires_grad_(False)
 
 
 def _better(current: Joint | None, candidate: Joint) -> Joint:

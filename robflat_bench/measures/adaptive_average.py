@@ -1,0 +1,45 @@
+r"""Average-case (adaptive) sharpness: the mean rise of the loss under random moves, each weight by its own size,
+
+    E_\nu[ L(w + \nu) ] - L(w),   \nu ~ N(0, rho^2 diag(c^2))  (ball l2)  or  U(-rho c, rho c)  (ball linf)
+
+with c = |w| (adaptive) or 1; L is the oracle's mean loss. Lower is flatter; nothing is clipped at 0.
+Andriushchenko et al., ICML 2023, who also move normalisation layers; here these stay.
+
+Invariances: adaptive, to every rescaling of single weights that keeps the function (a neuron's by a, the next
+layer's by 1/a; a convolution before batch normalisation). Otherwise to none: near a minimum the value grows as rho^2,
+so scaling all layers by c without changing the function divides it by c^2. Scaling the last layer, and so the
+logits, changes it; adaptive, with logits="normalised" and the coupling clean, it does not.
+Cost: draws + 1 forward passes, an attack more for each under reattack, one for all under frozen.
+The released code reads the clean loss only; here any coupling, and a standard error over draws and examples.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.measures import AdaptiveAverageParams
+from robflat_bench.measures.oracle import Oracle
+from robflat_bench.measures.random_moves import losses_after, mean_rise, noise
+from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.randomness import normal_like, uniform_like
+
+DRAWS = {"l2": normal_like, "linf": uniform_like}
+
+
+class AdaptiveAverage(Measure):
+    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (their mean difference)."""
+
+    params: AdaptiveAverageParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        space, oracle = WeightSpace(model), Oracle(self.threat, self.params)
+        moves = (self._move(space, workspace.seed, draw) for draw in range(self.params.draws))
+        return mean_rise(*losses_after(oracle, space, model, examples, workspace, moves))
+
+    def _move(self, space: WeightSpace, seed: int, draw: int) -> Direction:
+        z = noise(space, seed, "adaptive-average", draw, draw=DRAWS[self.params.ball])
+        return {
+            name: self.params.rho * z[name] * (layer.detach().abs() if self.params.adaptive else 1)
+            for name, layer in space.layers.items()
+        }

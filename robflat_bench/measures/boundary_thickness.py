@@ -1,0 +1,83 @@
+r"""How wide the network's doubt is between an example and its adversarial image x_a:
+
+    ||x - x_a||_2 \int_0^1 1{ a < g(t) < b } dt,   g(t) = p_i(x(t)) - p_j(x(t)),  x(t) = x + t (x_a - x)
+
+with i, j the classes predicted at x and x_a; the integral is the fraction of midpoints of equal parts of the segment.
+x_a climbs the cross-entropy of i (untargeted) or descends that of a random other class (targeted), labels unread.
+
+Mean over the pairs that cross a boundary. Where the prediction stays, i = j and g = 0: the formula would call the
+hardest examples infinitely thin. They are left out, `unchanged` is their number, and a radius beyond the threat's
+makes them fewer; where nothing changes the value is 0, without a standard error.   Yang et al.: NeurIPS 2020.
+
+Invariant to every change of weights that keeps the function; moved by scaling logits, by no fixed power.
+Cost: steps + 3 + points forward and steps backward passes of the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import Objective, ascend, attacked, cross_entropy
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.batching import in_batches
+from robflat_bench.measures import BoundaryThicknessParams
+from robflat_bench.measures.per_example import mean_of
+from robflat_bench.randomness import per_example_uniform
+
+
+class BoundaryThickness(Measure):
+    """Arrays: `thickness` [N], NaN where the prediction stays."""
+
+    params: BoundaryThicknessParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        found = in_batches(examples, workspace, lambda part: self._thickness(model, part, workspace.seed), "thickness")
+        thickness = found.cpu().numpy()
+        changed = thickness[~np.isnan(thickness)]
+        pairs = mean_of(changed) if len(changed) else Measurement(0.0, None, 0)
+        details = {"unchanged": float(len(thickness) - len(changed))}
+        return replace(pairs, details=details, arrays={"thickness": thickness})
+
+    def _thickness(self, model: nn.Module, part: Examples, seed: int) -> Tensor:
+        params, x, key = self.params, part.x, (seed, "boundary-thickness")
+        radius = self.threat.epsilon if params.radius is None else params.radius
+        with attacked(model):
+            with torch.no_grad():
+                logits = model(x)
+            i = logits.argmax(1)
+            other = per_example_uniform(torch.zeros(len(part), dtype=torch.float64), part.index, *key, "target")
+            objective = cross_entropy(i)
+            if params.attack == "targeted":
+                objective = _towards((i + 1 + _whole(other, logits.shape[1] - 1).to(i)) % logits.shape[1])
+            x_a = ascend(
+                model,
+                x,
+                x + radius * per_example_uniform(x, part.index, *key, "start"),
+                objective,
+                epsilon=radius,
+                step=radius / 4 if params.step is None else params.step,
+                steps=params.steps,
+            ).x
+            with torch.no_grad():
+                j = model(x_a).argmax(1)
+                between = torch.zeros(len(part), dtype=torch.float64, device=x.device)
+                for point in range(params.points):
+                    p = model(torch.lerp(x, x_a, (point + 0.5) / params.points)).softmax(1)
+                    g = (p.gather(1, i[:, None]) - p.gather(1, j[:, None]))[:, 0]
+                    between += (g > params.a) & (g < params.b)
+        length = (x_a - x).double().flatten(1).norm(dim=1)
+        return torch.where(i != j, length * between / params.points, torch.nan)
+
+
+def _towards(target: Tensor) -> Objective:
+    loss = cross_entropy(target)
+    return lambda logits: -loss(logits)
+
+
+def _whole(uniform: Tensor, count: int) -> Tensor:
+    """U(-1,1) -> 0 ... count - 1, equally likely."""
+    return ((uniform + 1) / 2 * count).long().clamp(max=count - 1)

@@ -1,0 +1,117 @@
+r"""Curvature of the mean loss L over the weights w, H = d^2 L / dw^2 (`hessian`).
+
+    hessian-lambda-max    \lambda_max(H);  details: lambda_min, convexity_ratio = |lambda_min| / |lambda_max|
+    hessian-trace         tr H = \sum_j H_jj;  details: trace/NAME of each layer's diagonal block
+    weighted-curvature    tr(D H D) = \sum_j w_j^2 H_jj with D = diag(w);
+                          details: lambda_max and lambda_min of D H D, weighted_trace/NAME
+
+The weighted ones are the limits of adaptive sharpness of radius rho -> 0: rho^2/2 tr(D H D) on average and, where
+the gradient vanishes, rho^2/2 \lambda_max(D H D) at worst. diag|w| instead of D has the same eigenvalues.
+
+Yao, Gholami, Keutzer, Mahoney: PyHessian. IEEE BigData 2020. Weighted: Andriushchenko et al., ICML 2023.
+
+Invariances. D H D: any element-wise rescaling of the weights that leaves the function as it is. H: none; a layer
+scaled by c in front of a normalisation that undoes it has its trace multiplied by c^-2, and so does lambda_max where
+all layers are. None is invariant to the scale of the logits; with logits="normalised" D H D is.
+
+Errors. Lanczos has no standard error but a residual ||Hv - lambda v||: some eigenvalue lies within it, and
+the estimate never exceeds the true maximum by more than rounding. Traces have the standard error over their
+probes, given these examples.
+
+Cost: a product with H is one forward and one backward pass of each image and the backward pass of both; a trace takes
+`probes` of them, the two ends of a spectrum typically 40 to 200. Memory: `vectors` times the weights,
+in float64.
+
+Traces per layer come with every trace (PyHessian issues 9 and 10 ask for them), and the loss is a mean over
+examples, whatever the chunks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import nn
+
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams, WeightedCurvatureParams
+from robflat_bench.measures.hessian import Hessian, Product, extremes, hutchinson
+from robflat_bench.measures.oracle import Oracle
+from robflat_bench.randomness import normal_like
+
+
+class HessianLambdaMax(Measure):
+    """Details: `lambda_min`, `convexity_ratio` (0 where H is), `residual`, `residual_min`."""
+
+    params: HessianLambdaMaxParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle = Oracle(self.threat, self.params)
+        oracle.freeze(model, examples, workspace)
+        hessian = Hessian(model, oracle, examples)
+        ends = _spectrum(hessian, hessian, self.params, workspace, "hessian-lambda-max")
+        value = ends.pop("lambda_max")
+        ratio = abs(ends["lambda_min"] / value) if value else 0.0
+        return Measurement(value, None, len(examples), {**ends, "convexity_ratio": ratio})
+
+
+class HessianTrace(Measure):
+    """Arrays: `probes` [probes], `layers` [probes, L] (their parts, in the order of the details)."""
+
+    params: HessianTraceParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle = Oracle(self.threat, self.params)
+        oracle.freeze(model, examples, workspace)
+        hessian = Hessian(model, oracle, examples)
+        ones = np.ones(hessian.size)
+        key = (workspace.seed, "hessian-trace")
+        layers = hutchinson(hessian, ones, self.params.probes, workspace.journal, *key)
+        return _trace(hessian, layers, "trace", len(examples), {})
+
+
+class WeightedCurvature(Measure):
+    """Arrays: `probes` [probes], `layers` [probes, L]. Details: `lambda_max` of D H D with its `residual`, ..."""
+
+    params: WeightedCurvatureParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle = Oracle(self.threat, self.params)
+        oracle.freeze(model, examples, workspace)
+        hessian = Hessian(model, oracle, examples)
+        w = hessian.weights()
+        key = (workspace.seed, "weighted-curvature")
+        layers = hutchinson(hessian, w, self.params.probes, workspace.journal, *key)
+        ends = _spectrum(hessian, lambda v: w * hessian(w * v), self.params, workspace, "weighted-curvature")
+        return _trace(hessian, layers, "weighted_trace", len(examples), ends)
+
+
+def _trace(hessian: Hessian, layers: np.ndarray, label: str, n: int, details: dict[str, float]) -> Measurement:
+    probes = layers.sum(1)
+    parts = {f"{label}/{name}": float(part) for name, part in zip(hessian.layers, layers.mean(0), strict=True)}
+    return Measurement(
+        value=float(probes.mean()),
+        standard_error=float(probes.std(ddof=1)) / math.sqrt(len(probes)),
+        n=n,
+        details={**details, **parts},
+        arrays={"probes": probes, "layers": layers},
+    )
+
+
+def _spectrum(
+    hessian: Hessian,
+    product: Product,
+    params: HessianLambdaMaxParams | WeightedCurvatureParams,
+    workspace: Workspace,
+    name: str,
+) -> dict[str, float]:
+    """Both ends of the spectrum, one unit of the journal."""
+
+    def compute() -> dict[str, np.ndarray]:
+        start = hessian.draw(normal_like, workspace.seed, name, "start")
+        found = extremes(
+            product, start, tolerance=params.tolerance, vectors=params.vectors, iterations=params.iterations
+        )
+        return {end: np.array(value) for end, value in found.items()}
+
+    return {end: float(value) for end, value in workspace.journal.unit("spectrum", compute).items()}

@@ -1,0 +1,62 @@
+r"""How linear the loss is around an example:
+
+    mean_i E_\eta cos( \nabla_x \ell(f(x_i), y_i), \nabla_x \ell(f(x_i + \eta), y_i) ),   \eta ~ U([-eps, eps]^D)
+
+1 where the loss is linear in the ball; it collapses with catastrophic overfitting. The moved image may leave [0,1],
+as published. Two gradients that both vanish agree (a constant is linear: 1); one alone that vanishes has no
+direction to share (0); `vanishing` is the fraction of pairs with either.   Andriushchenko & Flammarion: NeurIPS 2020.
+
+Invariant to every change of weights that keeps the function; moved by scaling logits, by no fixed power.
+Cost: 1 + draws forward and backward passes of the inputs. The draws are made afresh for each example, so examples
+carry the whole error; `standard_error_draws` is the part that further draws would remove.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.batching import in_batches
+from robflat_bench.measures import GradientAlignmentParams
+from robflat_bench.measures.per_example import input_gradient, mean_of
+from robflat_bench.randomness import per_example_uniform
+
+
+class GradientAlignment(Measure):
+    """Arrays: `per_example` [N], the mean over draws."""
+
+    params: GradientAlignmentParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        draws = self.params.draws
+        both = in_batches(examples, workspace, lambda part: self._cosines(model, part, workspace.seed), "cosines")
+        cosines, vanishing = (part.cpu().numpy() for part in both.unbind(1))
+        details = {"vanishing": float(vanishing.mean())}
+        if draws > 1:
+            details["standard_error_draws"] = math.sqrt(cosines.var(1, ddof=1).sum() / draws) / len(examples)
+        return mean_of(cosines.mean(1), details)
+
+    def _cosines(self, model: nn.Module, part: Examples, seed: int) -> Tensor:
+        """[B,2,draws]: the cosines, and whether a gradient vanished."""
+
+        def gradient(x: Tensor) -> Tensor:
+            return input_gradient(model, x, lambda x: F.cross_entropy(model(x), part.y, reduction="none"))
+
+        here, pairs = gradient(part.x), []
+        for draw in range(self.params.draws):
+            eta = self.threat.epsilon * per_example_uniform(part.x, part.index, seed, "gradient-alignment", draw)
+            pairs.append(_cosine(here, gradient(part.x + eta)))
+        return torch.stack(pairs, 2)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    lengths = torch.stack([a.norm(dim=1), b.norm(dim=1)])
+    gone = lengths == 0
+    lengths = lengths.masked_fill(gone, 1.0)
+    # Each divided by its own length: the product of two small ones may underflow.
+    cosine = ((a / lengths[0, :, None]) * (b / lengths[1, :, None])).sum(1)
+    return torch.stack([torch.where(gone.all(0), 1.0, cosine), gone.any(0).double()], 1)

@@ -1,0 +1,85 @@
+r"""Keskar's sharpness: the highest loss in a small box around w, relative to the loss at w, in per cent,
+
+    100 ( max_{z \in C} L(w + z) - L(w) ) / (1 + L(w)),   C = { |z_i| <= \epsilon (|w_i| + 1) for all i }
+
+by L-BFGS-B in the full space, from z = 0, in float64 (the network keeps its own precision); the highest of all points
+it evaluated counts, w included, so the value is never negative. Its stopping tolerances are off: it makes its
+iterations, however flat the loss.
+
+Which weights move: those of `WeightSpace`; normalisation layers and tensors that are zero stay.
+Invariances: none exactly. Where |w_i| >> 1 the box follows the weights, elsewhere it is absolute: scaling a convolution
+that batch normalisation undoes by c shrinks it relative to the weights by up to c. Scaling the logits changes it,
+unless they are normalised. Couplings: clean, frozen.
+Cost: one forward and backward pass per evaluation (`evaluations`), of which an iteration makes one or a few, and
+one at w. Keskar et al.: ICLR 2017; L-BFGS-B: Byrd et al.: SIAM J. Sci. Comput. 1995.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import nn
+
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.measures import KeskarParams
+from robflat_bench.measures.ascent import BALLS, Landscape, error_of_mean, gap, given_images
+
+
+class Keskar(Measure):
+    """Arrays: `losses` [N] (at the highest point), `reference` [N], `per_example` [N] (100 (loss_i - L_i) / (1 + L)).
+
+    The standard error, over examples and at this point, is that of the ratio: its denominator varies too.
+    details: `residual`, the gap of the highest point in nats (see `ascent`); `evaluations`.
+    """
+
+    params: KeskarParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        landscape = Landscape(model, *given_images(model, self.threat, self.params, examples, workspace))
+
+        def unit() -> dict[str, np.ndarray]:
+            return self.maximise(landscape)
+
+        found = workspace.journal.unit("maximum", unit)
+        losses, reference = found["losses"], found["reference"]
+        scale = 1 + reference.mean()
+        per_example = 100 * (losses - reference) / scale
+        value = float(per_example.mean())
+        linearised = per_example - value * (reference - reference.mean()) / scale
+        return Measurement(
+            value=value,
+            standard_error=error_of_mean(linearised),
+            n=len(examples),
+            details={"residual": float(found["residual"]), "evaluations": float(found["evaluations"])},
+            arrays={"losses": losses, "reference": reference, "per_example": per_example},
+        )
+
+    def maximise(self, landscape: Landscape) -> dict[str, np.ndarray]:
+        h = self.params.epsilon * (landscape.weights.abs() + 1)
+        origin = highest = landscape.origin()
+
+        def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal highest
+            point = landscape.at(torch.from_numpy(z.copy()).to(h.device))
+            if highest.mean < point.mean < math.inf:
+                highest = point
+            return -point.mean, -point.gradient.cpu().numpy()
+
+        bound = h.cpu().numpy()
+        end = optimize.minimize(
+            objective,
+            np.zeros_like(bound),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=optimize.Bounds(-bound, bound),
+            options={"maxiter": self.params.iterations, "ftol": 0.0, "gtol": 0.0},
+        )
+        return {
+            "losses": highest.losses.cpu().numpy(),
+            "reference": origin.losses.cpu().numpy(),
+            "residual": np.array(gap(h, BALLS["linf"], highest)),
+            "evaluations": np.array(end.nfev),
+        }

@@ -1,0 +1,70 @@
+r"""How far the output moves per change of the input, at worst around each example:
+
+    mean_i max_{||x' - x_i||_inf <= eps} || f(x_i) - f(x') ||_1 / || x' - x_i ||_inf      target=logits, probabilities
+    mean_i max_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') )                            target=divergence, in nats
+
+by projected sign ascent from U(-eps, eps), of which the iterate with the highest quotient counts: a lower bound.
+The gradient is that of the numerator: the pull of the distance, shared by all pixels at the border of the ball,
+would only keep them from it. Quotients over less than a hundredth of eps are taken over that, so x' = x counts 0
+and rounding is not magnified.   Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: NeurIPS 2020.
+
+Invariant to every change of weights that keeps the function. Scaling the logits by c scales target=logits by c.
+Cost: 1 + restarts (steps + 1) forward and restarts x steps backward passes of the inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import attacked, divergence_from, project
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.batching import in_batches
+from robflat_bench.measures import LocalLipschitzParams
+from robflat_bench.measures.per_example import mean_of
+from robflat_bench.randomness import per_example_uniform
+
+NEAREST = 0.01
+
+
+class LocalLipschitz(Measure):
+    """Arrays: `per_example` [N]."""
+
+    params: LocalLipschitzParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        highest = in_batches(examples, workspace, lambda part: self._highest(model, part, workspace.seed), "quotient")
+        return mean_of(highest.cpu().numpy())
+
+    def _highest(self, model: nn.Module, part: Examples, seed: int) -> Tensor:
+        params, epsilon, x = self.params, self.threat.epsilon, part.x
+        step = epsilon / 4 if params.step is None else params.step
+        best = torch.zeros(len(part), dtype=torch.float64, device=x.device)
+        with attacked(model):
+            with torch.no_grad():
+                centre = model(x)
+            for restart in range(params.restarts):
+                start = x + epsilon * per_example_uniform(x, part.index, seed, "local-lipschitz", restart)
+                current = project(start, x, epsilon)
+                for number in range(params.steps + 1):
+                    variable = current.detach().requires_grad_()
+                    moved = self._moved(centre, model(variable))
+                    best = torch.maximum(best, moved.detach().double() / self._distance(x, current))
+                    if number < params.steps:
+                        (gradient,) = torch.autograd.grad(moved.sum(), variable)
+                        current = project(current + step * gradient.sign(), x, epsilon)
+        return best
+
+    def _moved(self, centre: Tensor, logits: Tensor) -> Tensor:
+        """The numerator, [B]."""
+        if self.params.target == "divergence":
+            return divergence_from(centre)(logits)
+        if self.params.target == "probabilities":
+            centre, logits = centre.softmax(1), logits.softmax(1)
+        return (centre - logits).abs().sum(1)
+
+    def _distance(self, x: Tensor, moved: Tensor) -> Tensor:
+        distance = (moved - x).double().flatten(1).abs().amax(1)
+        if self.params.target == "divergence":
+            return torch.ones_like(distance)
+        return distance.clamp(min=max(NEAREST * self.threat.epsilon, torch.finfo(x.dtype).tiny))

@@ -1,0 +1,46 @@
+r"""By how much the label wins:
+
+    mean_i [ p_{y_i} - max_{k != y_i} p_k ]   of probabilities (in [-1, 1]), or of logits (kind=logit)
+
+at the clean image or at its adversarial one (frozen). Negative where misclassified. `percentile_10` is the margin
+that a tenth of the examples do not reach, `negative` the fraction misclassified (ties are not).   Jiang et al.,
+ICLR 2019 and ICLR 2020 (10th percentile); of adversarial examples: Kim et al., NeurIPS 2023.
+
+Invariant to every change of weights that keeps the function. Scaling the logits by c scales the logit margin by c
+and moves the probability margin by no fixed power; normalised logits remove both. Cost: one forward after the attack.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import attacked
+from robflat_bench.attacks.engine import margin as excess
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.batching import in_batches
+from robflat_bench.measures import MarginParams
+from robflat_bench.measures.oracle import Oracle
+from robflat_bench.measures.per_example import mean_of
+
+
+class Margin(Measure):
+    """Arrays: `per_example` [N]."""
+
+    params: MarginParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle = Oracle(self.threat, self.params)
+        oracle.freeze(model, examples, workspace)
+
+        def margin(part: Examples) -> Tensor:
+            with attacked(model), torch.no_grad():
+                scores = oracle.logits(model(part.x)).double()
+            return -excess(part.y)(scores.softmax(1) if self.params.kind == "probability" else scores)
+
+        margins = in_batches(oracle.points(examples), workspace, margin, "margin").cpu().numpy()
+        return mean_of(
+            margins,
+            {"percentile_10": float(np.percentile(margins, 10)), "negative": float((margins < 0).mean())},
+        )

@@ -1,0 +1,58 @@
+r"""The weights along all paths from inputs to logits:
+
+    log sum_paths prod_{l in path} w_l^2   =   log sum_k F_k(1),   F = the folded network, every weight squared
+
+Paths start at inputs of one, behind the constant that normalises pixels, and at biases, which are squared too (as
+published). One forward of a copy in float64 adds them all; nothing is negative, so ReLU is the identity; other
+activations are replaced by it. Shortcuts add, pooling stays. Batch normalisation that no convolution absorbs is a
+diagonal layer, scale^2 x + shift^2.   Neyshabur et al.: COLT 2015; Jiang et al.: ICLR 2020.
+
+Invariant to scaling a convolution that its normalisation undoes, and to factors (a, 1/a) of what enters and leaves a
+ReLU unit; a factor c of the logits adds 2 log c. No standard error: no example is read. Not defined where another
+normalisation depends on the input: such networks are refused. Cost: one forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
+from robflat_bench.base import Examples, Measure, Measurement, UsageError, Workspace
+from robflat_bench.measures.folding import BATCH_NORMS, fold, scale_and_shift
+from robflat_bench.measures.weight_space import NORMALISATION
+
+
+class PathNorm(Measure):
+    """No arrays."""
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        network = fold(model, examples.x).double()
+        with torch.no_grad():
+            _square(network)
+            total = float(network(torch.ones_like(examples.x[:1], dtype=torch.float64)).sum())
+        float64 = torch.finfo(torch.float64)
+        return Measurement(math.log(min(max(total, float64.tiny), float64.max)), standard_error=None, n=0)
+
+
+def _square(network: nn.Module) -> None:
+    """Every weight by its square; normalisation by the diagonal layer it is."""
+    for name, module in [*network.named_modules()]:
+        if isinstance(module, Normalized):
+            module.mean.zero_()
+            module.std.fill_(1)
+        elif isinstance(module, tuple(ACTIVATIONS.values())):
+            network.set_submodule(name, nn.ReLU())
+        elif isinstance(module, BATCH_NORMS) and module.running_mean is not None:
+            scale, shift = scale_and_shift(module)
+            module.weight, module.bias = nn.Parameter(scale), nn.Parameter(shift)
+            module.running_mean, module.running_var, module.eps = torch.zeros_like(shift), torch.ones_like(scale), 0.0
+        elif isinstance(module, NORMALISATION):
+            raise UsageError(
+                f"path-norm is not defined for {type(module).__name__} ({name}): it depends on the input; "
+                "measure networks with batch normalisation"
+            )
+    for parameter in network.parameters():
+        parameter.square_()

@@ -1,0 +1,94 @@
+r"""Relative flatness of the last linear layer z = W h + b, W [K,d] with rows w_s, at its features h:
+
+    \kappa_Tr  = \sum_{s,s'} <w_s, w_s'> tr H_{s,s'}
+    \kappa_max = \sum_{s,s'} <w_s, w_s'> \lambda_max(H_{s,s'})  (in the details)
+    H_{s,s'}   = d^2 L / dw_s dw_s' = (1/N) \sum_i (M_i)_{s,s'} h_i h_i'
+
+M_i = d^2 \ell / dz^2 at example i, diag p - p p' for cross-entropy of plain logits. So nothing is estimated:
+\kappa_Tr = (1/N) \sum_i ||h_i||^2 tr(W W' M_i), that is, ||h||^2 times the variance of w_s under s ~ p. W alone
+moves, its bias does not.   Petzka, Kamp, Adilova, Sminchisescu, Boley: NeurIPS 2021.
+
+Invariant to rescaling a layer against the one before it (W by c, h by 1/c), not to rescaling single features, for
+which the authors' code divides by the features' standard deviations. The scale of the logits moves it; with
+logits="normalised" it does not. Standard error of \kappa_Tr: over examples.
+
+Cost: one forward pass of each image, and K (K + 1) / 2 spectra of d x d matrices for \kappa_max. The released code
+builds the dense Hessian of the layer, (K d)^2 entries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robflat_bench.attacks.engine import attacked
+from robflat_bench.base import Examples, Measure, Measurement, UsageError, Workspace
+from robflat_bench.batching import in_batches
+from robflat_bench.measures import RelativeFlatnessParams
+from robflat_bench.measures.oracle import Oracle
+
+
+class RelativeFlatness(Measure):
+    """Arrays: `per_example` [N]. Details: `kappa_max`."""
+
+    params: RelativeFlatnessParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle = Oracle(self.threat, self.params)
+        oracle.freeze(model, examples, workspace)
+        points = oracle.points(examples)
+        found = in_batches(points, workspace, lambda part: _head_pass(model, part)[1], "features").double()
+        head = _head_pass(model, points[:1])[0]
+        classes = head.out_features
+        features, logits = found[:, :-classes], found[:, -classes:]
+
+        z = logits.clone().requires_grad_()
+        loss = F.cross_entropy(oracle.logits(z), points.y, reduction="sum")
+        (slope,) = torch.autograd.grad(loss, z, create_graph=True)
+        rows = [torch.autograd.grad(column.sum(), z, retain_graph=True)[0] for column in slope.T]
+        curvature = torch.stack(rows, 1)  # M, [N,K,K]
+        weight = head.weight.detach().double()
+        gram = weight @ weight.T
+        per_example = features.square().sum(1) * (curvature * gram).sum((1, 2))
+        n = len(examples)
+        return Measurement(
+            value=float(per_example.mean()),
+            standard_error=float(per_example.std()) / math.sqrt(n) if n > 1 else None,
+            n=n,
+            details={"kappa_max": _kappa_max(features, curvature, gram)},
+            arrays={"per_example": per_example.cpu().numpy()},
+        )
+
+
+def _kappa_max(features: Tensor, curvature: Tensor, gram: Tensor) -> float:
+    """Blocks are symmetric in (s, s'): those above the diagonal count twice."""
+    total = 0.0
+    for s in range(len(gram)):
+        for t in range(s, len(gram)):
+            block = (features * curvature[:, s, t, None]).T @ features / len(features)
+            total += (1 if s == t else 2) * float(gram[s, t] * torch.linalg.eigvalsh(block)[-1])
+    return total
+
+
+def _head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
+    """The linear layer whose output is the logits, and [B, d + K]: its features beside them."""
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        calls.append((module, inputs[0], output))
+
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, nn.Linear)]
+    try:
+        with attacked(model), torch.no_grad():
+            logits = model(part.x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not calls or not torch.equal(calls[-1][2], logits):
+        raise UsageError("relative-flatness reads the last linear layer, and this model's logits are no such layer's")
+    head, features, _ = calls[-1]
+    return head, torch.cat([features, logits], 1)

@@ -1,0 +1,98 @@
+r"""Sharpness of one ascent step, and of an ascent per batch.
+
+    sam-sharpness   L(w + \rho g / ||g||_2) - L(w),   g = \nabla L(w), one norm over all layers
+    m-sharpness     mean over disjoint batches B of m examples:  max_{||\nu||_2 <= \rho} L_B(w + \nu) - L_B(w)
+
+m is part of the definition, not a memory batch: a \nu of its own for each m examples climbs higher than one for all,
+so values of different m do not compare. Examples beyond the last full batch play no part (`n` says how many did);
+fewer than m in all are one batch. The maximum is the highest iterate of a projected ascent by steps of length
+2.5 \rho / iterations along the normalised gradient, w itself included, so it is never negative; the single step of
+`sam-sharpness` may lead downhill. One iteration over one batch of all n examples is `sam-sharpness`, where positive.
+
+Which weights move: those of `WeightSpace`, without normalisation layers (SAM's own code moves these too).
+Invariances: none. Scaling a convolution that batch normalisation undoes by c acts on its weights as \rho / c.
+Scaling the logits changes it, unless they are normalised. Couplings: clean, frozen.
+Cost: 2 forward and 2 backward passes; per batch, iterations + 1 of each; frozen adds its attack.
+Foret et al.: ICLR 2021; Andriushchenko & Flammarion: ICML 2022.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import torch
+from torch import nn
+
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.measures import MSharpnessParams, SamSharpnessParams
+from robflat_bench.measures.ascent import BALLS, Landscape, error_of_mean, gap, given_images, highest, normalised_ascent
+
+BALL = BALLS["l2"]
+
+
+class SamSharpness(Measure):
+    """Arrays: `losses` [N], `reference` [N], `per_example` [N]; standard error over examples, at this step."""
+
+    params: SamSharpnessParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle, images = given_images(model, self.threat, self.params, examples, workspace)
+
+        def unit() -> dict[str, np.ndarray]:
+            landscape = Landscape(model, oracle, images)
+            here = landscape.origin()
+            there = landscape.at(self.params.rho * BALL.direction(here.gradient))
+            return {
+                "losses": there.losses.cpu().numpy(),
+                "reference": here.losses.cpu().numpy(),
+                "slope": here.gradient.norm().cpu().numpy(),
+            }
+
+        found = workspace.journal.unit("step", unit)
+        difference = found["losses"] - found["reference"]
+        return Measurement(
+            value=float(difference.mean()),
+            standard_error=error_of_mean(difference),
+            n=len(examples),
+            details={"gradient_norm": float(found["slope"])},
+            arrays={"losses": found["losses"], "reference": found["reference"], "per_example": difference},
+        )
+
+
+class MSharpness(Measure):
+    """Arrays: `per_batch` [batches], `per_example` [n]; standard error over batches, None where there is one.
+
+    details: `m` examples in each of the `batches`; `residual`, the mean gap of their ends (see `ascent`).
+    """
+
+    params: MSharpnessParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        oracle, images = given_images(model, self.threat, self.params, examples, workspace)
+        m = min(self.params.m, len(examples))
+
+        def unit(at: int) -> dict[str, np.ndarray]:
+            landscape = Landscape(model, oracle, images[at : at + m])
+            h = torch.full_like(landscape.weights, self.params.rho)
+            climb = normalised_ascent(landscape, h, BALL, self.params.iterations)
+            here = next(climb)
+            end = highest(itertools.chain([here], climb))
+            rise = end.losses - here.losses
+            return {"rise": rise.cpu().numpy(), "residual": np.array(gap(h, BALL, end))}
+
+        count = len(examples) // m
+        found = [workspace.journal.unit(f"batch-{b}", functools.partial(unit, b * m)) for b in range(count)]
+        rises = np.stack([arrays["rise"] for arrays in found])
+        return Measurement(
+            value=float(rises.mean()),
+            standard_error=error_of_mean(rises.mean(1)),
+            n=rises.size,
+            details={
+                "m": float(m),
+                "batches": float(count),
+                "residual": float(np.mean([arrays["residual"] for arrays in found])),
+            },
+            arrays={"per_batch": rises.mean(1), "per_example": rises.ravel()},
+        )

@@ -1,0 +1,100 @@
+r"""How much the layers can stretch their inputs, added up on the log scale:
+
+    sum_l log || A_l ||_2    over convolutions (batch normalisation folded in) and linear layers
+
+A_l is the layer as a linear map of the whole image: its actual input size, padding and stride, no bias. That differs
+from the norm of the reshaped kernel. For networks in a row it bounds log Lipschitz of the whole; for residual ones
+it bounds nothing. Layers of zero norm (their log is -inf) are left out and counted, as are batch norms that stand
+alone.   Bartlett et al.: NeurIPS 2017; Jiang et al.: ICLR 2020; operator norms of convolutions: Sedghi et al.: ICLR
+2019.
+
+Invariant to scaling a convolution that its normalisation undoes, and to factors (a, 1/a) of layers in a row around a
+ReLU; a factor c of the logits adds log c. Norms by power iteration on A'A, from a start keyed by the layer's name
+and shape; `residual` is the largest ||A'A v - s^2 v|| / s^2 of a layer, within which s^2 is relative to some squared
+singular value. It has no standard error: no example is read, only the images' shape. Cost: `iterations` forward and
+backward passes of one image through each convolution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.measures import SpectralNormParams
+from robflat_bench.measures.folding import BATCH_NORMS, fold
+from robflat_bench.randomness import generator
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+class SpectralNorm(Measure):
+    """Arrays: `operator_norms`, one per layer, in the order of the model's modules."""
+
+    params: SpectralNormParams
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        network = fold(model, examples.x)
+        layers = {name: module for name, module in network.named_modules() if isinstance(module, Layer)}
+        shapes = _input_shapes(network, layers, examples.x[:1])
+        network.double()
+        norms, residuals = [], []
+        for name, shape in shapes.items():
+
+            def unit(name: str = name, layer: Layer = layers[name], shape: torch.Size = shape) -> dict[str, np.ndarray]:
+                return {"norm": np.array(self._operator_norm(layer, shape, workspace.seed, "spectral-norm", name))}
+
+            norm, residual = workspace.journal.unit(f"layer-{name}", unit)["norm"]
+            norms.append(float(norm))
+            residuals.append(float(residual))
+        positive = [norm for norm in norms if norm > 0]
+        return Measurement(
+            value=sum(math.log(norm) for norm in positive),
+            standard_error=None,
+            n=0,
+            details={
+                "residual": max(residuals, default=0.0),
+                "layers": float(len(positive)),
+                "zero_layers": float(len(norms) - len(positive)),
+                "unfolded_norms": float(sum(isinstance(module, BATCH_NORMS) for module in network.modules())),
+            },
+            arrays={"operator_norms": np.array(norms)},
+        )
+
+    def _operator_norm(self, layer: Layer, shape: torch.Size, *key: int | str) -> tuple[float, float]:
+        """The norm and its residual; a linear layer's is exact."""
+        weight = layer.weight.detach()
+        if isinstance(layer, nn.Linear):
+            return float(torch.linalg.matrix_norm(weight, 2)), 0.0
+        start = torch.randn(shape, generator=generator(*key, *shape), dtype=torch.float64)
+        v, squared, residual = (start / start.norm()).to(weight.device), 0.0, 0.0
+        for _ in range(self.params.iterations):
+            variable = v.requires_grad_()
+            with torch.enable_grad():
+                image = layer._conv_forward(variable, weight, None)
+            (back,) = torch.autograd.grad(image, variable, image.detach())
+            squared, length = float(image.detach().square().sum()), float(back.norm())
+            if length == 0:
+                return 0.0, 0.0
+            residual = float((back - squared * v.detach()).norm()) / squared
+            v = back / length
+            if residual < self.params.tolerance:
+                break
+        return math.sqrt(squared), residual
+
+
+def _input_shapes(network: nn.Module, layers: dict[str, Layer], x: Tensor) -> dict[str, torch.Size]:
+    """What each convolution and linear layer is given, by its name; layers that are not used are not there."""
+    shapes: dict[str, torch.Size] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: shapes.update({name: inputs[0].shape}))
+        for name, module in layers.items()
+    ]
+    with torch.no_grad():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return {name: shapes[name] for name in layers if name in shapes}

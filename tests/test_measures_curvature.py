@@ -1,0 +1,588 @@
+"""Curvature measures: dense matrices, closed forms, invariances and powers, standard errors, restore and resume."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from robflat_bench.base import Examples, Journal, Measurement, RunFailed, Threat, UsageError, Workspace
+from robflat_bench.measures import (
+    FisherRaoParams,
+    HessianLambdaMaxParams,
+    HessianTraceParams,
+    RelativeFlatnessParams,
+    WeightedCurvatureParams,
+)
+from robflat_bench.measures.curvature import HessianLambdaMax, HessianTrace, WeightedCurvature
+from robflat_bench.measures.fisher_rao import FisherRao
+from robflat_bench.measures.hessian import Hessian, extremes, hutchinson
+from robflat_bench.measures.oracle import Oracle, normalised
+from robflat_bench.measures.relative_flatness import RelativeFlatness
+from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.randomness import generator
+
+THREAT = Threat(0.1)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEASURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "lambda-max": (HessianLambdaMax, HessianLambdaMaxParams, {}),
+    "trace": (HessianTrace, HessianTraceParams, {"probes": 2}),
+    "weighted": (WeightedCurvature, WeightedCurvatureParams, {"probes": 2}),
+    "relative": (RelativeFlatness, RelativeFlatnessParams, {}),
+    "fisher-rao": (FisherRao, FisherRaoParams, {}),
+}
+LOOSE = {"lambda-max": {"tolerance": 0.3, "vectors": 4}, "weighted": {"tolerance": 0.3, "vectors": 4}}
+
+
+def read(name: str, model: nn.Module, examples: Examples, place: Workspace | None = None, **params: Any) -> Measurement:
+    measure, described, defaults = MEASURES[name]
+    described_params = described(**{"coupling": "clean", "steps": 3, **defaults, **params})
+    return measure(described_params, THREAT).measure(model, examples, place or Workspace(batch=100, seed=5))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Models, examples and dense truth
+# ---------------------------------------------------------------------------------------------------------
+
+
+def seeded(build: Any, dtype: torch.dtype = torch.float64) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return build().to(dtype).eval()
+
+
+def small_net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """Images [B,2,4,4] -> 4 logits; 107 weights that move."""
+
+    def build() -> nn.Sequential:
+        net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.SiLU(), nn.Flatten(), nn.Linear(12, 4))
+        net[1].running_mean.normal_(0, 0.3)
+        net[1].running_var.uniform_(0.2, 0.6)
+        nn.init.uniform_(net[1].weight, 0.5, 1.5)
+        return net
+
+    return seeded(build, dtype)
+
+
+def relu_net() -> nn.Sequential:
+    """Homogeneous of degree 2: neither biases nor normalisation."""
+    layers = (nn.Flatten(), nn.Linear(32, 5, bias=False), nn.ReLU(), nn.Linear(5, 4, bias=False))
+    return seeded(lambda: nn.Sequential(*layers))
+
+
+def small_examples(count: int = 9, dtype: torch.dtype = torch.float64) -> Examples:
+    x = torch.rand(count, 2, 4, 4, generator=generator("x"), dtype=torch.float64).to(dtype)
+    return Examples(x, torch.randint(0, 4, (count,), generator=generator("y")), torch.arange(100, 100 + count))
+
+
+class Diagonal(nn.Module):
+    """Logits (w'x, 0): over examples that are unit vectors, the Hessian is diag(p_j (1 - p_j)) / N."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1) @ self.weight
+        return torch.stack([z, torch.zeros_like(z)], 1)
+
+
+def diagonal(count: int = 24) -> tuple[Diagonal, Examples, np.ndarray]:
+    """A model, its examples and its Hessian's diagonal."""
+    weights = torch.linspace(-3, 2, count, dtype=torch.float64)
+    y = torch.arange(count) % 2
+    p = weights.sigmoid()
+    examples = Examples(torch.eye(count, dtype=torch.float64).view(count, 1, 1, count), y, torch.arange(count))
+    return Diagonal(weights), examples, (p * (1 - p) / count).numpy()
+
+
+def flat_loss(model: nn.Module, examples: Examples, transform: Any = nn.Identity()) -> tuple[Any, Tensor]:  # noqa: B008
+    """The mean loss as a function of the flattened weights, and these."""
+    layers = WeightSpace(model).layers
+    sizes = [layer.numel() for layer in layers.values()]
+
+    def logits(w: Tensor) -> Tensor:
+        parts = {k: v.view_as(layers[k]) for k, v in zip(layers, w.split(sizes), strict=True)}
+        return transform(functional_call(model, parts, (examples.x,)))
+
+    return logits, torch.cat([layer.detach().flatten() for layer in layers.values()])
+
+
+def dense_hessian(model: nn.Module, examples: Examples, transform: Any = nn.Identity()) -> Tensor:  # noqa: B008
+    logits, w = flat_loss(model, examples, transform)
+    return torch.autograd.functional.hessian(lambda v: F.cross_entropy(logits(v), examples.y), w)
+
+
+def layer_sums(model: nn.Module, diagonal: Tensor) -> dict[str, float]:
+    layers = WeightSpace(model).layers
+    parts = diagonal.split([layer.numel() for layer in layers.values()])
+    return {name: float(part.sum()) for name, part in zip(layers, parts, strict=True)}
+
+
+def parts_of(found: Measurement) -> dict[str, float]:
+    return {name.split("/")[1]: value for name, value in found.details.items() if "/" in name}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ground truth: the Hessian
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logits", ["plain", "normalised"])
+def test_products_are_those_of_the_dense_hessian_of_a_mean_over_all_examples(logits):
+    # 130 = 128 + 2: a sum or a plain mean of batch means (paper, Q11) would be off.
+    model, examples = small_net(), small_examples(130)
+    oracle = Oracle(THREAT, HessianTraceParams(coupling="clean", logits=logits))
+    hessian = Hessian(model, oracle, examples)
+    truth = dense_hessian(model, examples, oracle.logits).numpy()
+    v = np.random.default_rng(0).normal(size=(hessian.size))
+    assert hessian(v) == pytest.approx(truth @ v, rel=1e-9, abs=1e-12)
+    assert hessian.weights() == pytest.approx(flat_loss(model, examples)[1].numpy(), abs=0)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(8 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(len(x), 8, 4)
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].flatten(1))
+
+
+@pytest.mark.parametrize("kind", [nn.Mish, nn.GELU, nn.SiLU, "max", "attention"])
+def test_products_are_differences_of_gradients_whatever_the_layers(kind):
+    """torch has no forward derivative of the backward pass of SiLU, and no second one of fused attention."""
+
+    def build() -> nn.Module:
+        if kind == "attention":
+            return Attending()
+        middle = nn.MaxPool2d(2, 1, 1) if kind == "max" else kind()
+        return nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), middle, nn.Flatten(), nn.LazyLinear(4))
+
+    model, examples = seeded(build), small_examples()
+    with torch.no_grad():
+        model(examples.x)
+    oracle = Oracle(THREAT, HessianTraceParams(coupling="clean"))
+    hessian = Hessian(model, oracle, examples)
+    v = np.random.default_rng(0).normal(size=hessian.size)
+    w, t = torch.from_numpy(hessian.weights()), 1e-5
+    gradients = []
+    for side in (t, -t):
+        moved = copy.deepcopy(model)
+        layers = WeightSpace(moved).layers
+        with torch.no_grad():
+            parts = (w + side * torch.from_numpy(v)).split([layer.numel() for layer in layers.values()])
+            for layer, part in zip(layers.values(), parts, strict=True):
+                layer.copy_(part.view_as(layer))
+        gradients.append(torch.cat([g.flatten() for g in oracle.gradient(moved, examples, layers)[1].values()]))
+    difference = (gradients[0] - gradients[1]) / (2 * t)
+    assert hessian(v) == pytest.approx(difference.numpy(), rel=1e-4, abs=1e-6)
+    assert math.isfinite(read("fisher-rao", model, examples).value)
+
+
+def test_curvature_of_a_diagonal_hessian_is_exact():
+    model, examples, truth = diagonal()
+    w2 = model.weight.detach().numpy() ** 2
+    top = read("lambda-max", model, examples, tolerance=1e-6)
+    assert top.value == pytest.approx(truth.max(), rel=1e-6)
+    assert top.standard_error is None
+    assert top.details["lambda_min"] == pytest.approx(truth.min(), abs=1e-6 * truth.max())
+    trace = read("trace", model, examples)
+    assert trace.value == pytest.approx(truth.sum(), rel=1e-12)
+    assert trace.standard_error == pytest.approx(0, abs=1e-12), "probes of +-1 see a diagonal without error"
+    weighted = read("weighted", model, examples, tolerance=1e-6)
+    assert weighted.value == pytest.approx((w2 * truth).sum(), rel=1e-12)
+    assert weighted.details["lambda_max"] == pytest.approx((w2 * truth).max(), rel=1e-6)
+
+
+def test_largest_and_smallest_eigenvalue_of_a_network():
+    model, examples = small_net(), small_examples()
+    values = torch.linalg.eigvalsh(dense_hessian(model, examples)).numpy()
+    found = read("lambda-max", model, examples, tolerance=1e-4)
+    assert found.value == pytest.approx(values[-1], rel=1e-3)
+    assert found.details["lambda_min"] == pytest.approx(values[0], rel=1e-3)
+    assert found.details["convexity_ratio"] == pytest.approx(-values[0] / values[-1], rel=2e-3)
+    assert found.details["residual"] < 1e-3 * values[-1]
+    w = flat_loss(model, examples)[1]
+    moved = dense_hessian(model, examples) * w * w[:, None]
+    weighted = read("weighted", model, examples, tolerance=1e-4)
+    assert weighted.details["lambda_max"] == pytest.approx(float(torch.linalg.eigvalsh(moved)[-1]), rel=1e-3)
+
+
+SPECTRA = {
+    "positive and a null space": np.r_[np.zeros(60), np.linspace(0.1, 3, 30)],
+    "the largest is not the largest in modulus": np.r_[-5.0, np.linspace(-1, 2, 50)],
+    "negative": np.linspace(-4, -1, 50),
+    "both ends equally far": np.linspace(-2, 2, 51),
+    "small matrix": np.array([-1.0, 0.5]),
+    "one weight": np.array([-0.25]),
+    "zero": np.zeros(40),
+    "no weight": np.zeros(0),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_both_ends_of_known_spectra(name):
+    values = SPECTRA[name]
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(len(values), len(values))))[0]
+    matrix = basis * values @ basis.T
+    start = np.random.default_rng(2).normal(size=len(values))
+    found = extremes(lambda v: matrix @ v, start, tolerance=1e-5, vectors=20, iterations=300)
+    width = np.ptp(values) if len(values) else 0.0
+    assert found["lambda_max"] == pytest.approx(max(values, default=0), abs=1e-5 * width + 1e-12)
+    assert found["lambda_min"] == pytest.approx(min(values, default=0), abs=1e-5 * width + 1e-12)
+    # Twice as far as it may be: relative to the spectrum shifted by one end.
+    assert max(found["residual"], found["residual_min"]) <= 2e-5 * max(width, *np.abs(values), 0) + 1e-12
+
+
+def test_residual_is_that_of_the_reported_pair():
+    values = np.linspace(0, 1, 200)
+    found = extremes(
+        lambda v: values * v, np.random.default_rng(0).normal(size=200), tolerance=0.05, vectors=6, iterations=300
+    )
+    assert 1e-6 < found["residual"] < 0.1
+    assert np.abs(values - found["lambda_max"]).min() <= found["residual"]
+    assert found["lambda_max"] <= 1 + 1e-12
+
+
+def test_lanczos_that_does_not_converge_says_which_parameter_to_raise():
+    values = np.linspace(0, 1, 4000)
+    with pytest.raises(RunFailed, match="iterations=1"):
+        extremes(lambda v: values * v, np.ones(4000), tolerance=1e-12, vectors=4, iterations=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Traces: per layer, errors
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Dense(Hessian):
+    """A Hessian with a given matrix over the weights of a model."""
+
+    def __init__(self, model: nn.Module, matrix: np.ndarray) -> None:
+        oracle = Oracle(THREAT, HessianTraceParams(coupling="clean"))
+        super().__init__(model, oracle, small_examples())
+        self.matrix = matrix
+
+    def __call__(self, v: np.ndarray) -> np.ndarray:
+        return self.matrix @ v
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_traces_match_whole_and_per_layer_within_their_error_which_shrinks(weighted):
+    """PyHessian has no trace per layer (issues 9, 10)."""
+    model, examples = small_net(), small_examples()
+    matrix = dense_hessian(model, examples)
+    w = flat_loss(model, examples)[1]
+    scale = w if weighted else torch.ones_like(w)
+    moved = (scale * matrix * scale[:, None]).numpy()
+    truth = layer_sums(model, torch.from_numpy(moved.diagonal().copy()))
+    hessian = Dense(model, matrix.numpy())
+    variance = 2 * ((moved**2).sum() - (moved.diagonal() ** 2).sum())
+    for probes in (100, 1600):
+        layers = hutchinson(hessian, scale.numpy(), probes, Journal(), "test")
+        assert layers.shape == (probes, 4)
+        error = layers.sum(1).std(ddof=1) / math.sqrt(probes)
+        assert error == pytest.approx(math.sqrt(variance / probes), rel=0.35 if probes == 100 else 0.12)
+        assert abs(layers.sum() / probes - sum(truth.values())) < 3 * error
+        for column, name in enumerate(truth):
+            error = layers[:, column].std(ddof=1) / math.sqrt(probes)
+            assert abs(layers[:, column].mean() - truth[name]) < 3.5 * error, name
+
+
+@pytest.mark.parametrize("name", ["trace", "weighted"])
+def test_measured_traces_are_means_of_their_evidence(name):
+    model, examples = small_net(), small_examples()
+    found = read(name, model, examples, probes=6, **LOOSE.get(name, {}))
+    assert found.arrays["layers"].shape == (6, 4)
+    assert found.arrays["layers"].sum(1) == pytest.approx(found.arrays["probes"])
+    assert found.value == pytest.approx(found.arrays["probes"].mean())
+    assert found.standard_error == pytest.approx(found.arrays["probes"].std(ddof=1) / math.sqrt(6))
+    assert parts_of(found) == pytest.approx(
+        dict(zip(WeightSpace(model).layers, found.arrays["layers"].mean(0), strict=True))
+    )
+    # One probe of the real operator, by hand.
+    matrix, w = dense_hessian(model, examples), flat_loss(model, examples)[1]
+    oracle = Oracle(THREAT, HessianTraceParams(coupling="clean"))
+    label = {"trace": "hessian-trace", "weighted": "weighted-curvature"}[name]
+    scale = np.ones(len(w)) if name == "trace" else w.numpy()
+    by_hand = hutchinson(Dense(model, matrix.numpy()), scale, 6, Journal(), 5, label)
+    assert Hessian(model, oracle, examples).size == len(w)
+    assert found.arrays["layers"] == pytest.approx(by_hand, rel=1e-9, abs=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Relative flatness and the Fisher-Rao norm
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logits", ["plain", "normalised"])
+def test_relative_flatness_is_the_sum_over_blocks_of_the_dense_hessian(logits):
+    model, examples = small_net(), small_examples(30)
+    transform = normalised if logits == "normalised" else nn.Identity()
+    head = model[-1].weight.detach()
+    with torch.no_grad():
+        features = model[:-1](examples.x)
+
+    def loss(weight: Tensor) -> Tensor:
+        return F.cross_entropy(transform(features @ weight.T + model[-1].bias.detach()), examples.y)
+
+    blocks = torch.autograd.functional.hessian(loss, head)  # [K,d,K,d]
+    trace = largest = 0.0
+    for s, t in itertools.product(range(4), repeat=2):
+        block = blocks[s, :, t]
+        trace += float(head[s] @ head[t] * block.trace())
+        largest += float(head[s] @ head[t] * torch.linalg.eigvalsh(block)[-1])
+    found = read("relative", model, examples, logits=logits)
+    assert found.value == pytest.approx(trace, rel=1e-9)
+    assert found.details["kappa_max"] == pytest.approx(largest, rel=1e-9)
+    assert found.arrays["per_example"].mean() == pytest.approx(found.value)
+    assert found.standard_error == pytest.approx(found.arrays["per_example"].std(ddof=1) / math.sqrt(30))
+
+
+def test_relative_flatness_is_the_variance_of_the_rows_times_the_squared_features():
+    model, examples = small_net(), small_examples()
+    with torch.no_grad():
+        features, p = model[:-1](examples.x), model(examples.x).softmax(1)
+    rows = model[-1].weight.detach()
+    variance = p @ rows.square().sum(1) - (p @ rows).square().sum(1)
+    found = read("relative", model, examples)
+    assert found.arrays["per_example"] == pytest.approx((features.square().sum(1) * variance).numpy(), rel=1e-9)
+
+
+def test_relative_flatness_refuses_logits_that_are_not_a_linear_layers():
+    class Doubled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    for model in (Doubled(*small_net()), nn.Sequential(nn.Conv2d(2, 4, 4), nn.Flatten()).double()):
+        with pytest.raises(UsageError, match="last linear layer"):
+            read("relative", model, small_examples())
+
+
+@pytest.mark.parametrize("logits", ["plain", "normalised"])
+def test_fisher_rao_is_the_quadratic_form_of_the_dense_fisher_matrix(logits):
+    model, examples = small_net(), small_examples()
+    of_weights, w = flat_loss(model, examples, normalised if logits == "normalised" else nn.Identity())
+    jacobian = torch.autograd.functional.jacobian(of_weights, w)  # [N,K,P]
+    p = of_weights(w).softmax(1).detach()
+    own, empirical = torch.zeros(len(w), len(w)).double(), torch.zeros(len(w), len(w)).double()
+    for i in range(len(examples)):
+        for k in range(4):
+            score = jacobian[i, k] - p[i] @ jacobian[i]  # gradient of log p_k
+            own += p[i, k] * torch.outer(score, score) / len(examples)
+            if k == examples.y[i]:
+                empirical += torch.outer(score, score) / len(examples)
+    found = read("fisher-rao", model, examples, logits=logits)
+    assert found.value == pytest.approx(float(w @ own @ w), rel=1e-9)
+    assert found.details["empirical"] == pytest.approx(float(w @ empirical @ w), rel=1e-9)
+    assert found.arrays["per_example"].mean() == pytest.approx(found.value)
+    assert found.standard_error == pytest.approx(found.arrays["per_example"].std(ddof=1) / math.sqrt(9))
+
+
+def closed_forms(model: nn.Module, examples: Examples, depth: int) -> tuple[float, float]:
+    """depth^2 times the variance of the logits, and with true labels: peers' shortcut."""
+    with torch.no_grad():
+        z = model(examples.x)
+    p = z.softmax(1)
+    mean = (p * z).sum(1)
+    own = (p * z.square()).sum(1) - mean.square()
+    empirical = (mean - z.gather(1, examples.y[:, None])[:, 0]).square()
+    return depth**2 * float(own.mean()), depth**2 * float(empirical.mean())
+
+
+def test_fisher_rao_of_a_homogeneous_network_has_the_closed_form_and_others_do_not():
+    model, examples = relu_net(), small_examples()
+    found = read("fisher-rao", model, examples)
+    assert (found.value, found.details["empirical"]) == pytest.approx(closed_forms(model, examples, 2), rel=1e-10)
+    assert read("fisher-rao", model, examples, logits="normalised").value == pytest.approx(0, abs=1e-20)
+    other = small_net()
+    shortcut = closed_forms(other, examples, 2)
+    assert read("fisher-rao", other, examples).value != pytest.approx(shortcut[0], rel=0.05), (
+        "peers' form has no biases"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Invariances, and the powers of what moves
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_single_weights_that_others_undo_moves_the_hessian_only():
+    model, examples = relu_net(), small_examples()
+    scaled = copy.deepcopy(model)
+    factors = torch.tensor([0.25, 4.0, 1.0, 2.0, 0.1], dtype=torch.float64)
+    with torch.no_grad():
+        scaled[1].weight *= factors[:, None]
+        scaled[3].weight /= factors
+        assert torch.allclose(scaled(examples.x), model(examples.x), rtol=1e-12)
+    for name in ("weighted", "fisher-rao"):
+        before, after = (read(name, net, examples, **LOOSE.get(name, {})) for net in (model, scaled))
+        assert after.value == pytest.approx(before.value, rel=1e-9)
+        assert parts_of(after) == pytest.approx(parts_of(before), rel=1e-8, abs=1e-12)
+    for name in ("trace", "lambda-max", "relative"):
+        before, after = (read(name, net, examples) for net in (model, scaled))
+        assert after.value != pytest.approx(before.value, rel=0.05)
+
+
+def test_scaling_a_whole_layer_that_the_next_undoes():
+    model, examples, c = relu_net(), small_examples(), 3.0
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        scaled[1].weight *= c
+        scaled[3].weight /= c
+    for name in ("weighted", "fisher-rao", "relative"):
+        before, after = (read(name, net, examples, **LOOSE.get(name, {})) for net in (model, scaled))
+        assert after.value == pytest.approx(before.value, rel=1e-9)
+        if name == "relative":
+            assert after.details["kappa_max"] == pytest.approx(before.details["kappa_max"], rel=1e-9)
+    before, after = (layer_sums(net, dense_hessian(net, examples).diagonal()) for net in (model, scaled))
+    assert after["1.weight"] == pytest.approx(before["1.weight"] / c**2, rel=1e-9)
+    assert after["3.weight"] == pytest.approx(before["3.weight"] * c**2, rel=1e-9)
+
+
+def behind_normalisation(model: nn.Sequential, c: float) -> nn.Sequential:
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        scaled[0].weight *= c
+        scaled[0].bias *= c
+        scaled[1].running_mean *= c
+        scaled[1].running_var *= c**2
+        scaled[1].eps *= c**2
+    return scaled
+
+
+def test_a_convolution_scaled_before_its_normalisation_moves_its_own_trace_by_the_inverse_square():
+    model, examples, c = small_net(), small_examples(), 2.0
+    head = seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 4), nn.BatchNorm2d(4), nn.Flatten()))
+    scaled = behind_normalisation(model, c)
+    for name in ("weighted", "relative", "fisher-rao"):
+        before, after = (read(name, net, examples, **LOOSE.get(name, {})).value for net in (model, scaled))
+        assert after == pytest.approx(before, rel=1e-9)
+    before, after = (layer_sums(net, dense_hessian(net, examples).diagonal()) for net in (model, scaled))
+    found = read("trace", scaled, examples, probes=40)
+    errors = found.arrays["layers"].std(0, ddof=1) / math.sqrt(40)
+    for (name, part), error in zip(parts_of(found).items(), errors, strict=True):
+        power = -2 if name.startswith("0.") else 0
+        assert after[name] == pytest.approx(before[name] * c**power, rel=1e-9)
+        assert abs(part - before[name] * c**power) < 3.5 * error
+    # All of its weights lie before the normalisation.
+    tops = [read("lambda-max", net, examples, tolerance=1e-5).value for net in (head, behind_normalisation(head, c))]
+    assert tops[1] == pytest.approx(tops[0] / c**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_normalised_logits_take_the_scale_of_the_logits_away_from_weighted_measures(name):
+    model, examples = small_net(), small_examples()
+    doubled = copy.deepcopy(model)
+    with torch.no_grad():
+        doubled[-1].weight *= 2
+        doubled[-1].bias *= 2
+    exact = {"tolerance": 1e-6} if name == "lambda-max" else LOOSE.get(name, {})
+    plain, moved = (read(name, net, examples, **exact).value for net in (model, doubled))
+    assert moved != pytest.approx(plain, rel=0.02)
+    plain, moved = (read(name, net, examples, logits="normalised", **exact).value for net in (model, doubled))
+    assert (moved == pytest.approx(plain, rel=1e-8)) == (name in ("weighted", "relative", "fisher-rao"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What every measure promises
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_couplings_differ_and_memory_changes_nothing(name):
+    model, examples = small_net(torch.float32), small_examples(40, torch.float32)
+    loose = LOOSE.get(name, {})
+    clean = read(name, model, examples, **loose)
+    frozen = read(name, model, examples, coupling="frozen", **loose)
+    assert frozen.value != pytest.approx(clean.value, rel=1e-3)
+    smaller = read(name, model, examples, Workspace(batch=32, seed=5), coupling="frozen", **loose)
+    assert smaller.value == pytest.approx(frozen.value, rel=1e-6)
+    assert smaller.details == pytest.approx(frozen.details, rel=1e-5, abs=1e-7)
+    images = Oracle(THREAT, FisherRaoParams(coupling="frozen", steps=3))
+    images.freeze(model, examples, Workspace(batch=100, seed=5))
+    at_them = read(name, model, images.points(examples), **loose)
+    assert at_them.value == pytest.approx(frozen.value, rel=1e-6), "frozen is clean at the frozen images"
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_model_leaves_as_it_came(name):
+    model, examples = small_net(torch.float32).train(), small_examples(6, torch.float32)
+    model[0].bias.requires_grad_(False)
+    model(examples.x).sum().backward()
+    gradients = {key: None if p.grad is None else p.grad.clone() for key, p in model.named_parameters()}
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    found = read(name, model, examples, coupling="frozen", **LOOSE.get(name, {}))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert [key for key, p in model.named_parameters() if not p.requires_grad] == ["0.bias"]
+    for key, p in model.named_parameters():
+        assert p.grad is gradients[key] is None or torch.equal(p.grad, gradients[key])
+    assert all(module.training for module in model.modules())
+    assert found.value == read(name, model.eval(), examples, coupling="frozen", **LOOSE.get(name, {})).value
+
+
+class Remembering(Journal):
+    """Keeps units by section and name; dies when asked for one more than it may compute."""
+
+    def __init__(self, lives: float = math.inf) -> None:
+        self.lives = [lives]
+        self.path: tuple[str, ...] = ()
+        self.kept: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+
+    def unit(self, name, compute):
+        key = (*self.path, name)
+        if key not in self.kept:
+            if self.lives[0] == 0:
+                raise InterruptedError(name)
+            self.lives[0] -= 1
+            self.kept[key] = {name: np.asarray(array) for name, array in compute().items()}
+        return self.kept[key]
+
+    def section(self, name):
+        child = copy.copy(self)
+        child.path = (*self.path, name)
+        return child
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_measures_resume_bit_for_bit(name):
+    model, examples = small_net(torch.float32), small_examples(9, torch.float32)
+    params = {"coupling": "frozen", **LOOSE.get(name, {})}
+    plain = read(name, model, examples, Workspace(4, 0), **params)
+    whole = Remembering()
+    assert read(name, model, examples, Workspace(4, 0, whole), **params).value == plain.value, "units never collide"
+    assert len(whole.kept) > 3
+    dying = Remembering(len(whole.kept) - 1)
+    with pytest.raises(InterruptedError):
+        read(name, model, examples, Workspace(4, 0, dying), **params)
+    dying.lives[0] = 1
+    found = read(name, model, examples, Workspace(4, 0, dying), **params)
+    assert found.value == plain.value
+    assert found.details == plain.details
+    assert all(np.array_equal(found.arrays[key], array) for key, array in plain.arrays.items())
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_one_example_and_weights_without_curvature_have_finite_values(name):
+    model = small_net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    found = read(name, model, small_examples(1))
+    assert found.value == 0
+    assert all(math.isfinite(value) for value in found.details.values())
