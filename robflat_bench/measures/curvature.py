@@ -46,9 +46,7 @@ class HessianLambdaMax(Measure):
     params: HessianLambdaMaxParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        hessian = Hessian(model, oracle, examples)
+        hessian = _hessian(self, model, examples, workspace)
         ends = _spectrum(hessian, hessian, self.params, workspace, "hessian-lambda-max")
         value = ends.pop("lambda_max")
         ratio = abs(ends["lambda_min"] / value) if value else 0.0
@@ -61,9 +59,7 @@ class HessianTrace(Measure):
     params: HessianTraceParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        hessian = Hessian(model, oracle, examples)
+        hessian = _hessian(self, model, examples, workspace)
         ones = np.ones(hessian.size)
         key = (workspace.seed, "hessian-trace")
         layers = hutchinson(hessian, ones, self.params.probes, workspace.journal, *key)
@@ -76,14 +72,19 @@ class WeightedCurvature(Measure):
     params: WeightedCurvatureParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        hessian = Hessian(model, oracle, examples)
+        hessian = _hessian(self, model, examples, workspace)
         w = hessian.weights()
         key = (workspace.seed, "weighted-curvature")
         layers = hutchinson(hessian, w, self.params.probes, workspace.journal, *key)
         ends = _spectrum(hessian, lambda v: w * hessian(w * v), self.params, workspace, "weighted-curvature")
         return _trace(hessian, layers, "weighted_trace", len(examples), ends)
+
+
+def _hessian(measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace) -> Hessian:
+    """Of the loss at the images of the measure's coupling."""
+    oracle = Oracle(measure.threat, measure.params)
+    oracle.freeze(model, examples, workspace)
+    return Hessian(model, oracle, examples)
 
 
 def _trace(hessian: Hessian, layers: np.ndarray, label: str, n: int, details: dict[str, float]) -> Measurement:
