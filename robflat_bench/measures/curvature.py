@@ -35,7 +35,7 @@ from torch import nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
 from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams, WeightedCurvatureParams
-from robflat_bench.measures.hessian import Hessian, Product, extremes, hutchinson
+from robflat_bench.measures.hessian import DiagonalOperator, Hessian, Operator, extremes, hutchinson
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.randomness import normal_like
 
@@ -82,7 +82,8 @@ class WeightedCurvature(Measure):
         w = hessian.weights()
         key = (workspace.seed, "weighted-curvature")
         layers = hutchinson(hessian, w, self.params.probes, workspace.journal, *key)
-        ends = _spectrum(hessian, lambda v: w * hessian(w * v), self.params, workspace, "weighted-curvature")
+        moved = DiagonalOperator(w) @ hessian @ DiagonalOperator(w)
+        ends = _spectrum(hessian, moved, self.params, workspace, "weighted-curvature")
         return _trace(hessian, layers, "weighted_trace", len(examples), ends)
 
 
@@ -100,7 +101,7 @@ def _trace(hessian: Hessian, layers: np.ndarray, label: str, n: int, details: di
 
 def _spectrum(
     hessian: Hessian,
-    product: Product,
+    operator: Operator,
     params: HessianLambdaMaxParams | WeightedCurvatureParams,
     workspace: Workspace,
     name: str,
@@ -110,7 +111,7 @@ def _spectrum(
     def compute() -> dict[str, np.ndarray]:
         start = hessian.draw(normal_like, workspace.seed, name, "start")
         found = extremes(
-            product, start, tolerance=params.tolerance, vectors=params.vectors, iterations=params.iterations
+            operator, start, tolerance=params.tolerance, vectors=params.vectors, iterations=params.iterations
         )
         return {end: np.array(value) for end, value in found.items()}
 
