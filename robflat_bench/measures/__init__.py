@@ -147,12 +147,23 @@ class FixedImagesParams(OracleParams):
     warm: Literal[False] = False
 
 
-class HessianLambdaMaxParams(FixedImagesParams):
+class LanczosParams(FixedImagesParams):
     """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most."""
 
     tolerance: Number = Field(default=1e-3, gt=0)
     vectors: int = Field(default=20, ge=3)
     iterations: PositiveInt = 300
+
+
+class HessianLambdaMaxParams(LanczosParams):
+    """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most.
+
+    density: probes of the spectral density (0: none). nodes: of each; it takes as many products and, in memory, as
+    many times the weights.
+    """
+
+    density: NonNegativeInt = 0
+    nodes: PositiveInt = 80
 
 
 class HessianTraceParams(FixedImagesParams):
@@ -161,7 +172,7 @@ class HessianTraceParams(FixedImagesParams):
     probes: int = Field(default=50, ge=2)
 
 
-class WeightedCurvatureParams(HessianLambdaMaxParams):
+class WeightedCurvatureParams(LanczosParams):
     """probes: random vectors of Hutchinson's estimator. tolerance, vectors, iterations: of Lanczos."""
 
     probes: int = Field(default=50, ge=2)
