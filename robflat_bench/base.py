@@ -175,11 +175,24 @@ class AttackInfo(Info):
     kind: ClassVar[Kind] = "attack"
 
 
+Rescaling = Literal["layers", "filters", "units", "logits"]
+"""All convolutions whose normalisation undoes it by one factor; each of their filters by its own; what enters a ReLU
+unit by a factor and what leaves it by its inverse, each unit by its own; the last layer, and so the logits."""
+
+
 @dataclass(frozen=True)
 class MeasureInfo(Info):
-    """A number about a trained model. couplings: how adversarial examples follow the weights."""
+    """A number about a trained model.
+
+    couplings: how adversarial examples follow the weights; none where no example is read. passes: coupling ("": none)
+    -> image passes, as formulas of the parameters, A and B the forward and backward passes of one attack; not declared
+    where a search decides. powers: what happens to the value when weights are rescaled by c and, but for the logits,
+    the function stays: c to that power (0: unchanged); a rescaling that is not named moves it by no fixed power.
+    """
 
     couplings: tuple[str, ...] = ()
+    passes: Mapping[str, Passes] = field(default_factory=dict, hash=False)
+    powers: Mapping[Rescaling, float] = field(default_factory=dict, hash=False)
     kind: ClassVar[Kind] = "measure"
 
 

@@ -1,4 +1,4 @@
-"""Work in memory batches of one fixed size: the last one is padded, so every batch runs the same kernels."""
+"""Work in memory batches of one size: the last one is padded, so every batch runs the same kernels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, int]]:
-    """(`batch` examples, how many of them count): the last batch repeats its rows until it is full."""
-    for start in range(0, len(examples), batch):
-        rows = torch.arange(start, min(start + batch, len(examples)))
-        yield examples[rows[torch.arange(batch) % len(rows)]], len(rows)
+    """(examples, how many of them count): as few batches as hold at most `batch`, all of one size; the last repeats its
+    rows until it is full."""
+    size = -(-len(examples) // -(-len(examples) // batch)) if len(examples) else batch
+    for start in range(0, len(examples), size):
+        rows = torch.arange(start, min(start + size, len(examples)))
+        yield examples[rows[torch.arange(size) % len(rows)]], len(rows)
 
 
 def in_batches(examples: Examples, workspace: Workspace, compute: Callable[[Examples], Tensor], name: str) -> Tensor:

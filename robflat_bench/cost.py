@@ -6,7 +6,7 @@ import ast
 import operator
 from collections.abc import Mapping
 
-from robflat_bench.base import MethodInfo, ModifierInfo, Passes
+from robflat_bench.base import MeasureInfo, MethodInfo, ModifierInfo, Passes
 from robflat_bench.components import Component, Composed
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -52,3 +52,15 @@ def passes_per_image(composed: Composed, steps: int) -> tuple[int, int]:
         losses += formula(part.info.losses, part.params.model_dump()) - 1
     forward, backward = (sum(row[i] for row in attack) + losses * sum(row[i] for row in loss) for i in (0, 1))
     return forward, backward
+
+
+def passes_of_measure(measure: Component) -> tuple[int, int] | None:
+    """Forward and backward passes of each image; None where a search decides how many."""
+    info, values = measure.info, measure.params.model_dump()
+    assert isinstance(info, MeasureInfo)
+    declared = info.passes.get(values.get("coupling", "clean" if "clean" in info.couplings else ""))
+    if declared is None:
+        return None
+    steps, restarts = values.get("steps", 0), values.get("restarts", 1)
+    values |= {"A": restarts * (steps + 1), "B": restarts * steps}
+    return formula(declared.forward, values), formula(declared.backward, values)

@@ -212,16 +212,19 @@ def numbered(count: int) -> Examples:
     return Examples(rows.double().reshape(-1, 1, 1, 1), rows % 7, rows + 100)
 
 
-@pytest.mark.parametrize(("count", "batch"), [(10, 4), (8, 4), (3, 4), (1, 5), (4, 1)])
-def test_batches_have_one_size_and_cover_every_example_once(count, batch):
-    covered = []
+@pytest.mark.parametrize(
+    ("count", "batch", "size"), [(10, 4, 4), (9, 5, 5), (8, 4, 4), (6, 5, 3), (3, 4, 3), (1, 5, 1), (4, 1, 1)]
+)
+def test_batches_have_one_size_and_cover_every_example_once(count, batch, size):
+    covered, sizes = [], set()
     for part, counting in padded_batches(numbered(count), batch):
-        assert len(part) == batch
+        sizes.add(len(part))
         assert torch.equal(part.index - 100, part.x.flatten().long())
         assert torch.equal(part.y, part.x.flatten().long() % 7)
         covered += part.index[:counting].tolist()
         assert set(part.index[counting:].tolist()) <= set(part.index[:counting].tolist()), "padding repeats its rows"
     assert covered == list(range(100, 100 + count))
+    assert sizes == {size}
 
 
 class Naming(Journal):

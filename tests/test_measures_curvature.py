@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from robflat_bench.base import Examples, Journal, Measurement, RunFailed, Threat, UsageError, Workspace
+from robflat_bench.base import Examples, Journal, Measurement, NoValue, Threat, Workspace
 from robflat_bench.measures import (
     FisherRaoParams,
     HessianLambdaMaxParams,
@@ -283,7 +283,7 @@ def test_residual_is_that_of_the_reported_pair():
 
 def test_lanczos_that_does_not_converge_says_which_parameter_to_raise():
     values = np.linspace(0, 1, 4000)
-    with pytest.raises(RunFailed, match="iterations=1"):
+    with pytest.raises(NoValue, match="iterations=1"):
         extremes(DiagonalOperator(values), np.ones(4000), tolerance=1e-12, vectors=4, iterations=1)
 
 
@@ -499,7 +499,7 @@ def test_relative_flatness_refuses_logits_that_are_not_a_linear_layers():
             return 2 * super().forward(x)
 
     for model in (Doubled(*small_net()), nn.Sequential(nn.Conv2d(2, 4, 4), nn.Flatten()).double()):
-        with pytest.raises(UsageError, match="last linear layer"):
+        with pytest.raises(NoValue, match="last linear layer"):
             read("relative", model, small_examples())
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from robflat_bench.backbones import ResNet8Params, ResNet18Params
 from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import preact_resnet18, resnet8
-from robflat_bench.base import Examples, ImageShape, Journal, Measurement, Threat, UsageError, Workspace
+from robflat_bench.base import Examples, ImageShape, Journal, Measurement, NoValue, Threat, Workspace
 from robflat_bench.components import resolve
 from robflat_bench.folding import fold
 from robflat_bench.measures.gradient_alignment import GradientAlignment
@@ -652,7 +652,7 @@ def test_path_norm_of_a_shortcut_and_of_a_norm_alone(measure):
 
 def test_path_norm_refuses_what_depends_on_its_input(measure):
     model = nn.Sequential(nn.Flatten(), nn.LayerNorm(50), nn.Linear(50, 4)).double()
-    with pytest.raises(UsageError, match="LayerNorm"):
+    with pytest.raises(NoValue, match="LayerNorm"):
         measure("path-norm", model, small_examples())
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Measure, Measurement, RunFailed, Workspace
+from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
 from robflat_bench.measures import (
     AdaptiveAverageParams,
     BasinWidthParams,
@@ -167,7 +167,7 @@ def test_effective_sample_size_is_reported_and_refused_below_five():
     weights = np.exp(-found.arrays["losses"].mean(1))
     assert found.details["effective_sample_size"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
     assert found.value == pytest.approx(-math.log(weights.mean()), abs=1e-12)
-    with pytest.raises(RunFailed, match=r"effective sample size is [1-4]\.\d of 40 draws.* a gamma above 0\.05"):
+    with pytest.raises(NoValue, match=r"effective sample size is [1-4]\.\d of 40 draws.* a gamma above 0\.05"):
         measured("local-entropy", model, shares(), draws=40, gamma=0.05)
 
 

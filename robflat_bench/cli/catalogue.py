@@ -33,16 +33,10 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
     if as_json:
         output.emit_json(rows)
         return
-    cells = [
-        [
-            row["name"],
-            row["summary"],
-            ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"]),
-            row["provider"],
-        ]
-        for row in rows
-    ]
-    output.console().print(output.table(kind, ["name", "summary", "parameters", "provider"], cells))
+    columns = _COLUMNS.get(kind, ("name", "summary", "parameters", "provider"))
+    for row in rows:
+        row["parameters"] = ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"])
+    output.console().print(output.table(kind, columns, [[row.get(name, "") for name in columns] for row in rows]))
 
 
 @click.command()
@@ -104,7 +98,7 @@ def _one(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
 
 
 def _component(offer: Offer) -> dict[str, Any]:
-    from robflat_bench.base import MethodInfo, ModifierInfo
+    from robflat_bench.base import MeasureInfo, MethodInfo, ModifierInfo
 
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
@@ -117,12 +111,19 @@ def _component(offer: Offer) -> dict[str, Any]:
         row |= {"helpers": ", ".join(info.helpers.values())} if info.helpers else {}
     if isinstance(info, ModifierInfo):
         row["loss evaluations"] = info.losses
+    if isinstance(info, MeasureInfo):
+        row["couplings"] = row.get("couplings", "none")
+        row |= {f"passes: {coupling or 'all'}": str(passes) for coupling, passes in info.passes.items()}
+        row["unchanged by rescaled"] = ", ".join(name for name, power in info.powers.items() if power == 0)
+        row["moved by c rescaling"] = ", ".join(f"{name}: c^{p:g}" for name, p in info.powers.items() if p != 0)
     row["about"] = " ".join((info.params.__doc__ or "").split()) if info.params.model_fields else ""
     properties = info.params.model_json_schema().get("properties", {})
     row["parameters"] = [_parameter(name, schema) for name, schema in properties.items()]
     return row
 
 
+_COLUMNS = {"measures": ("name", "summary", "couplings", "unchanged by rescaled", "provider")}
+"""What tables show of a kind whose parameters would fill them."""
 _LISTS = ("couplings", "joints", "claims")
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 

@@ -15,7 +15,12 @@ from robflat_bench.cli import output
 @click.option("--backbone", help="Of a weights file, e.g. 'resnet18(width=64)'; default: the protocol's.")
 @click.option("--checkpoint", default="last", show_default=True, help="Of a run: best, last, initial or epoch-N.")
 @click.option("--attack", "attacks", multiple=True, help="Instead of the protocol's; repeatable.")
-@click.option("--measure", "measures", multiple=True, help="Instead of the protocol's; repeatable.")
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Instead of the protocol's; repeatable. '*' and the like: all whose names match, under every coupling.",
+)
 @click.option("--examples", type=click.IntRange(min=2), help="How many test examples [default: the protocol's].")
 @click.option("--train", type=click.IntRange(min=2), help="Also on so many training examples.")
 @output.set_option
@@ -73,6 +78,10 @@ def evaluate(
         output.emit_json(record.model_dump(mode="json"))
         return
     title = f"{record.model}  |  {record.protocol.name} {record.protocol.version}"
-    rows = output.result_rows(registry, list(record.results.values()))
-    output.console().print(output.table(title, ["", *record.results], rows, right=1))
+    results = list(record.results.values())
+    attacked = [result.model_copy(update={"measures": {}}) for result in results]
+    output.console().print(output.table(title, ["", *record.results], output.result_rows(registry, attacked), right=1))
+    if measured := output.measure_rows(registry, results):
+        columns = ["measure", "split", "value ± standard error", "n", "s", "image passes"]
+        output.console().print(output.table("forward + backward passes", columns, measured, right=2))
     output.console().print(f"evaluation: {path}", markup=False, soft_wrap=True)

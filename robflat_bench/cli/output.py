@@ -103,10 +103,34 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None, error: float | None = None) -> str:
-    """`0.53` or `0.53 ± 0.02`."""
+    """`0.53` or `0.53 ± 0.02`; what is as small as its third decimal, or large, with four significant digits."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+    style = ".3f" if value == 0 or 0.01 <= abs(value) < 10_000 else ".3e"
+    return f"{value:{style}}" if error is None else f"{value:{style}} ± {error:{style}}"
+
+
+def measure_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:
+    """Rows of the table of measures: value with its standard error or residual, n, seconds and image passes."""
+    from robflat_bench.components import title
+
+    rows = []
+    for result in results:
+        for split, measures in (("test", result.measures), ("train", result.measures_train)):
+            for name, found in measures.items():
+                residual = found.details.get("residual")
+                value = number(found.value, found.standard_error)
+                if found.value is None:
+                    value = "none"
+                elif found.standard_error is None and residual is not None:
+                    value += f" (residual {residual:.1e})"
+                passes = f"{found.forward:,} + {found.backward:,}"
+                rows.append(
+                    [title(registry, "measure", name), split, value, str(found.n), f"{found.seconds:.1f}", passes]
+                )
+                if found.reason:
+                    rows.append([f"  none: {found.reason}", "", "", "", "", ""])
+    return rows
 
 
 def result_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:

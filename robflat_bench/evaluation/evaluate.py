@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.base import Examples, Measure, Measurement, NoValue, Threat, Workspace
+from robflat_bench.base import Examples, Measure, MeasureInfo, Measurement, NoValue, Threat, UsageError, Workspace
 from robflat_bench.components import Component, resolve, title
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
@@ -78,9 +78,26 @@ def choose_plan(
             Attacked(attack=resolve(registry, "attack", text).canonical, test=count, train=train) for text in attacks
         ),
         tuple(
-            Measured(measure=resolve(registry, "measure", text).canonical, test=count, train=train) for text in measures
+            Measured(measure=resolve(registry, "measure", text).canonical, test=count, train=train)
+            for text in _every(registry, measures)
+            for text in _every(registry, measures)
         ),
     )
+
+
+def _every(registry: Registry, texts: tuple[str, ...]) -> Iterator[str]:
+    """The texts; where one is a pattern of names, all that match it, under every coupling that applies."""
+    for text in texts:
+        names = registry.names("measure", text) if "*" in text else []
+        if "*" in text and not names:
+            raise UsageError(f"no measure matches '{text}'; see `robflat-bench list measures`")
+        if not names:
+            yield text
+        for name in names:
+            info = registry.get("measure", name).info
+            assert isinstance(info, MeasureInfo)
+            chosen = info.couplings if "coupling" in info.params.model_fields else ()
+            yield from [f"{name}(coupling={coupling})" for coupling in chosen] or [name]
 
 
 def _splits(row: Attacked | Measured) -> tuple[SplitName, ...]:

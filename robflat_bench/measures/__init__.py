@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.base import MeasureInfo, Number, Params, hookimpl
+from robflat_bench.base import MeasureInfo, Number, Params, Passes, Rescaling, hookimpl
 
 STUTZ = "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021"
 PYHESSIAN = (
@@ -287,6 +287,28 @@ class SpectralNormParams(Params):
     tolerance: Number = Field(default=1e-4, ge=0)
 
 
+_FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
+"""Of what sees the function alone, or weights only relative to themselves."""
+
+
+_STRONG = ("2 * restarts * (strong_steps + 1)", "2 * restarts * strong_steps")
+"""What the attack on the end of each ascent takes."""
+
+
+def _read(times: str) -> dict[str, Passes]:
+    """Of a loss that is read so many times, under each coupling of the oracle."""
+    return {
+        "clean": Passes(times),
+        "frozen": Passes(f"A + {times}", "B"),
+        "reattack": Passes(f"({times}) * A", f"({times}) * B"),
+    }
+
+
+def _differentiate(forward: str, backward: str) -> dict[str, Passes]:
+    """Of what is computed at fixed images."""
+    return {"clean": Passes(forward, backward), "frozen": Passes(f"A + {forward}", f"B + {backward}")}
+
+
 @hookimpl
 def robflat_bench_measures() -> list[MeasureInfo]:
     return [
@@ -296,9 +318,11 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.average_case:AverageCase",
             AverageCaseParams,
             STUTZ,
-            "average-case flatness, xi={xi:g}, {draws} draws",
+            "average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
             {"draws": 2, "steps": 2},
-            couplings=("reattack",),
+            couplings=("clean", "frozen", "reattack"),
+            passes=_read("draws + 1"),
+            powers={"layers": 0},
         ),
         MeasureInfo(
             "worst-case",
@@ -306,9 +330,17 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.worst_case:WorstCase",
             WorstCaseParams,
             STUTZ,
-            "worst-case flatness, xi={xi:g}, {restarts} restarts",
+            "worst-case flatness ({coupling}), xi={xi:g}, {restarts} restarts",
             {"restarts": 2, "steps": 2},
-            couplings=("joint",),
+            couplings=("clean", "frozen", "joint"),
+            passes={
+                "clean": Passes("restarts * (steps + 2)", "restarts * steps"),
+                "frozen": Passes(
+                    f"steps + 1 + restarts * (steps + 2) + {_STRONG[0]}", f"steps + restarts * steps + {_STRONG[1]}"
+                ),
+                "joint": Passes(f"2 * restarts * (steps + 1) + {_STRONG[0]}", f"2 * restarts * steps + {_STRONG[1]}"),
+            },
+            powers={"layers": 0},
         ),
         MeasureInfo(
             "adaptive-average",
@@ -316,9 +348,11 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.adaptive_average:AdaptiveAverage",
             AdaptiveAverageParams,
             "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
-            "average {ball} sharpness, rho={rho:g}, adaptive={adaptive}, {draws} draws, {coupling}",
+            "average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
             {"draws": 2, "steps": 2},
             couplings=("clean", "frozen", "reattack"),
+            passes=_read("draws + 1"),
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "lpf",
@@ -327,9 +361,10 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             LPFParams,
             "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning "
             "optimization landscape. AISTATS 2022",
-            "LPF, std={std:g}, filter_normalised={filter_normalised}, {draws} draws, {coupling}",
+            "LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
             {"draws": 2, "steps": 2},
             couplings=("clean", "frozen", "reattack"),
+            passes=_read("draws + 1"),
         ),
         MeasureInfo(
             "local-entropy",
@@ -337,9 +372,11 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.local_entropy:LocalEntropy",
             LocalEntropyParams,
             "Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
-            "negative local entropy, gamma={gamma:g}, {draws} draws, {coupling}",
+            "negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
             {"draws": 8, "steps": 2},
             couplings=("clean", "frozen", "reattack"),
+            passes=_read("draws + 1"),
+            powers={"layers": 0},
         ),
         MeasureInfo(
             "pac-bayes-sigma",
@@ -348,9 +385,10 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             PacBayesSigmaParams,
             "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020; "
             "Dziugaite et al.: In search of robust measures of generalization. NeurIPS 2020",
-            "PAC-Bayes 1/sigma^2, target={target:g}, magnitude={magnitude}, {draws} draws, {coupling}",
+            "PAC-Bayes 1/sigma^2 ({coupling}), target={target:g}, magnitude={magnitude}, {draws} draws",
             {"draws": 2, "steps": 2, "tolerance": 0.25},
             couplings=("clean", "frozen", "reattack"),
+            powers={"layers": -2},
         ),
         MeasureInfo(
             "basin-width",
@@ -359,9 +397,10 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             BasinWidthParams,
             "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997; "
             "Li et al.: Visualizing the loss landscape of neural nets. NeurIPS 2018",
-            "basin width by {normalisation}, target={target:g}, {directions} directions, {coupling}",
+            "basin width by {normalisation} ({coupling}), target={target:g}, {directions} directions",
             {"directions": 2, "steps": 2, "tolerance": 0.25},
             couplings=("clean", "frozen", "reattack"),
+            powers={"layers": 0, "filters": 0},
         ),
         MeasureInfo(
             "hessian-lambda-max",
@@ -372,6 +411,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "largest Hessian eigenvalue ({coupling})",
             {"steps": 2, "tolerance": 0.5, "vectors": 3},
             couplings=("clean", "frozen"),
+            powers={"layers": -2},
         ),
         MeasureInfo(
             "hessian-trace",
@@ -382,6 +422,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "Hessian trace ({coupling}), {probes} probes",
             {"steps": 2, "probes": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("probes", "2 * probes"),
+            powers={"layers": -2},
         ),
         MeasureInfo(
             "weighted-curvature",
@@ -392,6 +434,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "weighted curvature ({coupling}), {probes} probes",
             {"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
             couplings=("clean", "frozen"),
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "relative-flatness",
@@ -402,6 +445,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "relative flatness ({coupling})",
             {"steps": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("1", "0"),
+            powers={"layers": 0, "filters": 0},
         ),
         MeasureInfo(
             "fisher-rao",
@@ -412,6 +457,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "Fisher-Rao norm, squared ({coupling})",
             {"steps": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("1", "1"),
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "sam-sharpness",
@@ -419,9 +466,10 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.sam:SamSharpness",
             SamSharpnessParams,
             "Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021",
-            "SAM sharpness, rho={rho:g}",
+            "SAM sharpness ({coupling}), rho={rho:g}",
             {"steps": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("2", "2"),
         ),
         MeasureInfo(
             "m-sharpness",
@@ -429,9 +477,10 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.sam:MSharpness",
             MSharpnessParams,
             "Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022",
-            "m-sharpness, m={m}, rho={rho:g}",
+            "m-sharpness ({coupling}), m={m}, rho={rho:g}",
             {"steps": 2, "m": 5, "iterations": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("iterations + 1", "iterations + 1"),
         ),
         MeasureInfo(
             "adaptive-worst",
@@ -440,9 +489,11 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             AdaptiveWorstParams,
             "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between sharpness "
             "and generalization. ICML 2023",
-            "adaptive worst-case sharpness, {ball}, rho={rho:g}",
+            "adaptive worst-case sharpness ({coupling}), {ball}, rho={rho:g}",
             {"steps": 2, "iterations": 3, "starts": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("1 + starts * (iterations + 1)", "1 + starts * (iterations + 1)"),
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "keskar",
@@ -450,7 +501,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.keskar:Keskar",
             KeskarParams,
             "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017",
-            "Keskar sharpness, eps={epsilon:g}",
+            "Keskar sharpness ({coupling}), eps={epsilon:g}",
             {"steps": 2, "iterations": 3},
             couplings=("clean", "frozen"),
         ),
@@ -460,9 +511,10 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.pac_bayes_sharpness:PacBayesSharpness",
             PacBayesSharpnessParams,
             "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
-            "PAC-Bayes sharpness, target={target:g}",
+            "PAC-Bayes sharpness ({coupling}), target={target:g}",
             {"steps": 2, "iterations": 2, "bisections": 2},
             couplings=("clean", "frozen"),
+            powers={"layers": -2},
         ),
         MeasureInfo(
             "weight-gradient-norm",
@@ -473,6 +525,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "weight-gradient norm ({coupling})",
             {"steps": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("2", "2"),
+            powers={"layers": -1},
         ),
         MeasureInfo(
             "input-gradient-norm",
@@ -483,6 +537,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "input-gradient l{p} norm ({coupling})",
             {"steps": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("1", "1"),
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "margin",
@@ -493,6 +549,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "{kind} margin ({coupling})",
             {"steps": 2},
             couplings=("clean", "frozen"),
+            passes=_differentiate("1", "0"),
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "local-lipschitz",
@@ -503,6 +561,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "local Lipschitz constant of {target}",
             {"steps": 2},
             couplings=("clean",),
+            passes={"clean": Passes("1 + restarts * (steps + 1)", "restarts * steps")},
+            powers={**_FUNCTION, "logits": 1},
         ),
         MeasureInfo(
             "boundary-thickness",
@@ -513,6 +573,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "boundary thickness, {a:g} to {b:g}, {attack}",
             {"steps": 2, "points": 8},
             couplings=("clean",),
+            passes={"clean": Passes("steps + 3 + points", "steps")},
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "gradient-alignment",
@@ -522,6 +584,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
             "gradient alignment, {draws} draws",
             couplings=("clean",),
+            passes={"clean": Passes("1 + draws", "1 + draws")},
+            powers=_FUNCTION,
         ),
         MeasureInfo(
             "spectral-norm",
@@ -531,6 +595,8 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             JIANG,
             "log-sum of operator norms",
             {"iterations": 20},
+            passes={"": Passes()},
+            powers={"layers": 0, "filters": 0},
         ),
         MeasureInfo(
             "path-norm",
@@ -538,5 +604,15 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             "robflat_bench.measures.path_norm:PathNorm",
             citation=JIANG,
             title="log path norm",
+            passes={"": Passes()},
+            powers=_FUNCTION,
+        ),
+        MeasureInfo(
+            "distance-from-init",
+            "distance of the weights from those that training began with",
+            "robflat_bench.measures.distance_from_init:DistanceFromInit",
+            citation=f"Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017; {JIANG}",
+            title="distance from initialisation",
+            passes={"": Passes()},
         ),
     ]

@@ -66,7 +66,7 @@ class Landscape:
         """Which examples are misclassified at w + nu, bool [N]."""
         found = []
         with self.space.moved(self._layers(nu)), attacked(self.model), torch.no_grad():
-            for part, count in padded_batches(self.images, min(CHUNK, len(self.images))):
+            for part, count in padded_batches(self.images, CHUNK):
                 found.append((self.model(part.x).argmax(1) != part.y)[:count])
         return torch.cat(found)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.base import Examples, Journal, RunFailed
+from robflat_bench.base import Examples, Journal, NoValue
 from robflat_bench.batching import padded_batches
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
 from robflat_bench.measures.weight_space import WeightSpace
@@ -96,7 +96,7 @@ class Hessian(Symmetric):
             return [total]
         columns = x[0].T.to(layers[0])
         with twice_differentiable(self.model, layers):
-            for part, count in padded_batches(self.points, min(CHUNK, len(self.points))):
+            for part, count in padded_batches(self.points, CHUNK):
                 loss = self.oracle.cross_entropy(self.model, part)[:count].sum() / len(self.points)
                 gradients = torch.autograd.grad(loss, layers, create_graph=True, materialize_grads=True)
                 for column, v in enumerate(columns):
@@ -185,7 +185,7 @@ def _dominant(
                 product, k=1, which="LM", v0=start, ncv=min(vectors, size), tol=tolerance, maxiter=iterations
             )
         except ArpackNoConvergence as error:
-            raise RunFailed(
+            raise NoValue(
                 f"Lanczos did not reach tolerance={tolerance:g} within iterations={iterations}; raise either"
             ) from error
     best = int(np.abs(values).argmax())

@@ -28,7 +28,7 @@ import math
 import numpy as np
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, RunFailed, Workspace
+from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
 from robflat_bench.measures import LocalEntropyParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import losses_after, noise
@@ -51,7 +51,7 @@ class LocalEntropy(Measure):
         weights = np.exp(means.min() - means)
         sample = float(weights.sum() ** 2 / (weights**2).sum())
         if sample < SMALLEST_SAMPLE:
-            raise RunFailed(
+            raise NoValue(
                 f"local-entropy: the effective sample size is {sample:.1f} of {len(means)} draws, below "
                 f"{SMALLEST_SAMPLE}: take a gamma above {self.params.gamma:g} (smaller moves) or more draws"
             )

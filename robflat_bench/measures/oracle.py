@@ -93,7 +93,7 @@ class Oracle:
         total = {name: torch.zeros_like(layer, dtype=torch.float64) for name, layer in layers.items()}
         losses = []
         with attacked(model), differentiable(list(layers.values())):
-            for part, count in padded_batches(self.points(examples), min(CHUNK, len(examples))):
+            for part, count in padded_batches(self.points(examples), CHUNK):
                 loss = self.cross_entropy(model, part)[:count]
                 gradients = torch.autograd.grad(loss.sum(), list(layers.values()), materialize_grads=True)
                 losses.append(loss.detach().double())

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
-from robflat_bench.base import Examples, Measure, Measurement, UsageError, Workspace
+from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
 from robflat_bench.folding import BATCH_NORMS, fold, scale_and_shift
 from robflat_bench.measures.weight_space import NORMALISATION
 
@@ -50,7 +50,7 @@ def _square(network: nn.Module) -> None:
             module.weight, module.bias = nn.Parameter(scale), nn.Parameter(shift)
             module.running_mean, module.running_var, module.eps = torch.zeros_like(shift), torch.ones_like(scale), 0.0
         elif isinstance(module, NORMALISATION):
-            raise UsageError(
+            raise NoValue(
                 f"path-norm is not defined for {type(module).__name__} ({name}): it depends on the input; "
                 "measure networks with batch normalisation"
             )

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.base import Examples, Measure, Measurement, UsageError, Workspace
+from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
 from robflat_bench.batching import in_batches
 from robflat_bench.measures import RelativeFlatnessParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.per_example import mean_of
+from robflat_bench.passes import uncounted
 
 
 class RelativeFlatness(Measure):
@@ -40,7 +41,8 @@ class RelativeFlatness(Measure):
         oracle.freeze(model, examples, workspace)
         points = oracle.points(examples)
         found = in_batches(points, workspace, lambda part: _head_pass(model, part)[1], "features").double()
-        head = _head_pass(model, points[:1])[0]
+        with uncounted():
+            head = _head_pass(model, points[:1])[0]
         classes = head.out_features
         features, logits = found[:, :-classes], found[:, -classes:]
 
@@ -81,6 +83,6 @@ def _head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
         for hook in hooks:
             hook.remove()
     if not calls or not torch.equal(calls[-1][2], logits):
-        raise UsageError("relative-flatness reads the last linear layer, and this model's logits are no such layer's")
+        raise NoValue("relative-flatness reads the last linear layer, and this model's logits are no such layer's")
     head, features, _ = calls[-1]
     return head, torch.cat([features, logits], 1)

@@ -192,7 +192,7 @@ class WorstCase(Measure):
 
 def _chunks(group: Examples, adversarial: Tensor) -> Iterator[tuple[Examples, int]]:
     """The group's adversarial examples, in batches that depend on its size alone."""
-    return padded_batches(Examples(adversarial, group.y, group.index), min(CHUNK, len(group)))
+    return padded_batches(Examples(adversarial, group.y, group.index), CHUNK)
 
 
 class Pull(NamedTuple):

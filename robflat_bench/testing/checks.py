@@ -156,7 +156,7 @@ def _use_attack(component: Component, place: World) -> list[Tensor]:
 def _use_measure(component: Component, place: World) -> list[Tensor]:
     measure: Measure = component.build(THREAT)
     place.model.eval()
-    found = measure.measure(place.model, place.examples, Workspace(batch=8))
+    found = measure.measure(place.model, place.examples, Workspace(batch=8, initial=place.state))
     arrays = [torch.from_numpy(np.asarray(array)) for _, array in sorted(found.arrays.items())]
     return [torch.tensor(found.value, dtype=torch.float64), *arrays]
 

@@ -1,0 +1,34 @@
+r"""How far training has moved the weights:
+
+    || w - w_0 ||_2   over the layers of `WeightSpace`, w_0: the weights that training began with
+
+Details: `relative`, its ratio to || w_0 ||_2; `distance/NAME` of each layer.   Dziugaite & Roy, UAI 2017; Jiang et al.,
+ICLR 2020.
+
+A run keeps w_0 beside its checkpoints; of weights from elsewhere it is not known, and then the measure has no value.
+Invariances: none (w_0 does not follow a rescaling of w). No standard error: no example is read. Cost: no pass.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
+from robflat_bench.measures.weight_space import WeightSpace, norm
+
+
+class DistanceFromInit(Measure):
+    """No arrays."""
+
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        initial = workspace.initial
+        if initial is None:
+            raise NoValue("the initial weights are not known; measure a run, which keeps them (checkpoints/initial)")
+        layers = WeightSpace(model).layers
+        begun = {name: initial[name].to(layer) for name, layer in layers.items()}
+        moved = {f"distance/{name}": norm(layer - begun[name]) for name, layer in layers.items()}
+        value, before = math.hypot(*moved.values()), math.hypot(*map(norm, begun.values()))
+        relative = {"relative": value / before} if before > 0 else {}
+        return Measurement(value, None, 0, {**relative, **moved})
