@@ -268,6 +268,14 @@ def find_model(
     )
 
 
+def load_model(registry: Registry, found: FoundModel, splits: Splits, device: str) -> nn.Module:
+    """The network with its weights, on the device."""
+    model = build_model(registry, found.protocol, found.backbone, found.activation, splits, 0, device)
+    if found.weights is not None:
+        load_weights(model, read_weights(found.weights), found.weights.name)
+    return model
+
+
 def evaluate_model(
     registry: Registry,
     found: FoundModel,
@@ -283,9 +291,7 @@ def evaluate_model(
     """
     protocol = found.protocol
     configure(protocol.fixed)
-    model = build_model(registry, protocol, found.backbone, found.activation, splits, 0, device)
-    if found.weights is not None:
-        load_weights(model, read_weights(found.weights), found.weights.name)
+    model = load_model(registry, found, splits, device)
     weights = digest(model.state_dict())
     identity = {
         "name": found.name,
