@@ -111,9 +111,3 @@ def parsed(raw: bytes, model: type[Any], source: str) -> Any:
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise CheckFailed(f"{source} is no experiment's JSON: {explain(error, model)}") from None
-
-
-def pooled_n(readings: Sequence[Reading[Any]]) -> str:
-    """`250`, or `100 to 250`."""
-    counts = sorted({reading.values.n for reading in readings})
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

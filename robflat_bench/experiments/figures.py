@@ -18,7 +18,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robflat_bench.experiments.document import Document, pooled_n
+from robflat_bench.experiments.document import Document
 
 STYLE = {
     "font.size": 9.5,
@@ -72,19 +72,24 @@ def plain(text: str) -> str:
 
 def finish(made: Figure, document: Document[Any], title: str, notes: str, legend: list[Any] | None = None) -> Figure:
     """Title and legend above the panels, the caption with protocol, n and seeds below."""
-    made.suptitle(plain(title), fontsize=11, fontweight="bold")
     if legend:
+        # The legend carries the title: a figure's own would be laid out in the same place.
         columns = max(1, min(len(legend), int(made.get_figwidth() / 1.9)))
-        made.legend(handles=legend, loc="outside upper center", ncols=columns)
+        bold = {"size": 11, "weight": "bold"}
+        made.legend(handles=legend, loc="outside upper center", ncols=columns, title=title, title_fontproperties=bold)
+    else:
+        made.suptitle(title, fontsize=11, fontweight="bold")
     seeds = sorted({reading.model.seed for reading in document.readings if reading.model.seed is not None})
+    counts = sorted({reading.values.n for reading in document.readings})
     facts = [
         f"{document.protocol.name} {document.protocol.version}",
-        f"n = {pooled_n(document.readings)} test images" + ("" if document.canonical_data else ", not canonical data"),
+        f"n = {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} test images",
+        *([] if document.canonical_data else ["not the canonical data"]),
         f"linf radius {document.epsilon:.3g}",
-        f"training seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds)) or 'unknown'}",
+        f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds)) or 'unknown'}",
         f"evaluation seed {document.evaluation_seed}",
     ]
-    caption = textwrap.fill(f"{'; '.join(facts)}. {notes}", int(made.get_figwidth() * 15.5))
+    caption = textwrap.fill(f"{'; '.join(facts)}. {notes}", int(made.get_figwidth() * 16))
     made.supxlabel(plain(caption), fontsize=8, x=0.01, ha="left", color="#333333")
     return made
 
@@ -107,7 +112,7 @@ def log_where_wide(axes: Axes, values: Iterable[float], axis: str = "y") -> bool
     return True
 
 
-def round_levels(low: float, high: float, count: int = 8) -> tuple[np.ndarray, bool]:
+def round_levels(low: float, high: float, count: int = 10) -> tuple[np.ndarray, bool]:
     """At most about `count` round numbers that cover [low, high], and whether they are spaced as on a log scale."""
     if not wide([low, high]):
         levels = ticker.MaxNLocator(count, min_n_ticks=2).tick_values(low, high if high > low else low + 1e-3)

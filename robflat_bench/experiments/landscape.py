@@ -100,24 +100,22 @@ def draw(document: Document[Row]) -> Figure:
     """A panel for each kind of direction, a colour for each model."""
     params = choose(document.experiment).params
     assert isinstance(params, LandscapeParams)
-    made, panels = figure(2, width=4.6, height=3.4, sharey=False)
+    made, panels = figure(2, width=4.6, height=3.4)
     legend = []
-    for k, (name, reading) in enumerate(
-        zip(names([r.model for r in document.readings]), document.readings, strict=True)
-    ):
+    called = names([reading.model for reading in document.readings])
+    for k, (name, reading) in enumerate(zip(called, document.readings, strict=True)):
         color, _, dashes = look(k)
         for axes, curve in zip(panels[0], (reading.values.random, reading.values.adversarial), strict=True):
             loss, error = np.array(curve.loss), np.array(curve.standard_error)
             axes.plot(curve.s, loss, color=color, linestyle=dashes)
-            axes.fill_between(
-                curve.s, np.maximum(loss - error, loss / 10), loss + error, color=color, alpha=0.2, linewidth=0
-            )
+            low = np.maximum(loss - error, loss / 10)  # a log scale has no room for less than 0
+            axes.fill_between(curve.s, low, loss + error, color=color, alpha=0.2, linewidth=0)
         legend.append(Line2D([], [], color=color, linestyle=dashes, label=plain(name)))
 
     per = {"layer": r"$\|D_l\| = %g\,\|w_l\|$ per layer", "filter": r"$\|D_f\| = %g\,\|w_f\|$ per filter"}
     random, adversarial = panels[0]
-    random.set_title(f"{params.directions} random directions")
-    adversarial.set_title("adversarial direction")
+    random.set_title(f"mean of {params.directions} random directions")
+    adversarial.set_title("one adversarial direction")
     random.set_xlabel(f"s   (w + s D, {per[params.normalisation] % params.random})")
     adversarial.set_xlabel(f"s   (w + s D, {per['layer'] % params.adversarial})")
     random.set_ylabel(f"{COUPLINGS[params.coupling].axis} (nats)")
@@ -125,10 +123,5 @@ def draw(document: Document[Row]) -> Figure:
     for axes, column in zip(panels[0], zip(*curves, strict=True), strict=True):
         log_where_wide(axes, [value for curve in column for value in curve.loss])
     bands = "Bands: one standard error of the rise over s = 0, over directions (if several) and images."
-    return finish(
-        made,
-        document,
-        "Loss landscape in weight space",
-        f"{COUPLINGS[params.coupling].caption(params)} {bands}",
-        legend,
-    )
+    notes = f"{COUPLINGS[params.coupling].caption(params)} {bands}"
+    return finish(made, document, "Loss landscape in weight space", notes, legend)

@@ -126,8 +126,15 @@ def unit(measure: str) -> str:
 
 
 def counts(document: Document[Loss]) -> str:
-    """On how many examples the measures are read."""
+    """Which attack, and on how many examples each is read."""
     values = document.readings[0].values
-    parts = [f"{values.titles[name]} on {value.n}" for name, value in values.measures.items()]
+    images: dict[int, list[str]] = {}
+    for name, value in values.measures.items():
+        images.setdefault(value.n, []).append(values.titles[name].partition(",")[0])
+    parts = [f"{' and '.join(names)} on {n} of them" for n, names in images.items()]
     train = values.robust_loss.get("train")
-    return "; ".join(parts) + (f" test images; train loss on {train.n}." if train else " test images.")
+    return (
+        f"Robust loss: cross-entropy under {values.attack}. "
+        + "; ".join(parts).capitalize()
+        + (f"; train loss on {train.n} training images." if train else ".")
+    )

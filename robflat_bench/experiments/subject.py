@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -109,25 +111,24 @@ def find_subjects(
 def kept(registry: Registry, found: FoundModel) -> list[FoundModel]:
     """Every kept epoch of a run, in order; UsageError with the command that keeps some where there is none."""
     assert found.home is not None
-    files = {
-        int(path.stem[6:]): path for path in (found.home / "checkpoints").glob("epoch-[0-9][0-9][0-9][0-9].safetensors")
-    }
-    if not files:
-        command = rerun(registry, found.protocol, RunFolder(found.home).record())
+    paths = sorted((found.home / "checkpoints").glob("epoch-[0-9][0-9][0-9][0-9].safetensors"))
+    if not paths:
+        command = rerun(registry, found.protocol, found.home)
         raise UsageError(f"{found.home} kept no checkpoints to follow its training by; type: {command}")
-    return [replace(found, weights=files[epoch], name=files[epoch].stem, epoch=epoch) for epoch in sorted(files)]
+    return [replace(found, weights=path, name=path.stem, epoch=int(path.stem[-4:])) for path in paths]
 
 
-def rerun(registry: Registry, protocol: Protocol, record: RunRecord) -> str:
+def rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     """The command that makes a run again and keeps checkpoints."""
+    record = RunFolder(home).record()
     defaults = protocol.defaults.model_dump(mode="json")
-    changed = {k: v for k, v in record.spec.recipe.model_dump(mode="json").items() if v != defaults[k]}
-    settings = "".join(f" --set 'recipe.{key}={value}'" for key, value in changed.items())
-    name = protocol.name if protocol.name in shipped() else "FILE.toml"
-    method = compose(registry, record.method).brief
-    return (
-        f"robflat-bench run --method '{method}' --protocol {name} --seed {record.seed}{settings} --keep-every 5 --fresh"
-    )
+    recipe = record.spec.recipe.model_dump(mode="json")
+    words = ["run", "--method", compose(registry, record.method).brief]
+    words += ["--protocol", protocol.name if protocol.name in shipped() else "FILE.toml", "--seed", str(record.seed)]
+    for key, value in recipe.items():
+        words += ["--set", f"recipe.{key}={value}"] if value != defaults[key] else []
+    # <store>/<protocol>/<label>/seed-<n>-<key>
+    return shlex.join(["robflat-bench", *words, "--store", str(home.parents[2]), "--keep-every", "5", "--fresh"])
 
 
 def ready(registry: Registry, found: FoundModel, splits: Splits, device: str) -> Subject:

@@ -54,30 +54,30 @@ def draw(document: Document[Row]) -> Figure:
     levels, logarithmic = round_levels(min(z.min() for z in surfaces), max(z.max() for z in surfaces))
     norm = (colors.LogNorm if logarithmic else colors.Normalize)(levels[0], levels[-1])
     columns = min(len(surfaces), 3)
-    made, panels = figure(columns, -(-len(surfaces) // columns), width=3.6, height=3.4, sharex=True, sharey=True)
+    made, panels = figure(columns, -(-len(surfaces) // columns), width=3.6, height=2.9, sharex=True, sharey=True)
+    made.set_layout_engine("compressed")
     for axes in panels.flat[len(surfaces) :]:
         axes.set_visible(False)
     called = names([reading.model for reading in document.readings])
     for axes, surface, reading, name in zip(panels.flat, surfaces, document.readings, called, strict=False):
         s = reading.values.s
-        filled = axes.contourf(s, s, surface, levels, norm=norm, cmap="cividis", extend="both")
-        lines = axes.contour(s, s, surface, levels, colors="white", linewidths=0.7)
+        filled = axes.contourf(s, s, surface, levels, norm=norm, cmap="cividis")
+        ink = ["white" if norm(level) < 0.6 else "black" for level in levels]
+        lines = axes.contour(s, s, surface, levels, colors=ink, linewidths=0.7)
         axes.clabel(lines, fmt="%g", fontsize=8)
         axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.6)
         axes.set_title(plain(name))
         axes.set_aspect("equal")
         axes.grid(visible=False)
-    first = f"random, {params.random:g} of each {params.normalisation}'s norm"
-    second = first if params.second == "random" else f"adversarial, {params.adversarial:g} of each layer's norm"
     for axes in panels[-1]:
-        axes.set_xlabel(f"first direction ({first})")
+        axes.set_xlabel("s along D (random)")
     for axes in panels[:, 0]:
-        axes.set_ylabel(f"second direction ({second})")
-    bar = made.colorbar(filled, ax=panels, ticks=levels, format="%g", shrink=0.9)
-    bar.set_label(f"{COUPLINGS[params.coupling].axis} (nats)")
-    return finish(
-        made,
-        document,
-        "Loss surface in weight space",
-        f"{COUPLINGS[params.coupling].caption(params)} Cross: the model itself.",
+        axes.set_ylabel(f"s along E ({params.second})")
+    random = f"{params.random:g} of each {params.normalisation}'s norm"
+    second = random if params.second == "random" else f"{params.adversarial:g} of each layer's norm"
+    notes = (
+        f"{COUPLINGS[params.coupling].caption(params)} Length of D: {random}, of E: {second}. Cross: the model itself."
     )
+    bar = made.colorbar(filled, ax=panels, ticks=levels, format="%g", shrink=0.9)
+    bar.set_label("loss (nats)")
+    return finish(made, document, "Loss surface in weight space", notes)

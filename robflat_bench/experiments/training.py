@@ -45,8 +45,7 @@ def draw(document: Document[Loss]) -> Figure:
             panel.axvline((best or 0) + 1, color=color, linestyle=":", linewidth=1.3)
         legend.append(Line2D([], [], color=color, marker=marker, label=plain(name)))
 
-    attack = document.readings[0].values.attack
-    label(axes[0], "robust loss", f"cross-entropy under {attack} (nats)")
+    label(axes[0], "robust loss", "cross-entropy under attack (nats)")
     log_where_wide(axes[0], [v.value for r in document.readings for v in r.values.robust_loss.values()])
     for panel, (measure, title) in zip(axes[1:], measures.items(), strict=True):
         label(panel, title, unit(measure))

@@ -41,7 +41,7 @@ def conduct(chosen: Chosen, subjects: list[Subject], store: Store, observer: Obs
     first = subjects[0]
     configure(first.fixed)
     observer.evaluation_starts([f"{s.about.label}, {s.about.checkpoint}: {chosen.experiment.name}" for s in subjects])
-    readings = []
+    readings: list[Any] = []
     for subject in subjects:
         about = subject.about
         readings.append({"model": about.model_dump(), "values": _row(chosen, subject, store, observer).model_dump()})
@@ -56,7 +56,7 @@ def conduct(chosen: Chosen, subjects: list[Subject], store: Store, observer: Obs
         epsilon=first.threat.epsilon,
         evaluation_seed=first.fixed.seed,
         numerics=NUMERICS,
-        readings=readings,
+        readings=tuple(readings),
     )
 
 
