@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from robflat_bench.base import CheckFailed, Workspace
-from robflat_bench.experiments import EXPERIMENTS, choose, figures, landscape, readings, surface, work
+from robflat_bench.experiments import EXPERIMENTS, best_last, choose, figures, landscape, readings, surface, work
 from robflat_bench.experiments.directions import Landscape, offsets
 from robflat_bench.experiments.document import About, names
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
@@ -205,7 +205,13 @@ def test_landscape_at_zero_is_the_oracles_loss_and_elsewhere_that_of_the_moved_m
             assert found == pytest.approx(robust_loss(subject, params, by_hand(subject, (s, k))), abs=1e-5)
     assert row.random.loss[2] == pytest.approx(np.mean([curve[2] for curve in row.random.directions]))
     assert row.random.standard_error[1] == row.adversarial.standard_error[0] == 0.0
-    assert min(row.random.standard_error[0], row.random.standard_error[2], row.adversarial.standard_error[1]) > 0
+    here = Landscape(subject, params, journal(tmp_path))
+    uphill = here.adversarial(journal(tmp_path))
+    rise = here.losses((1.0, uphill)) - here.losses((0.0, uphill))
+    assert row.adversarial.loss[1] - row.adversarial.loss[0] == pytest.approx(rise.mean())
+    assert row.adversarial.standard_error[1] == pytest.approx(rise.std(ddof=1) / np.sqrt(30))
+    ends = np.array(row.random.directions)[:, 2]
+    assert row.random.standard_error[2] >= ends.std(ddof=1) / np.sqrt(2) > 0
 
 
 def test_the_adversary_follows_as_the_coupling_says(subject, tmp_path):
@@ -509,6 +515,33 @@ def test_the_catalogue_and_its_modules_agree(command):
         module = work.module_of(choose(row.name))
         assert all(hasattr(module, part) for part in ("Row", "read", "draw"))
     assert command("info", "surface", "--json").document["parameters"]
+
+
+def test_an_arrow_leads_from_best_to_last_where_they_are_apart():
+    def document(last: float):
+        def reading(checkpoint: str, flatness: float, loss: float):
+            model = About(label="at", seed=1, checkpoint=checkpoint, epoch=0, best_epoch=0, run="r", weights=checkpoint)
+            value = {"standard_error": 0.1, "n": 9}
+            values = {"n": 9, "attack": "pgd", "titles": {"m": "m"}, "measures": {"m": {**value, "value": flatness}}}
+            values["robust_loss"] = {"test": {**value, "value": loss}}
+            return {"model": model.model_dump(), "values": values}
+
+        rest = {
+            "protocol": {"name": "tiny", "version": "1.0", "hash": "0"},
+            "dataset": "digits",
+            "dataset_checksum": "0",
+        }
+        rest |= {"canonical_data": True, "epsilon": 0.2, "evaluation_seed": 0, "numerics": 1, "experiment": "best-last"}
+        readings = [reading("best", 1.0, 1.0), reading("last", last, last)]
+        return work.document_of(choose("best-last")).model_validate({**rest, "readings": readings})
+
+    def arrows(last: float):
+        return [text for text in best_last.draw(document(last)).axes[0].texts if text.arrow_patch is not None]
+
+    (arrow,) = arrows(2.0)
+    assert arrow.xyann == (1.0, 1.0)
+    assert arrow.xy == (2.0, 2.0)
+    assert not arrows(1.01)
 
 
 def test_a_damaged_row_is_refused(lab, tmp_path):

@@ -74,6 +74,7 @@ def point(axes: Axes, x: Value, y: Value, k: int, shape: dict[str, Any]) -> None
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], k: int) -> None:
     """Between points that lie further apart than their markers are wide."""
+    axes.autoscale_view()  # which is put off until the figure is drawn
     there, here = axes.transData.transform([start, end])
     if math.dist(there, here) / axes.figure.dpi * POINTS_PER_INCH > APART:
         style = {"arrowstyle": "-|>", "color": look(k).color, "linewidth": 1.4, "shrinkA": 6, "shrinkB": 4}

@@ -43,9 +43,9 @@ class Words(NamedTuple):
 
 
 COUPLINGS = {
-    "clean": Words("cross-entropy, clean", "Clean images."),
-    "frozen": Words("cross-entropy, adversarial examples of w", "Adversarial examples found once, at w, by {attack}."),
-    "reattack": Words("robust loss: cross-entropy", "Attacked again at every point by {attack}."),
+    "clean": Words("clean cross-entropy", "Clean images."),
+    "frozen": Words("cross-entropy at fixed images", "Adversarial examples found once, at w, by {attack}."),
+    "reattack": Words("robust loss", "Attacked again at every point by {attack}."),
 }
 
 

@@ -126,15 +126,10 @@ def unit(measure: str) -> str:
 
 
 def counts(document: Document[Loss]) -> str:
-    """Which attack, and on how many examples each is read."""
+    """Which attack, and on how many of the test examples each measure is read."""
     values = document.readings[0].values
     images: dict[int, list[str]] = {}
     for name, value in values.measures.items():
         images.setdefault(value.n, []).append(values.titles[name].partition(",")[0])
-    parts = [f"{' and '.join(names)} on {n} of them" for n, names in images.items()]
-    train = values.robust_loss.get("train")
-    return (
-        f"Robust loss: cross-entropy under {values.attack}. "
-        + "; ".join(parts).capitalize()
-        + (f"; train loss on {train.n} training images." if train else ".")
-    )
+    parts = [f"{' and '.join(titles)} on {n} of them" for n, titles in images.items()]
+    return f"Robust loss: cross-entropy under {values.attack}. {'; '.join(parts).capitalize()}."

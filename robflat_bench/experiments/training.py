@@ -55,7 +55,9 @@ def draw(document: Document[Loss]) -> Figure:
         Line2D([], [], color="#555555", marker="o", markerfacecolor="white", linestyle="--", label="train"),
         Line2D([], [], color="#555555", linestyle=":", label="early stopping (best)"),
     ]
-    notes = f"Bars: one standard error. {counts(document)}"
+    train = document.readings[0].values.robust_loss.get("train")
+    notes = f"{counts(document)} Bars: one standard error."
+    notes += f" Train: {train.n} training images without augmentation." if train else ""
     return finish(made, document, "Robust loss and flatness through training", notes, legend)
 
 
@@ -73,4 +75,4 @@ def label(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(plain(title))
     axes.set_ylabel(plain(unit))
     axes.set_xlabel("epochs trained")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
