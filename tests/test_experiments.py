@@ -452,7 +452,7 @@ def test_contour_levels_are_few_round_and_cover_the_surface(low, high, log):
 
 
 def test_a_strangers_json_is_checked_before_it_is_drawn(toy, command):
-    changed(toy, lambda content: content["readings"][0]["model"].update(label="$\\frac{"))
+    changed(toy, lambda content: content["readings"][0]["model"].update(label="$\\frac{$"))
     assert command("experiment", "redraw", toy).code == 0  # a name is never read as mathematics
 
     mistakes = {
@@ -509,7 +509,7 @@ def test_models_of_two_protocols_share_no_figure(lab, command, tmp_path):
 
 def test_the_catalogue_and_its_modules_agree(command):
     rows = command("list", "experiments", "--json").document
-    assert [row["name"] for row in rows] == [row.name for row in EXPERIMENTS]
+    assert [row["name"] for row in rows] == sorted(row.name for row in EXPERIMENTS)
     assert all({"name", "summary", "provider", "parameters"} <= {*row} for row in rows)
     for row in EXPERIMENTS:
         module = work.module_of(choose(row.name))
@@ -518,10 +518,10 @@ def test_the_catalogue_and_its_modules_agree(command):
 
 
 def test_an_arrow_leads_from_best_to_last_where_they_are_apart():
-    def document(last: float):
+    def document(last: float, error: float):
         def reading(checkpoint: str, flatness: float, loss: float):
             model = About(label="at", seed=1, checkpoint=checkpoint, epoch=0, best_epoch=0, run="r", weights=checkpoint)
-            value = {"standard_error": 0.1, "n": 9}
+            value = {"standard_error": error, "n": 9}
             values = {"n": 9, "attack": "pgd", "titles": {"m": "m"}, "measures": {"m": {**value, "value": flatness}}}
             values["robust_loss"] = {"test": {**value, "value": loss}}
             return {"model": model.model_dump(), "values": values}
@@ -535,13 +535,14 @@ def test_an_arrow_leads_from_best_to_last_where_they_are_apart():
         readings = [reading("best", 1.0, 1.0), reading("last", last, last)]
         return work.document_of(choose("best-last")).model_validate({**rest, "readings": readings})
 
-    def arrows(last: float):
-        return [text for text in best_last.draw(document(last)).axes[0].texts if text.arrow_patch is not None]
+    def arrows(last: float, error: float = 0.1):
+        return [text for text in best_last.draw(document(last, error)).axes[0].texts if text.arrow_patch is not None]
 
     (arrow,) = arrows(2.0)
     assert arrow.xyann == (1.0, 1.0)
     assert arrow.xy == (2.0, 2.0)
     assert not arrows(1.01)
+    assert not arrows(2.0, error=50.0)  # beside their bars they are close
 
 
 def test_a_damaged_row_is_refused(lab, tmp_path):

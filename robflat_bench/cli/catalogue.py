@@ -168,7 +168,7 @@ def _experiments(registry: Registry, pattern: str) -> list[dict[str, Any]]:
 
     from robflat_bench.experiments import EXPERIMENTS
 
-    return [_experiment(registry, name) for name in fnmatch.filter([row.name for row in EXPERIMENTS], pattern)]
+    return [_experiment(registry, name) for name in fnmatch.filter(sorted(row.name for row in EXPERIMENTS), pattern)]
 
 
 def _experiment(registry: Registry, name: str) -> dict[str, Any]:
