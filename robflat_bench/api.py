@@ -48,7 +48,8 @@ if TYPE_CHECKING:
         project,
     )
     from robflat_bench.batching import in_batches
-    from robflat_bench.measures.oracle import RobustLoss
+    from robflat_bench.measures import OracleParams
+    from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
     from robflat_bench.randomness import generator, per_example_uniform
@@ -62,7 +63,8 @@ _LAZY = {
     "margin": "robflat_bench.attacks.engine",
     "project": "robflat_bench.attacks.engine",
     "in_batches": "robflat_bench.batching",
-    "RobustLoss": "robflat_bench.measures.oracle",
+    "Oracle": "robflat_bench.measures.oracle",
+    "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",
     "divergence": "robflat_bench.methods.losses",
     "soft_cross_entropy": "robflat_bench.methods.losses",
@@ -91,10 +93,11 @@ __all__ = [
     "ModifierInfo",
     "Moment",
     "Number",
+    "Oracle",
+    "OracleParams",
     "Params",
     "Passes",
     "Pool",
-    "RobustLoss",
     "Source",
     "Threat",
     "Training",

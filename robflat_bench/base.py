@@ -35,6 +35,10 @@ class RobflatError(Exception):
     exit_code = 1
 
 
+class NoValue(RobflatError):
+    """A measure has no value for this model; says why. The evaluation goes on, and its record keeps the reason."""
+
+
 class RunFailed(RobflatError):
     """A run cannot go on: diverged, locked by another process, disk full."""
 
@@ -221,14 +225,26 @@ class Examples:
         return Examples(self.x[rows], self.y[rows], self.index[rows])
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What work took: seconds, and image passes through the network."""
+
+    seconds: float = 0.0
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.forward + other.forward, self.backward + other.backward)
+
+
 class Journal:
     """Units of finished work. This one only computes; the store's keeps each unit on disk and skips it next time.
 
     A unit is a function that returns arrays, under a name [A-Za-z0-9_.-] unique within one journal; `section` opens a
-    child whose names cannot collide with its siblings'. `spent` sums the seconds of all units, read back or not.
+    child whose names cannot collide with its siblings'. `spent` sums what all units took, read back or not.
     """
 
-    spent: float = 0.0
+    spent: Spent = Spent()
 
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """The unit's arrays: computed now, or read back bit for bit if it had finished before."""
@@ -242,11 +258,13 @@ class Journal:
 @dataclass(frozen=True)
 class Workspace:
     """What the harness lends to an attack or a measure: memory batch (changes nothing but memory), evaluation
-    seed (in the protocol) and the journal that makes the work resumable."""
+    seed (in the protocol), the journal that makes the work resumable, and the weights that training began with
+    (by name; None where they are not known)."""
 
     batch: int = 100
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
+    initial: Mapping[str, Tensor] | None = None
 
 
 class Attack(ABC):

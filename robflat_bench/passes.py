@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+_uncounted = False
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Passes within only look at a network's structure; no counter counts them."""
+    global _uncounted
+    before, _uncounted = _uncounted, True
+    try:
+        yield
+    finally:
+        _uncounted = before
 
 
 class PassCounter:
@@ -19,6 +34,8 @@ class PassCounter:
         self._handles = [model.register_forward_hook(self._on_forward) for model in models]
 
     def _on_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if _uncounted:
+            return
         self.forward += len(output)
         if output.requires_grad:
             output.register_hook(self._on_backward)

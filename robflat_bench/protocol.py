@@ -82,10 +82,11 @@ class Attacked(Strict):
 
 
 class Measured(Strict):
-    """One measure on the first `test` test examples."""
+    """One measure on the first `test` test examples and, for comparison, the first `train` training examples."""
 
     measure: str
     test: PositiveInt
+    train: NonNegativeInt = 0
     checkpoints: Checkpoints = ("best", "last")
 
 
@@ -169,10 +170,15 @@ def content_hash(value: Any) -> str:
 
 def shipped() -> dict[str, str]:
     """Name -> text of the protocols in this package."""
-    folder = resources.files("robflat_bench") / "protocols"
+    return packaged("protocols")
+
+
+def packaged(folder: str) -> dict[str, str]:
+    """Name -> text of the TOML files in a folder of this package."""
+    entries = (resources.files("robflat_bench") / folder).iterdir()
     return {
         entry.name.removesuffix(".toml"): entry.read_text("utf-8")
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name.removesuffix(".toml"))
+        for entry in sorted(entries, key=lambda entry: entry.name.removesuffix(".toml"))
         if entry.name.endswith(".toml")
     }
 
@@ -213,12 +219,17 @@ def _text(name: str) -> str:
         raise UsageError(
             f"unknown protocol '{name}'" + did_you_mean(name, known) + "; see `robflat-bench list protocols`"
         )
+    return read_text(path, "protocol")
+
+
+def read_text(path: Path, what: str) -> str:
+    """A small text file; UsageError that says of what, where it cannot be read or is too large."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"protocol {name} is larger than {MAX_BYTES} bytes")
+            raise UsageError(f"{what} {path} is larger than {MAX_BYTES} bytes")
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"protocol {name} cannot be read: {error}") from None
+        raise UsageError(f"{what} {path} cannot be read: {error}") from None
 
 
 _COMPONENTS: tuple[tuple[tuple[str, ...], Kind], ...] = (

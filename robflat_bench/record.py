@@ -37,12 +37,16 @@ class Gap(Strict):
 
 
 class MeasureResult(Strict):
-    """A measure's value, its standard error (None: not defined), examples, seconds and further numbers."""
+    """A measure's value (None: it has none here, for this reason), its standard error (None: not defined), examples,
+    seconds, image passes through the network and further numbers."""
 
-    value: float
+    value: float | None
     standard_error: float | None
     n: int
     seconds: float
+    forward: int = 0
+    backward: int = 0
+    reason: str = ""
     details: dict[str, float] = Field(default_factory=dict)
 
 
@@ -71,6 +75,7 @@ class Result(Strict):
     robust_loss: TestTrain | None
     gap: Gap
     measures: dict[str, MeasureResult]
+    measures_train: dict[str, MeasureResult] = Field(default_factory=dict)
     flags: Flags
     seconds: dict[str, float]
 
@@ -195,10 +200,19 @@ def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:
             for name, value in expected.items()
             if getattr(result, name) != value
         ]
-        for measure, measured in result.measures.items():
-            per_example = outcomes.get(f"{checkpoint}/measure/{measure}/per_example")
-            if per_example is not None:
+        for split, measures in (("test", result.measures), ("train", result.measures_train)):
+            for measure, measured in measures.items():
+                per_example = outcomes.get(f"{measure_path(checkpoint, split, measure)}/per_example")
+                if per_example is None or measured.value is None:
+                    continue
                 value = float(np.mean(per_example, dtype=np.float64))
                 if not math.isclose(value, measured.value, rel_tol=1e-9, abs_tol=1e-12):
-                    problems.append(f"{checkpoint}: {measure} is {measured.value!r}, its outcomes give {value!r}")
+                    problems.append(
+                        f"{checkpoint}: {measure} is {measured.value!r} on {split}, its outcomes give {value!r}"
+                    )
     return problems
+
+
+def measure_path(checkpoint: str, split: str, measure: str) -> str:
+    """Below which the outcomes keep the arrays of a measure."""
+    return f"{checkpoint}/measure/{measure}" if split == "test" else f"{checkpoint}/measure-{split}/{measure}"

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robflat_bench import NUMERICS, environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.base import RobflatError, RunFailed, Threat, UsageError
 from robflat_bench.components import compose, resolve
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import DTYPES, Plan, configure, evaluate
+from robflat_bench.evaluation.evaluate import DTYPES, Plan, Subject, configure, evaluate
 from robflat_bench.observers import HistoryFile, Observer, Observers
-from robflat_bench.protocol import Checkpoint, Protocol, content_hash, load, shipped
+from robflat_bench.protocol import Protocol, content_hash, load, shipped
 from robflat_bench.randomness import generator
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry import Registry
 from robflat_bench.spec import ProtocolRef, RunSpec, make_spec
-from robflat_bench.store import RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
+from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
 from robflat_bench.weights import digest, load_weights, read_weights
@@ -75,6 +75,8 @@ class Bench:
     store: Store
     device: str
     observer: Observer = field(default_factory=Observer)
+    keep_every: int = 0
+    """Keep the weights of every so many epochs (0: of none but best and last); changes no number."""
 
     def spec(self, method: str, seed: int) -> RunSpec:
         """The spec of `method+modifier+...` under this protocol on this data."""
@@ -114,22 +116,14 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
     stages = [stage for name, plan in plans.items() for stage in plan.stages(registry, name)]
     bench.observer.evaluation_starts(stages)
     journal = StoredJournal(folder.work, bench.observer.unit_ends)
+    initial = _initial(folder.weights(INITIAL))
     results: dict[str, Result] = {}
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
-        weights = read_weights(folder.checkpoints / f"{checkpoint}.safetensors")
-        load_weights(model, weights, f"{checkpoint}.safetensors")
+        load_weights(model, read_weights(folder.weights(checkpoint)), checkpoint)
+        subject = Subject(model, checkpoint, epochs[checkpoint], initial)
         results[checkpoint], arrays = evaluate(
-            registry,
-            fixed,
-            plan,
-            model,
-            splits,
-            checkpoint,
-            epochs[checkpoint],
-            journal,
-            bench.observer,
-            bench.device,
+            registry, fixed, splits, bench.device, plan, subject, journal, bench.observer
         )
         outcomes |= arrays
     raw = arrays_bytes(outcomes)
@@ -141,7 +135,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
         seed=spec.seed,
         dataset=spec.dataset,
         results=results,  # type: ignore[arg-type]
-        budget=_budget(trained, journal.spent),
+        budget=_budget(trained, journal.spent.seconds),
         extra_data=bool(spec.extra_data),
         history=tuple(trained.history),
         outcomes=hashlib.sha256(raw).hexdigest(),
@@ -176,6 +170,7 @@ def _train(bench: Bench, spec: RunSpec, folder: RunFolder) -> tuple[nn.Module, S
         folder=folder.checkpoints,
         device=bench.device,
         dtype=DTYPES[fixed.precision],
+        keep_every=bench.keep_every,
     )
     state = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), bench.observer))
     for _, cost in helpers.values():
@@ -210,7 +205,7 @@ def _helper(bench: Bench, method: str, seed: int) -> tuple[nn.Module, Budget]:
             write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
             cost = _budget(_train(bench, spec, folder)[1], 0.0)
     network = _network(bench, seed)
-    weights = folder.checkpoints / "last.safetensors"
+    weights = folder.weights("last")
     load_weights(network, read_weights(weights), str(weights))
     return network.eval().requires_grad_(False), cost
 
@@ -225,9 +220,15 @@ def _budget(trained: State, evaluation_seconds: float) -> Budget:
     )
 
 
+def _initial(path: Path | None) -> dict[str, Tensor] | None:
+    """The weights that training began with, where they were kept."""
+    return read_weights(path) if path is not None and path.is_file() else None
+
+
 @dataclass(frozen=True)
 class FoundModel:
-    """A model to evaluate: what to build, its weights (None: as initialised), and where its evaluations go."""
+    """A model to evaluate: what to build, its weights (None: as initialised), what it is called, where its evaluations
+    go, and, of a run's, its epoch and the weights that training began with."""
 
     protocol: Protocol
     backbone: str
@@ -236,12 +237,14 @@ class FoundModel:
     name: str
     home: Path | None = None
     epoch: int | None = None
+    initial: Path | None = None
 
 
 def find_model(
-    registry: Registry, protocol: Protocol, store: Store, name: str, backbone: str | None, checkpoint: Checkpoint
+    registry: Registry, protocol: Protocol, store: Store, name: str, backbone: str | None, checkpoint: str
 ) -> FoundModel:
-    """A run's folder or key, a weights file, or a backbone by its component text, as `evaluate` takes it."""
+    """A run's folder or key, a weights file, or a backbone by its component text, as `evaluate` takes it; of a run,
+    the checkpoint best, last, initial or epoch-N."""
     if name.endswith(".safetensors"):
         weights = Path(name)
         activation = protocol.recipe.activation
@@ -257,14 +260,22 @@ def find_model(
             f"{name} was made under {record.protocol.name} {record.protocol.version} "
             f"({record.protocol.hash[:8]}), which is not the one here; name its file with --protocol"
         )
+    epochs: dict[str, int | None] = {result: record.results[result].epoch for result in record.results}
+    epochs |= {INITIAL: None, **folder.kept()}
+    if checkpoint not in epochs:
+        raise UsageError(
+            f"{name} has no checkpoint '{checkpoint}', only {', '.join(epochs)}; train it again with "
+            "`robflat-bench run ... --keep-every N --fresh` to keep more"
+        )
     return FoundModel(
         protocol,
         protocol.fixed.backbone,
         record.spec.recipe.activation,
-        folder.checkpoints / f"{checkpoint}.safetensors",
+        folder.weights(checkpoint),
         checkpoint,
         folder.path,
-        record.results[checkpoint].epoch,
+        epochs[checkpoint],
+        folder.weights(INITIAL),
     )
 
 
@@ -310,9 +321,8 @@ def evaluate_model(
             return next(item for item in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        result, outcomes = evaluate(
-            registry, protocol.fixed, plan, model, splits, found.name, found.epoch, journal, observer, device
-        )
+        subject = Subject(model, found.name, found.epoch, _initial(found.initial))
+        result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
         raw = arrays_bytes(outcomes)
         record = EvaluationRecord(
             key=key,

@@ -21,22 +21,28 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from robflat_bench import record as records
-from robflat_bench.base import CheckFailed, Journal, RunFailed, UsageError
+from robflat_bench.base import CheckFailed, Journal, RunFailed, Spent, UsageError
 from robflat_bench.components import explain
 from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.spec import RunSpec
+
+if TYPE_CHECKING:
+    from robflat_bench.passes import PassCounter
 
 
 class Busy(RunFailed):
     """Another process works on the run."""
 
+
+INITIAL = "initial"
+"""The checkpoint before the first step."""
 
 MAX_OUTCOMES = 512 * 1024 * 1024
 
@@ -108,15 +114,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 class StoredJournal(Journal):
     """Units on disk below `folder`; a damaged unit is computed again. `spent` sums what the units took, in
-    whichever process, each once however often it is asked for."""
+    whichever process, each once however often it is asked for; `counter` counts their passes."""
 
     def __init__(
-        self, folder: Path, on_unit: Callable[[], None] = lambda: None, parent: StoredJournal | None = None
+        self,
+        folder: Path,
+        on_unit: Callable[[], None] = lambda: None,
+        counter: PassCounter | None = None,
+        parent: StoredJournal | None = None,
     ) -> None:
         self.folder = folder
         self.on_unit = on_unit
+        self.counter = counter
         self.parent = parent
-        self.spent = 0.0
+        self.spent = Spent()
         self._counted: set[Path] = set()
 
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
@@ -125,23 +136,35 @@ class StoredJournal(Journal):
         path = self.folder / f"{name}.npz"
         try:
             arrays = read_arrays(path)
-        except (ValueError, FileNotFoundError):
-            began = time.perf_counter()
+            spent = _spent(arrays)
+        except (ValueError, KeyError, FileNotFoundError):
+            began, before = time.perf_counter(), self._passes()
             arrays = dict(compute())
             arrays["seconds"] = np.array(time.perf_counter() - began)
+            arrays["passes"] = self._passes() - before
             write_atomically(path, arrays_bytes(arrays))
+            spent = _spent(arrays)
         journal: StoredJournal | None = self
         while journal is not None:
             if path not in journal._counted:
-                journal.spent += float(arrays["seconds"])
+                journal.spent += spent
                 journal._counted.add(path)
             journal = journal.parent
         self.on_unit()
         return arrays
 
-    def section(self, name: str) -> StoredJournal:
+    def _passes(self) -> np.ndarray:
+        return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
+
+    def section(self, name: str, counter: PassCounter | None = None) -> StoredJournal:
         folder = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return StoredJournal(self.folder / folder, self.on_unit, self)
+        return StoredJournal(self.folder / folder, self.on_unit, counter or self.counter, self)
+
+
+def _spent(unit: Mapping[str, np.ndarray]) -> Spent:
+    """What it took to compute; KeyError where another version wrote it."""
+    forward, backward = map(int, unit["passes"])
+    return Spent(float(unit["seconds"]), forward, backward)
 
 
 class RunFolder:
@@ -155,6 +178,15 @@ class RunFolder:
     record_file = property(lambda self: self.path / "record.json")
     outcomes_file = property(lambda self: self.path / "outcomes.npz")
     failed_file = property(lambda self: self.path / "failed.json")
+
+    def weights(self, checkpoint: str) -> Path:
+        """The file of a checkpoint: best, last, initial or epoch-N."""
+        return Path(self.checkpoints) / f"{checkpoint}.safetensors"
+
+    def kept(self) -> dict[str, int]:
+        """The epochs, counted from 0, at whose end the weights were kept, by checkpoint, in order."""
+        names = sorted(path.stem for path in self.checkpoints.glob("epoch-*.safetensors"))
+        return {name: int(number) for name in names if (number := name.removeprefix("epoch-")).isdecimal()}
 
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:

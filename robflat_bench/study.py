@@ -24,7 +24,6 @@ import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +31,7 @@ from pydantic import Field
 
 from robflat_bench.base import UsageError
 from robflat_bench.components import validate
-from robflat_bench.protocol import MAX_BYTES, Strict, shipped
+from robflat_bench.protocol import Strict, packaged, read_text, shipped
 from robflat_bench.registry import did_you_mean
 
 MAX_VARIANTS = 1000
@@ -89,9 +88,7 @@ def _toml(value: Any) -> str:
 
 def studies() -> dict[str, str]:
     """Name -> text of the studies in this package."""
-    folder = resources.files("robflat_bench") / "studies"
-    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
-    return {entry.name.removesuffix(".toml"): entry.read_text("utf-8") for entry in files}
+    return packaged("studies")
 
 
 def load_study(name: str) -> Study:
@@ -103,7 +100,7 @@ def load_study(name: str) -> Study:
     if name in known:
         text, home = known[name], Path()
     elif Path(name).suffix == ".toml":
-        text, home = _read(Path(name)), Path(name).parent
+        text, home = read_text(Path(name), "study"), Path(name).parent
     else:
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
         raise UsageError(f"unknown study '{name}'{hint}, or give a TOML file")
@@ -117,12 +114,3 @@ def load_study(name: str) -> Study:
     if (count := sum(group.count for group in study.groups)) > MAX_VARIANTS:
         raise UsageError(f"study {name} has {count} variants; {MAX_VARIANTS} are enough")
     return study
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"study {path} is larger than {MAX_BYTES} bytes")
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"study {path} cannot be read: {error}") from None

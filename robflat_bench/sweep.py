@@ -21,7 +21,7 @@ from typing import Literal
 from robflat_bench.base import RobflatError, RunFailed
 from robflat_bench.components import Composed, compose
 from robflat_bench.cost import passes_per_image, updates_per_batch
-from robflat_bench.protocol import Protocol, load
+from robflat_bench.protocol import load
 from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef, RunSpec, make_spec
@@ -80,20 +80,19 @@ def tasks(
     """
     made: dict[str, Task] = {}
     refused: list[Refused] = []
-    sound: list[tuple[Variant, Protocol, Composed]] = []
+    sound: list[tuple[Variant, list[RunSpec], tuple[int, int]]] = []
     for variant in study.variants():
         try:
             protocol = load(registry, study.protocol, variant.settings)
             composed = compose(registry, variant.method)
-            make_spec(registry, protocol, composed, dataset, 1)
-            sound.append((variant, protocol, composed))
+            specs = [make_spec(registry, protocol, composed, dataset, seed) for seed in range(1, seeds + 1)]
+            sound.append((variant, specs, _passes(registry, composed, protocol.recipe, images)))
         except RobflatError as error:
             refused.append(Refused(variant, str(error).splitlines()[0]))
-    for seed in range(1, seeds + 1):
-        for variant, protocol, composed in sound:
-            spec = make_spec(registry, protocol, composed, dataset, seed)
-            task = Task(variant, spec, store.folder(spec), _passes(registry, composed, protocol.recipe, images))
-            made.setdefault(spec.key, task)
+    for number in range(seeds):
+        for variant, specs, passes in sound:
+            spec = specs[number]
+            made.setdefault(spec.key, Task(variant, spec, store.folder(spec), passes))
     return list(made.values()), refused
 
 

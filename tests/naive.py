@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import ImageShape
+from robflat_bench.base import Examples, ImageShape
+from robflat_bench.data.digits import load
 from robflat_bench.method import Batch, Moment, Training
 from robflat_bench.randomness import generator
 
@@ -46,6 +48,13 @@ def batch(soft: bool = False, weighted: bool = False, progress: float = 0.0) -> 
         target = 0.8 * target + 0.2 / CLASSES
     weight = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0, 1.0]) if weighted else torch.ones(COUNT)
     return Batch(torch.arange(COUNT), images(0), y, target, weight.double(), Moment(7, 2, 3, progress))
+
+
+def digits(start: int, stop: int) -> Examples:
+    """Of the training pool, float32."""
+    pool = load().pools["train"]
+    x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
+    return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
 
 
 def at(given: Batch, **moment: float) -> Batch:

@@ -11,6 +11,7 @@ import numpy as np
 import pyautoattack
 import pytest
 import torch
+from naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +29,6 @@ from robflat_bench.attacks.engine import (
 from robflat_bench.attacks.fgsm import FGSM
 from robflat_bench.attacks.pgd import PGD
 from robflat_bench.base import Examples, Journal, Params, Threat, UsageError, Workspace
-from robflat_bench.data.digits import load
 from robflat_bench.randomness import generator, per_example_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -325,8 +325,9 @@ def test_training_attack_begins_where_its_start_says(start):
         "normal": lambda: x + 1e-3 * torch.randn(x.shape, generator=source, dtype=torch.float64),
         "zero": lambda: x,
     }[start]()
-    assert torch.allclose(model.seen[0], expected.clamp(0, 1), rtol=0, atol=1e-12)
-    assert len(model.seen) == 4, "T steps are T+1 forward passes"
+    seen = [images for images in model.seen if len(images) == len(x)]  # folding looks at the structure with one image
+    assert torch.allclose(seen[0], expected.clamp(0, 1), rtol=0, atol=1e-12)
+    assert len(seen) == 4, "T steps are T+1 forward passes"
 
 
 def test_training_attack_in_train_mode_climbs_on_batch_statistics():
@@ -479,12 +480,6 @@ class Sharp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 1000 * self.network(x)
-
-
-def digits(start: int, stop: int) -> Examples:
-    pool = load().pools["train"]
-    x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
-    return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
 
 
 @pytest.fixture(scope="module")

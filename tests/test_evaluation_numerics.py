@@ -15,7 +15,7 @@ from robflat_bench.base import Examples, ImageShape, Journal, Params, Pool, Thre
 from robflat_bench.batching import in_batches, padded_batches
 from robflat_bench.components import resolve
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Subject, _weaker_broke_more, evaluate
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.observers import Observer
@@ -78,7 +78,7 @@ def fixed(registry) -> Fixed:
 def evaluated(
     registry, fixed: Fixed, model: nn.Module, data: Splits, plan: Plan, folder
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    return evaluate(registry, fixed, plan, model, data, "last", 3, StoredJournal(folder), Observer(), "cpu")
+    return evaluate(registry, fixed, data, "cpu", plan, Subject(model, "last", 3), StoredJournal(folder), Observer())
 
 
 def test_an_image_misclassified_clean_counts_although_its_attack_is_classified_right(registry, fixed, tmp_path):
@@ -148,7 +148,7 @@ def test_measures_and_attacks_get_the_protocols_seed_and_all_their_examples(regi
 
 
 def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_path):
-    text = resolve(registry, "measure", "worst-case(restarts=2, steps=2, xi=0.3)").canonical
+    text = resolve(registry, "measure", "worst-case(restarts=2, steps=2, strong_steps=3, xi=0.3)").canonical
     pgd = resolve(registry, "attack", "pgd(steps=3)").canonical
     plan = Plan((Attacked(attack=pgd, test=5),), (Measured(measure=text, test=5),))
     data, model, calls = splits([0, 1, 2, 3, 4], [0]), Wave(), [0]
@@ -159,7 +159,9 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
     assert second.model_dump(exclude={"seconds"}) == first.model_dump(exclude={"seconds"})
     assert outcomes.keys() == again.keys()
     assert all(np.array_equal(again[name], array) for name, array in outcomes.items())
-    assert calls[0] == spent - 4 - 12, "the attack's passes and those of two restarts, moved and not"
+    assert calls[0] == spent - 4 - 12 - 16, "the attack's passes, those of two restarts, moved and not, and their ends'"
+    measured = first.measures[text]
+    assert (measured.forward, measured.backward) == (5 * (12 + 16), 5 * (8 + 12)), "of five images"
     with torch.no_grad():
         model.gain.fill_(2.0)
     other, _ = evaluated(registry, fixed, model, data, plan, tmp_path)

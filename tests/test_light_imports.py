@@ -15,6 +15,7 @@ HEAVY = (
     "PIL",
     "huggingface_hub",
     "matplotlib",
+    "curvlinops",
 )
 COMMANDS = [
     ["--help"],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
 from robflat_bench.base import Examples, ImageShape, Journal, Measurement, Threat, Workspace
-from robflat_bench.data.digits import load
 from robflat_bench.measures import (
     AdaptiveWorstParams,
     KeskarParams,
@@ -129,12 +129,6 @@ def squares(count: int = 13) -> Examples:
     x = torch.rand(count, 1, 3, 3, generator=generator("squares"), dtype=torch.float64)
     y, index = mlp()(x).argmax(1), torch.arange(count)
     return Examples(x, torch.where(index % 5 == 4, (y + 1) % 3, y), 50 + index)
-
-
-def digits(start: int, stop: int) -> Examples:
-    pool = load().pools["train"]
-    x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
-    return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -24,9 +25,10 @@ from robflat_bench.measures import (
 )
 from robflat_bench.measures.curvature import HessianLambdaMax, HessianTrace, WeightedCurvature
 from robflat_bench.measures.fisher_rao import FisherRao
-from robflat_bench.measures.hessian import Hessian, extremes, hutchinson
+from robflat_bench.measures.hessian import DiagonalOperator, Hessian, extremes, hutchinson, rademacher
 from robflat_bench.measures.oracle import Oracle, normalised
 from robflat_bench.measures.relative_flatness import RelativeFlatness
+from robflat_bench.measures.spectral_density import quadrature, smoothed
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.randomness import generator
 
@@ -35,12 +37,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEASURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "lambda-max": (HessianLambdaMax, HessianLambdaMaxParams, {}),
+    "density": (HessianLambdaMax, HessianLambdaMaxParams, {"density": 2, "nodes": 6}),
     "trace": (HessianTrace, HessianTraceParams, {"probes": 2}),
     "weighted": (WeightedCurvature, WeightedCurvatureParams, {"probes": 2}),
     "relative": (RelativeFlatness, RelativeFlatnessParams, {}),
     "fisher-rao": (FisherRao, FisherRaoParams, {}),
 }
-LOOSE = {"lambda-max": {"tolerance": 0.3, "vectors": 4}, "weighted": {"tolerance": 0.3, "vectors": 4}}
+LOOSE = {name: {"tolerance": 0.3, "vectors": 4} for name in ("lambda-max", "density", "weighted")}
 
 
 def read(name: str, model: nn.Module, examples: Examples, place: Workspace | None = None, **params: Any) -> Measurement:
@@ -122,6 +125,18 @@ def dense_hessian(model: nn.Module, examples: Examples, transform: Any = nn.Iden
     return torch.autograd.functional.hessian(lambda v: F.cross_entropy(logits(v), examples.y), w)
 
 
+def of_matrix(matrix: np.ndarray) -> Any:
+    from curvlinops.examples import TensorLinearOperator  # Here, where `hessian` has silenced its import.
+
+    return TensorLinearOperator(torch.from_numpy(matrix))
+
+
+def known(values: np.ndarray) -> np.ndarray:
+    """A dense symmetric matrix of these eigenvalues."""
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(len(values), len(values))))[0]
+    return basis * values @ basis.T
+
+
 def layer_sums(model: nn.Module, diagonal: Tensor) -> dict[str, float]:
     layers = WeightSpace(model).layers
     parts = diagonal.split([layer.numel() for layer in layers.values()])
@@ -145,8 +160,20 @@ def test_products_are_those_of_the_dense_hessian_of_a_mean_over_all_examples(log
     hessian = Hessian(model, oracle, examples)
     truth = dense_hessian(model, examples, oracle.logits).numpy()
     v = np.random.default_rng(0).normal(size=(hessian.size))
-    assert hessian(v) == pytest.approx(truth @ v, rel=1e-9, abs=1e-12)
+    assert hessian.to_scipy() @ v == pytest.approx(truth @ v, rel=1e-9, abs=1e-12)
     assert hessian.weights() == pytest.approx(flat_loss(model, examples)[1].numpy(), abs=0)
+
+
+def test_the_operator_multiplies_matrices_and_composes():
+    """What the rest stands on: D H D and H - mu are compositions of curvlinops."""
+    model, examples = small_net(), small_examples()
+    hessian = Hessian(model, Oracle(THREAT, HessianTraceParams(coupling="clean")), examples)
+    truth, w = dense_hessian(model, examples).numpy(), hessian.weights()
+    columns = np.random.default_rng(0).normal(size=(hessian.size, 3))
+    assert hessian.to_scipy() @ columns == pytest.approx(truth @ columns, rel=1e-9, abs=1e-12)
+    weighted = DiagonalOperator(w) @ hessian @ DiagonalOperator(w) - 0.5 * hessian
+    moved = w[:, None] * truth * w - 0.5 * truth
+    assert weighted.to_scipy() @ columns == pytest.approx(moved @ columns, rel=1e-9, abs=1e-12)
 
 
 class Attending(nn.Module):
@@ -187,7 +214,7 @@ def test_products_are_differences_of_gradients_whatever_the_layers(kind):
                 layer.copy_(part.view_as(layer))
         gradients.append(torch.cat([g.flatten() for g in oracle.gradient(moved, examples, layers)[1].values()]))
     difference = (gradients[0] - gradients[1]) / (2 * t)
-    assert hessian(v) == pytest.approx(difference.numpy(), rel=1e-4, abs=1e-6)
+    assert hessian.to_scipy() @ v == pytest.approx(difference.numpy(), rel=1e-4, abs=1e-6)
     assert math.isfinite(read("fisher-rao", model, examples).value)
 
 
@@ -235,10 +262,9 @@ SPECTRA = {
 @pytest.mark.parametrize("name", SPECTRA)
 def test_both_ends_of_known_spectra(name):
     values = SPECTRA[name]
-    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(len(values), len(values))))[0]
-    matrix = basis * values @ basis.T
+    matrix = known(values)
     start = np.random.default_rng(2).normal(size=len(values))
-    found = extremes(lambda v: matrix @ v, start, tolerance=1e-5, vectors=20, iterations=300)
+    found = extremes(of_matrix(matrix), start, tolerance=1e-5, vectors=20, iterations=300)
     width = np.ptp(values) if len(values) else 0.0
     assert found["lambda_max"] == pytest.approx(max(values, default=0), abs=1e-5 * width + 1e-12)
     assert found["lambda_min"] == pytest.approx(min(values, default=0), abs=1e-5 * width + 1e-12)
@@ -248,9 +274,8 @@ def test_both_ends_of_known_spectra(name):
 
 def test_residual_is_that_of_the_reported_pair():
     values = np.linspace(0, 1, 200)
-    found = extremes(
-        lambda v: values * v, np.random.default_rng(0).normal(size=200), tolerance=0.05, vectors=6, iterations=300
-    )
+    start = np.random.default_rng(0).normal(size=200)
+    found = extremes(DiagonalOperator(values), start, tolerance=0.05, vectors=6, iterations=300)
     assert 1e-6 < found["residual"] < 0.1
     assert np.abs(values - found["lambda_max"]).min() <= found["residual"]
     assert found["lambda_max"] <= 1 + 1e-12
@@ -259,7 +284,114 @@ def test_residual_is_that_of_the_reported_pair():
 def test_lanczos_that_does_not_converge_says_which_parameter_to_raise():
     values = np.linspace(0, 1, 4000)
     with pytest.raises(RunFailed, match="iterations=1"):
-        extremes(lambda v: values * v, np.ones(4000), tolerance=1e-12, vectors=4, iterations=1)
+        extremes(DiagonalOperator(values), np.ones(4000), tolerance=1e-12, vectors=4, iterations=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The spectral density
+# ---------------------------------------------------------------------------------------------------------
+
+
+def signs(size: int, probe: int = 0) -> np.ndarray:
+    return np.random.default_rng(probe).choice([-1.0, 1.0], size)
+
+
+REPEATED = {"one eigenvalue": np.full(30, 2.0), "two eigenvalues": np.repeat([-1.0, 3.0], 15)}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+@pytest.mark.parametrize("name", [*SPECTRA, *REPEATED])
+def test_quadrature_of_all_dimensions_is_exact_whatever_the_spectrum_and_its_scale(name, scale):
+    values = {**SPECTRA, **REPEATED}[name]
+    matrix, start = known(values), signs(len(values))
+    unit = start / math.sqrt(max(len(values), 1))
+    nodes, weights = quadrature(lambda v: scale * (matrix @ v), start, 1000)
+    assert len(nodes) == len(weights) == len(values)
+    nodes = nodes / scale
+    assert sum(weights) == pytest.approx(float(len(values) > 0), abs=1e-12)
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    for f in (np.exp, np.abs, lambda x: x**5, lambda x: x > 0.05):
+        assert weights @ f(nodes) == pytest.approx((vectors.T @ unit) ** 2 @ f(eigenvalues), rel=1e-9, abs=1e-9)
+    near = np.abs(nodes[:, None] - values) < 1e-9
+    assert all(row.any() for row in near), "no node is off the spectrum"
+    assert all(column.any() for column in near.T), "no eigenvalue is without a node"
+
+
+def test_m_nodes_integrate_polynomials_of_degree_2m_minus_1_and_no_higher():
+    """Exact over all basis vectors: their mean is the trace."""
+    matrix = dense_hessian(small_net(), small_examples()).numpy()
+    found = [quadrature(lambda v: matrix @ v, start, 2) for start in np.eye(len(matrix))]
+    for power in range(1, 5):
+        mean = np.mean([weights @ nodes**power for nodes, weights in found])
+        truth = np.trace(np.linalg.matrix_power(matrix, power)) / len(matrix)
+        assert (mean == pytest.approx(truth, rel=1e-10)) == (power <= 3), power
+
+
+def test_moments_of_random_probes_are_the_traces_within_their_error():
+    matrix = dense_hessian(small_net(), small_examples()).numpy()
+    probes = [quadrature(lambda v: matrix @ v, signs(len(matrix), n), 5) for n in range(600)]
+    for power in (1, 2, 3):
+        moved = np.linalg.matrix_power(matrix, power)
+        values = np.array([weights @ nodes**power for nodes, weights in probes])
+        variance = 2 * ((moved**2).sum() - (moved.diagonal() ** 2).sum()) / len(matrix) ** 2
+        assert values.std(ddof=1) == pytest.approx(math.sqrt(variance), rel=0.15)
+        assert abs(values.mean() - moved.trace() / len(matrix)) < 3 * math.sqrt(variance / 600)
+
+
+def test_few_nodes_are_those_of_curvlinops_which_lose_orthogonality_later(monkeypatch):
+    from curvlinops.papyan2020traces import spectrum
+
+    matrix = dense_hessian(small_net(), small_examples()).numpy()
+    start, top = signs(len(matrix)), np.linalg.eigvalsh(matrix)[-1]
+    monkeypatch.setattr(spectrum, "randn", lambda *_, **__: torch.from_numpy(start.copy()))
+    nodes, vectors = (part.numpy() for part in spectrum.fast_lanczos(of_matrix(matrix), 8))
+    ours = quadrature(lambda v: matrix @ v, start, 8)
+    assert ours[0] == pytest.approx(nodes, rel=1e-9)
+    assert ours[1] == pytest.approx(vectors[0] ** 2, rel=1e-8)
+    later = spectrum.fast_lanczos(of_matrix(matrix), len(matrix))[0].numpy()
+    assert (later > top - 1e-9).sum() > 1, "the reason why the Lanczos is ours; if it fails, take theirs"
+    nodes, weights = quadrature(lambda v: matrix @ v, start, len(matrix))
+    assert (nodes[weights > 0] > top - 1e-9).sum() == 1
+
+
+def test_measured_density_reaches_both_ends_and_is_that_of_the_dense_hessian():
+    model, examples = small_net(), small_examples()
+    assert not read("lambda-max", model, examples).arrays
+    found = read("density", model, examples, density=2, nodes=40, tolerance=1e-5)
+    nodes, weights = found.arrays["density_nodes"], found.arrays["density_weights"]
+    assert nodes.shape == weights.shape == (2, 40)
+    assert weights.sum(1) == pytest.approx(np.ones(2), abs=1e-12)
+    assert (weights > 0).all()
+    assert nodes.max(1) == pytest.approx(np.full(2, found.value), rel=1e-6)
+    assert nodes.min(1) == pytest.approx(np.full(2, found.details["lambda_min"]), rel=1e-6)
+    assert not np.allclose(nodes[0], nodes[1])
+    # The probes are keyed by seed, number and tensor, and their second moment is |H v|^2 / P.
+    truth = dense_hessian(model, examples).numpy()
+    hessian = Dense(model, truth)
+    for number in range(2):
+        v = hessian.draw(rademacher, 5, "hessian-lambda-max", "density", number)
+        assert weights[number] @ nodes[number] ** 2 == pytest.approx(((truth @ v) ** 2).mean(), rel=1e-9)
+    assert read("density", model, examples, nodes=500).arrays["density_nodes"].shape == (2, len(truth))
+
+
+@pytest.mark.parametrize("described", [HessianTraceParams, WeightedCurvatureParams])
+def test_only_the_plain_spectrum_has_a_density(described):
+    with pytest.raises(ValueError, match="density"):
+        described(density=1)
+
+
+def test_smoothed_density_is_a_mixture_of_gaussians_that_integrates_to_1():
+    grid = np.linspace(-4, 6, 4001)
+    one = smoothed(np.array([[1.5]]), np.array([[1.0]]), grid, 0.3)
+    assert one == pytest.approx(stats.norm.pdf(grid, 1.5, 0.3), abs=1e-12)
+    nodes, weights = np.array([[-1.0, 0.0, 3.0], [-2.0, 1.0, 3.5]]), np.array([[0.2, 0.7, 0.1], [0.5, 0.5, 0.0]])
+    for width in (0.05, 0.4):
+        density = smoothed(nodes, weights, grid, width)
+        assert density.shape == grid.shape
+        assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
+        assert np.trapezoid(density * grid, grid) == pytest.approx((nodes * weights).sum() / 2, abs=1e-6)
+        variance = width**2 + (nodes**2 * weights).sum() / 2
+        assert np.trapezoid(density * grid**2, grid) == pytest.approx(variance, rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -273,10 +405,10 @@ class Dense(Hessian):
     def __init__(self, model: nn.Module, matrix: np.ndarray) -> None:
         oracle = Oracle(THREAT, HessianTraceParams(coupling="clean"))
         super().__init__(model, oracle, small_examples())
-        self.matrix = matrix
+        self.matrix = torch.from_numpy(matrix)
 
-    def __call__(self, v: np.ndarray) -> np.ndarray:
-        return self.matrix @ v
+    def _matmat(self, x: list[Tensor]) -> list[Tensor]:
+        return [self.matrix @ x[0]]
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,7 @@ from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import preact_resnet18, resnet8
 from robflat_bench.base import Examples, ImageShape, Journal, Measurement, Threat, UsageError, Workspace
 from robflat_bench.components import resolve
-from robflat_bench.data.digits import load
-from robflat_bench.measures.folding import fold
+from robflat_bench.folding import fold
 from robflat_bench.measures.gradient_alignment import GradientAlignment
 from robflat_bench.randomness import generator, per_example_uniform
 
@@ -76,12 +76,6 @@ def stir(net: nn.Module) -> None:
 def small_examples(count: int = 12) -> Examples:
     x = torch.rand(count, 2, 5, 5, generator=generator("x"), dtype=torch.float64)
     return Examples(x, torch.randint(0, 4, (count,), generator=generator("y")), torch.arange(100, 100 + count))
-
-
-def digits(start: int, stop: int) -> Examples:
-    pool = load().pools["train"]
-    x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
-    return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
 
 
 @pytest.fixture(scope="module")

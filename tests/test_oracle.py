@@ -11,10 +11,12 @@ import torch
 from test_measures import EPSILON, THREAT, Remembering, small_examples, small_net
 from torch import Tensor, nn
 
+from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.engine import attacked
+from robflat_bench.attacks.pgd import PGD
 from robflat_bench.base import Examples, Workspace
 from robflat_bench.measures import OracleParams
-from robflat_bench.measures.oracle import Oracle, RobustLoss, differentiable, normalised
+from robflat_bench.measures.oracle import Oracle, differentiable, normalised
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.randomness import per_example_uniform
 
@@ -103,9 +105,9 @@ def test_frozen_images_are_kept_and_the_couplings_differ():
 
 def test_reattack_is_the_robust_loss():
     model, examples = small_net(), small_examples(11)
-    robust = RobustLoss(THREAT, steps=STEPS, step=None, restarts=2)
+    pgd = PGD(PGDParams(steps=STEPS, restarts=2), THREAT)
     with WeightSpace(model).moved(elsewhere(model)):
-        expected = robust.losses(model, examples, HERE)
+        expected = pgd.maximise(model, examples, HERE.seed).loss
         found = oracle(coupling="reattack").losses(model, examples, HERE)
         assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-12)
 
@@ -199,14 +201,14 @@ def test_a_layer_without_influence_has_gradient_zero():
     assert gradients["4.weight"].any()
 
 
-@pytest.mark.parametrize("coupling", ["frozen", "reattack"])
-def test_points_without_fixed_images_are_refused(coupling):
+@pytest.mark.parametrize(("coupling", "reason"), [("frozen", "freeze"), ("reattack", "no fixed images")])
+def test_points_without_fixed_images_are_refused(coupling, reason):
     model, examples, one = small_net(), small_examples(), oracle(coupling=coupling)
     if coupling == "reattack":
         one.freeze(model, examples, HERE)
-    with pytest.raises(ValueError, match=coupling):
+    with pytest.raises(ValueError, match=reason):
         one.points(examples)
-    with pytest.raises(ValueError, match="freeze"):
+    with pytest.raises(ValueError, match=reason):
         one.gradient(model, examples, WeightSpace(model).layers)
 
 

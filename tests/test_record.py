@@ -103,7 +103,7 @@ def test_a_measure_that_disagrees_with_its_examples_is_named():
     wrong = made.measures["flat"].model_copy(update={"value": 1.0 + 1e-6})
     changed = made.model_copy(update={"measures": made.measures | {"flat": wrong}})
     (problem,) = check({"best": changed}, OUTCOMES)
-    assert "flat is 1.000001, its outcomes give 1.0" in problem
+    assert "flat is 1.000001 on test, its outcomes give 1.0" in problem
 
 
 def test_missing_outcomes_are_named():

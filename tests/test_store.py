@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robflat_bench import store as stores
-from robflat_bench.base import CheckFailed, RunFailed, UsageError
+from robflat_bench.base import CheckFailed, RunFailed, Spent, UsageError
 from robflat_bench.store import (
     RunFolder,
     Store,
@@ -286,11 +286,11 @@ def test_time_spent_counts_in_every_process_and_in_what_is_above(tmp_path, monke
     section.unit("0", Work())
     section.unit("1", Work())
     journal.unit("2", Work())
-    assert (section.spent, journal.spent) == (6, 9)
+    assert (section.spent, journal.spent) == (Spent(6), Spent(9))
     later = StoredJournal(tmp_path)
     later.section("a").unit("0", Work())
     later.section("a").unit("1", Work())
-    assert later.spent == 6
+    assert later.spent == Spent(6)
     assert len(seen) == 3
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robflat_bench.folding import folded
 from robflat_bench.method import InnerAttack
 from robflat_bench.randomness import normal_like, uniform_like
 
@@ -63,21 +64,19 @@ def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterato
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    tracking = [(module, module.track_running_stats) for module in norms]
     try:
         model.eval()
         for parameter, _ in gradients:
             parameter.requires_grad_(False)
-        if bn == "train":
-            for module in norms:
-                # In train mode and without tracking, a norm layer normalises by the batch and updates nothing.
-                module.train()
-                module.track_running_stats = False
-        yield
+        if bn == "eval":
+            yield
+        else:
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train()
+            with frozen_statistics(model):
+                yield
     finally:
-        for module, tracks in tracking:
-            module.track_running_stats = tracks
         for part, mode in modes:
             part.training = mode
         for parameter, requires in gradients:
@@ -86,7 +85,8 @@ def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterato
 
 @contextmanager
 def frozen_statistics(*models: nn.Module) -> Iterator[None]:
-    """Train mode as it is (normalisation by the batch), but running statistics do not move."""
+    """Running statistics do not move: in train mode and without tracking, a norm layer normalises by the batch and
+    updates nothing."""
     norms = [module for model in models for module in model.modules() if isinstance(module, _BatchNorm)]
     tracking = [(module, module.track_running_stats) for module in norms]
     try:
@@ -200,7 +200,7 @@ class TrainingAttack(InnerAttack):
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         radius = 1e-3 if self.start == "normal" else self.epsilon
         start = x + radius * STARTS[self.start](x, self.source)
-        with self.attacking(model):
+        with self.attacking(model), folded(model, x) if self.bn == "eval" else nullcontext():
             return ascend(
                 model,
                 x,

@@ -7,12 +7,15 @@ Restart r of example i starts from numbers keyed by (seed, r, i). Madry et al., 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
 from robflat_bench.base import Attack, Examples
+from robflat_bench.folding import folded
 from robflat_bench.randomness import per_example_uniform
 
 LOSSES = {"ce": cross_entropy, "margin": margin}
@@ -26,17 +29,14 @@ class PGD(Attack):
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
         return self.maximise(model, examples, seed).x
 
-    def maximise(self, model: nn.Module, examples: Examples, seed: int) -> Ascent:
-        """The adversarial images together with the objective loss they reach."""
+    def maximise(self, model: nn.Module, examples: Examples, seed: int, warm: Tensor | None = None) -> Ascent:
+        """The adversarial images together with the objective loss they reach; warm: images to start from as well."""
         x, epsilon = examples.x, self.threat.epsilon
         step = epsilon / 4 if self.params.step is None else self.params.step
         objective = LOSSES[self.params.loss](examples.y)
         best = Ascent(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
-        with attacked(model):
-            for restart in range(self.params.restarts):
-                start = x
-                if self.params.init == "uniform":
-                    start = x + epsilon * per_example_uniform(x, examples.index, seed, "pgd", restart)
+        with attacked(model), folded(model, x):
+            for start in [*self._starts(examples, seed), *([] if warm is None else [warm])]:
                 found = ascend(model, x, start, objective, epsilon=epsilon, step=step, steps=self.params.steps)
                 better = found.loss > best.loss
                 best = Ascent(
@@ -44,3 +44,12 @@ class PGD(Attack):
                     torch.where(better, found.loss, best.loss),
                 )
         return best
+
+    def _starts(self, examples: Examples, seed: int) -> Iterator[Tensor]:
+        """Of each restart."""
+        x, epsilon = examples.x, self.threat.epsilon
+        for restart in range(self.params.restarts):
+            if self.params.init == "uniform":
+                yield x + epsilon * per_example_uniform(x, examples.index, seed, "pgd", restart)
+            else:
+                yield x

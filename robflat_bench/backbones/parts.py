@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robflat_bench.backbones import ACTIVATION_NAMES
 from robflat_bench.base import ImageShape, UsageError
+from robflat_bench.folding import CONVOLUTIONS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = dict(zip(ACTIVATION_NAMES, (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish), strict=True))
 """By name; called without arguments, so never in place: attacks and weight measures reuse their inputs."""
@@ -65,7 +66,6 @@ def construction() -> Iterator[None]:
         yield
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import rich_click as click
 
@@ -14,10 +13,11 @@ from robflat_bench.cli import output
 @click.argument("model")
 @output.protocol_option
 @click.option("--backbone", help="Of a weights file, e.g. 'resnet18(width=64)'; default: the protocol's.")
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="last", show_default=True)
+@click.option("--checkpoint", default="last", show_default=True, help="Of a run: best, last, initial or epoch-N.")
 @click.option("--attack", "attacks", multiple=True, help="Instead of the protocol's; repeatable.")
 @click.option("--measure", "measures", multiple=True, help="Instead of the protocol's; repeatable.")
 @click.option("--examples", type=click.IntRange(min=2), help="How many test examples [default: the protocol's].")
+@click.option("--train", type=click.IntRange(min=2), help="Also on so many training examples.")
 @output.set_option
 @output.store_option
 @output.data_option
@@ -28,10 +28,11 @@ def evaluate(
     model: str,
     protocol: str,
     backbone: str | None,
-    checkpoint: Literal["best", "last"],
+    checkpoint: str,
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
     examples: int | None,
+    train: int | None,
     settings: tuple[str, ...],
     store: Path,
     data: str | None,
@@ -62,9 +63,9 @@ def evaluate(
     available = found.protocol.fixed.data.test.count
     if examples is not None and examples > available:
         raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples")
-    if examples is not None and not attacks and not measures:
-        raise UsageError(f"--examples {examples}: say of what, with --attack SPEC or --measure SPEC")
-    plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples)
+    if (examples or train) and not attacks and not measures:
+        raise UsageError("--examples and --train: say of what, with --attack SPEC or --measure SPEC")
+    plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
     splits = load_splits(registry, found.protocol, data)
     with Progress() as progress:
         record, path = evaluate_model(registry, found, plan, splits, runs, place, progress)

@@ -6,12 +6,20 @@ import time
 from collections.abc import Sequence
 
 import rich_click as click
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from robflat_bench.cli.output import console, percent
 from robflat_bench.observers import Observer
 from robflat_bench.record import Epoch
+
+
+def bars(screen: Console) -> Bars:
+    """What is done, of how much, and the time left."""
+    return Bars(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=screen
+    )
 
 
 class Progress(Observer):
@@ -22,17 +30,7 @@ class Progress(Observer):
         self.began = time.perf_counter()
         self.stages: list[str] = []
         self.units = 0
-        self.bars = (
-            Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=screen,
-            )
-            if screen.is_terminal
-            else None
-        )
+        self.bars = bars(screen) if screen.is_terminal else None
 
     def __enter__(self) -> Progress:
         if self.bars:

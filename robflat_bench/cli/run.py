@@ -18,6 +18,7 @@ from robflat_bench.cli import output
 @output.store_option
 @output.data_option
 @output.device_option
+@click.option("--keep-every", type=click.IntRange(min=1), help="Keep the weights of every N-th epoch, for figures.")
 @click.option("--fresh", is_flag=True, help="Forget what an earlier run left and start anew.")
 @click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
 @output.plugin_option
@@ -30,6 +31,7 @@ def run(
     store: Path,
     data: str | None,
     device: str,
+    keep_every: int | None,
     fresh: bool,
     plan: bool,
     files: tuple[Path, ...],
@@ -53,7 +55,7 @@ def run(
 
     place = choose_device(device)
     splits = load_splits(registry, chosen, data)
-    bench = Bench(registry, chosen, splits, Store(store), place)
+    bench = Bench(registry, chosen, splits, Store(store), place, keep_every=keep_every or 0)
     spec = bench.spec(method, seed)
     folder = bench.store.folder(spec)
     if plan:
@@ -85,6 +87,8 @@ def run(
         output.console().print(output.table("plan", ["", ""], rows))
         return
 
+    if keep_every and folder.record_file.is_file() and not fresh and not folder.kept():
+        output.note("this run is finished and its epochs were not kept; add --fresh to train it again")
     with Progress() as progress:
         record = execute(replace(bench, observer=progress), spec, fresh)
     if as_json:

@@ -98,12 +98,12 @@ class _Bar:
     """How far the sweep is, on stderr: a bar with the time left on a terminal, a line per run elsewhere."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from robflat_bench.cli.progress import bars
 
         screen = output.console(stderr=True)
         self.total, self.done, self.terminal = total, 0, screen.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=screen, disable=not self.terminal)
+        self.bar = bars(screen)
+        self.bar.disable = not self.terminal
         self.task = self.bar.add_task("sweep", total=total)
 
     def __enter__(self) -> _Bar:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.base import Examples, RunFailed, Threat, Workspace
+from robflat_bench.base import Examples, Measure, Measurement, NoValue, Threat, Workspace
 from robflat_bench.components import Component, resolve, title
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
+from robflat_bench.passes import PassCounter
 from robflat_bench.protocol import Attacked, Fixed, Measured, SplitName
-from robflat_bench.record import Flags, MeasureResult, Result, totals
+from robflat_bench.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.registry import Registry
 from robflat_bench.store import StoredJournal
 from robflat_bench.weights import digest
@@ -52,7 +53,9 @@ class Plan:
         attacks = [
             f"{title(registry, 'attack', row.attack)}, {split}" for row in self.attacks for split in _splits(row)
         ]
-        measures = [title(registry, "measure", row.measure) for row in self.measures]
+        measures = [
+            _stage(title(registry, "measure", row.measure), split) for row in self.measures for split in _splits(row)
+        ]
         return [f"{checkpoint}: {name}" for name in ("clean", *attacks, *measures)]
 
 
@@ -63,19 +66,24 @@ def choose_plan(
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
     examples: int | None,
+    train: int = 0,
 ) -> Plan:
-    """The protocol's plan for a checkpoint, or the named attacks and measures on as many test examples."""
-    own = Plan.of(fixed, checkpoint)
+    """The protocol's plan for a checkpoint, or the named attacks and measures on as many test and training examples."""
+    own = Plan.of(fixed, "best" if checkpoint == "best" else "last")
     count = examples or own.test_examples
     if not attacks and not measures:
         return own
     return Plan(
-        tuple(Attacked(attack=resolve(registry, "attack", text).canonical, test=count) for text in attacks),
-        tuple(Measured(measure=resolve(registry, "measure", text).canonical, test=count) for text in measures),
+        tuple(
+            Attacked(attack=resolve(registry, "attack", text).canonical, test=count, train=train) for text in attacks
+        ),
+        tuple(
+            Measured(measure=resolve(registry, "measure", text).canonical, test=count, train=train) for text in measures
+        ),
     )
 
 
-def _splits(row: Attacked) -> tuple[SplitName, ...]:
+def _splits(row: Attacked | Measured) -> tuple[SplitName, ...]:
     return ("test", "train") if row.train else ("test",)
 
 
@@ -88,37 +96,47 @@ def configure(fixed: Fixed) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model in the protocol's precision, the checkpoint it is (its name in the record and, where
+    there is one, its epoch), and the weights that training began with, where they are known."""
+
+    model: nn.Module
+    checkpoint: str
+    epoch: int | None = None
+    initial: Mapping[str, Tensor] | None = None
+
+
 def evaluate(
     registry: Registry,
     fixed: Fixed,
-    plan: Plan,
-    model: nn.Module,
     splits: Splits,
-    checkpoint: str,
-    epoch: int | None,
+    device: str,
+    plan: Plan,
+    subject: Subject,
     journal: StoredJournal,
     observer: Observer,
-    device: str,
 ) -> tuple[Result, dict[str, np.ndarray]]:
     """The result of one checkpoint, and its outcomes: `<checkpoint>/<split>/<attack>/{error,loss}` per example.
 
-    The journal must belong to these weights: units found in it are taken as done.
+    Units found in the journal are taken as done. A measure that has no value here says why in its result.
     """
-    model.eval()
+    model, checkpoint = subject.model.eval(), subject.checkpoint
     dtype = DTYPES[fixed.precision]
     threat = Threat(fixed.threat.epsilon, fixed.threat.norm)
     outcomes: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
     notes: dict[str, int] = {}
     weights = digest(model.state_dict())
-    journal = journal.section(weights)
+    counter = PassCounter(model)
+    journal = journal.section(weights, counter)
     stages = iter(plan.stages(registry, checkpoint))
 
     def examples(split: SplitName, count: int) -> Examples:
         return splits.examples(split, device, dtype, count)
 
     def workspace(stage: str) -> Workspace:
-        return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage))
+        return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage), subject.initial)
 
     # ---- clean ------------------------------------------------------------------------------------------
     began = time.perf_counter()
@@ -147,29 +165,22 @@ def evaluate(
                 outcomes[f"{checkpoint}/{split}/{row.attack}/loss"] = loss
             if split == "test":
                 notes |= attack.notes
-            seconds[f"{row.attack}, {split}"] = place.journal.spent
+            seconds[f"{row.attack}, {split}"] = place.journal.spent.seconds
             observer.stage_ends(next(stages))
 
     # ---- measures ---------------------------------------------------------------------------------------
-    measures: dict[str, MeasureResult] = {}
+    measures: dict[SplitName, dict[str, MeasureResult]] = {"test": {}, "train": {}}
     for measured in plan.measures:
-        place = workspace(measured.measure)
-        measure = resolve(registry, "measure", measured.measure).build(threat)
-        found = measure.measure(model, examples("test", measured.test), place)
-        if not math.isfinite(found.value):
-            raise RunFailed(f"{measured.measure} is {found.value} at checkpoint {checkpoint}; its weights are kept")
-        spent = place.journal.spent
-        measures[measured.measure] = MeasureResult(
-            value=found.value,
-            standard_error=found.standard_error,
-            n=found.n,
-            seconds=spent,
-            details=dict(found.details),
-        )
-        for name, array in found.arrays.items():
-            outcomes[f"{checkpoint}/measure/{measured.measure}/{name}"] = array
-        seconds[measured.measure] = spent
-        observer.stage_ends(next(stages))
+        for split in _splits(measured):
+            place = workspace(_stage(measured.measure, split))
+            component = resolve(registry, "measure", measured.measure)
+            found, arrays = _measured(component.build(threat), model, examples(split, getattr(measured, split)), place)
+            measures[split][measured.measure] = found
+            for name, array in arrays.items():
+                outcomes[f"{measure_path(checkpoint, split, measured.measure)}/{name}"] = array
+            seconds[_stage(measured.measure, split)] = found.seconds
+            observer.stage_ends(next(stages))
+    counter.remove()
 
     names = [resolve(registry, "attack", row.attack) for row in plan.attacks]
     zero_gradients, random_forward = _forward_flags(model, examples("test", MEMORY_BATCH))
@@ -180,14 +191,46 @@ def evaluate(
         square_beats_white_box=notes.get("only_square"),
     )
     result = Result(
-        epoch=epoch,
+        epoch=subject.epoch,
         weights=weights,
-        measures=measures,
+        measures=measures["test"],
+        measures_train=measures["train"],
         flags=flags,
         seconds=seconds,
         **totals(outcomes, checkpoint, [row.attack for row in plan.attacks]),
     )
     return result, outcomes
+
+
+def _measured(
+    measure: Measure, model: nn.Module, examples: Examples, place: Workspace
+) -> tuple[MeasureResult, Mapping[str, np.ndarray]]:
+    """A measurement as the record keeps it, with its arrays; without a value where there is none, and why."""
+    found, reason = Measurement(math.nan, None, 0), ""
+    try:
+        found = measure.measure(model, examples, place)
+    except NoValue as error:
+        reason = str(error)
+    value: float | None = found.value
+    if not math.isfinite(found.value):
+        value, reason = None, reason or f"it is {found.value} here"
+    spent = place.journal.spent
+    result = MeasureResult(
+        value=value,
+        standard_error=None if value is None else found.standard_error,
+        n=found.n,
+        seconds=spent.seconds,
+        forward=spent.forward,
+        backward=spent.backward,
+        reason=reason,
+        details={} if value is None else dict(found.details),
+    )
+    return result, found.arrays
+
+
+def _stage(component: str, split: SplitName) -> str:
+    """Of a measure, as the record and the journal name it."""
+    return component if split == "test" else f"{component}, {split}"
 
 
 def _outcome(model: nn.Module, examples: Examples, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

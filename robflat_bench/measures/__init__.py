@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.base import MeasureInfo, Number, Params, hookimpl
 
@@ -15,49 +15,77 @@ PYHESSIAN = (
 JIANG = "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020"
 
 
+BallShape = Literal["layer", "filter", "element", "global"]
+BallNorm = Literal["l2", "linf"]
+
+
+def _reference_is_attacked(params: Any) -> Any:
+    if params.reference == "paper" and params.coupling in ("clean", "frozen"):
+        raise ValueError(f"reference=paper is a fresh attack; coupling={params.coupling} makes none: use matched")
+    return params
+
+
 class OracleParams(Params):
     """What every measure of a loss shares: how the adversary follows the weights (coupling), its attack (steps,
-    step, restarts; found once for `frozen`), and whether logits are normalised before the cross-entropy."""
+    step, restarts; found once for `frozen`), and whether logits are normalised before the cross-entropy.
+
+    warm: under `reattack`, each attack also starts from the images found at w, so that it never falls below `frozen`.
+    """
 
     coupling: Literal["clean", "frozen", "reattack"] = "frozen"
     steps: PositiveInt = 20
     step: Number | None = Field(default=None, gt=0)
     restarts: PositiveInt = 1
+    warm: bool = False
     logits: Literal["plain", "normalised"] = "plain"
 
 
-class AverageCaseParams(Params):
-    """xi: radius relative to each layer's norm. draws: of the weights. steps, step: of the attack at each draw.
+class AverageCaseParams(OracleParams):
+    """xi: radius relative to the norm of each group of weights, `ball` and `norm` (see `weight_space`). draws: of the
+    weights. steps, step, restarts: of the attack at each draw.
 
     reference="matched" subtracts the loss at w under the same attack, restarts and starts (0 at xi=0); "paper"
     subtracts the loss of `reference_restarts` restarts selected by wrong-class confidence.
     """
 
+    coupling: Literal["clean", "frozen", "reattack"] = "reattack"
     xi: Number = Field(default=0.5, ge=0)
+    ball: BallShape = "layer"
+    norm: BallNorm = "l2"
     draws: int = Field(default=10, ge=2)
-    steps: PositiveInt = 20
-    step: Number | None = Field(default=None, gt=0)
-    restarts: PositiveInt = 1
     reference: Literal["matched", "paper"] = "matched"
     reference_restarts: PositiveInt = 10
 
+    _attacked = model_validator(mode="after")(_reference_is_attacked)
+
 
 class WorstCaseParams(Params):
-    """xi: radius relative to each layer's norm. batch: examples per update of nu (0: all of them, one update a
-    step). weight_step: of nu, relative to the layer's norm, by default 2.5 xi / updates.
+    """xi: radius relative to the norm of each group of weights, `ball` and `norm` (see `weight_space`). coupling:
+    which images climb with the weights: none, those found at w (frozen), or each on its own way (joint). batch:
+    examples per update of nu (0: all of them, one update a step). weight_step: of nu, in units of xi = 1, by default
+    2.5 xi / updates. warm: one more `joint` restart, from where `frozen` ends. strong_steps: of the attack that each
+    nu is met with in the end.
 
     The released code's setting: batch=128, weight_step=0.01, keep="last", reference="paper".
     """
 
+    coupling: Literal["clean", "frozen", "joint"] = "joint"
     xi: Number = Field(default=0.003, ge=0)
+    ball: BallShape = "layer"
+    norm: BallNorm = "l2"
     restarts: PositiveInt = 10
     steps: PositiveInt = 20
     step: Number | None = Field(default=None, gt=0)
     weight_step: Number | None = Field(default=None, gt=0)
     batch: NonNegativeInt = 0
     keep: Literal["best", "last"] = "best"
+    warm: bool = False
+    strong_steps: PositiveInt = 40
+    logits: Literal["plain", "normalised"] = "plain"
     reference: Literal["matched", "paper"] = "matched"
     reference_restarts: PositiveInt = 10
+
+    _attacked = model_validator(mode="after")(_reference_is_attacked)
 
 
 class AdaptiveAverageParams(OracleParams):
@@ -116,14 +144,26 @@ class FixedImagesParams(OracleParams):
     """Of a measure that differentiates the loss by the weights: its images stay as they are while these move."""
 
     coupling: Literal["clean", "frozen"] = "frozen"
+    warm: Literal[False] = False
 
 
-class HessianLambdaMaxParams(FixedImagesParams):
+class LanczosParams(FixedImagesParams):
     """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most."""
 
     tolerance: Number = Field(default=1e-3, gt=0)
     vectors: int = Field(default=20, ge=3)
     iterations: PositiveInt = 300
+
+
+class HessianLambdaMaxParams(LanczosParams):
+    """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most.
+
+    density: probes of the spectral density (0: none). nodes: of each; it takes as many products and, in memory, as
+    many times the weights.
+    """
+
+    density: NonNegativeInt = 0
+    nodes: PositiveInt = 80
 
 
 class HessianTraceParams(FixedImagesParams):
@@ -132,7 +172,7 @@ class HessianTraceParams(FixedImagesParams):
     probes: int = Field(default=50, ge=2)
 
 
-class WeightedCurvatureParams(HessianLambdaMaxParams):
+class WeightedCurvatureParams(LanczosParams):
     """probes: random vectors of Hutchinson's estimator. tolerance, vectors, iterations: of Lanczos."""
 
     probes: int = Field(default=50, ge=2)

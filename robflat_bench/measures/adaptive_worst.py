@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
 from robflat_bench.measures import AdaptiveWorstParams
-from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, error_of_mean, gap, given_images, highest
+from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, gap, given_images, highest
+from robflat_bench.measures.per_example import error_of_mean
 
 
 class AdaptiveWorst(Measure):

@@ -21,7 +21,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -225,8 +224,3 @@ def gap(h: Tensor, ball: Ball, point: Point) -> float:
     """The gap at a point of the ball with half-axes h."""
     z = torch.where(h > 0, point.nu / h, 0.0)
     return ball.gap(h * point.gradient, z)
-
-
-def error_of_mean(values: np.ndarray) -> float | None:
-    """Standard error; one value has none."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None

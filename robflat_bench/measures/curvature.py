@@ -1,6 +1,7 @@
 r"""Curvature of the mean loss L over the weights w, H = d^2 L / dw^2 (`hessian`).
 
-    hessian-lambda-max    \lambda_max(H);  details: lambda_min, convexity_ratio = |lambda_min| / |lambda_max|
+    hessian-lambda-max    \lambda_max(H);  details: lambda_min, convexity_ratio = |lambda_min| / |lambda_max|;
+                          density=n: the density of all eigenvalues, by n probes (`spectral_density`)
     hessian-trace         tr H = \sum_j H_jj;  details: trace/NAME of each layer's diagonal block
     weighted-curvature    tr(D H D) = \sum_j w_j^2 H_jj with D = diag(w);
                           details: lambda_max and lambda_min of D H D, weighted_trace/NAME
@@ -19,8 +20,8 @@ the estimate never exceeds the true maximum by more than rounding. Traces have t
 probes, given these examples.
 
 Cost: a product with H is one forward and one backward pass of each image and the backward pass of both; a trace takes
-`probes` of them, the two ends of a spectrum typically 40 to 200. Memory: `vectors` times the weights,
-in float64.
+`probes` of them, the two ends of a spectrum typically 40 to 200, its density `density` times `nodes`. Memory:
+`vectors` (`nodes`) times the weights, in float64.
 
 Traces per layer come with every trace (PyHessian issues 9 and 10 ask for them), and the loss is a mean over
 examples, whatever the chunks.
@@ -34,25 +35,28 @@ import numpy as np
 from torch import nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
-from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams, WeightedCurvatureParams
-from robflat_bench.measures.hessian import Hessian, Product, extremes, hutchinson
+from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams, LanczosParams, WeightedCurvatureParams
+from robflat_bench.measures.hessian import DiagonalOperator, Hessian, Operator, extremes, hutchinson, rademacher
 from robflat_bench.measures.oracle import Oracle
+from robflat_bench.measures.spectral_density import quadrature
 from robflat_bench.randomness import normal_like
 
 
 class HessianLambdaMax(Measure):
-    """Details: `lambda_min`, `convexity_ratio` (0 where H is), `residual`, `residual_min`."""
+    """Details: `lambda_min`, `convexity_ratio` (0 where H is), `residual`, `residual_min`.
+
+    Arrays, with density=n: `density_nodes` and `density_weights` [n, min(nodes, P)]; the weights of a probe sum to 1.
+    """
 
     params: HessianLambdaMaxParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        hessian = Hessian(model, oracle, examples)
+        hessian = _hessian(self, model, examples, workspace)
         ends = _spectrum(hessian, hessian, self.params, workspace, "hessian-lambda-max")
         value = ends.pop("lambda_max")
         ratio = abs(ends["lambda_min"] / value) if value else 0.0
-        return Measurement(value, None, len(examples), {**ends, "convexity_ratio": ratio})
+        density = _density(hessian, self.params, workspace)
+        return Measurement(value, None, len(examples), {**ends, "convexity_ratio": ratio}, density)
 
 
 class HessianTrace(Measure):
@@ -61,9 +65,7 @@ class HessianTrace(Measure):
     params: HessianTraceParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        hessian = Hessian(model, oracle, examples)
+        hessian = _hessian(self, model, examples, workspace)
         ones = np.ones(hessian.size)
         key = (workspace.seed, "hessian-trace")
         layers = hutchinson(hessian, ones, self.params.probes, workspace.journal, *key)
@@ -76,14 +78,20 @@ class WeightedCurvature(Measure):
     params: WeightedCurvatureParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        hessian = Hessian(model, oracle, examples)
+        hessian = _hessian(self, model, examples, workspace)
         w = hessian.weights()
         key = (workspace.seed, "weighted-curvature")
         layers = hutchinson(hessian, w, self.params.probes, workspace.journal, *key)
-        ends = _spectrum(hessian, lambda v: w * hessian(w * v), self.params, workspace, "weighted-curvature")
+        moved = DiagonalOperator(w) @ hessian @ DiagonalOperator(w)
+        ends = _spectrum(hessian, moved, self.params, workspace, "weighted-curvature")
         return _trace(hessian, layers, "weighted_trace", len(examples), ends)
+
+
+def _hessian(measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace) -> Hessian:
+    """Of the loss at the images of the measure's coupling."""
+    oracle = Oracle(measure.threat, measure.params)
+    oracle.freeze(model, examples, workspace)
+    return Hessian(model, oracle, examples)
 
 
 def _trace(hessian: Hessian, layers: np.ndarray, label: str, n: int, details: dict[str, float]) -> Measurement:
@@ -100,8 +108,8 @@ def _trace(hessian: Hessian, layers: np.ndarray, label: str, n: int, details: di
 
 def _spectrum(
     hessian: Hessian,
-    product: Product,
-    params: HessianLambdaMaxParams | WeightedCurvatureParams,
+    operator: Operator,
+    params: LanczosParams,
     workspace: Workspace,
     name: str,
 ) -> dict[str, float]:
@@ -110,8 +118,21 @@ def _spectrum(
     def compute() -> dict[str, np.ndarray]:
         start = hessian.draw(normal_like, workspace.seed, name, "start")
         found = extremes(
-            product, start, tolerance=params.tolerance, vectors=params.vectors, iterations=params.iterations
+            operator, start, tolerance=params.tolerance, vectors=params.vectors, iterations=params.iterations
         )
         return {end: np.array(value) for end, value in found.items()}
 
     return {end: float(value) for end, value in workspace.journal.unit("spectrum", compute).items()}
+
+
+def _density(hessian: Hessian, params: HessianLambdaMaxParams, workspace: Workspace) -> dict[str, np.ndarray]:
+    """Nodes and weights of each probe, a unit of the journal; nothing without probes."""
+    product = hessian.to_scipy().matvec
+
+    def probe(number: int) -> dict[str, np.ndarray]:
+        start = hessian.draw(rademacher, workspace.seed, "hessian-lambda-max", "density", number)
+        nodes, weights = quadrature(product, start, params.nodes)
+        return {"density_nodes": nodes, "density_weights": weights}
+
+    units = [workspace.journal.unit(f"density-{n}", lambda n=n: probe(n)) for n in range(params.density)]  # type: ignore[misc]
+    return {name: np.stack([unit[name] for unit in units]) for name in (units[0] if units else ())}

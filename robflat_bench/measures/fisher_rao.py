@@ -18,8 +18,6 @@ Cost: one forward and two backward passes of each image. Standard error: over ex
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +26,7 @@ from robflat_bench.batching import in_batches
 from robflat_bench.measures import FisherRaoParams
 from robflat_bench.measures.hessian import twice_differentiable
 from robflat_bench.measures.oracle import Oracle
+from robflat_bench.measures.per_example import mean_of
 from robflat_bench.measures.weight_space import WeightSpace
 
 
@@ -50,14 +49,7 @@ class FisherRao(Measure):
             return torch.stack([(p * centred**2).sum(1), centred.gather(1, part.y[:, None])[:, 0] ** 2], 1)
 
         own, empirical = in_batches(oracle.points(examples), workspace, both, "fisher-rao").cpu().numpy().T
-        n = len(examples)
-        return Measurement(
-            value=float(own.mean()),
-            standard_error=float(own.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
-            n=n,
-            details={"empirical": float(empirical.mean())},
-            arrays={"per_example": own},
-        )
+        return mean_of(own, {"empirical": float(empirical.mean())})
 
 
 def _along(z: Tensor, layers: list[nn.Parameter], direction: list[Tensor]) -> Tensor:

@@ -7,20 +7,23 @@ vectors are gradients of gradients, summed over chunks of `oracle.CHUNK`: a mean
 means. Vectors are float64 outside the model, so what surrounds the products adds no rounding; the products have the
 model's precision.
 
-Reverse over reverse mode, not curvlinops 3.0 (forward over reverse): torch has no forward derivative of the backward
-pass of SiLU and its like, which the paper's networks use.
+H is an operator of curvlinops: its algebra makes D H D and H - mu, and its export to SciPy gives both to ARPACK. What
+of curvlinops 3.0.1 does not carry: its own Hessian is forward over reverse, which torch refuses for SiLU and Mish; its
+`hutchinson_trace` returns one number, neither probes nor layers, of random numbers that no key decides;
+its Lanczos keeps no orthogonality, so ours is in `spectral_density`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -31,8 +34,14 @@ from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.randomness import generator
 
+with warnings.catch_warnings():
+    # Of linear_operator, which curvlinops imports for its inverses.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
+    from curvlinops._torch_base import PyTorchLinearOperator
+    from curvlinops.examples import IdentityLinearOperator
+
+Operator: TypeAlias = PyTorchLinearOperator
 Vector = NDArray[np.float64]
-Product = Callable[[Vector], Vector]
 
 DENSE = 20
 """Up to this many weights the matrix itself is smaller than a Krylov space."""
@@ -45,32 +54,58 @@ def twice_differentiable(model: nn.Module, layers: list[nn.Parameter]) -> Iterat
         yield
 
 
-class Hessian:
-    """H as a function of vectors [P]: all layers, flattened one after another. `oracle` holds fixed images."""
+class Symmetric(Operator):  # type: ignore[misc]
+    """A symmetric operator on vectors [P], float64 and on the CPU wherever the model is. `to_scipy` takes numpy's."""
+
+    SELF_ADJOINT = True
+    device = torch.device("cpu")
+    dtype = torch.float64
+
+    def __init__(self, size: int) -> None:
+        super().__init__([(size,)], [(size,)])
+        self.size = size
+
+
+class DiagonalOperator(Symmetric):
+    """The diagonal matrix of these entries [P]."""
+
+    def __init__(self, entries: Vector) -> None:
+        super().__init__(len(entries))
+        self.entries = torch.from_numpy(entries)
+
+    def _matmat(self, x: list[Tensor]) -> list[Tensor]:
+        return [self.entries[:, None] * x[0]]
+
+
+class Hessian(Symmetric):
+    """H over all layers, flattened one after another. `oracle` holds fixed images."""
 
     def __init__(self, model: nn.Module, oracle: Oracle, examples: Examples) -> None:
         self.model = model
         self.layers = WeightSpace(model).layers
         self.sizes = [layer.numel() for layer in self.layers.values()]
-        self.size = sum(self.sizes)
         self.points = oracle.points(examples)
         self.oracle = oracle
+        super().__init__(sum(self.sizes))
 
-    def __call__(self, v: Vector) -> Vector:
+    def _matmat(self, x: list[Tensor]) -> list[Tensor]:
+        """[H X] of [X], X [P,K]: the columns share the first gradient."""
         layers = list(self.layers.values())
-        total = torch.zeros(self.size, dtype=torch.float64)
+        total = torch.zeros_like(x[0])
         if not layers:
-            return total.numpy()
-        flat = torch.from_numpy(np.ascontiguousarray(v)).to(layers[0])
-        along = [part.view_as(layer) for part, layer in zip(flat.split(self.sizes), layers, strict=True)]
+            return [total]
+        columns = x[0].T.to(layers[0])
         with twice_differentiable(self.model, layers):
             for part, count in padded_batches(self.points, min(CHUNK, len(self.points))):
                 loss = self.oracle.cross_entropy(self.model, part)[:count].sum() / len(self.points)
                 gradients = torch.autograd.grad(loss, layers, create_graph=True, materialize_grads=True)
-                slope = torch.stack([(g * u).sum() for g, u in zip(gradients, along, strict=True)]).sum()
-                products = torch.autograd.grad(slope, layers, materialize_grads=True)
-                total += torch.cat([product.flatten() for product in products]).double().cpu()
-        return total.numpy()
+                for column, v in enumerate(columns):
+                    along = [u.view_as(g) for u, g in zip(v.split(self.sizes), gradients, strict=True)]
+                    slope = torch.stack([(g * u).sum() for g, u in zip(gradients, along, strict=True)]).sum()
+                    more = column + 1 < len(columns)
+                    products = torch.autograd.grad(slope, layers, retain_graph=more, materialize_grads=True)
+                    total[:, column] += torch.cat([product.flatten() for product in products]).double().cpu()
+        return [total]
 
     def weights(self) -> Vector:
         """w, as one vector."""
@@ -103,28 +138,31 @@ def hutchinson(hessian: Hessian, scale: Vector, probes: int, journal: Journal, *
 
     A probe covers all layers at once, since E v_j v_k = 0 between them as well. Each probe is a unit of the journal.
     """
+    product = hessian.to_scipy()
 
     def probe(number: int) -> dict[str, np.ndarray]:
         moved = scale * hessian.draw(rademacher, *key, number)
-        return {"layers": hessian.by_layer(moved * hessian(moved))}
+        return {"layers": hessian.by_layer(moved * (product @ moved))}
 
     return np.stack([journal.unit(f"probe-{n}", lambda n=n: probe(n))["layers"] for n in range(probes)])  # type: ignore[misc]
 
 
-def extremes(product: Product, start: Vector, **lanczos: Any) -> dict[str, float]:
-    r"""The largest and smallest eigenvalue of a symmetric product, with ||Hv - lambda v||_2 of each.
+def extremes(operator: Operator, start: Vector, **lanczos: Any) -> dict[str, float]:
+    r"""The largest and smallest eigenvalue of a symmetric operator, with ||Hv - lambda v||_2 of each.
 
     Lanczos twice: first for the eigenvalue mu largest in modulus, then for that of H - mu, which is the other end.
     So `tolerance` is always relative to the width of the spectrum, also where an end is zero: where a convex
     problem has a null space, no tolerance relative to the smallest eigenvalue itself could be met.
     `vectors` of the Krylov space are kept and restarted from, at most `iterations` times.
     """
-    if not product(start).any():  # Almost surely H = 0.
+    product = operator.to_scipy()
+    if not (product @ start).any():  # Almost surely H = 0.
         return {"lambda_max": 0.0, "lambda_min": 0.0, "residual": 0.0, "residual_min": 0.0}
-    first, vector = _dominant(product, start, **lanczos)
-    gap, other = _dominant(lambda v: product(v) - first * v, start, **lanczos)
+    first, vector = _dominant(operator, start, **lanczos)
+    identity = IdentityLinearOperator([(len(start),)], operator.device, operator.dtype)
+    gap, other = _dominant(operator - first * identity, start, **lanczos)
     ends = sorted([(first, vector), (first + gap, other)], key=lambda end: end[0])
-    residuals = [float(np.linalg.norm(product(v) - value * v)) for value, v in ends]
+    residuals = [float(np.linalg.norm(product @ v - value * v)) for value, v in ends]
     return {
         "lambda_max": ends[1][0],
         "lambda_min": ends[0][0],
@@ -134,18 +172,17 @@ def extremes(product: Product, start: Vector, **lanczos: Any) -> dict[str, float
 
 
 def _dominant(
-    product: Product, start: Vector, *, tolerance: float, vectors: int, iterations: int
+    operator: Operator, start: Vector, *, tolerance: float, vectors: int, iterations: int
 ) -> tuple[float, Vector]:
     """The eigenvalue largest in modulus, and its unit eigenvector."""
-    size = len(start)
+    size, product = len(start), operator.to_scipy()
     if size <= DENSE:
-        matrix = np.stack([product(row) for row in np.eye(size)])
+        matrix = product @ np.eye(size)
         values, found = np.linalg.eigh((matrix + matrix.T) / 2)
     else:
-        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         try:
             values, found = eigsh(
-                operator, k=1, which="LM", v0=start, ncv=min(vectors, size), tol=tolerance, maxiter=iterations
+                product, k=1, which="LM", v0=start, ncv=min(vectors, size), tol=tolerance, maxiter=iterations
             )
         except ArpackNoConvergence as error:
             raise RunFailed(

@@ -25,7 +25,8 @@ from torch import nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
 from robflat_bench.measures import KeskarParams
-from robflat_bench.measures.ascent import BALLS, Landscape, error_of_mean, gap, given_images
+from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images
+from robflat_bench.measures.per_example import error_of_mean
 
 
 class Keskar(Measure):

@@ -27,10 +27,9 @@ from torch import nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
 from robflat_bench.measures import PacBayesSigmaParams
-from robflat_bench.measures.average_case import crossed_errors
 from robflat_bench.measures.bisection import bracket
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import noise, section
+from robflat_bench.measures.random_moves import crossed_errors, noise, section
 from robflat_bench.measures.weight_space import Direction, WeightSpace
 
 

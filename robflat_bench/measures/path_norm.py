@@ -21,7 +21,7 @@ from torch import nn
 
 from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
 from robflat_bench.base import Examples, Measure, Measurement, UsageError, Workspace
-from robflat_bench.measures.folding import BATCH_NORMS, fold, scale_and_shift
+from robflat_bench.folding import BATCH_NORMS, fold, scale_and_shift
 from robflat_bench.measures.weight_space import NORMALISATION
 
 

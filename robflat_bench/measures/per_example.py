@@ -13,13 +13,17 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.base import Measurement
 
 
+def error_of_mean(values: np.ndarray) -> float | None:
+    """std / sqrt(count); one value has none."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
 def mean_of(per_example: np.ndarray, details: Mapping[str, float] | None = None) -> Measurement:
     """Mean over examples, float64 [N]; examples are the only thing drawn, so its error is std / sqrt(N)."""
-    n = len(per_example)
     return Measurement(
         value=float(per_example.mean()),
-        standard_error=float(per_example.std(ddof=1)) / math.sqrt(n) if n > 1 else None,
-        n=n,
+        standard_error=error_of_mean(per_example),
+        n=len(per_example),
         details=details or {},
         arrays={"per_example": per_example},
     )

@@ -9,7 +9,7 @@ meet common random numbers, and so do all sizes of a move. Layers of zero norm s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.base import Examples, Measurement, Workspace
-from robflat_bench.measures.average_case import crossed_errors
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.measures.weight_space import Direction, WeightSpace, rows
 from robflat_bench.randomness import generator, normal_like
 
 
@@ -31,10 +30,9 @@ def noise(
 
 
 def by_filter(tensor: Tensor) -> Tensor:
-    """||w_f||_2 / sqrt(n_f) of each filter, shaped to multiply the tensor. A filter is what one output channel or
-    neuron reads: a slice of the first dimension, so a single number of a bias."""
-    rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1)
-    scale: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) / math.sqrt(rows.shape[1])
+    """||w_f||_2 / sqrt(n_f) of each filter, shaped to multiply the tensor."""
+    each = rows(tensor.detach())
+    scale: Tensor = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64) / math.sqrt(each.shape[1])
     return scale.to(tensor.dtype).reshape(tensor.shape[:1] + (1,) * (tensor.ndim - 1))
 
 
@@ -61,10 +59,10 @@ def losses_after(
     return reference.cpu().numpy(), torch.stack(losses).cpu().numpy()
 
 
-def mean_rise(reference: np.ndarray, losses: np.ndarray) -> Measurement:
+def mean_rise(reference: np.ndarray, losses: np.ndarray, further: Mapping[str, float] | None = None) -> Measurement:
     """The mean of losses [draws, N] over the reference [N], draws and examples crossed and both random."""
     difference = losses - reference
-    details = crossed_errors(difference)
+    details = {**crossed_errors(difference), **(further or {})}
     value, before = float(difference.mean()), float(reference.mean())
     if before > 0:
         details["relative"] = value / before
@@ -75,3 +73,22 @@ def mean_rise(reference: np.ndarray, losses: np.ndarray) -> Measurement:
         details={"loss": before, "loss_moved": float(losses.mean()), **details},
         arrays={"losses": losses, "reference": reference, "per_example": difference.mean(0)},
     )
+
+
+def crossed_errors(difference: np.ndarray) -> dict[str, float]:
+    """Standard errors of the grand mean of [draws, N] values, draws and examples both random and crossed.
+
+    The variance over draws and the variance over examples each contain the interaction once; the combined
+    standard error counts it once.
+    """
+    draws, n = difference.shape
+    over_draws = difference.mean(1).var(ddof=1) / draws
+    over_examples = difference.mean(0).var(ddof=1) / n if n > 1 else 0.0
+    residual = difference - difference.mean(1, keepdims=True) - difference.mean(0) + difference.mean()
+    interaction = (residual**2).sum() / max((draws - 1) * (n - 1), 1) / (draws * n)
+    combined = max(over_draws + over_examples - interaction, over_draws, over_examples)
+    return {
+        "standard_error": math.sqrt(combined),
+        "standard_error_draws": math.sqrt(over_draws),
+        "standard_error_examples": math.sqrt(over_examples),
+    }

@@ -18,8 +18,6 @@ builds the dense Hessian of the layer, (K d)^2 entries.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +27,7 @@ from robflat_bench.base import Examples, Measure, Measurement, UsageError, Works
 from robflat_bench.batching import in_batches
 from robflat_bench.measures import RelativeFlatnessParams
 from robflat_bench.measures.oracle import Oracle
+from robflat_bench.measures.per_example import mean_of
 
 
 class RelativeFlatness(Measure):
@@ -53,14 +52,7 @@ class RelativeFlatness(Measure):
         weight = head.weight.detach().double()
         gram = weight @ weight.T
         per_example = features.square().sum(1) * (curvature * gram).sum((1, 2))
-        n = len(examples)
-        return Measurement(
-            value=float(per_example.mean()),
-            standard_error=float(per_example.std()) / math.sqrt(n) if n > 1 else None,
-            n=n,
-            details={"kappa_max": _kappa_max(features, curvature, gram)},
-            arrays={"per_example": per_example.cpu().numpy()},
-        )
+        return mean_of(per_example.cpu().numpy(), {"kappa_max": _kappa_max(features, curvature, gram)})
 
 
 def _kappa_max(features: Tensor, curvature: Tensor, gram: Tensor) -> float:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.folding import BATCH_NORMS, fold
 from robflat_bench.measures import SpectralNormParams
-from robflat_bench.measures.folding import BATCH_NORMS, fold
 from robflat_bench.randomness import generator
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear

@@ -1,21 +1,31 @@
 r"""The weights a measure moves, and the ball it moves them in.
 
-    B_xi(w) = { w + \nu : ||\nu^{(l)}||_2 <= xi ||w^{(l)}||_2  for every layer l }
+    B_xi(w) = { w + T z : ||z_g||_p <= xi ||T^{-1} w_g||_p  for every group g },   p = 2 or inf
 
-A layer is one parameter tensor: a weight and its bias are two. Normalisation layers never move; tensors of zero
-norm have an empty ball and are skipped. Norms are accumulated in float64. Draws are keyed by the tensor's name
-and shape, so two models of one architecture meet common random numbers.   Stutz et al., ICCV 2021.
+| ball    | groups g               | T       | invariant to scaling, where the function stays, of |
+|---------|------------------------|---------|----------------------------------------------------|
+| layer   | one parameter tensor   | 1       | layers                                             |
+| filter  | one output channel     | 1       | filters                                            |
+| element | one parameter tensor   | diag|w| | single weights (adaptive sharpness)                |
+| global  | all of them            | 1       | all of them by one factor                          |
+
+A layer is one parameter tensor: a weight and its bias are two; each number of a bias is a filter. Normalisation layers
+never move; tensors of zero norm have an empty ball and are skipped. Norms are accumulated in float64. Draws are keyed
+by the tensor's name and shape, so two models of one architecture meet common random numbers.
+Layers: Stutz et al., ICCV 2021. Filters: Li et al., NeurIPS 2018. Elements: Kwon et al., ICML 2021.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from robflat_bench.measures import BallNorm, BallShape
 from robflat_bench.randomness import generator
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -29,10 +39,43 @@ def norm(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
 
 
+def rows(x: Tensor) -> Tensor:
+    """[filters, weights of each]: a filter is what one output channel reads, a slice of the first dimension."""
+    return x.reshape(len(x) if x.ndim else 1, -1)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Which weights share a radius, and in which norm it is measured."""
+
+    shape: BallShape = "layer"
+    norm: BallNorm = "l2"
+
+    def sizes(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """||z_g||_p, float64, shaped to multiply each tensor."""
+        measure = _NORMS[self.norm]
+        if self.shape == "filter":
+            return {
+                name: measure(rows(part), 1).reshape(part.shape[:1] + (1,) * (part.ndim - 1))
+                for name, part in z.items()
+            }
+        sizes = {name: measure(part, None) for name, part in z.items()}
+        if self.shape == "global" and sizes:
+            whole = measure(torch.stack(list(sizes.values())), None)
+            return dict.fromkeys(sizes, whole)
+        return sizes
+
+
+_NORMS: dict[BallNorm, Callable[[Tensor, int | None], Tensor]] = {
+    "l2": lambda x, dim: torch.linalg.vector_norm(x.detach(), dim=dim, dtype=torch.float64),
+    "linf": lambda x, dim: torch.linalg.vector_norm(x.detach().double(), torch.inf, dim=dim),
+}
+
+
 class WeightSpace:
     """The layers of a model that move, with their norms at w; in training, biases stay (biases=False)."""
 
-    def __init__(self, model: nn.Module, biases: bool = True) -> None:
+    def __init__(self, model: nn.Module, biases: bool = True, ball: Ball | None = None) -> None:
         fixed = {
             id(parameter)
             for module in model.modules()
@@ -42,43 +85,82 @@ class WeightSpace:
         candidates = {name: p for name, p in model.named_parameters() if id(p) not in fixed and (biases or p.ndim > 1)}
         self.norms = {name: length for name, p in candidates.items() if (length := norm(p)) > 0}
         self.layers: dict[str, nn.Parameter] = {name: candidates[name] for name in self.norms}
+        self.ball = ball or Ball()
+        self.scales: Direction = (  # T; everywhere 1 where it is empty
+            {name: layer.detach().abs() for name, layer in self.layers.items()} if self.ball.shape == "element" else {}
+        )
+        self.radii = self.ball.sizes(self._unscaled(dict(self.layers)))
+        """||T^{-1} w_g||_p: the radius of xi = 1."""
 
     def zero(self) -> Direction:
         """The perturbation that moves nothing."""
         return {name: torch.zeros_like(layer) for name, layer in self.layers.items()}
 
     def on_sphere(self, xi: float, *key: int | str) -> Direction:
-        """Isotropic per layer, ||nu_l|| = xi ||w_l||."""
-        return {name: self._gaussian(name, layer, xi * self.norms[name], *key) for name, layer in self.layers.items()}
+        """p = 2: isotropic in each group, ||z_g||_2 = xi ||T^{-1} w_g||_2; p = inf: uniform in the box."""
+        return self._drawn(xi, {name: torch.ones((), dtype=torch.float64) for name in self.layers}, *key)
 
     def in_ball(self, xi: float, *key: int | str) -> Direction:
-        """Isotropic per layer, ||nu_l|| = xi ||w_l|| U(0,1): the radius is uniform, as the paper's start."""
-        return {
-            name: self._gaussian(
-                name,
-                layer,
-                xi * self.norms[name] * float(torch.rand((), generator=generator(*key, "radius", name))),
-                *key,
-            )
-            for name, layer in self.layers.items()
-        }
+        """The same, times U(0,1) in each group for p = 2: the radius is uniform, as the paper's start."""
 
-    def _gaussian(self, name: str, layer: Tensor, length: float, *key: int | str) -> Tensor:
-        source = generator(*key, name, *layer.shape)
-        draw = torch.randn(layer.shape, generator=source, dtype=torch.float64)
-        return (draw * (length / norm(draw))).to(layer)
+        def fraction(name: str) -> Tensor:
+            source = generator(*key, "radius", *([] if self.ball.shape == "global" else [name]))
+            return torch.rand(self.radii[name].shape, generator=source, dtype=torch.float64)
+
+        if self.ball.norm == "linf":
+            return self.on_sphere(xi, *key)
+        return self._drawn(xi, {name: fraction(name) for name in self.layers}, *key)
+
+    def _drawn(self, xi: float, fractions: Mapping[str, Tensor], *key: int | str) -> Direction:
+        gaussian = self.ball.norm == "l2"
+        z = {}
+        for name, layer in self.layers.items():
+            source = generator(*key, name, *layer.shape)
+            draw = torch.randn if gaussian else torch.rand
+            z[name] = draw(layer.shape, generator=source, dtype=torch.float64).to(layer.device)
+        lengths = self.ball.sizes(z) if gaussian else {}
+        made = {}
+        for name, layer in self.layers.items():
+            radius = xi * self.radii[name] * fractions[name].to(layer.device)
+            unit = z[name] * (radius / lengths[name]) if gaussian else (2 * z[name] - 1) * radius
+            made[name] = self._scaled(name, unit).to(layer)
+        return made
 
     def step(self, nu: Direction, gradient: Mapping[str, Tensor], size: float, xi: float) -> Direction:
-        """Pi_{B_xi}( nu + size ||w_l|| g_l / ||g_l|| ) per layer; a layer without gradient stays."""
+        """Projected ascent in the coordinates z, in every group
+
+            z <- Pi_{B_xi}( z + size ||T^{-1} w_g||_p u ),   u = T g / ||T g||_2 (p = 2)  or  sign(T g) (p = inf)
+
+        A group without gradient stays."""
+        slopes = {name: self._scaled(name, gradient[name]) for name in nu}
+        steep = self.ball.sizes(slopes)
         moved = {}
-        for name, current in nu.items():
-            length = norm(gradient[name])
-            if length > 0:
-                ascent = gradient[name] * (size * self.norms[name] / length)
-                current = (current.to(ascent.dtype) + ascent).to(current.dtype)
-            radius, reached = xi * self.norms[name], norm(current)
-            moved[name] = current * (radius / reached) if reached > radius else current
-        return moved
+        for name, current in self._unscaled(nu).items():
+            slope, length = slopes[name], steep[name]
+            if self.ball.norm == "l2":
+                ascent = slope * _ratio(size * self.radii[name], length).to(slope.dtype)
+            else:
+                ascent = slope.sign() * (size * self.radii[name]).to(slope.dtype)
+            moved[name] = (current.to(ascent.dtype) + ascent).to(current.dtype)
+        return {name: self._scaled(name, part) for name, part in self._projected(moved, xi).items()}
+
+    def _projected(self, z: Direction, xi: float) -> Direction:
+        if self.ball.norm == "linf":
+            bounds = {name: (xi * radius).to(z[name].dtype) for name, radius in self.radii.items()}
+            return {name: torch.clamp(part, -bounds[name], bounds[name]) for name, part in z.items()}
+        reached = self.ball.sizes(z)
+        shrinking = {name: _ratio(xi * self.radii[name], size).clamp(max=1) for name, size in reached.items()}
+        return {name: part * shrinking[name].to(part.dtype) for name, part in z.items()}
+
+    def _scaled(self, name: str, z: Tensor) -> Tensor:
+        """T z."""
+        return z * self.scales[name].to(z.dtype) if self.scales else z
+
+    def _unscaled(self, nu: Mapping[str, Tensor]) -> Direction:
+        """T^{-1} nu; 0 where a weight is 0."""
+        if not self.scales:
+            return dict(nu)
+        return {name: torch.where(self.scales[name] > 0, part / self.scales[name], 0) for name, part in nu.items()}
 
     @contextmanager
     def moved(self, nu: Direction) -> Iterator[None]:
@@ -93,3 +175,8 @@ class WeightSpace:
             with torch.no_grad():
                 for name, layer in self.layers.items():
                     layer.copy_(saved[name])
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0 (there is nothing that it would scale)."""
+    return torch.where(b > 0, a / b, 0)

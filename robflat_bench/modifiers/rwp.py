@@ -9,13 +9,11 @@ Yu et al.: IJCAI 2022. The perturbation of MLCAT_WP (Yu et al.: ICML 2022) is rw
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robflat_bench.measures.weight_space import Direction, WeightSpace, norm
+from robflat_bench.measures.weight_space import Ball, WeightSpace
 from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import RWPParams
 from robflat_bench.modifiers.descent import descend_at
@@ -27,24 +25,15 @@ class RWP(Modifier):
     params: RWPParams
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        space = WeightSpace(model, biases=False)
-        radius = self.params.gamma * math.hypot(*space.norms.values())
+        gamma = self.params.gamma
+        space = WeightSpace(model, biases=False, ball=Ball("global"))
         nu = space.zero()
         for _ in range(self.params.steps):
             with space.moved(nu):
                 selected = loss(frozen=True, keep=self._learned)
                 gradient = torch.autograd.grad(selected, list(space.layers.values()), materialize_grads=True)
-            nu = _step(nu, gradient, radius)
+            nu = space.step(nu, dict(zip(space.layers, gradient, strict=True)), gamma, gamma)
         return descend_at(space, nu, loss, optimizer)
 
     def _learned(self, values: Tensor) -> Tensor:
         return (values < self.params.threshold).to(values)
-
-
-def _step(nu: Direction, gradient: tuple[Tensor, ...], radius: float) -> Direction:
-    length = math.hypot(*map(norm, gradient))
-    if length == 0:
-        return nu
-    moved = {name: nu[name] + g * (radius / length) for name, g in zip(nu, gradient, strict=True)}
-    reached = math.hypot(*map(norm, moved.values()))
-    return {name: tensor * (radius / max(reached, radius)) for name, tensor in moved.items()}

@@ -32,13 +32,14 @@ class Composition:
     def __init__(self, composed: Composed) -> None:
         self.method: Method = composed.method.build()
         self.repeats = updates_per_batch(composed)
-        self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in composed.modifiers}
-        self._infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}  # type: ignore[misc]
+        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}  # type: ignore[misc]
+        ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
+        self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
+        self._joints = {name: info.joints for name, info in infos.items()}
 
     def at(self, joint: Joint) -> Iterator[Modifier]:
         """The modifiers of a joint, lowest rank first."""
-        ranked = sorted(self._infos.values(), key=lambda info: (info.rank, info.name))
-        return (self.modifiers[info.name] for info in ranked if joint in info.joints)
+        return (modifier for name, modifier in self.modifiers.items() if joint in self._joints[name])
 
     @property
     def members(self) -> dict[str, Trained]:

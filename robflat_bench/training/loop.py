@@ -28,6 +28,7 @@ from robflat_bench.passes import PassCounter
 from robflat_bench.randomness import generator
 from robflat_bench.recipe import Recipe
 from robflat_bench.record import Epoch
+from robflat_bench.store import INITIAL
 from robflat_bench.training.checkpoint import States
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.interrupt import Interrupt
@@ -88,10 +89,12 @@ class Job:
     folder: Path
     device: str
     dtype: torch.dtype
+    keep_every: int = 0
 
 
 def train(job: Job, observer: Observer) -> State:
-    """Train to the end, from wherever an earlier process stopped; best and last weights lie in `job.folder`."""
+    """Train to the end, from wherever an earlier process stopped; the weights of the beginning, the best and the last
+    epoch and of every `keep_every`-th lie in `job.folder`."""
     recipe, model, composition = job.recipe, job.model, job.composition
     x = job.splits.images("train", job.device)
     y = job.splits.labels("train", job.device)
@@ -108,7 +111,9 @@ def train(job: Job, observer: Observer) -> State:
     done = state.epoch * per_epoch + state.step
     schedule = build_schedule(recipe, optimizer, total, done)
     observer.training_starts(recipe.epochs, total, done)
-    if done:
+    if not done:
+        write_weights(job.folder / f"{INITIAL}.safetensors", model.state_dict())
+    else:
         counter.forward = 0  # what the beginning costs was counted when this run began
     saved_at = clock = time.perf_counter()
     save_cost = 0.0
@@ -163,6 +168,8 @@ def train(job: Job, observer: Observer) -> State:
                 improved = _end_epoch(job, state, per_epoch, learning_rate(optimizer))
             if improved:
                 kept["best"] = weights
+            if job.keep_every and (state.epoch + 1) % job.keep_every == 0:
+                write_weights(job.folder / f"epoch-{state.epoch:04d}.safetensors", weights)
             counter.forward = counter.backward = 0  # the budget is what training costs; that was evaluation
             account()
             state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0

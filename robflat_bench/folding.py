@@ -4,36 +4,80 @@ r"""Batch normalisation folded into the convolution in front of it, as both act 
 
 A pair is found, not guessed from names: in the graph of one forward pass, the normalisation is the only reader of
 the convolution's output. One whose output also enters a shortcut stays, and so does what is used twice.
+
+`folded` lends the model itself such weights while an attack runs: its own parameters are not touched, so whatever
+moves them (a draw of a flatness measure) moves them unfolded. `fold` makes a copy.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from robflat_bench.backbones.parts import CONVOLUTIONS
+from robflat_bench.passes import uncounted
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+Pair = tuple[_ConvNd, _BatchNorm]
+
+_KNOWN: WeakKeyDictionary[nn.Module, list[tuple[Pair, str]]] = WeakKeyDictionary()
+"""The pairs of models that were folded before: their structure does not change."""
+
+
+@contextmanager
+def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """The model in eval mode, with the same logits and a pass less for each norm; x: images of its shape.
+
+    Within, no gradient reaches a folded weight. Afterwards every parameter is the object it was."""
+    if model not in _KNOWN:
+        _KNOWN[model] = _pairs(model, x)
+    pairs = [pair for pair, _ in _KNOWN[model]]
+    own = [dict(layer._parameters) for layer, _ in pairs]
+    try:
+        for layer, norm in pairs:
+            weight, bias = _folded(layer, norm)
+            parameters: dict[str, Any] = layer._parameters
+            parameters.update(weight=weight, bias=bias)
+            norm.__dict__["forward"] = _identity
+        yield
+    finally:
+        for (layer, norm), parameters in zip(pairs, own, strict=True):
+            layer._parameters.update(parameters)
+            norm.__dict__.pop("forward", None)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 def fold(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy in eval mode with the same logits, in which folded norms are the identity; x: images of its shape."""
     network = copy.deepcopy(model).eval().requires_grad_(True)
-    for layer, norm, name in _pairs(network, x):
-        scale, shift = scale_and_shift(norm)
-        with torch.no_grad():
-            weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-            bias = shift if layer.bias is None else shift + scale * layer.bias.double()
-            layer.bias = nn.Parameter(bias.to(layer.weight))
-            layer.weight.copy_(weight)
+    for (layer, norm), name in _pairs(network, x):
+        weight, bias = _folded(layer, norm)
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
         network.set_submodule(name, nn.Identity())
     return network
+
+
+@torch.no_grad()
+def _folded(layer: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does both."""
+    scale, shift = scale_and_shift(norm)
+    weight = layer.weight * scale.to(layer.weight).view(-1, *[1] * (layer.weight.ndim - 1))
+    bias = shift if layer.bias is None else shift + scale * layer.bias.double()
+    return weight, bias.to(layer.weight)
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -47,8 +91,10 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
-def _pairs(network: nn.Module, x: Tensor) -> list[tuple[_ConvNd, _BatchNorm, str]]:
+def _pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
     """Each convolution with its norm, and the norm's name."""
+    if not any(type(module) in BATCH_NORMS for module in network.modules()):
+        return []
     made: dict[nn.Module, Any] = {}
     calls: Counter[nn.Module] = Counter()
 
@@ -62,7 +108,7 @@ def _pairs(network: nn.Module, x: Tensor) -> list[tuple[_ConvNd, _BatchNorm, str
         for module in network.modules()
         if type(module) in (*CONVOLUTIONS, *BATCH_NORMS)
     ]
-    with torch.enable_grad():
+    with torch.enable_grad(), uncounted():
         logits = network(x[:1].detach().requires_grad_())
     for handle in handles:
         handle.remove()
@@ -73,7 +119,7 @@ def _pairs(network: nn.Module, x: Tensor) -> list[tuple[_ConvNd, _BatchNorm, str
         if isinstance(norm, _BatchNorm) and calls[norm] == 1 and norm.running_mean is not None:
             source = made[norm].next_functions[0][0]
             if source in by_node and readers[source] == 1:
-                found.append((by_node[source], norm, name))
+                found.append(((by_node[source], norm), name))
     return found
 
 
