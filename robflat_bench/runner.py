@@ -116,7 +116,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
     stages = [stage for name, plan in plans.items() for stage in plan.stages(registry, name)]
     bench.observer.evaluation_starts(stages)
     journal = StoredJournal(folder.work, bench.observer.unit_ends)
-    initial = _initial(folder.weights(INITIAL))
+    initial = initial_weights(folder.weights(INITIAL))
     results: dict[str, Result] = {}
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
@@ -220,7 +220,7 @@ def _budget(trained: State, evaluation_seconds: float) -> Budget:
     )
 
 
-def _initial(path: Path | None) -> dict[str, Tensor] | None:
+def initial_weights(path: Path | None) -> dict[str, Tensor] | None:
     """The weights that training began with, where they were kept."""
     return read_weights(path) if path is not None and path.is_file() else None
 
@@ -321,7 +321,7 @@ def evaluate_model(
             return next(item for item in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        subject = Subject(model, found.name, found.epoch, _initial(found.initial))
+        subject = Subject(model, found.name, found.epoch, initial_weights(found.initial))
         result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
         raw = arrays_bytes(outcomes)
         record = EvaluationRecord(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import rich_click as click
 
@@ -13,7 +13,7 @@ from robflat_bench.cli import output
 OPTIONS: tuple[Callable[..., Any], ...] = (
     output.protocol_option,
     click.option("--backbone", help="Of weights files, e.g. 'resnet18(width=64)'; default: the protocol's."),
-    click.option("--checkpoint", type=click.Choice(["best", "last"]), default="last", show_default=True),
+    click.option("--checkpoint", default="last", show_default=True, help="Of a run: best, last, initial or epoch-N."),
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
@@ -72,7 +72,7 @@ def conduct(
     models: tuple[str, ...],
     protocol: str,
     backbone: str | None,
-    checkpoint: Literal["best", "last"],
+    checkpoint: str,
     out: Path | None,
     settings: tuple[str, ...],
     store: Path,

@@ -42,8 +42,8 @@ def draw(document: Document[Loss]) -> Figure:
         for checkpoint, shape in CHECKPOINTS.items():
             for k, values in enumerate(ends[checkpoint]):
                 point(axes, values.measures[measure], values.robust_loss["test"], k, shape)
-        log_where_wide(axes, [r.values.measures[measure].value for r in document.readings], axis="x")
-        log_where_wide(axes, [r.values.robust_loss["test"].value for r in document.readings])
+        log_where_wide(axes, [r.values.measures[measure].drawn for r in document.readings], axis="x")
+        log_where_wide(axes, [r.values.robust_loss["test"].drawn for r in document.readings])
         for k, (best, last) in enumerate(zip(*ends.values(), strict=True)):
             arrow(axes, place(best, measure), place(last, measure), k)
     panels[0][0].set_ylabel("robust loss, test (nats)")
@@ -62,14 +62,14 @@ def draw(document: Document[Loss]) -> Figure:
 
 def place(values: Loss, measure: str) -> tuple[float, float]:
     """(flatness, robust loss)"""
-    return values.measures[measure].value, values.robust_loss["test"].value
+    return values.measures[measure].drawn, values.robust_loss["test"].drawn
 
 
 def point(axes: Axes, x: Value, y: Value, k: int, shape: dict[str, Any]) -> None:
     """A checkpoint of the k-th run, its standard errors as bars."""
     color, marker, _ = look(k)
     style: dict[str, Any] = {"color": color, "marker": marker, "elinewidth": 0.9, **shape}
-    axes.errorbar(x.value, y.value, xerr=x.standard_error, yerr=y.standard_error, **style)
+    axes.errorbar(x.drawn, y.drawn, xerr=x.standard_error, yerr=y.standard_error, **style)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], k: int) -> None:

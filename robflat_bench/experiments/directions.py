@@ -20,8 +20,7 @@ from robflat_bench.base import Examples, Journal
 from robflat_bench.experiments import LandscapeParams
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import by_filter, noise
-from robflat_bench.measures.weight_space import Direction, WeightSpace, norm
+from robflat_bench.measures.weight_space import Ball, Direction, WeightSpace, norm
 from robflat_bench.store import StoredJournal
 
 
@@ -75,12 +74,8 @@ class Landscape:
 
     def random(self, number: int) -> Direction:
         """The same z for every model of an architecture."""
-        key = (self.subject.fixed.seed, "landscape", number)
-        size = self.params.random
-        if self.params.normalisation == "layer":
-            return self.space.on_sphere(size, *key)
-        z = noise(self.space, *key)
-        return {name: size * z[name] * (by_filter(w) / by_filter(z[name])) for name, w in self.space.layers.items()}
+        space = WeightSpace(self.model, ball=Ball(self.params.normalisation))
+        return space.on_sphere(self.params.random, self.subject.fixed.seed, "landscape", number)
 
     def adversarial(self, journal: StoredJournal) -> Direction:
         """One ascent from w; a layer whose gradient vanishes stays where it is."""

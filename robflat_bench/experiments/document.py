@@ -5,6 +5,7 @@ A document may come from a stranger (`experiment redraw`): its size, names and n
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +34,16 @@ class Row(Strict):
 
 
 class Value(Strict):
-    """A number with its standard error (None where none is defined) over n examples."""
+    """A number (None: it has none here) with its standard error (None: not defined) over n examples."""
 
-    value: float
+    value: float | None
     standard_error: float | None
     n: int
+
+    @property
+    def drawn(self) -> float:
+        """What a figure shows: nothing, where there is no value."""
+        return math.nan if self.value is None else self.value
 
 
 class About(Strict):

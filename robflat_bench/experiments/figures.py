@@ -96,8 +96,8 @@ def finish(made: Figure, document: Document[Any], title: str, notes: str, legend
 
 def wide(values: Iterable[float]) -> bool:
     """Whether the values ask for a log scale: all positive, and more than 1.5 decades between them."""
-    found = list(values)
-    return min(found) > 0 and max(found) / min(found) > 10**WIDE
+    found = [value for value in values if math.isfinite(value)]
+    return bool(found) and min(found) > 0 and max(found) / min(found) > 10**WIDE
 
 
 def log_where_wide(axes: Axes, values: Iterable[float], axis: str = "y") -> bool:

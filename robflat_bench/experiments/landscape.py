@@ -20,8 +20,8 @@ from robflat_bench.experiments.document import Document, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, log_where_wide, look, plain
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.measures.ascent import error_of_mean
-from robflat_bench.measures.average_case import crossed_errors
+from robflat_bench.measures.per_example import error_of_mean
+from robflat_bench.measures.random_moves import crossed_errors
 from robflat_bench.measures.weight_space import Direction
 from robflat_bench.protocol import Strict
 from robflat_bench.store import StoredJournal

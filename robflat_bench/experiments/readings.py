@@ -6,18 +6,19 @@ What the run's record already holds for these very weights is taken from there; 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from robflat_bench.base import Kind, UsageError
 from robflat_bench.components import resolve
 from robflat_bench.evaluation.evaluate import Plan, evaluate
+from robflat_bench.evaluation.evaluate import Subject as Evaluated
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.observers import Observer
 from robflat_bench.protocol import Attacked, Measured
+from robflat_bench.record import MeasureResult
 from robflat_bench.store import StoredJournal, read_arrays
 
 
@@ -42,18 +43,9 @@ def read(subject: Subject, params: ReadingsParams, journal: StoredJournal) -> Lo
     losses, measures = recorded(subject, attack, wanted)
     missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:
-        result, outcomes = evaluate(
-            subject.registry,
-            subject.fixed,
-            missing,
-            subject.load(),
-            subject.splits,
-            subject.found.name,
-            subject.found.epoch,
-            journal,
-            Observer(),
-            subject.device,
-        )
+        evaluated = Evaluated(subject.load(), subject.found.name, subject.found.epoch, subject.initial)
+        where = (subject.registry, subject.fixed, subject.splits, subject.device)
+        result, outcomes = evaluate(*where, missing, evaluated, journal, Observer())
         losses = losses or of_outcomes(outcomes, subject.found.name, attack.attack)
         measures |= {name: taken(found) for name, found in result.measures.items()}
     return Loss(
@@ -106,7 +98,7 @@ def of_outcomes(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -
     return found
 
 
-def taken(found: Any) -> Value:
+def taken(found: MeasureResult) -> Value:
     """A measure's result without what it cost."""
     return Value(value=found.value, standard_error=found.standard_error, n=found.n)
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robflat_bench.base import Examples, Journal, Threat, UsageError, Workspace
 from robflat_bench.components import compose
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
 from robflat_bench.experiments.document import About
-from robflat_bench.protocol import Checkpoint, Fixed, Protocol, SplitName, shipped
+from robflat_bench.protocol import Fixed, Protocol, SplitName, shipped
 from robflat_bench.record import RunRecord
 from robflat_bench.registry import Registry
-from robflat_bench.runner import FoundModel, find_model, load_model
+from robflat_bench.runner import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
 from robflat_bench.store import RunFolder, Store
 from robflat_bench.weights import digest
 
@@ -73,6 +73,11 @@ class Subject:
         return self.splits.examples(split, self.device, self.dtype, count or self.usual_count)
 
     @property
+    def initial(self) -> dict[str, Tensor] | None:
+        """The weights that training began with, where they were kept."""
+        return initial_weights(self.found.initial)
+
+    @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.fixed.precision]
 
@@ -92,30 +97,32 @@ def find_subjects(
     models: Sequence[str],
     reads: Literal["chosen", "both", "kept"],
     backbone: str | None,
-    checkpoint: Checkpoint,
+    checkpoint: str,
 ) -> list[FoundModel]:
     """The weights an experiment reads, model by model; all are of one protocol, for a figure compares them."""
-    checkpoints: tuple[Checkpoint, ...] = get_args(Checkpoint) if reads == "both" else (checkpoint,)
     found: list[FoundModel] = []
     for name in models:
-        these = [find_model(registry, protocol, store, name, backbone, each) for each in checkpoints]
-        if reads != "chosen" and these[0].home is None:
+        first = find_model(registry, protocol, store, name, backbone, checkpoint if reads == "chosen" else "last")
+        if reads == "chosen":
+            found.append(first)
+            continue
+        if first.home is None:
             raise UsageError(f"{name} is no run, and this experiment reads several checkpoints of one; name runs")
-        found += kept(registry, these[0]) if reads == "kept" else these
+        checkpoints = CHECKPOINTS if reads == "both" else kept(registry, first.protocol, first.home)
+        found += [find_model(registry, protocol, store, name, backbone, each) for each in checkpoints]
     boards = {model.protocol.hash: f"{model.protocol.name} {model.protocol.version}" for model in found}
     if len(boards) > 1:
         raise UsageError(f"these models belong to {' and '.join(boards.values())}; draw one figure for each protocol")
     return found
 
 
-def kept(registry: Registry, found: FoundModel) -> list[FoundModel]:
-    """Every kept epoch of a run, in order; UsageError with the command that keeps some where there is none."""
-    assert found.home is not None
-    paths = sorted((found.home / "checkpoints").glob("epoch-[0-9][0-9][0-9][0-9].safetensors"))
-    if not paths:
-        command = rerun(registry, found.protocol, found.home)
-        raise UsageError(f"{found.home} kept no checkpoints to follow its training by; type: {command}")
-    return [replace(found, weights=path, name=path.stem, epoch=int(path.stem[-4:])) for path in paths]
+def kept(registry: Registry, protocol: Protocol, home: Path) -> Sequence[str]:
+    """The kept epochs of a run; UsageError with the command that keeps some where there is none."""
+    checkpoints = [*RunFolder(home).kept()]
+    if not checkpoints:
+        command = rerun(registry, protocol, home)
+        raise UsageError(f"{home} kept no checkpoints to follow its training by; type: {command}")
+    return checkpoints
 
 
 def rerun(registry: Registry, protocol: Protocol, home: Path) -> str:

@@ -46,10 +46,10 @@ def draw(document: Document[Loss]) -> Figure:
         legend.append(Line2D([], [], color=color, marker=marker, label=plain(name)))
 
     label(axes[0], "robust loss", "cross-entropy under attack (nats)")
-    log_where_wide(axes[0], [v.value for r in document.readings for v in r.values.robust_loss.values()])
+    log_where_wide(axes[0], [v.drawn for r in document.readings for v in r.values.robust_loss.values()])
     for panel, (measure, title) in zip(axes[1:], measures.items(), strict=True):
         label(panel, title, unit(measure))
-        log_where_wide(panel, [r.values.measures[measure].value for r in document.readings])
+        log_where_wide(panel, [r.values.measures[measure].drawn for r in document.readings])
     legend += [
         Line2D([], [], color="#555555", marker="o", label="test"),
         Line2D([], [], color="#555555", marker="o", markerfacecolor="white", linestyle="--", label="train"),
@@ -68,7 +68,7 @@ def epoch(reading: Reading[Loss]) -> int:
 
 def curve(axes: Axes, values: Mapping[int, Value], color: str, marker: str, **style: Any) -> None:
     errors = [value.standard_error or 0.0 for value in values.values()]
-    axes.errorbar([*values], [value.value for value in values.values()], errors, color=color, marker=marker, **style)
+    axes.errorbar([*values], [value.drawn for value in values.values()], errors, color=color, marker=marker, **style)
 
 
 def label(axes: Axes, title: str, unit: str) -> None:

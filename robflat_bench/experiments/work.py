@@ -66,6 +66,7 @@ def _row(chosen: Chosen, subject: Subject, store: Store, observer: Observer) -> 
     identity = {
         "experiment": chosen.canonical,
         "weights": subject.weights,
+        "initial": subject.initial is not None,
         "network": [subject.found.backbone, subject.found.activation],
         "protocol": subject.protocol.hash,
         "dataset": subject.splits.ref.checksum,
