@@ -14,7 +14,17 @@ import torch
 from torch.nn import functional as F
 
 from robflat_bench.base import CheckFailed, Workspace
-from robflat_bench.experiments import EXPERIMENTS, best_last, choose, figures, landscape, readings, surface, work
+from robflat_bench.experiments import (
+    EXPERIMENTS,
+    best_last,
+    choose,
+    figures,
+    landscape,
+    readings,
+    surface,
+    training,
+    work,
+)
 from robflat_bench.experiments.directions import Landscape, offsets
 from robflat_bench.experiments.document import About, names
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
@@ -517,32 +527,38 @@ def test_the_catalogue_and_its_modules_agree(command):
     assert command("info", "surface", "--json").document["parameters"]
 
 
+def pair(best: tuple[float | None, float], last: tuple[float | None, float], error: float = 0.1):
+    """The document of a best-last figure: (flatness, robust loss) of both checkpoints."""
+
+    def reading(checkpoint: str, flatness: float | None, loss: float):
+        model = About(label="at", seed=1, checkpoint=checkpoint, epoch=0, best_epoch=0, run="r", weights=checkpoint)
+        value = {"standard_error": error, "n": 9}
+        values = {"n": 9, "attack": "pgd", "titles": {"m": "m"}, "measures": {"m": {**value, "value": flatness}}}
+        return {"model": model.model_dump(), "values": values | {"robust_loss": {"test": {**value, "value": loss}}}}
+
+    rest = {"protocol": {"name": "tiny", "version": "1.0", "hash": "0"}, "dataset": "digits", "dataset_checksum": "0"}
+    rest |= {"canonical_data": True, "epsilon": 0.2, "evaluation_seed": 0, "numerics": 1, "experiment": "best-last"}
+    readings = [reading("best", *best), reading("last", *last)]
+    return work.document_of(choose("best-last")).model_validate({**rest, "readings": readings})
+
+
+def arrows(document):
+    return [text for text in best_last.draw(document).axes[0].texts if text.arrow_patch is not None]
+
+
 def test_an_arrow_leads_from_best_to_last_where_they_are_apart():
-    def document(last: float, error: float):
-        def reading(checkpoint: str, flatness: float, loss: float):
-            model = About(label="at", seed=1, checkpoint=checkpoint, epoch=0, best_epoch=0, run="r", weights=checkpoint)
-            value = {"standard_error": error, "n": 9}
-            values = {"n": 9, "attack": "pgd", "titles": {"m": "m"}, "measures": {"m": {**value, "value": flatness}}}
-            values["robust_loss"] = {"test": {**value, "value": loss}}
-            return {"model": model.model_dump(), "values": values}
-
-        rest = {
-            "protocol": {"name": "tiny", "version": "1.0", "hash": "0"},
-            "dataset": "digits",
-            "dataset_checksum": "0",
-        }
-        rest |= {"canonical_data": True, "epsilon": 0.2, "evaluation_seed": 0, "numerics": 1, "experiment": "best-last"}
-        readings = [reading("best", 1.0, 1.0), reading("last", last, last)]
-        return work.document_of(choose("best-last")).model_validate({**rest, "readings": readings})
-
-    def arrows(last: float, error: float = 0.1):
-        return [text for text in best_last.draw(document(last, error)).axes[0].texts if text.arrow_patch is not None]
-
-    (arrow,) = arrows(2.0)
+    (arrow,) = arrows(pair((1.0, 1.0), (2.0, 2.0)))
     assert arrow.xyann == (1.0, 1.0)
     assert arrow.xy == (2.0, 2.0)
-    assert not arrows(1.01)
-    assert not arrows(2.0, error=50.0)  # beside their bars they are close
+    assert not arrows(pair((1.0, 1.0), (1.01, 1.01)))
+    assert not arrows(pair((1.0, 1.0), (2.0, 2.0), error=50.0))  # beside their bars they are close
+
+
+def test_a_measure_without_a_value_leaves_a_gap():
+    document = pair((None, 1.0), (2.0, 2.0))
+    assert not arrows(document)
+    assert {*figures.rendered(best_last.draw, document)} == {"png", "svg"}
+    assert {*figures.rendered(training.draw, document)} == {"png", "svg"}
 
 
 def test_a_damaged_row_is_refused(lab, tmp_path):

@@ -121,7 +121,8 @@ def counts(document: Document[Loss]) -> str:
     """Which attack, and on how many of the test examples each measure is read."""
     values = document.readings[0].values
     images: dict[int, list[str]] = {}
-    for name, value in values.measures.items():
-        images.setdefault(value.n, []).append(values.titles[name].partition(",")[0])
+    for name in values.measures:
+        n = max(reading.values.measures[name].n for reading in document.readings)
+        images.setdefault(n, []).append(values.titles[name].partition(",")[0])
     parts = [f"{' and '.join(titles)} on {n} of them" for n, titles in images.items()]
     return f"Robust loss: cross-entropy under {values.attack}. {'; '.join(parts).capitalize()}."
