@@ -41,9 +41,9 @@ def draw(document: Document[Loss]) -> Figure:
         for panel, measure in zip(axes[1:], measures, strict=True):
             curve(panel, {epoch(r): r.values.measures[measure] for r in readings}, color, marker)
         best = readings[0].model.best_epoch
-        dashes = (3 * k, (3, 3 * max(len(runs) - 1, 1)))  # lines at one epoch take turns, none hides another
+        turns = (3 * k, (3, 3 * max(len(runs) - 1, 1)))  # lines at one epoch take turns, none hides another
         for panel in axes if best is not None else ():
-            panel.axvline((best or 0) + 1, color=color, linestyle=dashes, linewidth=1.3)
+            panel.axvline((best or 0) + 1, color=color, linestyle=turns, linewidth=1.3)
         legend.append(Line2D([], [], color=color, marker=marker, label=plain(name)))
 
     label(axes[0], "robust loss", "cross-entropy under attack (nats)")
