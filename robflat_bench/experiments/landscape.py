@@ -45,9 +45,10 @@ class Row(Base):
     @property
     def brief(self) -> dict[str, float | None]:
         middle = len(self.random.s) // 2
+        half = middle + (middle + 1) // 2
         return {
             "loss at w (nats)": self.random.loss[middle],
-            "random, s = 0.5": self.random.loss[middle + (middle + 1) // 2],
+            f"random, s = {self.random.s[half]:.2g}": self.random.loss[half],
             "random, s = 1": self.random.loss[-1],
             "adversarial, s = 1": self.adversarial.loss[-1],
         }
