@@ -116,7 +116,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
     stages = [stage for name, plan in plans.items() for stage in plan.stages(registry, name)]
     bench.observer.evaluation_starts(stages)
     journal = StoredJournal(folder.work, bench.observer.unit_ends)
-    initial = _initial(folder.weights(INITIAL))
+    initial = initial_weights(folder.weights(INITIAL))
     results: dict[str, Result] = {}
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
@@ -220,7 +220,7 @@ def _budget(trained: State, evaluation_seconds: float) -> Budget:
     )
 
 
-def _initial(path: Path | None) -> dict[str, Tensor] | None:
+def initial_weights(path: Path | None) -> dict[str, Tensor] | None:
     """The weights that training began with, where they were kept."""
     return read_weights(path) if path is not None and path.is_file() else None
 
@@ -279,6 +279,14 @@ def find_model(
     )
 
 
+def load_model(registry: Registry, found: FoundModel, splits: Splits, device: str) -> nn.Module:
+    """The network with its weights, on the device."""
+    model = build_model(registry, found.protocol, found.backbone, found.activation, splits, 0, device)
+    if found.weights is not None:
+        load_weights(model, read_weights(found.weights), found.weights.name)
+    return model
+
+
 def evaluate_model(
     registry: Registry,
     found: FoundModel,
@@ -294,9 +302,7 @@ def evaluate_model(
     """
     protocol = found.protocol
     configure(protocol.fixed)
-    model = build_model(registry, protocol, found.backbone, found.activation, splits, 0, device)
-    if found.weights is not None:
-        load_weights(model, read_weights(found.weights), found.weights.name)
+    model = load_model(registry, found, splits, device)
     weights = digest(model.state_dict())
     identity = {
         "name": found.name,
@@ -315,7 +321,7 @@ def evaluate_model(
             return next(item for item in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        subject = Subject(model, found.name, found.epoch, _initial(found.initial))
+        subject = Subject(model, found.name, found.epoch, initial_weights(found.initial))
         result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
         raw = arrays_bytes(outcomes)
         record = EvaluationRecord(

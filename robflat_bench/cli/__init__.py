@@ -11,7 +11,7 @@ import sys
 import rich_click as click
 
 from robflat_bench import __version__
-from robflat_bench.cli import catalogue, doctor, evaluate, plugin, results, run, sweep
+from robflat_bench.cli import catalogue, doctor, evaluate, experiment, plugin, results, run, sweep
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -26,6 +26,7 @@ def cli() -> None:
     robflat-bench run --method trades     train, attack, measure, offline
     robflat-bench run --method at --protocol cifar10-mini --data DIR
     robflat-bench sweep paper-digits      the paper's variants, side by side
+    robflat-bench landscape RUN RUN       the loss around trained models; `list experiments`
     robflat-bench list methods            what there is; `info` says more
     robflat-bench results ls              what you have
     """
@@ -34,6 +35,8 @@ def cli() -> None:
 cli.add_command(run.run)
 cli.add_command(sweep.sweep)
 cli.add_command(evaluate.evaluate)
+cli.add_command(experiment.experiment)
+cli.add_command(experiment.landscape)
 cli.add_command(catalogue.list_components)
 cli.add_command(catalogue.info)
 cli.add_command(results.results)

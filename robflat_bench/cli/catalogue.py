@@ -12,10 +12,10 @@ import rich_click as click
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
-    from robflat_bench.base import Kind
+    from robflat_bench.base import Kind, Params
     from robflat_bench.registry import Offer, Registry
 
-KINDS = ("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "protocols", "studies")
+KINDS = ("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "protocols", "studies", "experiments")
 
 
 @click.command("list")
@@ -26,7 +26,7 @@ KINDS = ("methods", "modifiers", "attacks", "measures", "backbones", "datasets",
 def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: bool) -> None:
     """List components of a KIND whose names match GLOB."""
     registry = output.registry(files)
-    tables = {"protocols": _protocols, "studies": _studies}
+    tables = {"protocols": _protocols, "studies": _studies, "experiments": _experiments}
     rows = tables[kind](registry, pattern) if kind in tables else _components(registry, kind, pattern)
     for line in registry.duplicates():
         output.note(line)
@@ -44,8 +44,9 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
 @output.plugin_option
 @output.json_option
 def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
-    """Say all about one component, protocol or study; `kind:name` where two kinds share a NAME."""
+    """Say all about one component, protocol, study or experiment; `kind:name` where two kinds share a NAME."""
     from robflat_bench.base import UsageError
+    from robflat_bench.experiments import EXPERIMENTS
     from robflat_bench.protocol import shipped
     from robflat_bench.registry import KINDS as kinds
     from robflat_bench.registry import did_you_mean
@@ -58,11 +59,12 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     }
     catalogues["protocol"] = shipped(), functools.partial(_protocol, registry, short)
     catalogues["study"] = studies(), functools.partial(_study, registry, short)
+    catalogues["experiment"] = (row.name for row in EXPERIMENTS), functools.partial(_experiment, registry, short)
     if wanted not in ("", *catalogues):
         raise UsageError(f"'{wanted}' is no kind; there are {', '.join(catalogues)}")
     found = [kind for kind, (names, _) in catalogues.items() if wanted in ("", kind) and short in names]
     if not found:
-        if registry.plugins.broken and wanted not in ("protocol", "study"):
+        if registry.plugins.broken and wanted not in ("protocol", "study", "experiment"):
             registry.get(wanted or "method", short)  # type: ignore[arg-type]
         known = [known for names, _ in catalogues.values() for known in names]
         raise UsageError(f"nothing is called '{short}'" + did_you_mean(short, known))
@@ -116,10 +118,15 @@ def _component(offer: Offer) -> dict[str, Any]:
         row |= {f"passes: {coupling or 'all'}": str(passes) for coupling, passes in info.passes.items()}
         row["unchanged by rescaled"] = ", ".join(name for name, power in info.powers.items() if power == 0)
         row["moved by c rescaling"] = ", ".join(f"{name}: c^{p:g}" for name, p in info.powers.items() if p != 0)
-    row["about"] = " ".join((info.params.__doc__ or "").split()) if info.params.model_fields else ""
-    properties = info.params.model_json_schema().get("properties", {})
-    row["parameters"] = [_parameter(name, schema) for name, schema in properties.items()]
-    return row
+    return row | _parameters(info.params)
+
+
+def _parameters(params: type[Params]) -> dict[str, Any]:
+    properties = params.model_json_schema().get("properties", {})
+    return {
+        "about": " ".join((params.__doc__ or "").split()) if properties else "",
+        "parameters": [_parameter(name, schema) for name, schema in properties.items()],
+    }
 
 
 _COLUMNS = {"measures": ("name", "summary", "couplings", "unchanged by rescaled", "provider")}
@@ -155,6 +162,23 @@ def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     from robflat_bench.study import studies
 
     return [_study(registry, name) for name in fnmatch.filter(studies(), pattern)]
+
+
+def _experiments(registry: Registry, pattern: str) -> list[dict[str, Any]]:
+    import fnmatch
+
+    from robflat_bench.experiments import EXPERIMENTS
+
+    return [_experiment(registry, name) for name in fnmatch.filter(sorted(row.name for row in EXPERIMENTS), pattern)]
+
+
+def _experiment(registry: Registry, name: str) -> dict[str, Any]:
+    from robflat_bench import __version__
+    from robflat_bench.experiments import EXPERIMENTS
+
+    (found,) = [row for row in EXPERIMENTS if row.name == name]
+    row = {"name": name, "kind": "experiment", "summary": found.summary, "provider": f"robflat-bench {__version__}"}
+    return {**row, "reads": found.reads, **_parameters(found.params)}
 
 
 def _study(registry: Registry, name: str) -> dict[str, Any]:
