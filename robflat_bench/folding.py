@@ -76,8 +76,11 @@ def _folded(layer: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does both."""
     scale, shift = scale_and_shift(norm)
     weight = layer.weight * scale.to(layer.weight).view(-1, *[1] * (layer.weight.ndim - 1))
-    bias = shift if layer.bias is None else shift + scale * layer.bias.double()
-    return weight, bias.to(layer.weight)
+    bias = (shift if layer.bias is None else shift + scale * layer.bias.double()).to(layer.weight)
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):  # once, rather than at each pass
+        return weight.to(torch.get_autocast_dtype(device)), bias.to(torch.get_autocast_dtype(device))
+    return weight, bias
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,9 @@ class Fixed(Strict):
 
     backbone: str
     precision: Literal["float32", "float64"]
+    training_precision: Literal["same", "bfloat16"] = "same"
+    """bfloat16: training runs under torch.autocast, its weights and everything evaluated stay float32. Fast where the
+    processor computes in bfloat16, ten times slower elsewhere; never chosen by the machine."""
     threads: PositiveInt
     """Intra-op threads on a CPU; they change the last bits, so the protocol names them."""
     seed: NonNegativeInt = 0
@@ -104,6 +107,12 @@ class Fixed(Strict):
     selection: Selection
     attacks: tuple[Attacked, ...] = Field(min_length=1)
     measures: tuple[Measured, ...] = ()
+
+    @model_validator(mode="after")
+    def _autocast_begins_with_float32(self) -> Fixed:
+        if self.training_precision == "bfloat16" and self.precision != "float32":
+            raise ValueError(f"training_precision bfloat16 needs precision float32, not {self.precision}")
+        return self
 
     @model_validator(mode="after")
     def _reference_covers_everything(self) -> Fixed:

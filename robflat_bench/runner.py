@@ -170,6 +170,7 @@ def _train(bench: Bench, spec: RunSpec, folder: RunFolder) -> tuple[nn.Module, S
         folder=folder.checkpoints,
         device=bench.device,
         dtype=DTYPES[fixed.precision],
+        reduced=fixed.training_precision == "bfloat16",
         keep_every=bench.keep_every,
     )
     state = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), bench.observer))

@@ -28,7 +28,11 @@ from robflat_bench.attacks.engine import (
 )
 from robflat_bench.attacks.fgsm import FGSM
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Journal, Params, Threat, UsageError, Workspace
+from robflat_bench.backbones import ResNet8Params
+from robflat_bench.backbones.parts import initialize
+from robflat_bench.backbones.resnet import resnet8
+from robflat_bench.base import Examples, ImageShape, Journal, Params, Threat, UsageError, Workspace
+from robflat_bench.folding import folded
 from robflat_bench.randomness import generator, per_example_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -594,6 +598,41 @@ def test_standard_version_is_the_authors_code_where_gradients_are_masked(percept
 def test_standard_version_is_the_authors_code_at_full_budget(perceptron):
     broken = check_standard_version(perceptron, digits(1000, 1012), 0.12, batch=6)
     assert broken["apgd-ce"] > 0
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_folding_moves_hardly_a_flag_and_without_it_none(monkeypatch):
+    """On a network with batch normalisation: plain is the authors' code, pixel for pixel; fast rounds differently."""
+    model = residual()
+    examples = digits(1000, 1060)
+    plain, fast = (
+        AutoAttack(AutoAttackParams(batch=30, version="apgd", fast=fast), Threat(0.1)).run(model, examples, Workspace())
+        for fast in (False, True)
+    )
+    expected, standing = original(model, examples, 0.1, "apgd", 30)
+    assert torch.equal(plain, expected)
+    assert 0 < standing.sum() < 60
+    assert (flags(model, fast, examples) != standing).sum() <= 1
+    used: list[nn.Module] = []
+    monkeypatch.setattr(autoattack, "folded", lambda model, x: used.append(model) or folded(model, x))
+    AutoAttack(AutoAttackParams(version="apgd", fast=False), Threat(0.1)).run(model, examples[:4], Workspace())
+    assert used == []
+    AutoAttack(AutoAttackParams(version="apgd"), Threat(0.1)).run(model, examples[:4], Workspace())
+    assert used == [model]
+
+
+def residual() -> nn.Module:
+    """resnet8(width=4) whose statistics have seen digits, fitted to them for a few steps, float32."""
+    model = resnet8(ResNet8Params(width=4), ImageShape(1, 8, 10, (0.3,), (0.37,)), "relu")
+    initialize(model, generator(2, "init"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(40):
+        part = digits(50 * (step % 10), 50 * (step % 10) + 50)
+        optimizer.zero_grad()
+        F.cross_entropy(model(part.x), part.y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
 
 
 def test_autoattack_moves_exactly_the_images_it_breaks(perceptron):

@@ -19,9 +19,9 @@ from robflat_bench.observers import Observer
 from robflat_bench.protocol import load
 from robflat_bench.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from robflat_bench.registry import Registry, discover
-from robflat_bench.runner import Bench, _train, execute
+from robflat_bench.runner import Bench, _network, _train, execute
 from robflat_bench.store import Store
-from robflat_bench.training import loop
+from robflat_bench.training import composition, loop
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
 from robflat_bench.weights import digest, read_weights
@@ -151,6 +151,49 @@ class StopsAt(Observer):
         if done == self.step:
             self.step = -1
             raise KeyboardInterrupt
+
+
+def test_reduced_precision_trains_other_but_similar_weights_that_stay_float32(bench, monkeypatch):
+    """bfloat16 has 8 bits of mantissa: while weights hardly move, the loss agrees to a few per cent, and not to 1e-5.
+    Stopped runs resume bit for bit, and every loss is computed in float32."""
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    seen = []
+    original = composition.weighted_mean
+    monkeypatch.setattr(
+        composition, "weighted_mean", lambda values, weight: seen.append(values.dtype) or original(values, weight)
+    )
+    slowly = ("recipe.epochs=2", "recipe.learning_rate=1e-5")
+    settings = (*slowly, "fixed.training_precision='bfloat16'")
+    full, reduced, stopped = bench(*slowly), bench(*settings), bench(*settings, store="stopped")
+    assert full.protocol.hash != reduced.protocol.hash
+    (exact, _), (rounded, weights) = trained(full, "trades+awp"), trained(reduced, "trades+awp")
+    assert set(seen) == {torch.float32}
+    losses = [state.history[0].train_loss for state in (exact, rounded)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-5)
+    kept = read_weights(reduced.store.folder(reduced.spec("trades+awp", 1)).weights("last"))
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32, torch.int64}
+    with pytest.raises(KeyboardInterrupt):
+        trained(replace(stopped, observer=StopsAt(4)), "trades+awp")
+    assert trained(stopped, "trades+awp")[1] == weights
+    with pytest.raises(UsageError, match="needs precision float32, not float64"):
+        bench("fixed.precision='float64'", "fixed.training_precision='bfloat16'")
+
+
+def test_weights_are_kept_from_the_beginning_and_of_every_nth_epoch(bench):
+    here = replace(bench("recipe.epochs=5"), keep_every=2)
+    _, weights = trained(here, "at")
+    plain = bench("recipe.epochs=5", store="plain")
+    assert trained(plain, "at")[1] == weights, "keeping changes no number"
+    folder, other = here.store.folder(here.spec("at", 1)), plain.store.folder(plain.spec("at", 1))
+    assert folder.kept() == {"epoch-0001": 1, "epoch-0003": 3}
+    assert other.kept() == {}
+    begun = digest(read_weights(folder.weights("initial")))
+    assert begun == digest(read_weights(other.weights("initial"))) == digest(_network(here, 1).state_dict())
+    shorter = bench("recipe.epochs=2", "recipe.schedule=constant", store="shorter")
+    longer = replace(bench("recipe.epochs=5", "recipe.schedule=constant", store="longer"), keep_every=2)
+    kept = [trained(run, "at") and run.store.folder(run.spec("at", 1)) for run in (shorter, longer)]
+    assert digest(read_weights(kept[0].weights("last"))) == digest(read_weights(kept[1].weights("epoch-0001")))
 
 
 @pytest.mark.parametrize("method", [*EVERYTHING, *TOGETHER])

@@ -22,12 +22,14 @@ class PGDParams(Params):
 class AutoAttackParams(Params):
     """version: "standard" = APGD-CE, APGD-T, FAB-T, Square; "apgd" = the first two only, and not "AutoAttack".
 
-    batch and seed are part of the definition: AutoAttack draws per batch of the examples that still stand.
+    batch and seed are part of the definition: AutoAttack draws per batch of the examples that still stand. fast: the
+    network's normalisation is folded into its convolutions, which rounds differently: a flag in hundreds may differ.
     """
 
     version: Literal["standard", "apgd"] = "standard"
     batch: PositiveInt = 250
     seed: NonNegativeInt = 0
+    fast: bool = True
 
 
 @hookimpl

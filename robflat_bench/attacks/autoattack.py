@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from robflat_bench.attacks import AutoAttackParams
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.base import Attack, Examples, UsageError, Workspace
+from robflat_bench.folding import folded
 
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
 
@@ -54,7 +56,7 @@ class AutoAttack(Attack):
             raise UsageError("autoattack computes in float32 only; use pgd under this precision")
         batch = self.params.batch
         x_adv = examples.x.clone()
-        with attacked(model), torch.no_grad():
+        with attacked(model), folded(model, examples.x) if self.params.fast else nullcontext(), torch.no_grad():
             logits = torch.cat([model(part) for part in examples.x.split(batch)])
             classes = logits.shape[1]
             if classes < 10:

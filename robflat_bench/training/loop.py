@@ -75,7 +75,7 @@ class State:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and where its checkpoints lie."""
+    """What is trained, on what, and where its checkpoints lie. reduced: under autocast to bfloat16."""
 
     model: nn.Module
     composition: Composition
@@ -89,6 +89,7 @@ class Job:
     folder: Path
     device: str
     dtype: torch.dtype
+    reduced: bool = False
     keep_every: int = 0
 
 
@@ -105,6 +106,7 @@ def train(job: Job, observer: Observer) -> State:
     # ---- where an earlier process stopped -------------------------------------------------------------
     states = States(job.folder)
     counter = PassCounter(model, *job.helpers.values())
+    full = [network.register_forward_hook(_in_float32) for network in (model, *job.helpers.values()) if job.reduced]
     composition.setup(_training(job, x))
     optimizer = build_optimizer(recipe, composition.parameters(model))
     state, kept = _restore(states, model, composition, optimizer)
@@ -148,7 +150,8 @@ def train(job: Job, observer: Observer) -> State:
                     for update in (state.step, number * repeats)
                 )
                 batch = composition.prepare(_batch(job, x, y, rows, number, first))  # the same at each replay
-                value = composition.update(model, replace(batch, moment=now), _inner(job, now), optimizer)
+                with _reduced(job):
+                    value = composition.update(model, replace(batch, moment=now), _inner(job, now), optimizer)
                 if not math.isfinite(value):
                     where = f"epoch {state.epoch}, step {state.step}"
                     raise _diverged(job, f"the loss is {value} at {where}", learning_rate(optimizer))
@@ -177,12 +180,25 @@ def train(job: Job, observer: Observer) -> State:
                 kept["last"] = weights
             observer.epoch_ends(state.history)
     counter.remove()
+    for handle in full:
+        handle.remove()
     save()
     if interrupt.requested:  # during the last check, where no step follows that would have seen it
         raise KeyboardInterrupt
     for checkpoint, tensors in kept.items():
         write_weights(job.folder / f"{checkpoint}.safetensors", tensors)
     return state
+
+
+def _reduced(job: Job) -> torch.autocast:
+    """The precision of a step. No cache of cast weights: modifiers move weights within a step, unseen by a cache."""
+    device = torch.device(job.device).type
+    return torch.autocast(device, torch.bfloat16, enabled=job.reduced, cache_enabled=False)
+
+
+def _in_float32(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
+    """Losses are computed in float32, whatever the network's precision."""
+    return logits.float()
 
 
 @contextmanager
