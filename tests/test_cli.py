@@ -378,6 +378,38 @@ def test_an_evaluation_by_the_protocol_repeats_the_record(finished_copy, command
     assert values == {name: measure["value"] for name, measure in expected["measures"].items()}
 
 
+def test_measures_on_test_and_training_examples_each_with_its_value_or_the_reason(finished_copy, command, tiny):
+    arguments = ["evaluate", finished_copy.key, "--protocol", tiny, "--store", finished_copy.store, "--examples", "20"]
+    arguments += ["--train", "10", "--measure", "distance-from-i*", "--measure", "margin(coupling=clean)"]
+    arguments += ["--measure", "local-entropy(coupling=clean, gamma=1e-4, draws=6)"]
+    done = command(*arguments, "--json")
+    assert done.code == 0, done.err
+    (result,) = done.document["results"].values()
+    distance, margin, entropy = result["measures"].values()
+    assert distance["value"] > 0
+    assert (margin["n"], margin["forward"], margin["backward"]) == (20, 20, 0)
+    train = list(result["measures_train"].values())[1]
+    assert (train["n"], train["forward"]) == (10, 10)
+    assert train["value"] != margin["value"]
+    assert entropy["value"] is entropy["standard_error"] is None
+    assert "the effective sample size is" in entropy["reason"]
+    table = command(*arguments)
+    assert "none: local-entropy: the effective sample size is" in table.out
+    assert f"{margin['value']:.3f} ± {margin['standard_error']:.3f}" in table.out
+
+    begun = command(*arguments, "--checkpoint", "initial", "--json").document
+    (result,) = begun["results"].values()
+    assert next(iter(result["measures"].values()))["value"] == 0
+    missing = command(*arguments, "--checkpoint", "epoch-0001")
+    assert missing.code == 2
+    assert "only best, last, initial; train it again with `robflat-bench run ... --keep-every N" in missing.complaint
+
+    weights = finished_copy.folder / "checkpoints" / "last.safetensors"
+    elsewhere = command("evaluate", weights, *arguments[2:], "--json")
+    (result,) = elsewhere.document["results"].values()
+    assert "the initial weights are not known" in next(iter(result["measures"].values()))["reason"]
+
+
 def test_a_weights_file_is_evaluated_without_a_run(finished, command, tiny, tmp_path):
     weights = tmp_path / "mine.safetensors"
     shutil.copy(finished.folder / "checkpoints" / "last.safetensors", weights)
