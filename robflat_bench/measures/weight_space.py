@@ -118,6 +118,8 @@ class WeightSpace:
             source = generator(*key, name, *layer.shape)
             draw = torch.randn if gaussian else torch.rand
             z[name] = draw(layer.shape, generator=source, dtype=torch.float64).to(layer.device)
+            if self.scales:  # a weight of 0 has no axis, and no part in the radius
+                z[name] = z[name] * (self.scales[name] > 0)
         lengths = self.ball.sizes(z) if gaussian else {}
         made = {}
         for name, layer in self.layers.items():
