@@ -94,6 +94,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def adversarially_trained():
+    """`naive.adversarially_trained`, once; look, do not touch."""
+    import naive
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = naive.adversarially_trained()
+    torch.set_num_threads(threads)
+    return model
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> Iterator[None]:
     """Ctrl-C interrupts even where the shell started the tests with SIGINT ignored, as it does in the background."""

@@ -14,9 +14,10 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import Examples, ImageShape
+from robflat_bench.base import Examples, ImageShape, Params
 from robflat_bench.data.digits import load
 from robflat_bench.method import Batch, Moment, Training
+from robflat_bench.methods.at import AT
 from robflat_bench.randomness import generator
 
 COUNT, CLASSES = 6, 10
@@ -55,6 +56,27 @@ def digits(start: int, stop: int) -> Examples:
     pool = load().pools["train"]
     x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
     return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
+
+
+def adversarially_trained() -> nn.Module:
+    """resnet8(width=8), float32, adversarially trained for a few epochs on 300 digits."""
+    model = resnet8(ResNet8Params(width=8), ImageShape(1, 8, 10, (0.3,), (0.37,)), "relu")
+    initialize(model, generator(1, "init"))
+    examples, method = digits(0, 300), AT(Params())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    model.train()
+    for epoch in range(6):
+        optimizer.param_groups[0]["lr"] = 0.1 if epoch < 4 else 0.01
+        for step, rows in enumerate(torch.randperm(300, generator=generator("order", epoch)).split(50)):
+            part = examples[rows]
+            batch = Batch(part.index, part.x, part.y, nn.functional.one_hot(part.y, 10).float(), torch.ones(len(rows)))
+            source = generator("attack", epoch, step)
+            inner = TrainingAttack(epsilon=EPSILON, step=0.1, steps=1, start="uniform", bn="eval", source=source)
+            optimizer.zero_grad()
+            method.loss(model, batch, method.attack(model, batch, inner)).mean().backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
 
 
 def at(given: Batch, **moment: float) -> Batch:

@@ -16,20 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks import PGDParams
-from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.backbones import ResNet8Params
-from robflat_bench.backbones.parts import initialize
-from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import Examples, ImageShape, Journal, Measurement, Params, Threat, Workspace
+from robflat_bench.base import Examples, Journal, Measurement, Threat, Workspace
 from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.measures.oracle import Oracle, paper_reference
 from robflat_bench.measures.random_moves import crossed_errors
 from robflat_bench.measures.weight_space import WeightSpace, norm
 from robflat_bench.measures.worst_case import WorstCase
-from robflat_bench.method import Batch
-from robflat_bench.methods.at import AT
 from robflat_bench.randomness import generator, per_example_uniform
 
 EPSILON = 0.1
@@ -37,6 +31,11 @@ THREAT = Threat(EPSILON)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(adversarially_trained) -> nn.Module:
+    return adversarially_trained
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -58,28 +57,6 @@ def small_net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 def small_examples(count: int = 9, dtype: torch.dtype = torch.float64) -> Examples:
     x = torch.rand(count, 2, 5, 5, generator=generator("x"), dtype=torch.float64).to(dtype)
     return Examples(x, torch.randint(0, 4, (count,), generator=generator("y")), torch.arange(100, 100 + count))
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    """resnet8(width=8), float32, adversarially trained for a few epochs on 300 digits; look, do not touch."""
-    model = resnet8(ResNet8Params(width=8), ImageShape(1, 8, 10, (0.3,), (0.37,)), "relu")
-    initialize(model, generator(1, "init"))
-    examples, method = digits(0, 300), AT(Params())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    model.train()
-    for epoch in range(6):
-        optimizer.param_groups[0]["lr"] = 0.1 if epoch < 4 else 0.01
-        for step, rows in enumerate(torch.randperm(300, generator=generator("order", epoch)).split(50)):
-            part = examples[rows]
-            batch = Batch(part.index, part.x, part.y, F.one_hot(part.y, 10).float(), torch.ones(len(rows)))
-            source = generator("attack", epoch, step)
-            inner = TrainingAttack(epsilon=EPSILON, step=0.1, steps=1, start="uniform", bn="eval", source=source)
-            optimizer.zero_grad()
-            method.loss(model, batch, method.attack(model, batch, inner)).mean().backward()
-            optimizer.step()
-    optimizer.zero_grad()
-    return model.eval()
 
 
 def average_case(model: nn.Module, examples: Examples, memory: int = 100, **params: Any) -> Measurement:
