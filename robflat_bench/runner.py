@@ -18,7 +18,7 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.base import RobflatError, RunFailed, Threat, UsageError
 from robflat_bench.components import compose, resolve
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import DTYPES, Plan, Subject, configure, evaluate
+from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
 from robflat_bench.observers import HistoryFile, Observer, Observers
 from robflat_bench.protocol import Protocol, content_hash, load, shipped
 from robflat_bench.randomness import generator
@@ -121,7 +121,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
         load_weights(model, read_weights(folder.weights(checkpoint)), checkpoint)
-        subject = Subject(model, checkpoint, epochs[checkpoint], initial)
+        subject = Trained(model, checkpoint, epochs[checkpoint], initial)
         results[checkpoint], arrays = evaluate(
             registry, fixed, splits, bench.device, plan, subject, journal, bench.observer
         )
@@ -321,7 +321,7 @@ def evaluate_model(
             return next(item for item in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        subject = Subject(model, found.name, found.epoch, initial_weights(found.initial))
+        subject = Trained(model, found.name, found.epoch, initial_weights(found.initial))
         result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
         raw = arrays_bytes(outcomes)
         record = EvaluationRecord(

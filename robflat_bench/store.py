@@ -112,6 +112,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path.name} is damaged: {error}") from error
 
 
+SECONDS, PASSES = "spent.seconds", "spent.passes"
+"""What a unit's file holds beside its own arrays."""
+
+
 class StoredJournal(Journal):
     """Units on disk below `folder`; a damaged unit is computed again. `spent` sums what the units took, in
     whichever process, each once however often it is asked for; `counter` counts their passes."""
@@ -140,8 +144,8 @@ class StoredJournal(Journal):
         except (ValueError, KeyError, FileNotFoundError):
             began, before = time.perf_counter(), self._passes()
             arrays = dict(compute())
-            arrays["seconds"] = np.array(time.perf_counter() - began)
-            arrays["passes"] = self._passes() - before
+            arrays[SECONDS] = np.array(time.perf_counter() - began)
+            arrays[PASSES] = self._passes() - before
             write_atomically(path, arrays_bytes(arrays))
             spent = _spent(arrays)
         journal: StoredJournal | None = self
@@ -151,7 +155,7 @@ class StoredJournal(Journal):
                 journal._counted.add(path)
             journal = journal.parent
         self.on_unit()
-        return arrays
+        return {name: array for name, array in arrays.items() if name not in (SECONDS, PASSES)}
 
     def _passes(self) -> np.ndarray:
         return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
@@ -163,8 +167,8 @@ class StoredJournal(Journal):
 
 def _spent(unit: Mapping[str, np.ndarray]) -> Spent:
     """What it took to compute; KeyError where another version wrote it."""
-    forward, backward = map(int, unit["passes"])
-    return Spent(float(unit["seconds"]), forward, backward)
+    forward, backward = map(int, unit[PASSES])
+    return Spent(float(unit[SECONDS]), forward, backward)
 
 
 class RunFolder:

@@ -15,7 +15,7 @@ from robflat_bench.base import Examples, ImageShape, Journal, Params, Pool, Thre
 from robflat_bench.batching import in_batches, padded_batches
 from robflat_bench.components import resolve
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Subject, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, _weaker_broke_more, evaluate
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.observers import Observer
@@ -78,7 +78,7 @@ def fixed(registry) -> Fixed:
 def evaluated(
     registry, fixed: Fixed, model: nn.Module, data: Splits, plan: Plan, folder
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    return evaluate(registry, fixed, data, "cpu", plan, Subject(model, "last", 3), StoredJournal(folder), Observer())
+    return evaluate(registry, fixed, data, "cpu", plan, Trained(model, "last", 3), StoredJournal(folder), Observer())
 
 
 def test_an_image_misclassified_clean_counts_although_its_attack_is_classified_right(registry, fixed, tmp_path):

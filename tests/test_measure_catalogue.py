@@ -14,6 +14,7 @@ from robflat_bench.measures.distance_from_init import DistanceFromInit
 from robflat_bench.passes import PassCounter
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
+from robflat_bench.store import StoredJournal
 from robflat_bench.testing.checks import COUNT, THREAT, world
 
 REGISTRY = discover()
@@ -43,11 +44,15 @@ def test_a_pattern_names_every_measure_under_every_coupling():
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_a_measure_takes_the_passes_that_it_declares(one_thread, text):
+def test_a_measure_takes_the_passes_that_it_declares(one_thread, text, tmp_path):
     measure, place = brief(text), world(REGISTRY)
     counter = PassCounter(place.model.eval())
     initial = {name: torch.zeros_like(tensor) for name, tensor in place.state.items()}
-    measure.build(THREAT).measure(place.model, place.examples, Workspace(batch=COUNT, initial=initial))
+    journal = StoredJournal(tmp_path, counter=counter)
+    found = measure.build(THREAT).measure(place.model, place.examples, Workspace(COUNT, 0, journal, initial))
+    assert not any("spent" in name for name in {*found.details, *found.arrays})
+    spent = journal.spent
+    assert (spent.forward, spent.backward) == (counter.forward, counter.backward), "every pass is in a unit"
     declared = passes_of_measure(measure)
     if measure.name in SEARCHES:
         assert declared is None

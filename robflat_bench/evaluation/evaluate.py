@@ -80,7 +80,6 @@ def choose_plan(
         tuple(
             Measured(measure=resolve(registry, "measure", text).canonical, test=count, train=train)
             for text in _every(registry, measures)
-            for text in _every(registry, measures)
         ),
     )
 
@@ -114,7 +113,7 @@ def configure(fixed: Fixed) -> None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Trained:
     """What is evaluated: a model in the protocol's precision, the checkpoint it is (its name in the record and, where
     there is one, its epoch), and the weights that training began with, where they are known."""
 
@@ -130,7 +129,7 @@ def evaluate(
     splits: Splits,
     device: str,
     plan: Plan,
-    subject: Subject,
+    trained: Trained,
     journal: StoredJournal,
     observer: Observer,
 ) -> tuple[Result, dict[str, np.ndarray]]:
@@ -138,7 +137,7 @@ def evaluate(
 
     Units found in the journal are taken as done. A measure that has no value here says why in its result.
     """
-    model, checkpoint = subject.model.eval(), subject.checkpoint
+    model, checkpoint = trained.model.eval(), trained.checkpoint
     dtype = DTYPES[fixed.precision]
     threat = Threat(fixed.threat.epsilon, fixed.threat.norm)
     outcomes: dict[str, np.ndarray] = {}
@@ -153,7 +152,7 @@ def evaluate(
         return splits.examples(split, device, dtype, count)
 
     def workspace(stage: str) -> Workspace:
-        return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage), subject.initial)
+        return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage), trained.initial)
 
     # ---- clean ------------------------------------------------------------------------------------------
     began = time.perf_counter()
@@ -208,7 +207,7 @@ def evaluate(
         square_beats_white_box=notes.get("only_square"),
     )
     result = Result(
-        epoch=subject.epoch,
+        epoch=trained.epoch,
         weights=weights,
         measures=measures["test"],
         measures_train=measures["train"],

@@ -11,8 +11,7 @@ import numpy as np
 
 from robflat_bench.base import Kind, UsageError
 from robflat_bench.components import resolve
-from robflat_bench.evaluation.evaluate import Plan, evaluate
-from robflat_bench.evaluation.evaluate import Subject as Evaluated
+from robflat_bench.evaluation.evaluate import Plan, Trained, evaluate
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value
 from robflat_bench.experiments.subject import Subject
@@ -48,7 +47,7 @@ def gathered(subject: Subject, wanted: list[Measured], journal: StoredJournal) -
     losses, measures = recorded(subject, attack, wanted)
     missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:
-        evaluated = Evaluated(subject.load(), subject.found.name, subject.found.epoch, subject.initial)
+        evaluated = Trained(subject.load(), subject.found.name, subject.found.epoch, subject.initial)
         where = (subject.registry, subject.fixed, subject.splits, subject.device)
         result, outcomes = evaluate(*where, missing, evaluated, journal, Observer())
         losses = losses or of_outcomes(outcomes, subject.found.name, attack.attack)
