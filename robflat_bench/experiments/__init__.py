@@ -86,7 +86,7 @@ class SpectrumParams(HessianLambdaMaxParams):
     the trace. width: of the Gaussians that smooth the density, in decades. examples: 0 is the protocol's number.
     """
 
-    density: PositiveInt = 10
+    density: PositiveInt = 4
     probes: int = Field(default=50, ge=2)
     width: Number = Field(default=0.1, gt=0)
     examples: NonNegativeInt = 0
@@ -110,7 +110,9 @@ class AblationParams(Params):
     examples: 0 is the protocol's number.
     """
 
-    measures: tuple[str, ...] = Field(default=("average-case", "worst-case(xi=0.03)"), min_length=1)
+    measures: tuple[str, ...] = Field(
+        default=("average-case(draws=5)", "worst-case(xi=0.03, restarts=3)"), min_length=1
+    )
     axis: str = "all"
     values: tuple[int | float | str, ...] = ()
     examples: NonNegativeInt = 0

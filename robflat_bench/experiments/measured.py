@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 from torch import nn
 
 from robflat_bench.base import Examples, Journal, MeasureInfo, Measurement, NoValue
@@ -23,7 +24,7 @@ from robflat_bench.registry import Registry
 class Found(Value):
     """A measurement: details as the measure names them, and why there is no value, where there is none."""
 
-    details: dict[str, float] = {}
+    details: dict[str, float] = Field(default_factory=dict)
     reason: Text = ""
 
 

@@ -196,7 +196,7 @@ def draw(document: Document[Row]) -> Figure:
     heads(panels[0][0], places)
     params = choose(document.experiment).params
     assert isinstance(params, ScalingParams)
-    grey = {"color": "#555555", "linestyle": ""}
+    grey: dict[str, Any] = {"color": "#555555", "linestyle": ""}
     legend = [
         Line2D([], [], color=look(k).color, marker=look(k).marker, linestyle="", label=plain(name))
         for k, name in enumerate(called)

@@ -27,8 +27,8 @@ from robflat_bench.measures.spectral_density import smoothed
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.store import StoredJournal
 
-LINEAR = 1e-4
-"""How far the axis is about linear around 0, relative to the largest eigenvalue."""
+LINEAR = 1e-2
+"""How far the axis is about linear around 0, relative to the largest eigenvalue: nodes lie no closer to it."""
 
 
 class Row(Base):
@@ -115,8 +115,8 @@ def draw(document: Document[Row]) -> Figure:
     sizes = sorted({row.size for row in rows})
     images = {"clean": "clean images", "frozen": f"images found at w by PGD-{params.steps}"}[params.coupling]
     notes = (
-        f"Loss of the {images}. Density: {params.density} probes of {params.nodes} Lanczos nodes, smoothed by Gaussians "
-        f"of {params.width:g} decades; one of {' to '.join(f'{size:,}' for size in sizes)} eigenvalues has a share of "
+        f"Loss of the {images}. Density: {params.density} probes of {params.nodes} Lanczos nodes, smoothed by "
+        f"Gaussians of {params.width:g} decades; one of {sizes[-1]:,} eigenvalues has a share of "
         f"{1 / sizes[-1]:.0e}. Markers: both ends, with residuals in the legend; ratio: |min| / max; "
         f"trace by {params.probes} probes, with its standard error over them."
     )
@@ -138,13 +138,13 @@ def facts(row: Row) -> str:
     return (
         f"max {top.value:.3g} ± {ends['residual']:.1g}, min {ends['lambda_min']:.3g} ± "
         f"{ends['residual_min']:.1g}\nratio {ratio:.2g} ± {error:.1g}, "
-        f"trace {trace.value:.3g} ± {trace.standard_error or 0:.1g}"
+        f""trace {trace.value:.3g} ± {trace.standard_error or 0:.2g}""
     )
 
 
 def ticks(axes: Axes, edge: list[float], scale: float) -> None:
-    """0 and every power of ten from the scale on, in both signs, that lies within the edges."""
-    powers = [scale * 10.0**k for k in range(1, 12)]
+    """0 and 1 and 3 times every power of ten from the scale on, in both signs, that lies within the edges."""
+    powers = [scale * step * 10.0**k for k in range(12) for step in (1, 3)]
     marks = [0.0, *powers, *(-power for power in powers)]
     marks = sorted(mark for mark in marks if edge[0] - 0.3 <= decades(mark, scale) <= edge[1] + 0.3)
-    axes.set_xticks([decades(mark, scale) for mark in marks], [f"{mark:g}" for mark in marks])
+    axes.set_xticks([decades(mark, scale) for mark in marks], [f"{mark:.6g}" for mark in marks])

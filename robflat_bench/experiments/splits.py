@@ -63,7 +63,8 @@ def read(subject: Subject, params: SplitsParams, journal: StoredJournal) -> Row:
             f"{subject.protocol.name} attacks no training examples, so there is no gap; "
             "give its first attack some: train = 300"
         )
-    model, found = subject.load(), {}
+    model = subject.load()
+    found: dict[str, dict[str, Found]] = {}
     for split in SPLITS:
         examples, found[split] = subject.examples(split, params.examples), {}
         for coupling in params.couplings or takes:
@@ -96,14 +97,14 @@ def draw(document: Document[Row]) -> Figure:
     left, right = panels[0]
     dots(left, rows, couplings)
     left.set_title(plain(rows[0].title))
-    left.set_ylabel(plain(unit(rows[0].title)))
+    left.set_ylabel(plain(unit(rows[0].title).replace("robust loss", "loss")))
     left.set_xlabel("coupling of the adversary with the weights")
     bars(right, rows, called)
-    legend = [
+    legend: list[Any] = [
         Line2D([], [], color=look(k).color, marker=look(k).marker, linestyle="", label=plain(name))
         for k, name in enumerate(called)
     ]
-    grey = {"color": "#555555", "marker": "o", "linestyle": ""}
+    grey: dict[str, Any] = {"color": "#555555", "marker": "o", "linestyle": ""}
     legend += [
         Line2D([], [], label="test", **grey),
         Line2D([], [], markerfacecolor="white", label="train", **grey),
@@ -127,7 +128,7 @@ def dots(axes: Axes, rows: list[Row], couplings: list[str]) -> None:
         for s, (split, fill) in enumerate({"test": color, "train": "white"}.items()):
             values = [row.found[split][coupling] for coupling in couplings]
             x = [at + (2 * k + s - len(rows) + 0.5) * step for at in range(len(couplings))]
-            style: dict[str, Any] = {"color": color, "marker": marker, "markerfacecolor": fill, "markersize": 7}
+            style: dict[str, Any] = {"color": color, "marker": marker, "markerfacecolor": fill, "markersize": 5.5}
             axes.errorbar(
                 x, [v.drawn for v in values], [v.standard_error or 0.0 for v in values], linestyle="", **style
             )
