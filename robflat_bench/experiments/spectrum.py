@@ -138,7 +138,7 @@ def facts(row: Row) -> str:
     return (
         f"max {top.value:.3g} ± {ends['residual']:.1g}, min {ends['lambda_min']:.3g} ± "
         f"{ends['residual_min']:.1g}\nratio {ratio:.2g} ± {error:.1g}, "
-        f""trace {trace.value:.3g} ± {trace.standard_error or 0:.2g}""
+        f"trace {trace.value:.3g} ± {trace.standard_error or 0:.2g}"
     )
 
 
