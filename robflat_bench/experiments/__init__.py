@@ -88,7 +88,7 @@ class SpectrumParams(HessianLambdaMaxParams):
 
     density: PositiveInt = 4
     probes: int = Field(default=50, ge=2)
-    width: Number = Field(default=0.1, gt=0)
+    width: Number = Field(default=0.05, gt=0)
     examples: NonNegativeInt = 0
 
 

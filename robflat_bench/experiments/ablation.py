@@ -114,7 +114,7 @@ def axes_of(measure: Component, params: AblationParams) -> dict[str, tuple[Setti
             )
     if not chosen or not all(chosen.values()):
         raise UsageError(
-            f"no usual values of {params.axis} for {measure.name}; give some: "
+            f"no usual values of {'any parameter' if params.axis == 'all' else params.axis} for {measure.name}; give some: "
             f"\"ablation(measures=['{measure.name}'], axis=..., values=[...])\""
         )
     return chosen
