@@ -70,7 +70,8 @@ def _factor(value: float) -> float:
 
 
 class ScalingParams(Params):
-    """factors: c of every rescaling. measures: e.g. ["hessian-trace", "lpf(std=0.02)"]; none: the whole catalogue.
+    """factors: c of every rescaling. measures: e.g. ["hessian-trace", "lpf(std=0.02)"]; none: the whole catalogue,
+    with fewer draws than usual.
 
     coupling: of the measures that have one, unless they say their own. examples: 0 is the protocol's number.
     """

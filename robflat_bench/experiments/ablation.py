@@ -114,8 +114,8 @@ def axes_of(measure: Component, params: AblationParams) -> dict[str, tuple[Setti
             )
     if not chosen or not all(chosen.values()):
         raise UsageError(
-            f"no usual values of {'any parameter' if params.axis == 'all' else params.axis} for {measure.name}; give some: "
-            f"\"ablation(measures=['{measure.name}'], axis=..., values=[...])\""
+            f"no usual values of {'any parameter' if params.axis == 'all' else params.axis} for {measure.name}; "
+            f"give some: \"ablation(measures=['{measure.name}'], axis=..., values=[...])\""
         )
     return chosen
 
