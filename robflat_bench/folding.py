@@ -41,18 +41,18 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
 
     Within, no gradient reaches a folded weight. Afterwards every parameter is the object it was."""
     if model not in _KNOWN:
-        _KNOWN[model] = _pairs(model, x)
-    pairs = [pair for pair, _ in _KNOWN[model]]
-    own = [dict(layer._parameters) for layer, _ in pairs]
+        _KNOWN[model] = pairs(model, x)
+    known = [pair for pair, _ in _KNOWN[model]]
+    own = [dict(layer._parameters) for layer, _ in known]
     try:
-        for layer, norm in pairs:
+        for layer, norm in known:
             weight, bias = _folded(layer, norm)
             parameters: dict[str, Any] = layer._parameters
             parameters.update(weight=weight, bias=bias)
             norm.__dict__["forward"] = _identity
         yield
     finally:
-        for (layer, norm), parameters in zip(pairs, own, strict=True):
+        for (layer, norm), parameters in zip(known, own, strict=True):
             layer._parameters.update(parameters)
             norm.__dict__.pop("forward", None)
 
@@ -64,7 +64,7 @@ def _identity(x: Tensor) -> Tensor:
 def fold(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy in eval mode with the same logits, in which folded norms are the identity; x: images of its shape."""
     network = copy.deepcopy(model).eval().requires_grad_(True)
-    for (layer, norm), name in _pairs(network, x):
+    for (layer, norm), name in pairs(network, x):
         weight, bias = _folded(layer, norm)
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
         network.set_submodule(name, nn.Identity())
@@ -94,8 +94,8 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
-def _pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
-    """Each convolution with its norm, and the norm's name."""
+def pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
+    """Each convolution with the norm that folds into it, and the norm's name; x: images of its shape."""
     if not any(type(module) in BATCH_NORMS for module in network.modules()):
         return []
     made: dict[nn.Module, Any] = {}

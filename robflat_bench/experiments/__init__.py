@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.base import Number, Params, UsageError
 from robflat_bench.components import parse, validate, write
-from robflat_bench.measures import OracleParams
+from robflat_bench.measures import HessianLambdaMaxParams, OracleParams
 from robflat_bench.registry import did_you_mean
 
 PACKAGE = "robflat_bench.experiments"
@@ -63,6 +63,68 @@ class SurfaceParams(LandscapeParams):
     second: Literal["random", "adversarial"] = "random"
 
 
+def _factor(value: float) -> float:
+    if value <= 0 or value == 1:
+        raise ValueError("must be positive and not 1, which rescales nothing")
+    return value
+
+
+class ScalingParams(Params):
+    """factors: c of every rescaling. measures: e.g. ["hessian-trace", "lpf(std=0.02)"]; none: the whole catalogue,
+    with fewer draws than usual.
+
+    coupling: of the measures that have one, unless they say their own. examples: 0 is the protocol's number.
+    """
+
+    factors: tuple[Annotated[Number, AfterValidator(_factor)], ...] = Field(default=(0.5, 2.0), min_length=1)
+    measures: tuple[str, ...] = ()
+    coupling: Literal["clean", "frozen"] = "frozen"
+    examples: NonNegativeInt = 0
+
+
+class SpectrumParams(HessianLambdaMaxParams):
+    """tolerance, vectors, iterations: of Lanczos. density: probes of the density, of `nodes` products each. probes: of
+    the trace. width: of the Gaussians that smooth the density, in decades. examples: 0 is the protocol's number.
+    """
+
+    density: PositiveInt = 4
+    probes: int = Field(default=50, ge=2)
+    width: Number = Field(default=0.05, gt=0)
+    examples: NonNegativeInt = 0
+
+
+class SplitsParams(Params):
+    """measure: read on training and test examples, under each of the `couplings` (none: all it takes).
+
+    examples: of each split; 0 is the protocol's number.
+    """
+
+    measure: str = "average-case"
+    couplings: tuple[str, ...] = ()
+    examples: NonNegativeInt = 0
+
+
+class AblationParams(Params):
+    """measures: with the parameters that stay while one of them, the axis, moves. axis: a parameter of the measures
+    (`ball`: with its norm, e.g. filter-l2), or all that have usual values. values: of that one axis, instead.
+
+    examples: 0 is the protocol's number.
+    """
+
+    measures: tuple[str, ...] = Field(
+        default=("average-case(draws=5)", "worst-case(xi=0.03, restarts=3)"), min_length=1
+    )
+    axis: str = "all"
+    values: tuple[int | float | str, ...] = ()
+    examples: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_axis(self) -> AblationParams:
+        if self.values and self.axis == "all":
+            raise ValueError("values belong to one axis; add e.g. axis=xi")
+        return self
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One row. reads: which weights of each model: the chosen checkpoint, `best` and `last`, or every kept epoch
@@ -101,6 +163,30 @@ EXPERIMENTS = (
         "Loss over the plane of two directions in weight space, a panel for each model.",
         f"{PACKAGE}.surface",
         SurfaceParams,
+    ),
+    Experiment(
+        "scaling",
+        "Rescaled copies of a model under every measure: which stay, which move, by what power.",
+        f"{PACKAGE}.scaling",
+        ScalingParams,
+    ),
+    Experiment(
+        "spectrum",
+        "Density of the Hessian's eigenvalues, with lambda max, trace and convexity ratio.",
+        f"{PACKAGE}.spectrum",
+        SpectrumParams,
+    ),
+    Experiment(
+        "splits",
+        "A measure on training and test examples, clean and robust; test robust loss as train robust loss and gap.",
+        f"{PACKAGE}.splits",
+        SplitsParams,
+    ),
+    Experiment(
+        "ablation",
+        "Measures as functions of their own parameters: radius, draws, restarts, ball, steps.",
+        f"{PACKAGE}.ablation",
+        AblationParams,
     ),
 )
 

@@ -37,8 +37,13 @@ class Loss(Row):
 
 
 def read(subject: Subject, params: ReadingsParams, journal: StoredJournal) -> Loss:
+    """Robust losses, and the measures asked for."""
+    return gathered(subject, planned(subject, params), journal)
+
+
+def gathered(subject: Subject, wanted: list[Measured], journal: StoredJournal) -> Loss:
     """From the record where it has them, by the protocol's own evaluation where it has not."""
-    attack, wanted = subject.fixed.attacks[0], planned(subject, params)
+    attack = subject.fixed.attacks[0]
     losses, measures = recorded(subject, attack, wanted)
     missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:

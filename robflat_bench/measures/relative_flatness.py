@@ -40,9 +40,9 @@ class RelativeFlatness(Measure):
         oracle = Oracle(self.threat, self.params)
         oracle.freeze(model, examples, workspace)
         points = oracle.points(examples)
-        found = in_batches(points, workspace, lambda part: _head_pass(model, part)[1], "features").double()
+        found = in_batches(points, workspace, lambda part: head_pass(model, part)[1], "features").double()
         with uncounted():
-            head = _head_pass(model, points[:1])[0]
+            head = head_pass(model, points[:1])[0]
         classes = head.out_features
         features, logits = found[:, :-classes], found[:, -classes:]
 
@@ -67,7 +67,7 @@ def _kappa_max(features: Tensor, curvature: Tensor, gram: Tensor) -> float:
     return total
 
 
-def _head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
+def head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
     """The linear layer whose output is the logits, and [B, d + K]: its features beside them."""
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
