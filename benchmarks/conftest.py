@@ -1,8 +1,8 @@
 """Sizes of a run, the table of ratios it ends with, and its record.
 
-    uv run --group bench pytest benchmarks                       # minutes to an hour; the machine should be idle
-    uv run --group bench pytest benchmarks --quick               # whether it all still runs
-    uv run --group bench pytest benchmarks --draws 10 --record benchmarks/records/speed.json
+uv run --group bench pytest benchmarks                       # minutes to an hour; the machine should be idle
+uv run --group bench pytest benchmarks --quick               # whether it all still runs
+uv run --group bench pytest benchmarks --draws 10 --record benchmarks/records/speed.json
 """
 
 from __future__ import annotations

@@ -192,11 +192,7 @@ def flatness(
     losses = []
     for draw in range(draws):
         moved = copy.deepcopy(model)
-        norms = {
-            name
-            for name, module in moved.named_modules()
-            if isinstance(module, nn.BatchNorm2d)
-        }
+        norms = {name for name, module in moved.named_modules() if isinstance(module, nn.BatchNorm2d)}
         with torch.no_grad():
             for name, parameter in moved.named_parameters():
                 length = parameter.double().norm()

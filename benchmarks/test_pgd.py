@@ -147,7 +147,9 @@ def _versus(rival: str) -> Callable[..., None]:
             board.check(name, "flags that differ, fraction", float((wrong != error).double().mean()), 0.01)
             board.check(name, "misclassified, fraction", float(wrong.double().mean()))
         elif who == "ours-bf16":
-            loss, wrong = losses_of(plain, here, ours_bfloat16(network(settings.width, ours=True), here, settings.steps))
+            loss, wrong = losses_of(
+                plain, here, ours_bfloat16(network(settings.width, ours=True), here, settings.steps)
+            )
             board.check(name, "mean loss over the rival's", float(loss.mean() / best.values.mean()))
             board.check(name, "misclassified, fraction", float(wrong.double().mean()))
         times = request.getfixturevalue("times")
