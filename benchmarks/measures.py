@@ -39,21 +39,24 @@ def brief(component: Component, images: int) -> Component:
     return Component(component.offer, component.info.params(**{**component.params.model_dump(), **quick}))
 
 
-def measured(component: Component, width: int, images: int) -> dict[str, Any]:
-    """One row."""
+def once(component: Component, width: int, images: int) -> tuple[float, PassCounter, float | None, str]:
+    """Seconds, passes, value or None, and why there is none."""
     here, model = examples(width, images), network(width, ours=True)
     begun = network(width, ours=True)
     initialize(begun, generator("begun"))
-    counter = PassCounter(model)
-    quick = brief(component, images)
+    counter, measure = PassCounter(model), brief(component, images).build(Threat(EPSILON))
     value, reason = None, ""
     began = time.perf_counter()
     try:
-        workspace = Workspace(images, 0, initial=begun.state_dict())
-        value = quick.build(Threat(EPSILON)).measure(model, here, workspace).value
+        value = measure.measure(model, here, Workspace(images, 0, initial=begun.state_dict())).value
     except NoValue as error:
         reason = str(error)
-    spent = time.perf_counter() - began
+    return time.perf_counter() - began, counter, value, reason
+
+
+def measured(component: Component, width: int, images: int) -> dict[str, Any]:
+    """One row."""
+    spent, counter, value, reason = once(component, width, images)
     passes = counter.forward + counter.backward
     declared = passes_of_measure(component)
     row: dict[str, Any] = {
@@ -94,6 +97,7 @@ def main() -> None:
     columns = ("seconds", "forward", "backward", "s_per_1000_passes", "default_passes", "default_seconds_estimate")
     print(f"{'measure(coupling)':34s}" + "".join(f"{name:>26s}" for name in columns))  # noqa: T201
     for component in chosen:
+        once(component, 4, 8)  # what it imports, and what torch sets up at its first use
         row = measured(component, options.width, options.images)
         rows.append(row)
         cells = (f"{v:.3f}" if isinstance(v := row[name], float) else "-" if v is None else str(v) for name in columns)
