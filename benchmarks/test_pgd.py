@@ -16,7 +16,7 @@ import torch
 from limit import Limit
 from race import Board, clock, race, replay
 from rivals import Attack, foolbox_pgd, textbook_pgd, torchattacks_pgd
-from subject import EPSILON, STEP, Settings, bfloat16, examples, network, no_bfloat16
+from subject import EPSILON, SMOOTH, STEP, Settings, bfloat16, examples, network, no_bfloat16
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,8 +43,8 @@ def ours_bfloat16(model: nn.Module, here: Examples, steps: int) -> Tensor:
         return ours(model, here, steps)
 
 
-def network_of(name: str, width: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return network(width, ours=name.endswith("channels-last"), dtype=dtype)
+def network_of(name: str, width: int, dtype: torch.dtype = torch.float32, activation: str = "relu") -> nn.Module:
+    return network(width, ours=name.endswith("channels-last"), dtype=dtype, activation=activation)
 
 
 @contextmanager
@@ -65,15 +65,17 @@ def watched(model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         handle.remove()
 
 
-def followed(name: str, width: int, here: Examples, steps: int) -> tuple[list[Tensor], Tensor, Tensor]:
+def followed(
+    name: str, width: int, here: Examples, steps: int, activation: str = "relu"
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """Iterates 0..steps, the gradient at the first (up to a factor), and the images returned."""
     if name == "ours":
-        model = network(width, ours=True, dtype=here.x.dtype)
+        model = network(width, ours=True, dtype=here.x.dtype, activation=activation)
         ours(model, here[:1], 1)  # looks once at how the network is built
         with watched(model) as (met, gradients):
             found = ours(model, here, steps)
         return met[: steps + 1], gradients[0], found
-    model = network_of(name, width, here.x.dtype)
+    model = network_of(name, width, here.x.dtype, activation)
     with watched(model) as (met, gradients):
         found = RIVALS[name](EPSILON, STEP, steps)(model, here.x, here.y)
     return [*met[:steps], found], gradients[0], found
@@ -86,14 +88,20 @@ def losses_of(model: nn.Module, here: Examples, x: Tensor) -> tuple[Tensor, Tens
     return F.cross_entropy(logits, here.y, reduction="none"), logits.argmax(1) != here.y
 
 
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """||a - b|| / ||b|| of each row, whatever factor the rows of b have."""
+    a, b = (part.flatten(1) / part.flatten(1).norm(dim=1, keepdim=True) for part in (a, b))
+    return (a - b).norm(dim=1)
+
+
 @pytest.mark.parametrize("rival", RIVALS)
 def test_pgd_iterates_of_ours_are_those_of(rival: str, settings: Settings, board: Board) -> None:
     """In float64."""
     here = examples(SMALL, 8, torch.float64)
     mine, _, found = followed("ours", SMALL, here, settings.steps)
     theirs, _, _ = followed(rival, SMALL, here, settings.steps)
-    apart = max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True))
-    board.check(f"pgd {rival} float64", f"largest difference in {settings.steps} steps", apart, 1e-10)
+    farthest = max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True))
+    board.check(f"pgd {rival} float64", f"largest difference in {settings.steps} steps", farthest, 1e-10)
     losses = torch.stack([losses_of(network(SMALL, ours=False, dtype=torch.float64), here, x)[0] for x in mine])
     kept = losses_of(network(SMALL, ours=False, dtype=torch.float64), here, found)[0]
     board.check(f"pgd {rival} float64", "best loss - that returned", float((losses.amax(0) - kept).abs().max()), 1e-10)
@@ -140,8 +148,10 @@ def _versus(rival: str) -> Callable[..., None]:
         error = torch.stack(errors).gather(0, best.indices[None])[0]
         if who == "ours-fp32":
             _, first, found = mine
-            first, gradient = first / first.norm(), gradient / gradient.norm()
-            board.check(name, "first gradient, relative", float((first - gradient).norm()), 1e-4)
+            board.check(name, "first gradient, relative, median example", float(apart(first, gradient).median()), 1e-4)
+            board.check(name, "first gradient, relative, whole batch", float(apart(first[None], gradient[None])))
+            smooth = [followed(of, settings.width, here, 1, SMOOTH)[1][None] for of in ("ours", rival)]
+            board.check(name, "first gradient, relative, whole batch, SiLU", float(apart(*smooth)), 1e-4)
             loss, wrong = losses_of(plain, here, found)
             board.check(name, "mean loss, relative", abs(float(loss.mean() / best.values.mean()) - 1), 1e-3)
             board.check(name, "flags that differ, fraction", float((wrong != error).double().mean()), 0.01)

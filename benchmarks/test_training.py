@@ -19,7 +19,7 @@ import rivals
 import torch
 from limit import Limit
 from race import Board, clock, race, replay
-from subject import EPSILON, SHAPE, STEP, Settings, bfloat16, examples, network, no_bfloat16
+from subject import EPSILON, SHAPE, SMOOTH, STEP, Settings, bfloat16, examples, network, no_bfloat16
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack
@@ -172,12 +172,18 @@ def races(settings: Settings, here: Examples) -> Callable[[str], dict[str, Any]]
     return times
 
 
-def one_step(method: str, idiom: str, settings: Settings, here: Examples, *, reduced: bool = False) -> dict[str, float]:
-    """Relative differences after one step from identical weights and images."""
-    theirs = Textbook(method, network(settings.width, ours=False), here, settings.steps, IDIOMS[method, idiom])
+def one_step(
+    method: str, idiom: str, settings: Settings, here: Examples, activation: str, *, reduced: bool = False
+) -> dict[str, float]:
+    """Relative differences after one step from identical weights and images: of a tensor at most, of all moves."""
+
+    def net(*, ours: bool) -> nn.Module:
+        return network(settings.width, ours=ours, activation=activation)
+
+    theirs = Textbook(method, net(ours=False), here, settings.steps, IDIOMS[method, idiom])
     x_adv = theirs.attack(0)
     theirs.descend(x_adv)
-    mine = Ours(method, network(settings.width, ours=True), here, settings.steps, reduced=reduced)
+    mine = Ours(method, net(ours=True), here, settings.steps, reduced=reduced)
     begun = copy.deepcopy(mine.model)
     mine(inner=Given(x_adv))
     norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
@@ -197,11 +203,12 @@ def _versus(method: str, idiom: str) -> Callable[..., None]:
             pytest.skip(reason)
         name = f"{method} step vs {idiom} [{who}]"
         if who.startswith("ours"):
-            exact = who == "ours-fp32"
-            apart = one_step(method, idiom, settings, here, reduced=not exact)
-            bound = 1e-4 if exact else None
-            board.check(name, "a tensor after one step, relative, largest", apart["tensors"], bound)
-            board.check(name, "the whole update, relative", apart["update"], bound)
+            reduced = who == "ours-bf16"
+            for activation in (SMOOTH, "relu"):
+                bound = 1e-4 if activation == SMOOTH and not reduced else None
+                differences = one_step(method, idiom, settings, here, activation, reduced=reduced)
+                for what, value in differences.items():
+                    board.check(name, f"one step, {activation}, {what}, relative", value, bound)
         times = races(method)
         if who.startswith("ours"):
             limit = times[who.replace("ours", "limit")].seconds(**PASSES[method](settings.steps))
