@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from robflat_bench.base import Examples, Workspace
 from robflat_bench.measures import WorstCaseParams
+from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.measures.worst_case import Climb, WorstCase
 from robflat_bench.randomness import generator, per_example_uniform
 
@@ -82,11 +83,32 @@ def test_joint_from_the_frozen_solution_is_not_below_it(trained, xi, keep):
     assert joint.max() >= frozen[:2].max() - 1e-6
 
 
-def test_joint_that_never_leaves_the_frozen_solution_is_it(trained):
-    """A step of no pixel: what the images would gain is gone, and the frozen solution is still not lost."""
-    frozen = worst(trained, "frozen", restarts=1, step=1e-9).arrays["losses"]
-    joint = worst(trained, "joint", restarts=1, step=1e-9, warm="true").arrays["losses"]
-    assert joint.mean(1).max() >= frozen.mean() - 1e-6
+def test_the_last_joint_ascent_begins_at_the_frozen_solution_and_never_ends_below_it(monkeypatch):
+    """With steps of no length it stays there; where it only falls, the frozen end is kept."""
+    model, examples = small_net(), small_examples()
+    sides = (2 * torch.rand(examples.x.shape, generator=generator("images")) - 1).sign().double()
+    images, begun = (examples.x + EPSILON * sides).clamp(0, 1), WeightSpace(model).in_ball(0.5, 5, "worst-case", 1)
+
+    def ascend(**params: Any) -> Climb:
+        measure = WorstCase(WorstCaseParams(xi=0.5, restarts=1, **params), THREAT)
+        return measure.ascend(model, examples, Workspace(seed=5), 0.5, 1, images)
+
+    still = ascend(steps=2, step=1e-12, weight_step=1e-12)
+    with torch.no_grad():
+        expected = F.cross_entropy(moved_copy(model, begun)(images), examples.y, reduction="none")
+    assert still.losses.numpy() == pytest.approx(expected.numpy(), abs=1e-9)
+    assert torch.allclose(still.images, images, rtol=0, atol=1e-9)
+    alone, whole = ascend(coupling="frozen", steps=2), WorstCase._climb
+    assert ascend(steps=2).losses.mean() > alone.losses.mean()
+
+    def falling(self: WorstCase, *given: Any, joint: bool) -> Climb:
+        found = whole(self, *given, joint=joint)
+        return found._replace(losses=found.losses - 9) if joint else found
+
+    monkeypatch.setattr(WorstCase, "_climb", falling)
+    kept = ascend(steps=2)
+    assert torch.equal(kept.losses, alone.losses)
+    assert all(torch.equal(kept.nu[name], alone.nu[name]) for name in alone.nu)
 
 
 # ---------------------------------------------------------------------------------------------------------
