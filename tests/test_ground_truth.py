@@ -687,7 +687,7 @@ def test_student_intervals_cover_the_truth(name, monkeypatch):
     """Products with the Hessian, proved elsewhere, are those of its matrix here."""
     monkeypatch.setattr(Hessian, "_matmat", lambda _, x: [model.hessian @ x[0]])
     count, params = MEANS[name]
-    draws, covered = 10, 0
+    draws, covered = 10 if count == "draws" else 30, 0
     reach, wanted, model = stats.t.ppf(0.975, draws - 1), truth(name, params), Quadratic()
     for seed in range(500):
         found = measured(name, model, shares()[:1], Workspace(seed=seed), coupling="clean", **params, **{count: draws})
