@@ -223,7 +223,7 @@ def draw(document: Document[Row]) -> Figure:
     notes = (
         f"Coupling {params.coupling} where there is one. Exponent: slope of log |value| over log c at c = "
         f"{', '.join(f'{c:g}' for c in sorted(factors))}; bars: its range over c. "
-        f"Left, logits move by {moved:.0e} of the largest. Arrows: beyond the axis; no dot: no value, or its sign "
+        f"Left, logits move by {moved:.0g} of the largest. Arrows: beyond the axis; no dot: no value, or its sign "
         "changes. Standard errors of the values: in the JSON."
     )
     return finish(made, document, "What rescaling the weights does to each measure", notes, legend)
@@ -291,12 +291,12 @@ def dot(axes: Axes, moved: Moved, rescaling: str, factors: tuple[float, ...], y:
 
 
 def table(axes: Axes, rows: list[Row], places: dict[str, float], called: list[str]) -> None:
-    """The values at c = 1."""
+    """The values at w, c = 1."""
     axes.set_axis_off()
-    axes.set_title("value at c = 1")
+    axes.set_title("value at w")
     axes.set_xlim(0, len(rows))
     for k, (row, name) in enumerate(zip(rows, called, strict=True)):
-        style: dict[str, Any] = {"color": look(k).color, "ha": "center", "va": "center", "fontsize": 8.5}
+        style: dict[str, Any] = {"color": look(k).color, "ha": "center", "va": "center_baseline", "fontsize": 8.5}
         axes.text(k + 0.5, -1.1, plain(textwrap.shorten(name, 14, placeholder="...")), **style)
         for text, y in places.items():
             value = row.measures[text].found["layers"][0].value
