@@ -187,7 +187,8 @@ def panel(axes: Axes, lines: list[Line]) -> None:
     axes.set_title(plain(first.axis))
     log_where_wide(axes, [found.drawn for line in lines for found in line.found])
     if numbers:
-        if log_where_wide(axes, [float(setting) for setting in first.settings], axis="x"):
+        if 0 < 10 * min(map(float, first.settings)) <= max(map(float, first.settings)):  # usually chosen by ratios
+            axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks([float(s) for s in first.settings], [f"{s:g}" for s in first.settings])
         at = first.usual

@@ -184,7 +184,7 @@ def draw(document: Document[Row]) -> Figure:
     rows = [reading.values for reading in document.readings]
     factors, called = rows[0].factors, names([reading.model for reading in document.readings])
     places = placed(rows)
-    ratios = [4, 4, 0.9 * len(rows)]
+    ratios = [4, 4, 1.1 * len(rows)]
     made, panels = figure(3, width=3.2, height=0.205 * (max(places.values()) + 2), sharey=True, width_ratios=ratios)
     for axes, shown, title in zip(panels[0], ("layers", "logits"), TITLES, strict=False):
         axes.set_title(title)
@@ -201,7 +201,11 @@ def draw(document: Document[Row]) -> Figure:
         axes.xaxis.set_major_locator(MultipleLocator(1))
         axes.set_xlim(-LIMIT, LIMIT)
     table(panels[0][2], rows, places, called)
-    ticks = {y: rows[0].measures[text].name for text, y in places.items()}
+    short = [text.partition("(")[0] for text in places]
+    ticks = {
+        y: name if short.count(name) == 1 else rows[0].measures[text].name
+        for name, (text, y) in zip(short, places.items(), strict=True)
+    }
     panels[0][0].set_yticks([*ticks], [plain(name) for name in ticks.values()])
     panels[0][0].set_ylim(max(places.values()) + 0.7, -1.7)
     heads(panels[0][0], places)
@@ -223,13 +227,13 @@ def draw(document: Document[Row]) -> Figure:
     notes = (
         f"Coupling {params.coupling} where there is one. Exponent: slope of log |value| over log c at c = "
         f"{', '.join(f'{c:g}' for c in sorted(factors))}; bars: its range over c. "
-        f"Left, logits move by {moved:.0g} of the largest. Arrows: beyond the axis; no dot: no value, or its sign "
-        "changes. Standard errors of the values: in the JSON."
+        f"Left, logits move by {moved:.0g} of the largest one. Arrows: beyond the axis; no dot: no value, or its sign "
+        "changes. Parameters and standard errors: in the JSON."
     )
     return finish(made, document, "What rescaling the weights does to each measure", notes, legend)
 
 
-TITLES = ("convolutions x c, undone by normalisation:\nsame function", "last linear layer x c:\nlogits x c")
+TITLES = ("convolutions x c, undone\nby normalisation: same function", "last linear layer x c:\nlogits x c")
 LIMIT = 3.4
 
 
