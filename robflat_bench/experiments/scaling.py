@@ -1,16 +1,10 @@
-r"""Rescaled copies of a model under every measure: which stay, which move, by what power of c.
-
-    layers   w <- c w of every convolution whose batch normalisation undoes it; mean <- c mean, var <- c^2 var,
-             eps <- c^2 eps: the same function, exactly
-    alone    the same, where no other tensor is a weight of the measure: what its declared power speaks of
-    logits   W <- c W, b <- c b of the last linear layer: another function, of the same decisions
+r"""Rescaled copies of a model under every measure: which stay, which move, by what power of c (see `rescaling`).
 
 The fitted exponent is the least-squares slope of log |value_c / value_1| over log c. Stutz et al., ICCV 2021.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import textwrap
 from collections.abc import Mapping
@@ -23,19 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
-from torch import Tensor, nn
 
-from robflat_bench.base import Examples, NoValue, Rescaling, UsageError
+from robflat_bench.base import NoValue, Rescaling, UsageError
 from robflat_bench.components import Component, non_defaults, write
 from robflat_bench.experiments import ScalingParams, choose
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, look, plain
 from robflat_bench.experiments.measured import Found, coupled, info_of, measured
+from robflat_bench.experiments.rescaling import alone, louder, rescaled
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.folding import pairs
-from robflat_bench.measures.relative_flatness import head_pass
-from robflat_bench.measures.weight_space import NORMALISATION
 from robflat_bench.protocol import Strict
 from robflat_bench.store import StoredJournal
 
@@ -130,48 +122,6 @@ def label(measure: Component, coupling: str) -> str:
     """The measure without what the caption says of all."""
     own = {**non_defaults(measure.params), "coupling": getattr(measure.params, "coupling", None)}
     return write(measure.name, {key: value for key, value in own.items() if (key, value) != ("coupling", coupling)})
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Copies
-# ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def rescaled(model: nn.Module, x: Tensor, c: float) -> nn.Module:
-    """The same function with c times the weights of every convolution that a normalisation follows."""
-    made = copy.deepcopy(model)
-    for (layer, norm), _ in pairs(made, x):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        for tensor in (layer.weight, layer.bias, norm.running_mean):
-            if tensor is not None:
-                tensor.mul_(c)
-        norm.running_var.mul_(c**2)
-        norm.eps *= c**2
-    return made
-
-
-def alone(model: nn.Module, x: Tensor) -> nn.Module:
-    """All but these convolutions and the normalisations turned from parameters into constants."""
-    own = {layer for (layer, _), _ in pairs(model, x)}
-    for module in model.modules():
-        if module not in own and not isinstance(module, NORMALISATION):
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
-    return model
-
-
-@torch.no_grad()
-def louder(model: nn.Module, examples: Examples, c: float) -> nn.Module:
-    """Its logits times c."""
-    made = copy.deepcopy(model)
-    head, _ = head_pass(made, examples[:1])
-    head.weight.mul_(c)
-    if head.bias is not None:
-        head.bias.mul_(c)
-    return made
 
 
 # ---------------------------------------------------------------------------------------------------------
