@@ -105,12 +105,12 @@ def test_scaling_values_are_the_measures_own(subject, tmp_path):
     row = read(scaling, SCALING, subject, tmp_path)
     examples = subject.examples("test", 12)
     for text, moved in row.measures.items():
-        for rescaling, change in {
+        for kind, change in {
             "layers": lambda c: rescaling.rescaled(subject.load(), examples.x, c),
             "logits": lambda c: rescaling.louder(subject.load(), examples, c),
         }.items():
-            for c, found in zip(row.factors, moved.found[rescaling], strict=True):
-                assert same(found, direct(subject, text, change(c))), (text, rescaling, c)
+            for c, found in zip(row.factors, moved.found[kind], strict=True):
+                assert same(found, direct(subject, text, change(c))), (text, kind, c)
     assert [*row.measures] == [
         resolve(subject.registry, "measure", text).canonical
         for text in (
