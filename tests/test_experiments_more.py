@@ -13,7 +13,7 @@ from torch import nn
 from robflat_bench.base import UsageError, Workspace
 from robflat_bench.components import resolve
 from robflat_bench.data.splits import load_splits
-from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
+from robflat_bench.experiments import ablation, choose, figures, rescaling, scaling, spectrum, splits, work
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.measures.worst_case import WorstCase
@@ -65,7 +65,7 @@ def test_scaled_convolutions_leave_the_function_and_a_louder_head_multiplies_it(
         for parameter in model.parameters():
             parameter.add_(0.01)
         before = model(examples.x)
-        scaled, louder = scaling.rescaled(model, examples.x, c), scaling.louder(model, examples, c)
+        scaled, louder = rescaling.rescaled(model, examples.x, c), rescaling.louder(model, examples, c)
         assert (scaled(examples.x) - before).abs().max() < 1e-6 * max(1.0, float(before.abs().max()))
         assert torch.allclose(louder(examples.x), c * before, rtol=1e-5)
         assert torch.equal(model(examples.x), before)
@@ -77,7 +77,7 @@ def test_scaled_convolutions_leave_the_function_and_a_louder_head_multiplies_it(
 
 def test_only_the_scaled_tensors_move_alone(subject):
     model, x = subject.load(), subject.examples("test", 2).x
-    held = scaling.alone(scaling.rescaled(model, x, 1.0), x)
+    held = rescaling.alone(rescaling.rescaled(model, x, 1.0), x)
     assert torch.equal(held(x), model(x))
     everything, few = WeightSpace(model).layers, WeightSpace(held).layers
     assert {*everything} - {*few} == {name for name in everything if "head" in name} != set()
@@ -105,12 +105,12 @@ def test_scaling_values_are_the_measures_own(subject, tmp_path):
     row = read(scaling, SCALING, subject, tmp_path)
     examples = subject.examples("test", 12)
     for text, moved in row.measures.items():
-        for rescaling, change in {
-            "layers": lambda c: scaling.rescaled(subject.load(), examples.x, c),
-            "logits": lambda c: scaling.louder(subject.load(), examples, c),
+        for kind, change in {
+            "layers": lambda c: rescaling.rescaled(subject.load(), examples.x, c),
+            "logits": lambda c: rescaling.louder(subject.load(), examples, c),
         }.items():
-            for c, found in zip(row.factors, moved.found[rescaling], strict=True):
-                assert same(found, direct(subject, text, change(c))), (text, rescaling, c)
+            for c, found in zip(row.factors, moved.found[kind], strict=True):
+                assert same(found, direct(subject, text, change(c))), (text, kind, c)
     assert [*row.measures] == [
         resolve(subject.registry, "measure", text).canonical
         for text in (

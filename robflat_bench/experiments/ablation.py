@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from robflat_bench.base import UsageError
 from robflat_bench.components import Component, resolve, write
@@ -70,11 +71,9 @@ class Row(Base):
 
     @property
     def brief(self) -> dict[str, float | None]:
-        return {
-            f"{line.measure.partition('(')[0]}, {line.axis}={setting}": found.value
-            for line in self.lines
-            for setting, found in [(line.settings[0], line.found[0]), (line.settings[-1], line.found[-1])]
-        }
+        """Of each measure, what it is where no axis moves."""
+        own = [(line, s, found) for line in self.lines for s, found in zip(line.settings, line.found, strict=True)]
+        return {line.measure: found.value for line, setting, found in own if setting == line.usual}
 
 
 def read(subject: Subject, params: AblationParams, journal: StoredJournal) -> Row:
@@ -168,7 +167,7 @@ def draw(document: Document[Row]) -> Figure:
     legend.append(Line2D([], [], color="#555555", linestyle="--", linewidth=0.9, label="the setting of other panels"))
     notes = (
         "Thin bars: one standard error over images and, for means of draws, draws; thick bars: over draws alone. "
-        "All settings meet the same images and random numbers, so points of a panel differ by less than thin bars."
+        "All settings of a panel meet the same images and random numbers."
     )
     return finish(made, document, "Measures as functions of their own parameters", notes, legend)
 
@@ -188,7 +187,10 @@ def panel(axes: Axes, lines: list[Line]) -> None:
     axes.set_title(plain(first.axis))
     log_where_wide(axes, [found.drawn for line in lines for found in line.found])
     if numbers:
-        log_where_wide(axes, [float(setting) for setting in first.settings], axis="x")
+        if 0 < 10 * min(map(float, first.settings)) <= max(map(float, first.settings)):  # usually chosen by ratios
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([float(s) for s in first.settings], [f"{s:g}" for s in first.settings])
         at = first.usual
     else:
         axes.set_xticks(range(len(first.settings)), [str(s) for s in first.settings], rotation=40, ha="right")

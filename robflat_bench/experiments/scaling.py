@@ -1,16 +1,10 @@
-r"""Rescaled copies of a model under every measure: which stay, which move, by what power of c.
-
-    layers   w <- c w of every convolution whose batch normalisation undoes it; mean <- c mean, var <- c^2 var,
-             eps <- c^2 eps: the same function, exactly
-    alone    the same, where no other tensor is a weight of the measure: what its declared power speaks of
-    logits   W <- c W, b <- c b of the last linear layer: another function, of the same decisions
+r"""Rescaled copies of a model under every measure: which stay, which move, by what power of c (see `rescaling`).
 
 The fitted exponent is the least-squares slope of log |value_c / value_1| over log c. Stutz et al., ICCV 2021.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import textwrap
 from collections.abc import Mapping
@@ -23,19 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
-from torch import Tensor, nn
 
-from robflat_bench.base import Examples, NoValue, Rescaling, UsageError
+from robflat_bench.base import NoValue, Rescaling, UsageError
 from robflat_bench.components import Component, non_defaults, write
 from robflat_bench.experiments import ScalingParams, choose
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, look, plain
 from robflat_bench.experiments.measured import Found, coupled, info_of, measured
+from robflat_bench.experiments.rescaling import alone, louder, rescaled
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.folding import pairs
-from robflat_bench.measures.relative_flatness import head_pass
-from robflat_bench.measures.weight_space import NORMALISATION
 from robflat_bench.protocol import Strict
 from robflat_bench.store import StoredJournal
 
@@ -133,48 +125,6 @@ def label(measure: Component, coupling: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Copies
-# ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def rescaled(model: nn.Module, x: Tensor, c: float) -> nn.Module:
-    """The same function with c times the weights of every convolution that a normalisation follows."""
-    made = copy.deepcopy(model)
-    for (layer, norm), _ in pairs(made, x):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        for tensor in (layer.weight, layer.bias, norm.running_mean):
-            if tensor is not None:
-                tensor.mul_(c)
-        norm.running_var.mul_(c**2)
-        norm.eps *= c**2
-    return made
-
-
-def alone(model: nn.Module, x: Tensor) -> nn.Module:
-    """All but these convolutions and the normalisations turned from parameters into constants."""
-    own = {layer for (layer, _), _ in pairs(model, x)}
-    for module in model.modules():
-        if module not in own and not isinstance(module, NORMALISATION):
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
-    return model
-
-
-@torch.no_grad()
-def louder(model: nn.Module, examples: Examples, c: float) -> nn.Module:
-    """Its logits times c."""
-    made = copy.deepcopy(model)
-    head, _ = head_pass(made, examples[:1])
-    head.weight.mul_(c)
-    if head.bias is not None:
-        head.bias.mul_(c)
-    return made
-
-
-# ---------------------------------------------------------------------------------------------------------
 # The figure
 # ---------------------------------------------------------------------------------------------------------
 
@@ -184,7 +134,7 @@ def draw(document: Document[Row]) -> Figure:
     rows = [reading.values for reading in document.readings]
     factors, called = rows[0].factors, names([reading.model for reading in document.readings])
     places = placed(rows)
-    ratios = [4, 4, 0.9 * len(rows)]
+    ratios = [4, 4, 1.1 * len(rows)]
     made, panels = figure(3, width=3.2, height=0.205 * (max(places.values()) + 2), sharey=True, width_ratios=ratios)
     for axes, shown, title in zip(panels[0], ("layers", "logits"), TITLES, strict=False):
         axes.set_title(title)
@@ -201,7 +151,11 @@ def draw(document: Document[Row]) -> Figure:
         axes.xaxis.set_major_locator(MultipleLocator(1))
         axes.set_xlim(-LIMIT, LIMIT)
     table(panels[0][2], rows, places, called)
-    ticks = {y: rows[0].measures[text].name for text, y in places.items()}
+    short = [text.partition("(")[0] for text in places]
+    ticks = {
+        y: name if short.count(name) == 1 else rows[0].measures[text].name
+        for name, (text, y) in zip(short, places.items(), strict=True)
+    }
     panels[0][0].set_yticks([*ticks], [plain(name) for name in ticks.values()])
     panels[0][0].set_ylim(max(places.values()) + 0.7, -1.7)
     heads(panels[0][0], places)
@@ -223,13 +177,13 @@ def draw(document: Document[Row]) -> Figure:
     notes = (
         f"Coupling {params.coupling} where there is one. Exponent: slope of log |value| over log c at c = "
         f"{', '.join(f'{c:g}' for c in sorted(factors))}; bars: its range over c. "
-        f"Left, logits move by {moved:.0e} of the largest. Arrows: beyond the axis; no dot: no value, or its sign "
-        "changes. Standard errors of the values: in the JSON."
+        f"Left, logits move by {moved:.0g} of the largest one. Arrows: beyond the axis; no dot: no value, or its sign "
+        "changes. Parameters and standard errors: in the JSON."
     )
     return finish(made, document, "What rescaling the weights does to each measure", notes, legend)
 
 
-TITLES = ("convolutions x c, undone by normalisation:\nsame function", "last linear layer x c:\nlogits x c")
+TITLES = ("convolutions x c, undone\nby normalisation: same function", "last linear layer x c:\nlogits x c")
 LIMIT = 3.4
 
 
@@ -291,12 +245,12 @@ def dot(axes: Axes, moved: Moved, rescaling: str, factors: tuple[float, ...], y:
 
 
 def table(axes: Axes, rows: list[Row], places: dict[str, float], called: list[str]) -> None:
-    """The values at c = 1."""
+    """The values at w, c = 1."""
     axes.set_axis_off()
-    axes.set_title("value at c = 1")
+    axes.set_title("value at w")
     axes.set_xlim(0, len(rows))
     for k, (row, name) in enumerate(zip(rows, called, strict=True)):
-        style: dict[str, Any] = {"color": look(k).color, "ha": "center", "va": "center", "fontsize": 8.5}
+        style: dict[str, Any] = {"color": look(k).color, "ha": "center", "va": "center_baseline", "fontsize": 8.5}
         axes.text(k + 0.5, -1.1, plain(textwrap.shorten(name, 14, placeholder="...")), **style)
         for text, y in places.items():
             value = row.measures[text].found["layers"][0].value
