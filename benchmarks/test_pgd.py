@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -65,6 +65,7 @@ def watched(model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         handle.remove()
 
 
+@cache
 def followed(
     name: str, width: int, here: Examples, steps: int, activation: str = "relu"
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -113,11 +114,6 @@ def here(settings: Settings) -> Examples:
 
 
 @pytest.fixture(scope="module")
-def mine(settings: Settings, here: Examples) -> tuple[list[Tensor], Tensor, Tensor]:
-    return followed("ours", settings.width, here, settings.steps)
-
-
-@pytest.fixture(scope="module")
 def times(settings: Settings, here: Examples) -> dict[str, Any]:
     """Of all in turns; "limit" and "limit-bf16" are limits."""
     model = network(settings.width, ours=True)
@@ -138,7 +134,7 @@ def times(settings: Settings, here: Examples) -> dict[str, Any]:
 def _versus(rival: str) -> Callable[..., None]:
     @pytest.mark.benchmark(timer=clock, group=f"pgd vs {rival}")
     @pytest.mark.parametrize("who", ["ours-fp32", "ours-bf16", rival])
-    def test(who, settings, board, here, mine, benchmark, request) -> None:  # type: ignore[no-untyped-def]
+    def test(who, settings, board, here, benchmark, request) -> None:  # type: ignore[no-untyped-def]
         if who == "ours-bf16" and (reason := no_bfloat16()):
             pytest.skip(reason)
         name, plain = f"pgd vs {rival} [{who}]", network(settings.width, ours=False)
@@ -147,7 +143,7 @@ def _versus(rival: str) -> Callable[..., None]:
         best = torch.stack(losses).max(0)
         error = torch.stack(errors).gather(0, best.indices[None])[0]
         if who == "ours-fp32":
-            _, first, found = mine
+            _, first, found = followed("ours", settings.width, here, settings.steps)
             board.check(name, "first gradient, relative, median example", float(apart(first, gradient).median()), 1e-4)
             board.check(name, "first gradient, relative, whole batch", float(apart(first[None], gradient[None])))
             smooth = [followed(of, settings.width, here, 1, SMOOTH)[1][None] for of in ("ours", rival)]
