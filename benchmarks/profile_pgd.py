@@ -1,6 +1,6 @@
 """Where the seconds of our PGD-10 go, by kind of operation: convolutions first, then everything else in order.
 
-    uv run python benchmarks/profile_pgd.py --batch 64 --precision bfloat16
+uv run python benchmarks/profile_pgd.py --batch 64 --precision bfloat16
 """
 
 from __future__ import annotations
