@@ -161,7 +161,7 @@ def races(settings: Settings, stages: Any) -> Callable[[str], dict[str, list[flo
     return times
 
 
-STANDING = EPSILON / 64
+STANDING = EPSILON / 256
 """Radius of the timed runs: small enough that random weights leave examples standing for every stage."""
 
 
