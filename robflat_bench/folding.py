@@ -112,7 +112,7 @@ def pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
         if type(module) in (*CONVOLUTIONS, *BATCH_NORMS)
     ]
     with torch.enable_grad(), uncounted():
-        logits = network(x[:1].detach().requires_grad_())
+        logits = network.forward(x[:1].detach().requires_grad_())
     for handle in handles:
         handle.remove()
     readers = _readers(logits.grad_fn)

@@ -75,7 +75,7 @@ class Landscape:
     def random(self, number: int) -> Direction:
         """The same z for every model of an architecture."""
         space = WeightSpace(self.model, ball=Ball(self.params.normalisation))
-        return space.on_sphere(self.params.random, self.subject.fixed.seed, "landscape", number)
+        return dict(space.on_sphere(self.params.random, self.subject.fixed.seed, "landscape", number))
 
     def adversarial(self, journal: StoredJournal) -> Direction:
         """One ascent from w; a layer whose gradient vanishes stays where it is."""

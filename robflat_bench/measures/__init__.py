@@ -331,7 +331,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             WorstCaseParams,
             STUTZ,
             "worst-case flatness ({coupling}), xi={xi:g}, {restarts} restarts",
-            {"restarts": 2, "steps": 2},
+            {"restarts": 2, "steps": 2, "strong_steps": 2},
             couplings=("clean", "frozen", "joint"),
             passes={
                 "clean": Passes("restarts * (steps + 2)", "restarts * steps"),

@@ -30,8 +30,24 @@ from robflat_bench.randomness import generator
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
-Direction = dict[str, Tensor]
+Direction = Mapping[str, Tensor]
 """One tensor per moved parameter, by the parameter's name."""
+
+
+class Drawn(Direction):
+    """A direction whose tensors are drawn when they are asked for: they never lie in memory all at once."""
+
+    def __init__(self, names: tuple[str, ...], draw: Callable[[str], Tensor]) -> None:
+        self.names, self.draw = names, draw
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.draw(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def norm(x: Tensor) -> float:
@@ -51,7 +67,7 @@ class Ball:
     shape: BallShape = "layer"
     norm: BallNorm = "l2"
 
-    def sizes(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def sizes(self, z: Direction) -> dict[str, Tensor]:
         """||z_g||_p, float64, shaped to multiply each tensor."""
         measure = _NORMS[self.norm]
         if self.shape == "filter":
@@ -97,8 +113,9 @@ class WeightSpace:
         return {name: torch.zeros_like(layer) for name, layer in self.layers.items()}
 
     def on_sphere(self, xi: float, *key: int | str) -> Direction:
-        """p = 2: isotropic in each group, ||z_g||_2 = xi ||T^{-1} w_g||_2; p = inf: uniform in the box."""
-        return self._drawn(xi, {name: torch.ones((), dtype=torch.float64) for name in self.layers}, *key)
+        """p = 2: isotropic in each group, ||z_g||_2 = xi ||T^{-1} w_g||_2; p = inf: uniform in the box. Each layer is
+        drawn when it is asked for."""
+        return self._drawn(xi, lambda _: torch.ones((), dtype=torch.float64), *key)
 
     def in_ball(self, xi: float, *key: int | str) -> Direction:
         """The same, times U(0,1) in each group for p = 2: the radius is uniform, as the paper's start."""
@@ -107,26 +124,27 @@ class WeightSpace:
             source = generator(*key, "radius", *([] if self.ball.shape == "global" else [name]))
             return torch.rand(self.radii[name].shape, generator=source, dtype=torch.float64)
 
-        if self.ball.norm == "linf":
-            return self.on_sphere(xi, *key)
-        return self._drawn(xi, {name: fraction(name) for name in self.layers}, *key)
+        return dict(self.on_sphere(xi, *key) if self.ball.norm == "linf" else self._drawn(xi, fraction, *key))
 
-    def _drawn(self, xi: float, fractions: Mapping[str, Tensor], *key: int | str) -> Direction:
+    def _drawn(self, xi: float, fraction: Callable[[str], Tensor], *key: int | str) -> Direction:
         gaussian = self.ball.norm == "l2"
-        z = {}
-        for name, layer in self.layers.items():
-            source = generator(*key, name, *layer.shape)
-            draw = torch.randn if gaussian else torch.rand
-            z[name] = draw(layer.shape, generator=source, dtype=torch.float64).to(layer.device)
-            if self.scales:  # a weight of 0 has no axis, and no part in the radius
-                z[name] = z[name] * (self.scales[name] > 0)
-        lengths = self.ball.sizes(z) if gaussian else {}
-        made = {}
-        for name, layer in self.layers.items():
-            radius = xi * self.radii[name] * fractions[name].to(layer.device)
-            unit = z[name] * (radius / lengths[name]) if gaussian else (2 * z[name] - 1) * radius
-            made[name] = self._scaled(name, unit).to(layer)
-        return made
+
+        def noise(name: str) -> Tensor:
+            shape, device = self.layers[name].shape, self.layers[name].device
+            source = generator(*key, name, *shape)
+            z = (torch.randn if gaussian else torch.rand)(shape, generator=source, dtype=torch.float64).to(device)
+            return z * (self.scales[name] > 0) if self.scales else z  # a weight of 0 has no axis, no part in the radius
+
+        lengths: Mapping[str, Tensor] = {}
+        if gaussian and self.ball.shape == "global":
+            lengths = self.ball.sizes({name: Ball().sizes({name: noise(name)})[name] for name in self.layers})
+
+        def draw(name: str) -> Tensor:
+            z, radius = noise(name), xi * self.radii[name] * fraction(name).to(self.radii[name].device)
+            z = z * (radius / (lengths or self.ball.sizes({name: z}))[name]) if gaussian else (2 * z - 1) * radius
+            return self._scaled(name, z).to(self.layers[name])
+
+        return Drawn(tuple(self.layers), draw)
 
     def step(self, nu: Direction, gradient: Mapping[str, Tensor], size: float, xi: float) -> Direction:
         """Projected ascent in the coordinates z, in every group
@@ -166,17 +184,15 @@ class WeightSpace:
 
     @contextmanager
     def moved(self, nu: Direction) -> Iterator[None]:
-        """The model at w + nu; afterwards the saved weights are copied back, bit for bit."""
-        saved = {name: layer.detach().clone() for name, layer in self.layers.items()}
+        """The model at w + nu, one more copy of its weights; w itself is put aside and comes back, bit for bit."""
+        own = {name: layer.data for name, layer in self.layers.items()}
         try:
-            with torch.no_grad():
-                for name, layer in self.layers.items():
-                    layer.add_(nu[name])
+            for name, layer in self.layers.items():
+                layer.data = torch.add(layer.data, nu[name].detach(), out=torch.empty_like(layer.data))
             yield
         finally:
-            with torch.no_grad():
-                for name, layer in self.layers.items():
-                    layer.copy_(saved[name])
+            for name, layer in self.layers.items():
+                layer.data = own[name]
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
