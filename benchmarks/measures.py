@@ -6,7 +6,7 @@
 Each is run with the parameters of a quick trial (those of its description's `example`), and its seconds per thousand
 image passes are measured; `passes` and `seconds` at the default parameters follow from the formulas it declares and are
 estimates: it was not run with them. "search": it decides itself how many passes it makes. The record is written anew
-after each measure.
+after each measure, and the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def measured(component: Component, width: int, images: int) -> dict[str, Any]:
     return row | ({"reason": reason} if reason else {})
 
 
+def kept(record: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a record of the same network, images and machine, which an interrupted run left."""
+    found = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    return found.pop("rows") if {name: found.get(name) for name in about} == about else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=128)
@@ -93,10 +99,13 @@ def main() -> None:
     chosen = [component for component in found if fnmatch.fnmatch(component.name, options.only)]
     machine = {**environment.describe(), **environment.torch_environment("cpu")}
     about = {"images": options.images, "width": options.width, "threads": options.threads, "environment": machine}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = kept(options.json, about) if options.json else []
+    done = {(row["measure"], row["coupling"]) for row in rows}
     columns = ("seconds", "forward", "backward", "s_per_1000_passes", "default_passes", "default_seconds_estimate")
     print(f"{'measure(coupling)':34s}" + "".join(f"{name:>26s}" for name in columns))  # noqa: T201
     for component in chosen:
+        if (component.name, getattr(component.params, "coupling", "-")) in done:
+            continue
         once(component, 4, 8)  # what it imports, and what torch sets up at its first use
         row = measured(component, options.width, options.images)
         rows.append(row)
