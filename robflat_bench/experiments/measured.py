@@ -65,9 +65,9 @@ def changed(registry: Registry, measure: Component, **values: Any) -> Component:
     return resolve(registry, "measure", write(measure.name, {**measure.params.model_dump(), **values}))
 
 
-def titled(measure: Component, **instead: str) -> str:
+def titled(component: Component, **instead: str) -> str:
     """As a panel names it; instead: words in place of a parameter's value."""
-    return measure.info.title.format(**{**measure.params.model_dump(), **instead}) or measure.brief
+    return component.info.title.format(**{**component.params.model_dump(), **instead}) or component.brief
 
 
 def info_of(measure: Component) -> MeasureInfo:

@@ -5,8 +5,6 @@ What the run's record already holds for these very weights is taken from there; 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from robflat_bench.base import Kind, UsageError
@@ -14,7 +12,9 @@ from robflat_bench.components import resolve
 from robflat_bench.evaluation.evaluate import Plan, Trained, evaluate
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value
+from robflat_bench.experiments.measured import titled
 from robflat_bench.experiments.subject import Subject
+from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.observers import Observer
 from robflat_bench.protocol import Attacked, Measured
 from robflat_bench.record import MeasureResult
@@ -63,8 +63,7 @@ def gathered(subject: Subject, wanted: list[Measured], journal: StoredJournal) -
 
 def short(subject: Subject, kind: Kind, text: str) -> str:
     """A component as an axis has room for it: its title, or only the parameters that are not the defaults."""
-    component = resolve(subject.registry, kind, text)
-    return component.info.title.format(**component.params.model_dump()) or component.brief
+    return titled(resolve(subject.registry, kind, text))
 
 
 def planned(subject: Subject, params: ReadingsParams) -> list[Measured]:
@@ -97,8 +96,7 @@ def of_outcomes(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -
     for split in ("test", "train"):
         losses = outcomes.get(f"{checkpoint}/{split}/{attack}/loss")
         if losses is not None:
-            error = float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else None
-            found[split] = Value(value=float(losses.mean()), standard_error=error, n=len(losses))
+            found[split] = Value(value=float(losses.mean()), standard_error=error_of_mean(losses), n=len(losses))
     return found
 
 

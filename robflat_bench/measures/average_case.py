@@ -14,8 +14,8 @@ from torch import nn
 
 from robflat_bench.base import Examples, Measure, Measurement, Workspace
 from robflat_bench.measures import AverageCaseParams
-from robflat_bench.measures.oracle import Oracle, paper_reference
-from robflat_bench.measures.random_moves import losses_after, mean_rise, section
+from robflat_bench.measures.oracle import Oracle, subtracted
+from robflat_bench.measures.random_moves import losses_after, mean_rise
 from robflat_bench.measures.weight_space import Ball, WeightSpace
 
 
@@ -30,20 +30,5 @@ class AverageCase(Measure):
         oracle = Oracle(self.threat, params)
         moves = (space.on_sphere(params.xi, workspace.seed, "average-case", draw) for draw in range(params.draws))
         matched, losses = losses_after(oracle, space, model, examples, workspace, moves)
-        reference, details = matched, {}
-        if params.reference == "paper":
-            reference = (
-                paper_reference(
-                    model,
-                    examples,
-                    self.threat,
-                    section(workspace, "paper"),
-                    steps=params.steps,
-                    step=params.step,
-                    restarts=params.reference_restarts,
-                )
-                .cpu()
-                .numpy()
-            )
-            details["offset_at_zero"] = float((matched - reference).mean())
+        reference, details = subtracted(params, matched, model, examples, self.threat, workspace)
         return mean_rise(reference, losses, details)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ from robflat_bench.attacks.pgd import PGD
 from robflat_bench.base import Examples, Threat, Workspace
 from robflat_bench.batching import in_batches, padded_batches
 from robflat_bench.folding import folded
-from robflat_bench.measures import OracleParams
+from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCaseParams
 
 CHUNK = 128
 """Examples per backward pass with respect to weights. Not the memory batch: the order in which weight gradients are
@@ -193,3 +194,27 @@ def paper_reference(
         confidence = torch.where(better, wrong, confidence)
         chosen = torch.where(better, loss, chosen)
     return chosen
+
+
+def subtracted(
+    params: AverageCaseParams | WorstCaseParams,
+    matched: np.ndarray,
+    model: nn.Module,
+    examples: Examples,
+    threat: Threat,
+    workspace: Workspace,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """What a flatness value subtracts, float64 [N]: the matched reference, or the paper's with its offset at xi=0."""
+    if params.reference == "matched":
+        return matched, {}
+    paper = paper_reference(
+        model,
+        examples,
+        threat,
+        replace(workspace, journal=workspace.journal.section("paper")),
+        steps=params.steps,
+        step=params.step,
+        restarts=params.reference_restarts,
+    )
+    reference = paper.cpu().numpy()
+    return reference, {"offset_at_zero": float((matched - reference).mean())}

@@ -30,7 +30,7 @@ from robflat_bench.base import Examples, Journal, Measure, Measurement, Workspac
 from robflat_bench.batching import padded_batches
 from robflat_bench.folding import folded
 from robflat_bench.measures import OracleParams, WorstCaseParams
-from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable, paper_reference
+from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable, subtracted
 from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.measures.random_moves import section
 from robflat_bench.measures.weight_space import Ball, Direction, WeightSpace
@@ -58,22 +58,7 @@ class WorstCase(Measure):
         losses = found["losses"]
         best = int(losses.mean(1).argmax())
         matched = _highest(self._restarts(model, examples, workspace, 0.0, frozen)["losses"])
-        reference, details = matched, {}
-        if params.reference == "paper":
-            reference = (
-                paper_reference(
-                    model,
-                    examples,
-                    self.threat,
-                    section(workspace, "paper"),
-                    steps=params.steps,
-                    step=params.step,
-                    restarts=params.reference_restarts,
-                )
-                .cpu()
-                .numpy()
-            )
-            details["offset_at_zero"] = float((matched - reference).mean())
+        reference, details = subtracted(params, matched, model, examples, self.threat, workspace)
         if "strong" in found:
             details["shortfall"] = float((found["strong"][best] - losses[best]).mean())
         difference = losses[best] - reference
