@@ -1,0 +1,2 @@
+"""From committed records to an honest leaderboard; never torch. `model` is the board as data, `entries` what lies below
+`leaderboard/`, `build` the pure function from one to the other, `site` its pages."""
