@@ -14,7 +14,18 @@ from typing import Any
 
 from robflat_bench import __version__
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "pyautoattack", "safetensors", "pluggy", "pydantic")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "curvlinops-for-pytorch",
+    "timm",
+    "pyautoattack",
+    "safetensors",
+    "pluggy",
+    "pydantic",
+)
 
 
 def describe() -> dict[str, Any]:

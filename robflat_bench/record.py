@@ -102,10 +102,25 @@ class Epoch(Strict):
     seconds: float
 
 
-class RunRecord(Strict):
+class Versioned(Strict):
+    """A file of schema version 2, or of 1, which it is read as.
+
+    Version 2 added measures on training examples, and of each measure its passes and why it has no value: what a
+    record of version 1 lacks is empty.
+    """
+
+    schema_version: Literal[2] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, data: Any) -> Any:
+        former = isinstance(data, dict) and data.get("schema_version") == 1
+        return {**data, "schema_version": 2} if former else data
+
+
+class RunRecord(Versioned):
     """Everything about one finished run but its per-example outcomes, whose SHA-256 it carries."""
 
-    schema_version: Literal[1] = 1
     key: str
     spec: RunSpec
     protocol: ProtocolRef
@@ -128,10 +143,9 @@ class RunRecord(Strict):
         return self
 
 
-class EvaluationRecord(Strict):
+class EvaluationRecord(Versioned):
     """What `evaluate` adds to a model after the fact."""
 
-    schema_version: Literal[1] = 1
     key: str
     model: str
     protocol: ProtocolRef

@@ -201,7 +201,7 @@ def test_a_run_leaves_what_was_promised(finished):
 
 def test_the_record_has_the_fields_of_the_contract(finished):
     record = finished.record
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 2
     assert record["key"] == finished.key
     assert set(record["protocol"]) == {"name", "version", "hash"}
     assert record["method"] == record["spec"]["method"] == "at"

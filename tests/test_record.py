@@ -245,6 +245,22 @@ def test_a_finished_run_is_not_taken_on_trust_either(finished_copy, command, tin
     assert "its outcomes give" in done.complaint
 
 
+def test_a_record_of_the_previous_schema_version_still_loads(finished_copy):
+    """Version 1 had no measures on training examples, no passes of a measure and no reasons."""
+    document = finished_copy.record
+    document["schema_version"] = 1
+    for result in document["results"].values():
+        del result["measures_train"]
+        for measure in result["measures"].values():
+            for name in ("forward", "backward", "reason"):
+                del measure[name]
+    (finished_copy.folder / "record.json").write_text(json.dumps(document))
+    record = RunFolder(finished_copy.folder).record()
+    assert record.schema_version == 2
+    assert all(result.measures_train == {} for result in record.results.values())
+    assert {measure.forward for measure in record.results["last"].measures.values()} == {0}
+
+
 def test_disagreeing_results_are_never_written(finished_copy):
     folder = RunFolder(finished_copy.folder)
     record = folder.record()
