@@ -150,9 +150,14 @@ def resolve(registry: Registry, kind: Kind, text: str) -> Component:
     return Component(offer, validate(offer.info.params, values, f"{kind} {name}"))
 
 
+def members(text: str) -> list[str]:
+    """'method+modifier' -> ['method', 'modifier'], each as it is written."""
+    return _split(text, "+", text) or [text]
+
+
 def compose(registry: Registry, text: str) -> Composed:
     """'method+modifier+...' found and validated; UsageError where two of them claim the same."""
-    first, *rest = _split(text, "+", text) or [text]
+    first, *rest = members(text)
     kinds: tuple[Kind, Kind] = ("method", "modifier")
     for part, (own, other) in [(first, kinds), *((part, kinds[::-1]) for part in rest)]:
         name, _ = parse(part)

@@ -63,6 +63,17 @@ class Flags(Strict):
     pgd_beats_autoattack: int | None = None
     square_beats_white_box: int | None = None
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Those that were raised, in words."""
+        raised = {
+            f"zero gradients on {self.zero_gradients:.1%}": self.zero_gradients > 0.01,
+            "random forward": self.random_forward,
+            f"another attack broke {self.pgd_beats_autoattack} more": self.pgd_beats_autoattack,
+            f"only Square broke {self.square_beats_white_box}": self.square_beats_white_box,
+        }
+        return tuple(reason for reason, holds in raised.items() if holds)
+
 
 class Result(Strict):
     """One checkpoint under evaluation. Robust error counts clean errors too."""
@@ -195,6 +206,21 @@ def totals(outcomes: Outcomes, checkpoint: str, attacks: list[str]) -> dict[str,
 
 def _difference(pair: TestTrain | None) -> float | None:
     return None if pair is None or pair.train is None else pair.test - pair.train
+
+
+def malformed(outcomes: Outcomes) -> list[str]:
+    """Arrays that no evaluation writes: errors are bits, losses and what a measure's value is the mean of are finite
+    numbers, each one-dimensional; every array holds numbers, and no attack met more examples than were there."""
+    problems = []
+    for name, array in outcomes.items():
+        folder, _, kind = name.rpartition("/")
+        bits, flat = kind == "error", kind in ("error", "loss", "per_example")
+        finite = array.dtype.kind in "bfi" and (not flat or bool(np.isfinite(array).all()))
+        if not finite or not array.size or (array.dtype.kind == "b") != bits or (flat and array.ndim != 1):
+            problems.append(f"{name!r:.200} is {array.dtype}{list(array.shape)}, or not finite: no outcome")
+        elif bits and len(array) > len(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error", ())):
+            problems.append(f"{name!r:.200} has more examples than were clean")
+    return problems
 
 
 def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:

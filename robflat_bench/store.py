@@ -94,12 +94,13 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz; ValueError where it is damaged, too large, or holds anything but plain arrays."""
+def read_arrays(path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; ValueError where it is damaged, unpacks to more than `limit` bytes, or holds anything but
+    plain arrays."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_OUTCOMES:
-                raise ValueError(f"{path.name} unpacks to more than {MAX_OUTCOMES} bytes")
+            if sum(entry.file_size for entry in archive.infolist()) > limit:
+                raise ValueError(f"{path.name} unpacks to more than {limit} bytes")
             return {
                 entry.filename.removesuffix(".npy"): np.lib.format.read_array(
                     io.BytesIO(archive.read(entry)), allow_pickle=False
@@ -238,7 +239,7 @@ class RunFolder:
     def record(self) -> RunRecord:
         """The finished run's record, checked against its outcomes; CheckFailed where they disagree."""
         record: RunRecord = read_record(self.record_file, RunRecord)
-        check_outcomes(record, self.outcomes_file)
+        read_outcomes(record, self.outcomes_file)
         return record
 
     def evaluations(self) -> list[EvaluationRecord]:
@@ -246,7 +247,7 @@ class RunFolder:
         found = []
         for path in sorted((self.path / "evaluations").glob("*.json")):
             evaluation = read_record(path, EvaluationRecord)
-            check_outcomes(evaluation, path.with_suffix(".npz"))
+            read_outcomes(evaluation, path.with_suffix(".npz"))
             found.append(evaluation)
         return found
 
@@ -256,24 +257,41 @@ def read_record(path: Path, model: type[Any]) -> Any:
     try:
         if path.stat().st_size > records.MAX_BYTES:
             raise CheckFailed(f"{path} is larger than {records.MAX_BYTES} bytes")
-        return model.model_validate_json(path.read_bytes())
+        raw = path.read_bytes()
+        _no_key_twice(raw)
+        return model.model_validate_json(raw)
     except ValidationError as error:
         raise CheckFailed(f"{path}: {explain(error, model)}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckFailed(f"{path} is not valid JSON: {error}") from None
     except OSError as error:
         raise CheckFailed(f"{path} cannot be read: {error.strerror}") from None
 
 
-def check_outcomes(record: RunRecord | EvaluationRecord, path: Path) -> None:
-    """CheckFailed unless the outcomes are the ones the record was made from and give its totals."""
+def _no_key_twice(raw: bytes) -> None:
+    """ValueError for JSON in which readers may see different values under one key, or none at all."""
+
+    def pairs(found: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in found]
+        if len({*names}) < len(names):
+            raise ValueError(f"the key {max(names, key=names.count)!r:.100} is there twice")
+
+    json.loads(raw, object_pairs_hook=pairs)
+
+
+def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
+    """The outcomes of a record; CheckFailed unless it was made from them and they give its totals."""
     try:
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != record.outcomes:
             raise CheckFailed(f"{path} is not the file its record was made with (SHA-256 differs)")
-        problems = records.check(record.results, read_arrays(path))
+        outcomes = read_arrays(path, limit)
     except (OSError, ValueError) as error:
         raise CheckFailed(f"{path}: {error}") from None
+    problems = records.malformed(outcomes) or records.check(record.results, outcomes)
     if problems:
         raise CheckFailed(f"{path.parent}: {problems[0]}")
+    return outcomes
 
 
 class Store:
@@ -285,9 +303,9 @@ class Store:
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.root / spec.folder)
 
-    def runs(self) -> list[RunFolder]:
-        """Every run folder, finished or not, by path."""
-        return [RunFolder(path.parent) for path in sorted(self.root.glob("*/*/seed-*/spec.json"))]
+    def runs(self, holds: str = "spec.json") -> list[RunFolder]:
+        """Every run folder, finished or not, by path: every folder in a run's place that holds that file."""
+        return [RunFolder(path.parent) for path in sorted(self.root.glob(f"*/*/seed-*/{holds}"))]
 
     def find(self, name: str) -> RunFolder:
         """A run by folder, or by key (or the beginning of one) within this store."""

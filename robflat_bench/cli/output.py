@@ -175,21 +175,7 @@ def result_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]
         ]
     rows += [row(title(registry, "measure", name), measured(name)) for name in measures]
     known = [row for row in rows if set(row[1:]) != {"-"}]
-    return [*known, row("flags", flags)]
-
-
-def flags(result: Result) -> str:
-    """Reasons to distrust the attacks, or `none`."""
-    raised = []
-    if result.flags.zero_gradients > 0.01:
-        raised.append(f"zero gradients on {percent(result.flags.zero_gradients)}")
-    if result.flags.random_forward:
-        raised.append("random forward")
-    if result.flags.pgd_beats_autoattack:
-        raised.append(f"another attack broke {result.flags.pgd_beats_autoattack} more")
-    if result.flags.square_beats_white_box:
-        raised.append(f"only Square broke {result.flags.square_beats_white_box}")
-    return ", ".join(raised) or "none"
+    return [*known, row("flags", lambda result: ", ".join(result.flags.reasons) or "none")]
 
 
 def show_record(registry: Registry, record: RunRecord, path: Path) -> None:
