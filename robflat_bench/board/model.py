@@ -6,14 +6,16 @@ here is entered by hand.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from robflat_bench.protocol import Checkpoint, Strict
 
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
 Status = Literal["active", "superseded", "retracted"]
+Derived = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
+"""A computed number, to six digits: what machines that round differently agree on."""
 
 
 class Quantity(Strict):
@@ -39,11 +41,11 @@ class Value(Strict):
     standard_error: of the single network's value, where there is one seed.
     """
 
-    mean: float
-    sd: float | None = None
-    low: float | None = None
-    high: float | None = None
-    standard_error: float | None = None
+    mean: Derived
+    sd: Derived | None = None
+    low: Derived | None = None
+    high: Derived | None = None
+    standard_error: Derived | None = None
     seeds: int
 
 
@@ -58,23 +60,21 @@ class Place(Strict):
 
 
 class Run(Strict):
-    """One record. folder: where it lies below `leaderboard/records`. values: checkpoint -> quantity id -> value.
+    """One active record. folder: where it lies below `leaderboard/records`. values: checkpoint -> quantity id -> value.
     flags: reasons to distrust an attack, in words; none is good."""
 
     key: str
     seed: int
     folder: str
     tier: Tier
-    status: Status
-    reason: str = ""
     submitted: str
     weights: dict[str, str]
-    values: dict[Checkpoint, dict[str, float]]
+    values: dict[Checkpoint, dict[str, Derived]]
     flags: tuple[str, ...]
     forward: int
     backward: int
-    seconds: float
-    evaluation_seconds: float
+    seconds: Derived
+    evaluation_seconds: Derived
 
 
 class Row(Strict):
@@ -96,10 +96,10 @@ class Row(Strict):
     values: dict[Checkpoint, dict[str, Value]]
     places: dict[str, Place] = Field(default_factory=dict)
     unranked: str = ""
-    forward: float
-    backward: float
-    seconds: float
-    evaluation_seconds: float
+    forward: Derived
+    backward: Derived
+    seconds: Derived
+    evaluation_seconds: Derived
     runs: tuple[Run, ...]
 
 
@@ -108,9 +108,9 @@ class Statistic(Strict):
     models with their seeds (None: fewer than 10 models). reason: why there is no value."""
 
     name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: Derived | None
+    low: Derived | None = None
+    high: Derived | None = None
     reason: str = ""
 
 
@@ -128,8 +128,8 @@ class Reference(Strict):
     """A number published elsewhere: never ranked."""
 
     label: str
-    clean_error: float | None
-    robust_error: float | None
+    clean_error: float | None = None
+    robust_error: float | None = None
     attack: str
     source: str
     note: str = ""

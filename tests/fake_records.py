@@ -1,0 +1,122 @@
+"""Runs that nobody trained: records with outcomes drawn at random, whole and consistent, as a run under `digits-linf`
+would leave them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from robflat_bench.board import entries
+from robflat_bench.components import compose
+from robflat_bench.protocol import Protocol, load
+from robflat_bench.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
+from robflat_bench.registry import Registry, discover
+from robflat_bench.spec import DatasetRef, make_spec
+from robflat_bench.store import RunFolder, arrays_bytes, write_atomically, write_json
+
+DATASET = DatasetRef(
+    name="digits", checksum="e" * 64, spare="f" * 64, canonical=True, origin="scikit-learn digits (1,797 images)"
+)
+REGISTRY = discover()
+DIFFICULTY = np.random.default_rng(0).normal(size=1000)
+"""Of each example, for all networks alike."""
+
+
+def fake_run(
+    store: Path,
+    method: str = "at",
+    seed: int = 1,
+    *,
+    skill: float = 0.0,
+    flatness: float = 1.0,
+    settings: tuple[str, ...] = (),
+    dataset: DatasetRef = DATASET,
+    protocol: str = "digits-linf",
+    registry: Registry = REGISTRY,
+) -> RunFolder:
+    """A finished run. skill: higher is more robust. Its outcomes depend on all of these and on nothing else."""
+    chosen = load(registry, protocol, settings)
+    spec = make_spec(registry, chosen, compose(registry, method), dataset, seed)
+    rng = np.random.default_rng(int(hashlib.sha256(f"{spec.label} {seed} {skill}".encode()).hexdigest()[:12], 16))
+    outcomes, results = {}, {}
+    for checkpoint in ("best", "last"):
+        results[checkpoint] = _result(chosen, checkpoint, outcomes, rng, skill + rng.normal(scale=0.05), flatness)
+    raw = arrays_bytes(outcomes)
+    record = RunRecord(
+        key=spec.key,
+        spec=spec,
+        protocol=spec.protocol,
+        method=spec.method,
+        seed=seed,
+        dataset=dataset,
+        results=results,
+        budget=Budget(forward=1000, backward=900, seconds=50.0, evaluation_seconds=30.0, peak_memory_bytes=10**8),
+        history=tuple(
+            Epoch(
+                epoch=epoch,
+                learning_rate=0.1,
+                train_loss=2.0 / (epoch + 1),
+                heldout_clean_error=0.1,
+                heldout_robust_error=0.4,
+                heldout_robust_loss=1.5,
+                seconds=1.0,
+            )
+            for epoch in range(3)
+        ),
+        outcomes=hashlib.sha256(raw).hexdigest(),
+        environment={"cpu": "made up"},
+        provenance={"robflat_bench": "0", "source": "0" * 64},
+    )
+    folder = RunFolder(store / spec.folder)
+    write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
+    write_atomically(folder.outcomes_file, raw)
+    write_json(folder.record_file, record.model_dump(mode="json"))
+    return folder
+
+
+def _result(
+    protocol: Protocol, checkpoint: str, outcomes: dict, rng: np.random.Generator, skill: float, flatness: float
+) -> Result:
+    attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
+    measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]
+    for split, ease in (("test", 0.0), ("train", 0.6)):
+        most = max(getattr(row, split) for row in attacks)
+        hard = DIFFICULTY[:most] + rng.normal(scale=0.5, size=most) - skill - ease
+        outcomes[f"{checkpoint}/{split}/clean/error"] = hard > 1.5
+        outcomes[f"{checkpoint}/{split}/clean/loss"] = np.log1p(np.exp(hard - 1.5))
+        for row in attacks:
+            count = getattr(row, split)
+            if count:
+                reach = 0.8 if row.attack.startswith("autoattack") else 0.6
+                outcomes[f"{checkpoint}/{split}/{row.attack}/error"] = hard[:count] > 1.5 - reach
+                if row is attacks[0]:
+                    outcomes[f"{checkpoint}/{split}/{row.attack}/loss"] = np.log1p(np.exp(hard[:count] - 0.9))
+    found = {}
+    for row in measures:
+        per_example = flatness * rng.gamma(4.0, 0.25, size=row.test)
+        outcomes[f"{measure_path(checkpoint, 'test', row.measure)}/per_example"] = per_example
+        error = float(per_example.std() / np.sqrt(row.test))
+        found[row.measure] = MeasureResult(
+            value=float(per_example.mean()), standard_error=error, n=row.test, seconds=1.0
+        )
+    return Result(
+        epoch=2,
+        weights=hashlib.sha256(rng.bytes(8)).hexdigest(),
+        measures=found,
+        flags=Flags(zero_gradients=0.0, random_forward=False),
+        seconds={},
+        **totals(outcomes, checkpoint, [row.attack for row in attacks]),
+    )
+
+
+def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFolder]:
+    """Runs of several methods, each with its skill; the more robust, the flatter."""
+    return [
+        fake_run(store, method, seed, skill=skill, flatness=float(np.exp(-skill)))
+        for method, skill in methods.items()
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def submitted(root: Path, runs: list[RunFolder], day: str = "2026-01-02") -> list[Path]:
+    return [entries.submit(root, run, day) for run in runs]
