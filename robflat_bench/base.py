@@ -17,6 +17,8 @@ import pluggy
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Tensor, nn
 
@@ -91,7 +93,7 @@ Number = Annotated[float, BeforeValidator(parse_fraction)]
 # Descriptions
 # ---------------------------------------------------------------------------------------------------------
 
-Kind = Literal["method", "modifier", "attack", "measure", "backbone", "dataset"]
+Kind = Literal["method", "modifier", "attack", "measure", "backbone", "dataset", "launcher"]
 
 Joint = Literal["augment", "batch", "target", "attack", "model", "loss", "backward", "after_step"]
 """Where a modifier takes hold of a training step; see `method`."""
@@ -170,8 +172,12 @@ class ModifierInfo(Info):
 
 @dataclass(frozen=True)
 class AttackInfo(Info):
-    """An attack inside the threat model's ball and the image box."""
+    """An attack inside the threat model's ball and the image box.
 
+    passes: of each image, as formulas in its parameters; None where a search decides how many.
+    """
+
+    passes: Passes | None = None
     kind: ClassVar[Kind] = "attack"
 
 
@@ -208,6 +214,13 @@ class DatasetInfo(Info):
     """A source of labelled images with a checksum."""
 
     kind: ClassVar[Kind] = "dataset"
+
+
+@dataclass(frozen=True)
+class LauncherInfo(Info):
+    """Something that runs command lines."""
+
+    kind: ClassVar[Kind] = "launcher"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -372,3 +385,46 @@ class ImageShape:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a launcher shares out: `jobs` slots, each of `threads` CPU threads, with a GPU where `device` is cuda."""
+
+    jobs: int = 1
+    threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line to run, under a name of its own; log: the file that takes what it writes on stderr."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+
+
+class Launcher(ABC):
+    """Runs each command line in a process of its own, somewhere, and reports its exit. One thread calls it."""
+
+    foreground: ClassVar[bool] = False
+    """Whether what it runs writes to this terminal instead of its log; nothing else should draw there then."""
+
+    def __init__(self, params: Any, resources: Resources) -> None:
+        self.params = params
+        self.resources = resources
+
+    @abstractmethod
+    def start(self, job: Job) -> None:
+        """Start it and return; no more than `resources.jobs` are asked to run at a time."""
+
+    @abstractmethod
+    def wait(self, seconds: float) -> Mapping[str, int]:
+        """Name -> exit code of what has ended since the last call; waits so long at most for the first one.
+
+        What signal n ended has the code -n, or 128 + n as shells say it."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Send SIGINT to all that run: they save their state and end."""

@@ -1,13 +1,16 @@
-"""What a step will cost, from the formulas that components declare: image passes before a single one is made."""
+"""What a run will cost, from the formulas that components declare: image passes before a single one is made."""
 
 from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from robflat_bench.base import MeasureInfo, MethodInfo, ModifierInfo, Passes
-from robflat_bench.components import Component, Composed
+from robflat_bench.base import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
+from robflat_bench.components import Component, Composed, compose, resolve
+from robflat_bench.protocol import Protocol
+from robflat_bench.recipe import Recipe
+from robflat_bench.registry import Registry
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
@@ -52,6 +55,58 @@ def passes_per_image(composed: Composed, steps: int) -> tuple[int, int]:
         losses += formula(part.info.losses, part.params.model_dump()) - 1
     forward, backward = (sum(row[i] for row in attack) + losses * sum(row[i] for row in loss) for i in (0, 1))
     return forward, backward
+
+
+def passes_of_training(registry: Registry, composed: Composed, recipe: Recipe, images: int) -> tuple[int, int]:
+    """Forward and backward passes of a run's training on so many images, and of its helpers'."""
+    count = images * recipe.epochs * updates_per_batch(composed)
+    forward, backward = (count * passes for passes in passes_per_image(composed, recipe.attack_steps))
+    for text in composed.helpers.values():
+        more = passes_of_training(registry, compose(registry, text), recipe, images)
+        forward, backward = forward + more[0], backward + more[1]
+    return forward, backward
+
+
+def passes_of_evaluation(registry: Registry, protocol: Protocol) -> tuple[int, int]:
+    """Forward and backward passes of a run's checks on held-out images and of the evaluation of its checkpoints, as
+    far as attacks and measures declare theirs; the one pass of clean images is left out."""
+    forward = backward = 0
+    for component, images, plain in _evaluated(registry, protocol):
+        declared = passes_of(component) or (0, 0)
+        forward, backward = forward + images * (declared[0] + plain), backward + images * declared[1]
+    return forward, backward
+
+
+def undeclared(registry: Registry, protocol: Protocol) -> list[str]:
+    """The attacks and measures of a protocol that declare no passes."""
+    rows = _evaluated(registry, protocol)
+    return list(dict.fromkeys(component.brief for component, _, _ in rows if passes_of(component) is None))
+
+
+def _evaluated(registry: Registry, protocol: Protocol) -> Iterator[tuple[Component, int, int]]:
+    """Every attack and measure, how many images it sees in all, and their plain forward passes beside it."""
+    fixed, epochs = protocol.fixed, protocol.recipe.epochs
+    checks = -(-epochs // fixed.selection.every)
+    yield resolve(registry, "attack", fixed.selection.attack), checks * fixed.data.heldout.count, 2
+    for row in fixed.attacks:
+        yield resolve(registry, "attack", row.attack), len(row.checkpoints) * (row.test + row.train), 1
+    for measured in fixed.measures:
+        images = len(measured.checkpoints) * (measured.test + measured.train)
+        yield resolve(registry, "measure", measured.measure), images, 0
+
+
+def passes_of(component: Component) -> tuple[int, int] | None:
+    """Of an attack or a measure."""
+    return passes_of_attack(component) if isinstance(component.info, AttackInfo) else passes_of_measure(component)
+
+
+def passes_of_attack(attack: Component) -> tuple[int, int] | None:
+    """Forward and backward passes of each image; None where a search decides how many."""
+    info, values = attack.info, attack.params.model_dump()
+    assert isinstance(info, AttackInfo)
+    if info.passes is None:
+        return None
+    return formula(info.passes.forward, values), formula(info.passes.backward, values)
 
 
 def passes_of_measure(measure: Component) -> tuple[int, int] | None:

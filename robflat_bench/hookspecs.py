@@ -14,7 +14,16 @@ from __future__ import annotations
 
 import pluggy
 
-from robflat_bench.base import PROJECT, AttackInfo, BackboneInfo, DatasetInfo, MeasureInfo, MethodInfo, ModifierInfo
+from robflat_bench.base import (
+    PROJECT,
+    AttackInfo,
+    BackboneInfo,
+    DatasetInfo,
+    LauncherInfo,
+    MeasureInfo,
+    MethodInfo,
+    ModifierInfo,
+)
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -88,5 +97,16 @@ def robflat_bench_datasets() -> list[DatasetInfo]:
     Example::
 
         return [DatasetInfo("svhn", "street view house numbers", "my_package.svhn:SVHN")]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def robflat_bench_launchers() -> list[LauncherInfo]:
+    """Launchers: where the runs of a sweep are processes; `factory(params, resources)` is a `Launcher`.
+
+    Example::
+
+        return [LauncherInfo("slurm", "a job of its queue each", "my_package.slurm:Slurm", SlurmParams)]
     """
     raise NotImplementedError

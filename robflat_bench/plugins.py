@@ -26,7 +26,7 @@ import pluggy
 from robflat_bench import __version__, hookspecs
 from robflat_bench.base import PROJECT, UsageError
 
-ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures")
+ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
 
 

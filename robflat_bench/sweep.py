@@ -1,192 +1,156 @@
 """Sweeps: every run of a study, each in a process of its own; finished ones are skipped, a failed one stops nothing.
 
-Who else sweeps the same store is no problem: a run that another process works on is left to it.
+Everything that must outlive a killed sweep lies in the runs' folders: a new sweep finds records, failures and
+checkpoints there, and the locks of runs that still go on. Who else sweeps the same store is therefore no problem: a
+run that another process works on is waited for.
 """
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from robflat_bench.base import RobflatError, RunFailed
-from robflat_bench.components import Composed, compose
-from robflat_bench.cost import passes_per_image, updates_per_batch
-from robflat_bench.protocol import load
-from robflat_bench.recipe import Recipe
-from robflat_bench.registry import Registry
-from robflat_bench.spec import DatasetRef, RunSpec, make_spec
-from robflat_bench.store import Busy, RunFolder, Store, write_json
-from robflat_bench.study import Study, Variant
+from robflat_bench.base import Job, Launcher, RobflatError
+from robflat_bench.store import Busy, write_json
+from robflat_bench.tasks import Task
 
-Outcome = Literal["done", "failed", "busy", "interrupted", "new", "unfinished"]
+TURN_SECONDS = 1.0
+"""How often it looks after runs of other processes and shows where its own stand."""
 
+OUTSIDE = {signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP}
+"""What ends a run for reasons that are not its own: a person, the machine's shutdown, the lack of memory."""
 
-@dataclass(frozen=True)
-class Task:
-    """One run of a study and where it lies."""
-
-    variant: Variant
-    spec: RunSpec
-    folder: RunFolder
-    passes: tuple[int, int]
-    """Forward and backward image passes of its training, as its components declare them."""
-
-    @property
-    def title(self) -> str:
-        return f"{self.spec.label}, seed {self.spec.seed}"
-
-    def state(self) -> Outcome:
-        """What lies in its folder."""
-        if self.folder.record_file.is_file():
-            return "done"
-        if self.folder.failed_file.is_file():
-            return "failed"
-        return "unfinished" if self.folder.checkpoints.is_dir() else "new"
-
-    def error(self) -> str:
-        """Why it failed, in one line; empty where it did not."""
-        try:
-            text = str(json.loads(self.folder.failed_file.read_text("utf-8"))["error"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-        return text.splitlines()[0][:500] if text else "failed without a word"
+End = Literal["done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A variant that cannot be run, and why, in one line."""
+class Event:
+    """Something that happened to a task, and why: it ended, is waited for (busy), or will be tried again."""
 
-    variant: Variant
-    reason: str
-
-
-def tasks(
-    registry: Registry, study: Study, seeds: int, dataset: DatasetRef, images: int, store: Store
-) -> tuple[list[Task], list[Refused]]:
-    """Every variant with seeds 1..N, the first seed of all variants first; a run that two variants share, once.
-    And the variants that no run can be made of.
-
-    images: training examples of the protocol.
-    """
-    made: dict[str, Task] = {}
-    refused: list[Refused] = []
-    sound: list[tuple[Variant, list[RunSpec], tuple[int, int]]] = []
-    for variant in study.variants():
-        try:
-            protocol = load(registry, study.protocol, variant.settings)
-            composed = compose(registry, variant.method)
-            specs = [make_spec(registry, protocol, composed, dataset, seed) for seed in range(1, seeds + 1)]
-            sound.append((variant, specs, _passes(registry, composed, protocol.recipe, images)))
-        except RobflatError as error:
-            refused.append(Refused(variant, str(error).splitlines()[0]))
-    for number in range(seeds):
-        for variant, specs, passes in sound:
-            spec = specs[number]
-            made.setdefault(spec.key, Task(variant, spec, store.folder(spec), passes))
-    return list(made.values()), refused
-
-
-def _passes(registry: Registry, composed: Composed, recipe: Recipe, images: int) -> tuple[int, int]:
-    """Forward and backward passes of a run's training and of its helpers'."""
-    count = images * recipe.epochs * updates_per_batch(composed)
-    forward, backward = (count * passes for passes in passes_per_image(composed, recipe.attack_steps))
-    for text in composed.helpers.values():
-        more = _passes(registry, compose(registry, text), recipe, images)
-        forward, backward = forward + more[0], backward + more[1]
-    return forward, backward
+    task: Task
+    what: End | Literal["busy", "again"]
+    why: str = ""
 
 
 @dataclass
 class Sweep:
-    """Runs tasks, `jobs` at a time. command: what comes after `robflat-bench run` for a task.
+    """Runs tasks. command: what comes after `robflat-bench run` for a task. watch: called every turn.
 
-    started, ended: called with the task (and its outcome) from the thread that runs it.
+    A run that ends without saying why (killed, refused before it began) is tried once more, after all others. If it
+    was killed again, it stays unfinished for the next sweep; otherwise it has failed.
     """
 
+    launcher: Launcher
     command: Callable[[Task], Sequence[str]]
-    jobs: int = 1
     retry_failed: bool = False
-    started: Callable[[Task], None] = lambda task: None
-    ended: Callable[[Task, Outcome], None] = lambda task, outcome: None
-    _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    _stopping: bool = False
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    """A signal may come while the handler of another holds it."""
+    watch: Callable[[Sweep], None] = lambda sweep: None
 
-    def run(self, wanted: Sequence[Task]) -> dict[str, Outcome]:
-        """Key -> outcome. On Ctrl-C running tasks are told to save, and KeyboardInterrupt is raised when they have."""
-        with _interrupting(self._stop), ThreadPoolExecutor(self.jobs) as pool:
-            outcomes: dict[str, Outcome] = {}
-            for _ in range(2):  # what another process worked on may be free or done by the end
-                left = [task for task in wanted if outcomes.get(task.spec.key, "busy") == "busy"]
-                outcomes |= zip((task.spec.key for task in left), pool.map(self._one, left), strict=True)
-        if self._stopping:
+    waiting: list[Task] = field(default_factory=list, init=False)
+    running: dict[str, Task] = field(default_factory=dict, init=False)
+    ended: dict[str, Event] = field(default_factory=dict, init=False)
+    events: list[Event] = field(default_factory=list, init=False)
+    _attempts: Counter[str] = field(default_factory=Counter, init=False)
+    _stops: int = field(default=0, init=False)
+
+    def run(self, wanted: Sequence[Task]) -> dict[str, Event]:
+        """Key -> how it ended. On Ctrl-C running tasks are told to save, and KeyboardInterrupt is raised when they
+        have."""
+        self.waiting = list(wanted)
+        told = 0
+        with _interrupting(self.stop):
+            while self.running or (self.waiting and not self._stops):
+                self._begin_what_fits()
+                self.watch(self)
+                for key, code in self.launcher.wait(TURN_SECONDS).items():
+                    self._exited(self.running.pop(key), code)
+                for _ in range(told, self._stops):
+                    self.launcher.interrupt()
+                    told += 1
+            self.watch(self)
+        if self._stops:
             raise KeyboardInterrupt
-        return outcomes
+        return self.ended
 
-    def _one(self, task: Task) -> Outcome:
-        outcome: Outcome = self._outcome(task)
-        self.ended(task, outcome)
-        return outcome
+    def stop(self) -> None:
+        """Start nothing more and tell what runs to save and end; a second time, to end at once."""
+        self._stops += 1
 
-    def _outcome(self, task: Task) -> Outcome:
-        if self._stopping:
-            return "interrupted"
-        state = task.state()
-        if state == "done" or (state == "failed" and not self.retry_failed):
-            return state
+    def _begin_what_fits(self) -> None:
+        """End what needs no run, and start as much of the rest as there are slots for."""
+        for task in list(self.waiting):
+            if self._stops:
+                break
+            state = task.state()
+            if state == "done" or (state == "failed" and not self.retry_failed):
+                self._end(task, state, task.error())
+            elif len(self.running) < self.launcher.resources.jobs:
+                self._begin(task)
+
+    def _begin(self, task: Task) -> None:
+        """Start a run, unless another process works on it."""
+        log = task.folder.path / "log.txt"
         try:
             with task.folder.locked():
                 task.folder.failed_file.unlink(missing_ok=True)
-        except Busy:
-            return "busy"
-        except RunFailed:
-            return "failed"
-        code = self._process(task)
-        if task.folder.record_file.is_file():
-            return "done"
-        if self._stopping or code == 130:
-            return "interrupted"
+                log.unlink(missing_ok=True)
+            arguments = (sys.executable, "-m", "robflat_bench", "run", *self.command(task))
+            self.launcher.start(Job(task.spec.key, arguments, log))
+        except Busy as busy:
+            return self._tell(Event(task, "busy", str(busy)))
+        except (RobflatError, OSError) as error:
+            return self._end(task, "failed", str(error).splitlines()[0])
+        self.waiting.remove(task)
+        self.running[task.spec.key] = task
+        self._attempts[task.spec.key] += 1
+
+    def _exited(self, task: Task, code: int) -> None:
+        """A run has ended; what it left in its folder counts, its exit code only where it left nothing."""
+        state, killer = task.state(), _killer(code)
+        why = f"ended by {killer.name}" if killer else f"exit code {code}{_last_words(task.folder.path / 'log.txt')}"
+        self.waiting.append(task)  # behind all others, unless it has ended
+        if state in ("done", "failed"):
+            self._end(task, state, task.error())
+        elif self._stops:
+            self._end(task, "interrupted", "the sweep was told to stop")
+        elif self._attempts[task.spec.key] == 1:
+            self._tell(Event(task, "again", why))
+        elif killer in OUTSIDE:
+            self._end(task, "interrupted", why)
+        else:
+            self._fail(task, why)
+
+    def _fail(self, task: Task, why: str) -> None:
+        """Write down the failure that a run could not write itself, unless another process works on it by now."""
         try:
             with task.folder.locked():
-                if not task.folder.failed_file.is_file():  # killed from outside, or refused before it began
-                    last = _last_line(task.folder.path / "log.txt")
-                    write_json(task.folder.failed_file, {"key": task.spec.key, "error": f"exit code {code}: {last}"})
-        except Busy:  # taken by another process before ours
-            return "busy"
-        return "failed"
+                write_json(task.folder.failed_file, {"key": task.spec.key, "error": why})
+        except Busy as busy:
+            return self._tell(Event(task, "busy", str(busy)))
+        self._end(task, "failed", why)
 
-    def _process(self, task: Task) -> int:
-        """The run in a process of its own (a session of its own, so that Ctrl-C reaches it only through us)."""
-        arguments = [sys.executable, "-m", "robflat_bench", "run", *self.command(task)]
-        with (task.folder.path / "log.txt").open("ab") as log:
-            with self._lock:
-                if self._stopping:
-                    return 130
-                process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
-                self._running.add(process)
-            self.started(task)
-            code = process.wait()
-            with self._lock:
-                self._running.discard(process)
-        return code
+    def _end(self, task: Task, what: End, why: str) -> None:
+        self.waiting.remove(task)
+        self.ended[task.spec.key] = Event(task, what, why)
+        self._tell(self.ended[task.spec.key])
 
-    def _stop(self) -> None:
-        """Start nothing more and tell what runs to save and end."""
-        with self._lock:
-            self._stopping = True
-            for process in self._running:
-                process.send_signal(signal.SIGINT)
+    def _tell(self, event: Event) -> None:
+        """Once, however often it is found again."""
+        if event not in self.events:
+            self.events.append(event)
+
+
+def _killer(code: int) -> signal.Signals | None:
+    """The signal that ended a process, from its exit code; None where it ended by itself."""
+    number = -code if code < 0 else code - 128
+    return next((known for known in signal.Signals if known == number), None)
 
 
 @contextmanager
@@ -207,6 +171,7 @@ def _interrupting(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text("utf-8", errors="replace").strip().splitlines() if path.is_file() else []
-    return lines[-1][:500] if lines else "no output"
+def _last_words(log: Path) -> str:
+    """`: ` and the last line of what a run wrote; empty where it wrote nothing."""
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return f": {lines[-1][:500]}" if lines else ""

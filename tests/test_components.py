@@ -334,6 +334,6 @@ def test_values_out_of_range_are_refused(registry, kind, text):
 
 
 def test_a_name_is_searched_in_its_own_kind(registry):
-    assert set(KINDS) == {"method", "modifier", "attack", "measure", "backbone", "dataset"}
+    assert set(KINDS) == {"method", "modifier", "attack", "measure", "backbone", "dataset", "launcher"}
     assert "unknown attack 'trades'" in refusal(registry, "attack", "trades")
     assert math.isclose(resolve(registry, "measure", "average-case(xi=1/2)").params.xi, 0.5)

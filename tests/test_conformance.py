@@ -9,7 +9,18 @@ import pytest
 import torch
 from pydantic import ConfigDict
 
-from robflat_bench.base import Attack, AttackInfo, Measure, MeasureInfo, Measurement, MethodInfo, ModifierInfo, Params
+from robflat_bench.base import (
+    Attack,
+    AttackInfo,
+    LauncherInfo,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    MethodInfo,
+    ModifierInfo,
+    Params,
+)
+from robflat_bench.launchers.local import Local
 from robflat_bench.method import Method, Modifier
 from robflat_bench.plugins import Plugins, Provider
 from robflat_bench.registry import KINDS, Registry, discover
@@ -88,6 +99,11 @@ class NotANumber(Measure):
         return Measurement(float("nan"), None, len(examples))
 
 
+class AllIsWell(Local):
+    def wait(self, seconds):
+        return dict.fromkeys(super().wait(seconds), 0)
+
+
 class Undeclared(Modifier):
     """Takes hold of a second joint that its description does not name."""
 
@@ -138,6 +154,7 @@ ZOO = [
     (AttackInfo("too-far", "twice the radius", here("TooFar")), "check_contract"),
     (AttackInfo("mode", "leaves a module in train mode", here("LeavesEvalMode")), "check_leaves_no_trace"),
     (MeasureInfo("moves", "moves the weights", here("MovesWeights")), "check_leaves_no_trace"),
+    (LauncherInfo("all-is-well", "reports no failure", here("AllIsWell")), "check_contract"),
     (MeasureInfo("nan", "is not a number", here("NotANumber")), "check_contract"),
 ]
 

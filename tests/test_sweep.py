@@ -1,28 +1,40 @@
-"""Studies and sweeps: what a study may say, one run a process, failures that stop nothing, and Ctrl-C."""
+"""Studies, launchers and sweeps: what a study may say, one run a process, failures that stop nothing, Ctrl-C, kills."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pty
+import random
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from test_resume import promised
 
-from robflat_bench.base import UsageError
-from robflat_bench.components import compose
+from robflat_bench.base import Examples, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.cli import progress
+from robflat_bench.components import compose, resolve
+from robflat_bench.cost import passes_of_attack, passes_of_evaluation, undeclared
 from robflat_bench.data.splits import load_splits
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, evaluate
+from robflat_bench.launchers.local import Inline, Local, slots
+from robflat_bench.observers import Observer
+from robflat_bench.passes import PassCounter
 from robflat_bench.protocol import load
 from robflat_bench.record import RunRecord
-from robflat_bench.store import RunFolder, Store
+from robflat_bench.runner import build_model
+from robflat_bench.store import RunFolder, Store, StoredJournal
 from robflat_bench.study import load_study, studies
-from robflat_bench.sweep import Sweep, tasks
+from robflat_bench.sweep import Event, Sweep
+from robflat_bench.tasks import pace, tasks
 
 STUDY = """
 name = "mine"
@@ -78,7 +90,28 @@ def study(tmp_path, tiny) -> Path:
     return path
 
 
+ONE = STUDY[: STUDY.index('[[groups]]\ntitle = "diverging"')]
 GOOD = STUDY.replace('["nan"]', '["at"]').replace('["trades(bta=1)", "at+awp+sam", "att"]', '["trades"]')
+
+
+def here(jobs: int = 1) -> Local:
+    return Local(Params(), Resources(jobs))
+
+
+def command_of(path: Path, store: Path):
+    """What a sweep of the study at `path` types after `run`."""
+    protocol = load_study(str(path)).protocol
+
+    def arguments(task) -> list[str]:
+        settings = [part for setting in task.variant.settings for part in ("--set", setting)]
+        return ["--method", task.variant.method, "--protocol", protocol, "--store", str(store), *settings]
+
+    return arguments
+
+
+def refusing(task) -> list[str]:
+    """A run that cannot begin."""
+    return ["--method", "att"]
 
 
 def listed(registry, path: Path, store: Path, seeds: int = 1):
@@ -151,6 +184,93 @@ def test_unknown_and_oversized_studies_are_refused(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Launchers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_slot_has_its_gpu_and_its_threads(monkeypatch, tmp_path):
+    """Four jobs in two slots: never two on one GPU, and a slot that is free is used again."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    launcher = Local(Params(), Resources(jobs=2, threads=4, device="cuda"))
+    tell = "import os, sys; e = os.environ; print(e['CUDA_VISIBLE_DEVICES'], e['OMP_NUM_THREADS'], file=sys.stderr)"
+    seen, running = {}, {}
+    waiting = [Job(name, (sys.executable, "-c", tell), tmp_path / f"{name}.txt") for name in "abcd"]
+    while waiting or running:
+        while waiting and len(running) < 2:
+            job = waiting.pop(0)
+            launcher.start(job)
+            running[job.name] = job
+        at_once = set(running)
+        for name, code in launcher.wait(60).items():
+            assert code == 0
+            seen[name] = (running.pop(name).log.read_text().split(), at_once)
+    assert {tuple(words) for words, _ in seen.values()} == {("3", "4"), ("5", "4")}
+    together = [(a, b) for a in seen for b in seen if a < b and b in seen[a][1]]
+    assert together
+    assert all(seen[a][0] != seen[b][0] for a, b in together)
+
+
+def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    found = slots(Resources(jobs=3, device="cuda"))
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in found] == ["0", "1", "0"]
+    assert not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots(Resources(jobs=3)))
+
+
+def test_inline_writes_here_and_runs_one_after_the_other(capfd, tmp_path):
+    with pytest.raises(UsageError, match="one after the other, not 2 at a time; use --launcher local"):
+        Inline(Params(), Resources(jobs=2))
+    launcher = Inline(Params(), Resources())
+    launcher.start(Job("loud", (sys.executable, "-c", "raise SystemExit('heard here')"), tmp_path / "log.txt"))
+    assert launcher.wait(60) == {"loud": 1}
+    assert "heard here" in capfd.readouterr().err
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_an_unknown_launcher_is_refused_before_anything_runs(command, study, tmp_path):
+    done = command("sweep", study, "--launcher", "locl", "--store", tmp_path / "runs")
+    assert done.code == 2
+    assert "unknown launcher 'locl'; did you mean 'local'?" in done.complaint
+
+
+QUEUE = """
+import subprocess
+from robflat_bench.api import Launcher, LauncherInfo, Params, hookimpl
+
+class QueueParams(Params):
+    partition: str = "cpu"
+
+@hookimpl
+def robflat_bench_launchers():
+    return [LauncherInfo("queue", "one at a time, to its end", "queue:Queue", QueueParams)]
+
+class Queue(Launcher):
+    def start(self, job):
+        with job.log.open("w") as log:
+            print("partition", self.params.partition, file=log, flush=True)
+            self.ended = {job.name: subprocess.run(job.command, stderr=log, stdout=log).returncode}
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, {}
+        return ended
+
+    def interrupt(self):
+        pass
+"""
+
+
+def test_a_strangers_launcher_runs_a_sweep(command, registry, study, tmp_path):
+    study.write_text(ONE)
+    (tmp_path / "queue.py").write_text(QUEUE)
+    store, plugin = tmp_path / "runs", ["--plugin", tmp_path / "queue.py"]
+    done = command("sweep", study, "--launcher", "queue(partition=gpu)", "--store", store, *plugin, "--json")
+    assert done.code == 0, done.err
+    (task,) = listed(registry, study, store)
+    assert task.state() == "done"
+    assert (task.folder.path / "log.txt").read_text().startswith("partition gpu\n")
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Sweeps
 # ---------------------------------------------------------------------------------------------------------
 
@@ -171,6 +291,62 @@ def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, 
     # HAT: T+2 and T, then 4 (one of them the helper's) and 3; and 1 and 1 to train the helper
     assert (rows[3]["forward"], rows[3]["backward"]) == (60 * 2 * (8 + 1), 60 * 2 * (5 + 1))
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_estimates_what_is_left_from_finished_runs(command, registry, study, finished_copy, tmp_path):
+    """Seconds of training in proportion to its passes, of the evaluation as it took; halved by two jobs."""
+    study.write_text(ONE.replace('["standard"]', '["at", "trades"]'))
+    plan = ["sweep", study, "--store", finished_copy.store, "--jobs", 2, "--plan"]
+    document = command(*plan, "--json").document
+    at, trades = document["runs"]
+    assert (at["state"], at["skipped"], at["seconds"]) == ("done", "its record is there", None)
+    budget = finished_copy.record["budget"]
+    passes = trades["forward"] + trades["backward"]
+    rate = (budget["seconds"] - budget["evaluation_seconds"]) / (budget["forward"] + budget["backward"])
+    assert trades["seconds"] == pytest.approx(rate * passes + budget["evaluation_seconds"])
+    assert document["estimate"] == {"runs": 1, "seconds": trades["seconds"], "elapsed": trades["seconds"] / 2}
+    assert pace(Store(finished_copy.store), "0" * 64) is None, "runs under another protocol tell nothing"
+    (unfinished,) = [task for task in listed(registry, study, finished_copy.store) if task.state() == "new"]
+    unfinished.folder.checkpoints.mkdir(parents=True)
+    (unfinished.folder.path / "history.jsonl").write_text("{}\n")
+    left = command(*plan, "--json").document["runs"][1]
+    assert left["seconds"] == pytest.approx(rate * passes / 2 + budget["evaluation_seconds"])
+    shown = command(*plan).out
+    assert "unfinished, 1 epochs" in shown
+    assert "estimated from 1 finished runs in this store" in shown
+
+
+def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_thread, tmp_path):
+    """Attacks and measures of the tiny protocol, on both checkpoints; clean images and flags come on top."""
+    protocol = load(registry, str(tiny))
+    fixed, splits = protocol.fixed, load_splits(registry, protocol, None)
+    model = build_model(registry, protocol, fixed.backbone, "relu", splits, 1, "cpu")
+    counter = PassCounter(model)
+    clean = flags = 0
+    for checkpoint in ("best", "last"):
+        plan, journal = Plan.of(fixed, checkpoint), StoredJournal(tmp_path / checkpoint)
+        evaluate(registry, fixed, splits, "cpu", plan, Trained(model, checkpoint), journal, Observer())
+        clean, flags = clean + 30 + 20, flags + min(MEMORY_BATCH, 30)
+    selection = protocol.recipe.epochs * fixed.data.heldout.count
+    forward, backward = passes_of_evaluation(registry, protocol)
+    assert undeclared(registry, protocol) == []
+    assert counter.forward - clean - 2 * flags == forward - selection * (3 + 2)
+    assert counter.backward - flags == backward - selection * 2
+
+
+@pytest.mark.parametrize("text", ["fgsm", "pgd(steps=3, restarts=2)", "autoattack(version=apgd)"])
+def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, text):
+    protocol = load(registry, str(tiny))
+    splits = load_splits(registry, protocol, None)
+    model = build_model(registry, protocol, protocol.fixed.backbone, "relu", splits, 1, "cpu").eval()
+    examples: Examples = splits.examples("test", "cpu", next(model.parameters()).dtype)
+    counter, attack = PassCounter(model), resolve(registry, "attack", text)
+    declared = passes_of_attack(attack)
+    if declared is None:
+        assert attack.name == "autoattack"
+        return
+    attack.build(Threat(0.1)).run(model, examples, Workspace())
+    assert (counter.forward, counter.backward) == (30 * declared[0], 30 * declared[1])
 
 
 def test_the_plan_names_what_cannot_be_run(command, study, tmp_path):
@@ -219,39 +395,173 @@ def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tm
 
 
 def test_retry_failed_runs_them_again(command, registry, study, tmp_path):
-    study.write_text(GOOD.replace("1e30", "1e-3"))
+    study.write_text(ONE)
     store = tmp_path / "runs"
-    first, *_ = listed(registry, study, store)
-    first.folder.path.mkdir(parents=True)
-    first.folder.failed_file.write_text(json.dumps({"key": first.spec.key, "error": "the disk\nwas full"}))
-    assert first.error() == "the disk"
-    sweep = Sweep(lambda task: [])
-    assert sweep.run([first]) == {first.spec.key: "failed"}
+    (task,) = listed(registry, study, store)
+    task.folder.path.mkdir(parents=True)
+    task.folder.failed_file.write_text(json.dumps({"key": task.spec.key, "error": "the disk\nwas full"}))
+    assert task.error() == "the disk"
+    assert Sweep(here(), refusing).run([task])[task.spec.key].what == "failed"
+    plan = command("sweep", study, "--store", store, "--plan")
+    assert "--retry-failed tries it again: the disk" in plan.out
+    assert "1 runs (1 failed), 0 to make" in plan.out
     done = command("sweep", study, "--store", store, "--retry-failed", "--json")
     assert done.code == 0, done.err
-    assert {row["state"] for row in done.document["runs"]} == {"done"}
+    assert [row["state"] for row in done.document["runs"]] == ["done"]
+    assert "[1/1] standard, seed 1: done" in done.err
 
 
 def test_a_run_that_cannot_even_begin_is_a_failure_with_its_last_words(registry, study, tmp_path):
-    study.write_text(GOOD)
-    task, *_ = listed(registry, study, tmp_path / "runs")
-    outcomes = Sweep(lambda task: ["--method", "att"]).run([task])
-    assert outcomes == {task.spec.key: "failed"}
+    study.write_text(ONE)
+    (task,) = listed(registry, study, tmp_path / "runs")
+    sweep = Sweep(here(), refusing)
+    assert sweep.run([task])[task.spec.key].what == "failed"
     assert "exit code 2: robflat-bench: unknown method 'att'" in task.error()
+    assert [event.what for event in sweep.events] == ["again", "failed"]
 
 
-def test_a_run_of_another_process_is_left_to_it(registry, study, tmp_path):
+# ---------------------------------------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------------------------------------
+
+
+def train(task, epochs: int) -> None:
+    """As far as its folder shows it."""
+    task.folder.path.mkdir(parents=True, exist_ok=True)
+    (task.folder.path / "history.jsonl").write_text("{}\n" * epochs)
+
+
+@pytest.fixture
+def stages(registry, study, tmp_path):
+    """A sweep of four runs after each of three turns: they start, one has trained for an epoch, one is done."""
     study.write_text(GOOD)
-    task, *_ = listed(registry, study, tmp_path / "runs")
-    with task.folder.locked():
-        assert Sweep(lambda task: []).run([task]) == {task.spec.key: "busy"}
-    assert not task.folder.failed_file.exists()
+    one, two, *rest = listed(registry, study, tmp_path / "runs")
+    sweep = Sweep(here(2), refusing)
+
+    def play():
+        sweep.waiting, sweep.running = [*rest[:2]], {one.spec.key: one, two.spec.key: two}
+        sweep.events = [Event(rest[0], "busy", "process 7 is working on it")]
+        yield sweep
+        train(one, 1)
+        train(two, 2)
+        yield sweep
+        sweep.ended[one.spec.key] = Event(sweep.running.pop(one.spec.key), "failed", "diverged")
+        sweep.events += sweep.ended.values()
+        yield sweep
+
+    return play
+
+
+def test_progress_in_lines(stages, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with progress.SweepProgress(4, drawing=True) as shown:
+        for sweep in stages():
+            shown(sweep)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "at, seed 1: waiting for it: process 7 is working on it"
+    assert (
+        lines[1] == "2 running, 2 waiting; standard, seed 1: starting; standard [learning_rate=1e+30], seed 1: starting"
+    )
+    assert re.fullmatch(r"2 running, 2 waiting, about \d+ s left; .* epoch 2/2; .*: evaluation", lines[2])
+    assert lines[3] == "[1/4] standard, seed 1: failed: diverged"
+    assert re.fullmatch(r"1 failed, 1 running, 2 waiting, about \d+ s left; .*: evaluation", lines[4])
+
+
+def shown_on(terminal: int) -> str:
+    """All that is written to it until its other side is closed."""
+    chunks = []
+    with os.fdopen(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):
+        while chunk := screen.read(4096):
+            chunks.append(chunk)
+    return b"".join(chunks).decode()
+
+
+@pytest.mark.parametrize("drawing", [True, False])
+def test_progress_on_a_terminal(stages, monkeypatch, drawing):
+    """Bars, unless a run draws there itself."""
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal, side = pty.openpty()
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(shown_on, terminal)
+        with os.fdopen(side, "w") as stderr, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stderr)
+            with progress.SweepProgress(4, drawing=drawing) as shown:
+                for sweep in stages():
+                    shown(sweep)
+        seen = reading.result()
+    assert "at, seed 1: waiting for it: process 7 is working on it" in seen
+    assert "[1/4] standard, seed 1: failed: diverged" in seen
+    for text in (
+        "1 failed, 1 running, 2 waiting, about",
+        "[learning_rate=1e+30], seed 1: evaluation",
+        "2/2",
+        "1/4\x1b",
+    ):
+        assert (text in seen) == drawing
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Other processes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_process_is_waited_for_and_then_made(registry, study, tmp_path):
+    """Not started beside it, not given up: when its lock is free, the sweep goes on with it, after all others."""
+    study.write_text(GOOD)
+    one, two, *_ = listed(registry, study, tmp_path / "runs")
+    with contextlib.ExitStack() as held:
+        held.enter_context(one.folder.locked())
+        sweep = Sweep(here(), refusing)
+        sweep.watch = lambda sweep: held.close() if two.spec.key in sweep.ended else None
+        sweep.run([one, two])
+    told = [(event.task is one, event.what) for event in sweep.events]
+    assert told == [(True, "busy"), (False, "again"), (False, "failed"), (True, "again"), (True, "failed")]
+    assert f"process {os.getpid()}" in sweep.events[0].why
+
+
+def test_what_another_process_finishes_is_done(registry, study, finished, tmp_path):
+    study.write_text(ONE)
+    (task,) = listed(registry, study, tmp_path / "runs")
+    with contextlib.ExitStack() as held:
+        held.enter_context(task.folder.locked())
+
+        def finish(sweep) -> None:
+            if [event.what for event in sweep.events] == ["busy"]:
+                task.folder.record_file.write_bytes((finished.folder / "record.json").read_bytes())
+
+        sweep = Sweep(here(), refusing, watch=finish)
+        assert sweep.run([task])[task.spec.key].what == "done"
+    assert [event.what for event in sweep.events] == ["busy", "done"]
+
+
+def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study, tmp_path):
+    """It ended saying nothing, and another process has its lock: what that one makes of it counts."""
+    study.write_text(ONE)
+    (task,) = listed(registry, study, tmp_path / "runs")
+    with contextlib.ExitStack() as held:
+
+        class Slow(Local):
+            def wait(self, seconds):
+                ended = super().wait(seconds)
+                if ended and sweep._attempts[task.spec.key] == 2:
+                    held.enter_context(task.folder.locked())
+                return ended
+
+        def look(sweep) -> None:
+            if sweep.events and sweep.events[-1].what == "busy":
+                assert not task.folder.failed_file.exists()
+                sweep.stop()
+
+        sweep = Sweep(Slow(Params(), Resources()), refusing, watch=look)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run([task])
+    assert [event.what for event in sweep.events] == ["again", "busy"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study, tmp_path, number):
     """Told to stop in the middle of training, the run saves its state; typed again, the sweep completes."""
-    study.write_text(STUDY[: STUDY.index('[[groups]]\ntitle = "diverging"')].replace("standard", "at"))
+    study.write_text(ONE.replace("standard", "at"))
     protocol = tmp_path / "tiny.toml"
     protocol.write_text(protocol.read_text().replace("epochs = 2", "epochs = 100000"))
     store = tmp_path / "runs"
@@ -273,59 +583,143 @@ def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study
         pass
 
 
-def test_a_stopped_sweep_forgets_no_failure(registry, study, tmp_path):
+def test_a_stopped_sweep_forgets_no_failure_and_starts_nothing(registry, study, tmp_path):
     study.write_text(GOOD)
-    task, *_ = listed(registry, study, tmp_path / "runs")
-    task.folder.path.mkdir(parents=True)
-    task.folder.failed_file.write_text(json.dumps({"key": task.spec.key, "error": "the disk was full"}))
-    sweep = Sweep(lambda task: [], retry_failed=True)
-    sweep._stop()
+    one, two, *_ = listed(registry, study, tmp_path / "runs")
+    for task in (one, two):
+        task.folder.path.mkdir(parents=True)
+        task.folder.failed_file.write_text(json.dumps({"key": task.spec.key, "error": "the disk was full"}))
+
+    class Stopped(Local):
+        def start(self, job):
+            super().start(job)
+            sweep.stop()
+
+    sweep = Sweep(Stopped(Params(), Resources(jobs=2)), refusing, retry_failed=True)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run([task])
-    assert task.error() == "the disk was full"
-    assert not (task.folder.path / "log.txt").exists()
+        sweep.run([one, two])
+    assert [event.what for event in sweep.events] == ["interrupted"]
+    assert two.error() == "the disk was full"
+    assert not (two.folder.path / "log.txt").exists()
 
 
-def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study, tmp_path, monkeypatch):
-    study.write_text(GOOD)
-    task, *_ = listed(registry, study, tmp_path / "runs")
-    sweep = Sweep(lambda task: [])
-    with contextlib.ExitStack() as held:
+# ---------------------------------------------------------------------------------------------------------
+# kill -9
+# ---------------------------------------------------------------------------------------------------------
 
-        def taken(task) -> int:
-            held.enter_context(task.folder.locked())
-            return 1
 
-        monkeypatch.setattr(sweep, "_process", taken)
-        assert sweep.run([task]) == {task.spec.key: "busy"}
+def runs_of(store: Path) -> list[int]:
+    """Processes that are `robflat-bench run ... --store STORE`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"run" in words and str(store).encode() in words:
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(("kills", "ends"), [(1, "done"), (2, "interrupted")])
+def test_a_killed_run_is_tried_once_more_and_is_no_failure(registry, study, tmp_path, kills, ends):
+    study.write_text(ONE)
+    store = tmp_path / "runs"
+    (task,) = listed(registry, study, store)
+    killed: set[int] = set()
+
+    def kill(sweep) -> None:
+        for pid in set(runs_of(store)) - killed:
+            if len(killed) < kills:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+
+    sweep = Sweep(here(), command_of(study, store), watch=kill)
+    assert sweep.run([task])[task.spec.key].what == ends
+    assert [(event.what, event.why) for event in sweep.events] == [
+        ("again", "ended by SIGKILL"),
+        ("done", "") if ends == "done" else ("interrupted", "ended by SIGKILL"),
+    ]
     assert not task.folder.failed_file.exists()
 
 
-def test_what_was_busy_is_tried_again_at_the_end(registry, study, tmp_path):
-    study.write_text(GOOD)
-    one, two, *_ = listed(registry, study, tmp_path / "runs")
-    with contextlib.ExitStack() as held:
-        held.enter_context(one.folder.locked())
-        sweep = Sweep(lambda task: ["--method", "att"])
-        sweep.ended = lambda task, outcome: held.close() if task is two else None
-        assert sweep.run([one, two]) == {one.spec.key: "failed", two.spec.key: "failed"}
+KILLED = """
+name = "killed"
+version = "1.0"
+summary = "Seconds of everything that a kill can hit."
+protocol = "tiny.toml"
+
+[[groups]]
+title = "all"
+methods = ["at", "trades+ema"]
+"""
+
+# Saving after every step lets a kill land between any two of them.
+OFTEN = "from robflat_bench.training import loop\nloop.SAVE_EVERY_SECONDS = 0.05\n"
 
 
-def test_tasks_do_not_start_after_a_stop(registry, study, tmp_path):
-    study.write_text(GOOD)
-    wanted = listed(registry, study, tmp_path / "runs")
-    sweep = Sweep(lambda task: ["--method", "att"])
-    sweep.ended = lambda task, outcome: sweep._stop()
-    result: list[BaseException] = []
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny, child_environment):
+    """A sweep that nobody kills: `start(store, seeds)` begins another one; its board; and how long a run took."""
+    folder = tmp_path_factory.mktemp("killed")
+    protocol = tiny.read_text().replace("epochs = 2", "epochs = 30").replace("draws=2, steps=2", "draws=10, steps=9")
+    (folder / "tiny.toml").write_text(protocol)
+    (folder / "killed.toml").write_text(KILLED)
+    (folder / "often.py").write_text(OFTEN)
 
-    def run() -> None:
-        try:
-            sweep.run(wanted)
-        except KeyboardInterrupt as error:
-            result.append(error)
+    def start(store: Path, seeds: int) -> subprocess.Popen:
+        words = ["sweep", "killed.toml", "--seeds", seeds, "--launcher", "local", "--jobs", 2]
+        arguments = [*words, "--plugin", "often.py", "--store", store]
+        with (folder / "sweep.txt").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "robflat_bench", *map(str, arguments)],
+                cwd=folder,
+                env=child_environment(),
+                stdout=log,
+                stderr=log,
+            )
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(60)
-    assert len(result) == 1
-    assert [task.folder.failed_file.is_file() for task in wanted] == [True, *[False] * 4]
+    return folder, start
+
+
+def board(store: Path) -> dict:
+    """What a sweep promises, run by run: all but seconds and where it was computed."""
+    runs = Store(store).runs()
+    assert not [run for run in runs if run.failed_file.exists()]
+    return {run.path.name: promised(run.record().model_dump(mode="json")) for run in runs}
+
+
+def kill_and_compare(undisturbed, seeds: int, kills: int, moments: random.Random) -> None:
+    """Kill the sweep, or one of its runs, at random moments; start it again whenever it has ended; compare."""
+    folder, start = undisturbed
+    expected, store = folder / f"undisturbed-{seeds}", folder / f"killed-{seeds}-{kills}"
+    began = time.monotonic()
+    assert start(expected, seeds).wait(timeout=1000) == 0
+    longest = 1.2 * (time.monotonic() - began) / (kills + 1)
+    sweep, done = start(store, seeds), Counter()
+    while done.total() < kills:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert sweep.wait(timeout=moments.uniform(0, longest)) != 0, f"it was done after {done}"
+        whom = moments.choice(["sweep", *runs_of(store)])
+        with contextlib.suppress(ProcessLookupError):  # it may have been quicker than its killer
+            os.kill(sweep.pid if whom == "sweep" else whom, signal.SIGKILL)
+            done["sweep" if whom == "sweep" else "run"] += 1
+        if whom == "sweep":
+            sweep.wait()
+        if sweep.poll() is not None:
+            sweep = start(store, seeds)
+    for _ in range(kills):
+        if sweep.wait(timeout=1000) == 0:
+            break
+        sweep = start(store, seeds)
+    assert sweep.returncode == 0
+    assert not runs_of(store)
+    assert board(store) == board(expected)
+    print(f"{kills} kills, {dict(done)}, of {len(board(store))} runs")  # noqa: T201
+
+
+def test_a_killed_sweep_ends_as_an_undisturbed_one(undisturbed):
+    kill_and_compare(undisturbed, seeds=1, kills=2, moments=random.Random(1))
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_ten_times_ends_as_an_undisturbed_one(undisturbed):
+    kill_and_compare(undisturbed, seeds=2, kills=10, moments=random.Random(2))

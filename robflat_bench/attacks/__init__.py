@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from robflat_bench.base import AttackInfo, Number, Params, hookimpl
+from robflat_bench.base import AttackInfo, Number, Params, Passes, hookimpl
 
 
 class PGDParams(Params):
@@ -41,6 +41,7 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             "robflat_bench.attacks.fgsm:FGSM",
             citation="Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples. ICLR 2015",
             title="FGSM",
+            passes=Passes("1", "1"),
         ),
         AttackInfo(
             "pgd",
@@ -49,6 +50,7 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             PGDParams,
             "Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018",
             "PGD-{steps} x {restarts}",
+            passes=Passes("restarts * (steps + 1)", "restarts * steps"),
         ),
         AttackInfo(
             "autoattack",

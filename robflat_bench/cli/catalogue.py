@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from robflat_bench.base import Kind, Params
     from robflat_bench.registry import Offer, Registry
 
-KINDS = ("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "protocols", "studies", "experiments")
+KINDS = (
+    *("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "launchers"),
+    *("protocols", "studies", "experiments"),
+)
 
 
 @click.command("list")
@@ -100,7 +103,7 @@ def _one(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
 
 
 def _component(offer: Offer) -> dict[str, Any]:
-    from robflat_bench.base import MeasureInfo, MethodInfo, ModifierInfo
+    from robflat_bench.base import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo
 
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
@@ -111,6 +114,8 @@ def _component(offer: Offer) -> dict[str, Any]:
     if isinstance(info, MethodInfo | ModifierInfo):
         row |= {"passes: attack": f"{info.attack} (T attack steps)", "passes: loss": str(info.loss)}
         row |= {"helpers": ", ".join(info.helpers.values())} if info.helpers else {}
+    if isinstance(info, AttackInfo) and info.passes:
+        row["passes"] = str(info.passes)
     if isinstance(info, ModifierInfo):
         row["loss evaluations"] = info.losses
     if isinstance(info, MeasureInfo):

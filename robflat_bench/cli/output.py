@@ -110,6 +110,14 @@ def number(value: float | None, error: float | None = None) -> str:
     return f"{value:{style}}" if error is None else f"{value:{style}} ± {error:{style}}"
 
 
+def duration(seconds: float) -> str:
+    """`45 s`, `14 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
 def measure_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:
     """Rows of the table of measures: value with its standard error or residual, n, seconds and image passes."""
     from robflat_bench.components import title

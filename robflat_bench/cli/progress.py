@@ -1,25 +1,30 @@
-"""Where a run stands, on stderr: bars with ETA on a terminal, plain lines elsewhere."""
+"""Where a run stands, or a sweep, on stderr: bars with ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import rich_click as click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from robflat_bench.cli.output import console, percent
+from robflat_bench.cli.output import console, duration, percent
 from robflat_bench.observers import Observer
 from robflat_bench.record import Epoch
+from robflat_bench.sweep import Event, Sweep
+from robflat_bench.tasks import Task
+
+LINE_SECONDS = 60.0
+"""How often a sweep says where it stands, where there is no terminal."""
 
 
-def bars(screen: Console) -> Bars:
-    """What is done, of how much, and the time left."""
-    return Bars(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=screen
-    )
+def bars(screen: Console, *more: ProgressColumn) -> Bars:
+    """What is done, of how much, and more; a description is plain text."""
+    text = TextColumn("{task.description}", markup=False)
+    return Bars(text, BarColumn(), MofNCompleteColumn(), *more, console=screen)
 
 
 class Progress(Observer):
@@ -30,7 +35,7 @@ class Progress(Observer):
         self.began = time.perf_counter()
         self.stages: list[str] = []
         self.units = 0
-        self.bars = bars(screen) if screen.is_terminal else None
+        self.bars = bars(screen, TimeRemainingColumn()) if screen.is_terminal else None
 
     def __enter__(self) -> Progress:
         if self.bars:
@@ -91,3 +96,84 @@ class Progress(Observer):
             return "evaluation"
         checkpoint, _, rest = self.stages[done].partition(": ")
         return f"{checkpoint}: {rest}"
+
+
+class SweepProgress:
+    """Where a sweep stands: what happened, line by line, and under these on a terminal a bar for all runs and one for
+    each that is running; elsewhere, and where runs draw there themselves, one more line a minute."""
+
+    def __init__(self, total: int, drawing: bool) -> None:
+        screen = console(stderr=True)
+        self.total, self.ended, self.shown = total, 0, 0
+        self.began = self.said = time.monotonic()
+        self.ahead = 0
+        self.bars = bars(screen) if screen.is_terminal and drawing else None
+        self.rows: dict[str, TaskID] = {}
+        if self.bars:
+            self.all = self.bars.add_task("all runs", total=total)
+
+    def __enter__(self) -> SweepProgress:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def __call__(self, sweep: Sweep) -> None:
+        """Called every turn."""
+        self.ahead = self.ahead or _ahead(sweep)
+        for event in sweep.events[self.shown :]:
+            self._line(self._told(event))
+        self.shown = len(sweep.events)
+        if self.bars:
+            self._draw(self.bars, sweep)
+        elif time.monotonic() - self.said >= LINE_SECONDS and sweep.running:
+            self._line("; ".join([self._summary(sweep), *map(_place, sweep.running.values())]))
+
+    def _told(self, event: Event) -> str:
+        why = f": {event.why}" if event.why else ""
+        if event.what in ("busy", "again"):
+            meaning = {"busy": "waiting for it", "again": "will try once more"}[event.what]
+            return f"{event.task.title}: {meaning}{why}"
+        self.ended += 1
+        return f"[{self.ended}/{self.total}] {event.task.title}: {event.what}{why}"
+
+    def _line(self, text: str) -> None:
+        self.said = time.monotonic()
+        if self.bars:
+            self.bars.console.print(text, markup=False, soft_wrap=True)
+        else:
+            click.echo(text, err=True)
+
+    def _draw(self, shown: Bars, sweep: Sweep) -> None:
+        for key in self.rows.keys() - sweep.running.keys():
+            shown.remove_task(self.rows.pop(key))
+        for key, task in sweep.running.items():
+            if key not in self.rows:
+                self.rows[key] = shown.add_task(task.title, total=task.spec.recipe.epochs)
+            shown.update(self.rows[key], completed=task.epochs(), description=_place(task))
+        shown.update(self.all, completed=self.ended, description=self._summary(sweep))
+
+    def _summary(self, sweep: Sweep) -> str:
+        """How many of each, and how long the rest takes at the pace of what has been done."""
+        ahead, elapsed = _ahead(sweep), time.monotonic() - self.began
+        counts = Counter(event.what for event in sweep.ended.values())
+        texts = [f"{count} {what}" for what, count in counts.items()]
+        texts += [f"{len(sweep.running)} running", f"{len(sweep.waiting)} waiting"]
+        if ahead < self.ahead:
+            texts.append(f"about {duration(elapsed * ahead / (self.ahead - ahead))} left")
+        return ", ".join(texts)
+
+
+def _ahead(sweep: Sweep) -> int:
+    """Image passes of all that is running or waiting."""
+    return sum(sum(task.left()) for task in (*sweep.waiting, *sweep.running.values()))
+
+
+def _place(task: Task) -> str:
+    """How far a running task is."""
+    done, epochs = task.epochs(), task.spec.recipe.epochs
+    place = "starting" if not done else "evaluation" if done == epochs else f"epoch {done + 1}/{epochs}"
+    return f"{task.title}: {place}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,14 @@ if TYPE_CHECKING:
     from robflat_bench.record import RunRecord
     from robflat_bench.registry import Registry
     from robflat_bench.study import Study
-    from robflat_bench.sweep import Outcome, Task
+    from robflat_bench.sweep import Event
+    from robflat_bench.tasks import Pace, Refused, Task
 
 
 @click.command()
 @click.argument("study")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Seeds 1..N of each variant.")
+@click.option("--launcher", default="local", show_default=True, help="Where runs are processes; see `list launchers`.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time.")
 @click.option("--plan", is_flag=True, help="List the runs and what they cost, and do nothing.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier sweep.")
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 def sweep(
     study: str,
     seeds: int,
+    launcher: str,
     jobs: int,
     plan: bool,
     retry_failed: bool,
@@ -43,25 +48,38 @@ def sweep(
 ) -> None:
     """Run every variant of a STUDY (a shipped one, or a TOML file) and show one table.
 
-    Finished runs are skipped, interrupted ones resume. A failed run stops nothing: the sweep goes on, lists it at
-    the end and exits with 1.
+    Finished runs are skipped, interrupted ones resume, those of another process are waited for. A failed run stops
+    nothing: the sweep goes on, lists it at the end and exits with 1.
     """
+    from robflat_bench.base import Resources
+    from robflat_bench.components import resolve
     from robflat_bench.protocol import load
     from robflat_bench.study import load_study
 
     registry = output.registry(files)
     chosen = load_study(study)
+    protocol = load(registry, chosen.protocol)
+    component = resolve(registry, "launcher", launcher)
 
+    from robflat_bench.cli.progress import SweepProgress
+    from robflat_bench.cost import undeclared
     from robflat_bench.data.splits import load_splits
+    from robflat_bench.runner import choose_device
     from robflat_bench.store import Store
-    from robflat_bench.sweep import Sweep, tasks
+    from robflat_bench.sweep import Sweep
+    from robflat_bench.tasks import pace, tasks
 
-    splits = load_splits(registry, load(registry, chosen.protocol), data)
+    launching = component.build(Resources(jobs, protocol.fixed.threads, choose_device(device)))
+    splits = load_splits(registry, protocol, data)
     wanted, refused = tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
     for variant in refused:
         output.note(f"cannot run {variant.variant}: {variant.reason}")
+    agenda = Agenda(wanted, refused, jobs, retry_failed, pace(Store(store), protocol.hash))
     if plan:
-        _show_plan(chosen, wanted, as_json)
+        if as_json:
+            output.emit_json({"study": chosen.name, "protocol": chosen.protocol, **agenda.document()})
+        else:
+            agenda.show(chosen, undeclared(registry, protocol))
         _raise_for(len(refused), len(wanted) + len(refused))
         return
 
@@ -72,18 +90,17 @@ def sweep(
         row = ["--method", task.variant.method, "--protocol", chosen.protocol, "--seed", str(task.spec.seed)]
         return [*row, *settings, *plugins, *where]
 
-    with _Bar(len(wanted)) as bar:
-        outcomes = Sweep(command, jobs, retry_failed, bar.started, bar.ended).run(wanted)
+    output.note(agenda.summary())
+    with SweepProgress(len(wanted), drawing=not launching.foreground) as progress:
+        ended = Sweep(launching, command, retry_failed, progress).run(wanted)
     if as_json:
-        cannot = [{"run": str(row.variant), "state": "refused", "error": row.reason} for row in refused]
-        rows = [_row(task, outcomes[task.spec.key]) for task in wanted]
-        output.emit_json({"study": chosen.name, "runs": [*rows, *cannot]})
+        rows = [_row(ended[task.spec.key]) for task in wanted]
+        output.emit_json({"study": chosen.name, "runs": [*rows, *map(_refusal, refused)]})
     else:
-        _show_results(registry, chosen, [task for task in wanted if outcomes[task.spec.key] == "done"])
-    lacking = [task for task in wanted if outcomes[task.spec.key] != "done"]
-    for task in lacking:
-        why = task.error() or "another process works on it"
-        output.note(f"{outcomes[task.spec.key]}: {task.title}: {why}")
+        _show_results(registry, chosen, [task for task in wanted if ended[task.spec.key].what == "done"])
+    lacking = [event for event in ended.values() if event.what != "done"]
+    for event in lacking:
+        output.note(f"{event.what}: {event.task.title}: {event.why}")
     _raise_for(len(lacking) + len(refused), len(wanted) + len(refused))
 
 
@@ -94,87 +111,114 @@ def _raise_for(lacking: int, total: int) -> None:
         raise RunFailed(f"{lacking} of {total} runs are not done, as listed; --retry-failed tries failed ones again")
 
 
-class _Bar:
-    """How far the sweep is, on stderr: a bar with the time left on a terminal, a line per run elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        from robflat_bench.cli.progress import bars
-
-        screen = output.console(stderr=True)
-        self.total, self.done, self.terminal = total, 0, screen.is_terminal
-        self.bar = bars(screen)
-        self.bar.disable = not self.terminal
-        self.task = self.bar.add_task("sweep", total=total)
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def started(self, task: Task) -> None:
-        self.bar.update(self.task, description=task.title)
-
-    def ended(self, task: Task, outcome: Outcome) -> None:
-        self.done += 1
-        self.bar.advance(self.task)
-        line = f"[{self.done}/{self.total}] {task.title}: {outcome}"
-        if outcome == "failed":
-            line += f": {task.error()}"
-        if self.terminal:
-            self.bar.console.print(line, markup=False)
-        else:
-            click.echo(line, err=True)
+# ---------------------------------------------------------------------------------------------------------
+# Before: the plan
+# ---------------------------------------------------------------------------------------------------------
 
 
-def _row(task: Task, outcome: Outcome) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "group": task.variant.group,
-        "run": task.spec.label,
-        "seed": task.spec.seed,
-        "key": task.spec.key,
-        "state": outcome,
-        "error": task.error() if outcome == "failed" else "",
-        "folder": str(task.folder.path),
-    }
-    if outcome == "done":
+@dataclass(frozen=True)
+class Agenda:
+    """What a sweep would run, what it would skip and why, and what that will take."""
+
+    wanted: Sequence[Task]
+    refused: Sequence[Refused]
+    jobs: int
+    retry_failed: bool
+    pace: Pace | None
+
+    def skipped(self, task: Task) -> str:
+        """Why it would not be run; empty if it would."""
+        if task.state() == "failed" and not self.retry_failed:
+            return f"--retry-failed tries it again: {task.error()}"
+        return "its record is there" if task.state() == "done" else ""
+
+    @property
+    def ahead(self) -> list[Task]:
+        return [task for task in self.wanted if not self.skipped(task)]
+
+    def estimate(self) -> dict[str, float] | None:
+        """Seconds of work ahead and of waiting for it; None where no finished run tells."""
+        if self.pace is None:
+            return None
+        seconds = sum(map(self.pace.seconds, self.ahead))
+        return {"runs": self.pace.runs, "seconds": seconds, "elapsed": seconds / self.jobs}
+
+    def summary(self) -> str:
+        """One line: how many of each, and how long."""
+        states = Counter(task.state() for task in self.wanted) + Counter(refused=len(self.refused))
+        found = ", ".join(f"{count} {state}" for state, count in states.items())
+        line = f"{states.total()} runs ({found}), {len(self.ahead)} to make"
+        estimate = self.estimate()
+        if estimate is None or not self.ahead:
+            return line
+        line += f": about {output.duration(estimate['seconds'])}"
+        line += f", {output.duration(estimate['elapsed'])} with {self.jobs} at a time" if self.jobs > 1 else ""
+        return f"{line}, estimated from {estimate['runs']} finished runs in this store"
+
+    def document(self) -> dict[str, Any]:
+        rows = [
+            {
+                **_identity(task),
+                "state": task.state(),
+                "skipped": self.skipped(task),
+                "forward": task.training[0],
+                "backward": task.training[1],
+                "evaluation": {"forward": task.evaluation[0], "backward": task.evaluation[1]},
+                "seconds": self.pace.seconds(task) if self.pace and not self.skipped(task) else None,
+            }
+            for task in self.wanted
+        ]
+        return {"jobs": self.jobs, "estimate": self.estimate(), "runs": [*rows, *map(_refusal, self.refused)]}
+
+    def show(self, study: Study, undeclared: Sequence[str]) -> None:
+        """The table, and under it what it adds up to."""
+        cells = []
+        for task in self.wanted:
+            skipped = self.skipped(task)
+            took = output.duration(self.pace.seconds(task)) if self.pace and not skipped else "-"
+            state = f"{task.state()}, {task.epochs()} epochs" if task.state() == "unfinished" else task.state()
+            row = [task.variant.group, task.spec.label, str(task.spec.seed), state, skipped]
+            cells.append([*row, _millions(task.training), _millions(task.evaluation), took])
+        for refusal in self.refused:
+            cells.append([refusal.variant.group, str(refusal.variant), "", "refused", refusal.reason, "", "", ""])
+        columns = ["group", "run", "seed", "state", "skipped because", "training", "evaluation", "time left"]
+        out = output.console()
+        out.print(output.table(f"{study.name} {study.version} under {study.protocol}", columns, cells, right=5))
+        unknown = f"; evaluation without {', '.join(undeclared)}, whose passes a search decides" if undeclared else ""
+        note = f"10^6 image passes, forward + backward; training with its helpers'{unknown}"
+        training, evaluation = (
+            _millions((sum(passes[0] for passes in column), sum(passes[1] for passes in column)))
+            for column in ([task.training for task in self.ahead], [task.evaluation for task in self.ahead])
+        )
+        out.print(note, markup=False)
+        out.print(f"{self.summary()}; training {training}, evaluation {evaluation}", markup=False)
+
+
+def _millions(passes: tuple[int, int]) -> str:
+    return " + ".join(f"{count / 1e6:.2f}" for count in passes)
+
+
+def _identity(task: Task) -> dict[str, Any]:
+    return {"group": task.variant.group, "run": task.spec.label, "seed": task.spec.seed, "key": task.spec.key}
+
+
+def _refusal(row: Refused) -> dict[str, Any]:
+    return {"group": row.variant.group, "run": str(row.variant), "state": "refused", "error": row.reason}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# After: what came out
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _row(event: Event) -> dict[str, Any]:
+    task = event.task
+    row = {**_identity(task), "state": event.what, "error": event.why, "folder": str(task.folder.path)}
+    if event.what == "done":
         record = task.folder.record()
         row["results"] = {name: result.model_dump(mode="json") for name, result in record.results.items()}
         row["budget"] = record.budget.model_dump()
     return row
-
-
-def _show_plan(study: Study, wanted: Sequence[Task], as_json: bool) -> None:
-    rows = [
-        {
-            "group": task.variant.group,
-            "run": task.spec.label,
-            "seed": task.spec.seed,
-            "key": task.spec.key,
-            "state": task.state(),
-            "forward": task.passes[0],
-            "backward": task.passes[1],
-        }
-        for task in wanted
-    ]
-    if as_json:
-        output.emit_json({"study": study.name, "protocol": study.protocol, "runs": rows})
-        return
-    cells = [
-        [
-            task.variant.group,
-            task.spec.label,
-            str(task.spec.seed),
-            task.state(),
-            *(f"{passes / 1e6:.2f}" for passes in task.passes),
-        ]
-        for task in wanted
-    ]
-    passes = "10^6 image passes of training and helpers"
-    heading = f"{study.name} {study.version}: {len(rows)} runs under {study.protocol} ({passes})"
-    out = output.console()
-    out.print(output.table(heading, ["group", "run", "seed", "state", "forward", "backward"], cells, right=4))
 
 
 def _show_results(registry: Registry, study: Study, done: Sequence[Task]) -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -23,10 +26,13 @@ from robflat_bench.base import (
     Dataset,
     Examples,
     ImageShape,
+    Job,
     Joint,
     Kind,
+    Launcher,
     Measure,
     Params,
+    Resources,
     Threat,
     UsageError,
     Workspace,
@@ -178,6 +184,27 @@ def _use_dataset(component: Component, place: World) -> list[Tensor]:
     return [torch.from_numpy(array) for pool in source.pools.values() for array in (pool.x, pool.y, pool.index)]
 
 
+def _use_launcher(component: Component, place: World) -> list[Tensor]:
+    """Processes that end with 0, with 3 and by a signal, one after the other: what is reported of each."""
+    launcher: Launcher = component.build(Resources())
+    codes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ending in EXITS.items():
+            launcher.start(Job(name, (sys.executable, "-c", ending[0]), Path(folder) / f"{name}.txt"))
+            while not (ended := launcher.wait(1.0)):
+                pass
+            expect(list(ended) == [name], f"what ended is '{name}', not {list(ended)}")
+            codes.append(torch.tensor(ended[name]))
+    return codes
+
+
+EXITS = {
+    "good": ("pass", (0,)),
+    "bad": ("raise SystemExit(3)", (3,)),
+    "killed": ("import os; os.kill(os.getpid(), 9)", (-9, 128 + 9)),
+}
+"""Name -> a program, and the exit codes that may be reported of it."""
+
 _USES: dict[Kind, Callable[[Component, World], list[Tensor]]] = {
     "method": _use_method,
     "modifier": _use_modifier,
@@ -185,6 +212,7 @@ _USES: dict[Kind, Callable[[Component, World], list[Tensor]]] = {
     "measure": _use_measure,
     "backbone": _use_backbone,
     "dataset": _use_dataset,
+    "launcher": _use_launcher,
 }
 
 
@@ -199,7 +227,10 @@ def check_description(component: Component, registry: Registry) -> None:
     expect(bool(info.summary) and "\n" not in info.summary, "the summary is one line")
     expect(issubclass(info.params, Params), "the parameter model derives from Params")
     expect("{" not in info.title.format(**component.params.model_dump()), "the title names parameters only")
-    bases = {"method": Method, "modifier": Modifier, "attack": Attack, "measure": Measure, "dataset": Dataset}
+    bases: dict[Kind, type] = {
+        **{"method": Method, "modifier": Modifier, "attack": Attack, "measure": Measure, "dataset": Dataset},
+        "launcher": Launcher,
+    }
     factory = component.offer.load()
     base = bases.get(info.kind)
     expect(
@@ -280,6 +311,11 @@ def _dataset_contract(component: Component, made: list[Tensor], place: World) ->
     expect(len(x) == len(y) == len(index), "images, labels and indices are as many")
 
 
+def _launcher_contract(component: Component, made: list[Tensor], place: World) -> None:
+    for (name, (_, allowed)), code in zip(EXITS.items(), made, strict=True):
+        expect(int(code) in allowed, f"the exit of '{name}' is one of {allowed}, not {int(code)}")
+
+
 _CONTRACTS: dict[Kind, Callable[[Component, list[Tensor], World], None]] = {
     "method": _method_contract,
     "modifier": _modifier_contract,
@@ -287,6 +323,7 @@ _CONTRACTS: dict[Kind, Callable[[Component, list[Tensor], World], None]] = {
     "measure": _measure_contract,
     "backbone": _backbone_contract,
     "dataset": _dataset_contract,
+    "launcher": _launcher_contract,
 }
 
 
