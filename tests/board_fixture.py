@@ -44,7 +44,7 @@ METHODS = {  # label: robust error, clean error, average-case flatness
     "at+ema+label-smoothing": (0.384, 0.058, 1.12),
     "hat": (0.391, 0.049, 1.21),
     "at": (0.402, 0.054, 1.36),
-    "at [recipe.schedule=cyclic]": (0.409, 0.052, 1.18),
+    "at [schedule=cyclic]": (0.409, 0.052, 1.18),
     "free-at": (0.437, 0.060, 1.52),
     "fgsm-rs": (0.461, 0.047, 1.71),
     "at+unlabeled": (0.349, 0.063, 0.94),
@@ -272,7 +272,7 @@ def _correlations(measures: list[str], hostile: str) -> tuple[Correlation, ...]:
 
 
 def _record(protocol, label, seed, truth, chance, hostile="") -> RunRecord:
-    method, _, changed = label.partition(" [recipe.")
+    method, _, changed = label.partition(" [")
     settings = (f"recipe.{changed.removesuffix(']')}",) if changed else ()
     spec = make_spec(registry(), load(registry(), settings=settings), compose(registry(), method), DATASET, seed)
     if hostile:

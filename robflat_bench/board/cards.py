@@ -10,12 +10,12 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
+from pydantic_core import PydanticUndefined
 
 from robflat_bench.base import Info, RobflatError
-from robflat_bench.board.words import clean
 from robflat_bench.components import Component, compose
 from robflat_bench.registry import Offer, Registry
 
@@ -60,12 +60,16 @@ def _part(component: Component) -> Part:
         citation=info.citation,
         equation=equation,
         notes=notes,
-        parameters=tuple((key, str(values[key]), "" if field.is_required() else str(field.get_default())) for key, field in fields.items()),
+        parameters=tuple((key, _written(values[key]), _written(field.get_default())) for key, field in fields.items()),
         about=" ".join((type(component.params).__doc__ or "").split()) if fields else "",
         provider=f"{provider.distribution} {provider.version}",
         install="" if provider.built_in or provider.version == "file" else f"pip install {provider.distribution}=={provider.version}",
         bibtex=bibtex(info),
     )
+
+
+def _written(value: Any) -> str:
+    return "" if value is None or value is PydanticUndefined else str(value)
 
 
 def docstring(offer: Offer) -> str:
@@ -129,15 +133,15 @@ _LETTERS = {
 _SIGNS = {"<=": "≤", ">=": "≥", "!=": "≠", "<-": "←", "||": "‖", "...": "…"}
 _TOKEN = re.compile(
     r"\\(?P<macro>[A-Za-z]+)|(?P<sign><=|>=|!=|<-|\|\||\.\.\.)"
-    r"|(?<=[A-Za-z0-9)}'])(?P<script>[_^])(?=[A-Za-z0-9{(\\-])|(?P<word>\b(?:eps|nu)\b)"
+    r"|(?<=[A-Za-z0-9)}'|])(?P<script>[_^])(?=[A-Za-z0-9{(\\-])|(?P<word>\b(?:eps|nu|inf|xi)(?![A-Za-z0-9]))"
 )
-_UNDER = re.compile(r"(?:^|[^A-Za-z])(?:[A-Za-z0-9]|\\[A-Za-z]+|arg ?max|arg ?min|max|min|mean|sum|log|prod)$|[)}']$")
+_UNDER = re.compile(r"(?:^|[^A-Za-z])(?:[A-Za-z0-9]|\\[A-Za-z]+|arg ?max|arg ?min|max|min|mean|sum|log|prod|nu|eps|xi)$|[)}'|]$")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|\([A-Za-z0-9]+\)|-?[A-Za-z0-9]+")
 
 
 def equation(text: str) -> Markup:
     """Greek letters, relations, sub- and superscripts of the docstrings' notation; all else stays as it is."""
-    text, made, at = clean(text), Markup(""), 0
+    made, at = Markup(""), 0
     while match := _TOKEN.search(text, at):
         made += escape(text[at : match.start()])
         at = match.end()
@@ -146,7 +150,7 @@ def equation(text: str) -> Markup:
         elif match["sign"]:
             made += _SIGNS[match["sign"]]
         elif match["word"]:
-            made += {"eps": "ε", "nu": "ν"}[match["word"]]
+            made += {"eps": "ε", "nu": "ν", "inf": "∞", "xi": "ξ"}[match["word"]]
         elif not _UNDER.search(text[: match.start()][-40:]):
             made += match["script"]
         else:

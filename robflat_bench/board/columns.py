@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from robflat_bench.board.figures import find
 from robflat_bench.board.model import Board, Quantity, Row, Value
 from robflat_bench.board.words import amount, interval, number, ranks, seconds, spread
@@ -20,11 +22,14 @@ GROUPS = {
 """Group -> what its switch says, and whether it is on at first. Columns of no group are always shown."""
 
 
+ICONS = {"self-reported": "\u25cb", "re-evaluated": "\u25d0", "reproduced": "\u25cf"}
+
+
 class Cell(NamedTuple):
-    """text: what is read; note: a smaller second line; value: what is sorted by."""
+    """text: what is read; note: a smaller second line, or a picture of it; value: what is sorted by."""
 
     text: str
-    note: str = ""
+    note: str | Markup = ""
     value: float | None = None
 
 
@@ -43,13 +48,12 @@ def columns(board: Board) -> list[Column]:
     by_id = {quantity.id: quantity for quantity in board.quantities}
     first = [find(board, board.rankings[0]), *(q for q in board.quantities if q.id == "clean_error")]
     made = [_measured(board, quantity, "") for quantity in first]
+    made[0] = _pictured(board, made[0])
     ranked = [find(board, name) for name in board.rankings[1:]]
     rest = [q for q in by_id.values() if q not in first and q not in ranked]
     made += [_measured(board, quantity, "flatness") for quantity in ranked]
     made += [_measured(board, q, "loss") for q in rest if q.id.startswith(("robust_loss", "gap_"))]
-    made += [
-        Column("seeds", "Seeds", "", "", {row.id: Cell(str(len(row.runs)), value=len(row.runs)) for row in board.rows}),
-    ]
+    made.append(Column("evidence", "Evidence", "seeds", "", {row.id: _evidence(row) for row in board.rows}))
     made += [_measured(board, q, "attacks") for q in rest if q.id.startswith("attack:")]
     made += [_measured(board, q, "more") for q in rest if q.id.startswith("measure:")]
     other = "best" if board.checkpoint == "last" else "last"
@@ -70,6 +74,26 @@ def _measured(board: Board, quantity: Quantity, group: str, checkpoint: str = ""
         group,
         cells,
     )
+
+
+def _pictured(board: Board, column: Column) -> Column:
+    """The column with its intervals drawn to one scale instead of its ranks, which have a column of their own."""
+    values = {row.id: row.values[board.checkpoint][board.rankings[0]] for row in board.rows if row.id in column.cells}
+    ends = [end for value in values.values() for end in (value.low, value.mean, value.high) if end is not None]
+    low, width = min(ends, default=0.0), (max(ends, default=1.0) - min(ends, default=0.0)) or 1.0
+
+    def picture(value: Value) -> Markup:
+        a, b, c = (4 + 92 * ((v if v is not None else value.mean) - low) / width for v in (value.low, value.mean, value.high))
+        line = "" if value.low is None else f'<path d="M{a:.1f} 4H{c:.1f}"/>'
+        return Markup(f'<svg viewBox="0 0 100 8" aria-hidden="true">{line}<circle cx="{b:.1f}" cy="4" r="3"/></svg>')
+
+    return column._replace(cells={row: cell._replace(note=picture(values[row])) for row, cell in column.cells.items()})
+
+
+def _evidence(row: Row) -> Cell:
+    """The tier and the seeds; more of both sorts last."""
+    seeds = f"{len(row.runs)} seed{'s' * (len(row.runs) != 1)}"
+    return Cell(f"{ICONS[row.tier]} {row.tier}", seeds, 1000 * list(ICONS).index(row.tier) + len(row.runs))
 
 
 def _cell(row: Row, quantity: Quantity, value: Value, ranked: bool) -> Cell:

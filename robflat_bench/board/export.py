@@ -13,6 +13,11 @@ from robflat_bench.board.model import Board, Change, Leaderboard, Row
 from robflat_bench.board.words import clean, ranks, spread
 
 
+def written(env: Environment, template: str, **context: Any) -> bytes:
+    """A template with its context, free of control characters."""
+    return clean(env.get_template(template).render(context)).encode()
+
+
 def table(board: Board) -> bytes:
     """One line per row; of each quantity mean, sd and interval at both checkpoints, as fractions and nats."""
     parts = ("mean", "sd", "low", "high", "standard_error")
@@ -52,12 +57,12 @@ def badge(env: Environment, board: Board, row: Row) -> bytes:
     name, text = f"{board.protocol} robust error", f"{number} \u00b7 {rank}"
     name = name if len(name) <= 60 else f"{name[:59]}\u2026"
     widths = [round(6.2 * len(part)) + 16 for part in (name, text)]
-    return env.get_template("badge.svg").render(name=name, text=text, widths=widths).encode()
+    return written(env, "badge.svg", name=name, text=text, widths=widths)
 
 
 def feed(env: Environment, board: Leaderboard, address: str) -> bytes:
     """The changes, newest first; links are relative where the site's address is not known."""
-    return env.get_template("feed.xml").render(changes=board.changes, address=address, identity=identity).encode()
+    return written(env, "feed.xml", changes=board.changes, address=address, identity=identity)
 
 
 def identity(change: Change) -> str:

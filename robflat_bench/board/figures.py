@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from markupsafe import Markup, escape
+
 from robflat_bench.board.model import Board, Correlation, Quantity, Row, Statistic, Value
-from robflat_bench.board.svg import WIDTH, Drawing, Scale, hint, scale, whisker
+from robflat_bench.board.svg import WIDTH, Drawing, Scale, hint, scale
 from robflat_bench.board.words import amount, interval, number, ranks, spread
 from robflat_bench.protocol import Strict
 from robflat_bench.record import RunRecord
@@ -28,6 +30,15 @@ class Figure(NamedTuple):
     caption: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
+
+    @property
+    def body(self) -> Markup:
+        """The table's rows; there are many of them, so they are written here and not in a template."""
+        lines = (
+            f'<tr><th scope="row">{escape(row[0])}</th>' + "".join([f'<td class="n">{escape(cell)}</td>' for cell in row[1:]])
+            for row in self.rows
+        )
+        return Markup("</tr>\n".join(lines))
 
 
 class Axis(NamedTuple):
@@ -113,9 +124,9 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figu
     for row, a, b in shown:
         look = "faint whisker" if row.unranked else "whisker"
         if a.low is not None and a.high is not None:
-            whisker(drawing, (x(a.low), y(b.mean)), (x(a.high), y(b.mean)), look)
+            drawing.line([(x(a.low), y(b.mean)), (x(a.high), y(b.mean))], look)
         if b.low is not None and b.high is not None:
-            whisker(drawing, (x(a.mean), y(b.low)), (x(a.mean), y(b.high)), look)
+            drawing.line([(x(a.mean), y(b.low)), (x(a.mean), y(b.high))], look)
     for row, a, b in shown:
         said = hint(row.label, (up.title, b.mean, up.unit), (across.title, a.mean, across.unit))
         look = "hollow" if row.unranked else "point"
@@ -159,25 +170,26 @@ def _ranks(board: Board, k: int, name: str) -> Figure:
     quantity = find(board, name)
     ranked = sorted((row for row in board.rows if name in row.places), key=lambda row: row.places[name].rank)
     shown, last = ranked[:NAMED], max([row.places[name].high for row in ranked[:NAMED]], default=1)
-    height = 22 * len(shown) + 62
+    height, width = 22 * len(shown) + 62, 380
     drawing = Drawing(
         f"{board.id}-ranks-{k}".replace(".", "-"),
         f"Ranks by {quantity.title[:1].lower()}{quantity.title[1:]}",
         "One line per method: its rank as a point, the 95 % interval of its rank as a bar, and its letters.",
         height,
+        width,
     )
-    x = Scale(0.5, last + 0.5, 178, RIGHT - 48)
+    x = Scale(0.5, last + 0.5, 160, width - 42)
     for tick in sorted({1, *(t for t in x.ticks if t == int(t) and t >= 1)}):
         drawing.line([(x(tick), 8), (x(tick), height - 48)], "grid")
         drawing.text(x(tick), height - 32, f"{tick:g}", "tick middle")
     drawing.text((x.start + x.end) / 2, height - 12, "Rank", "title middle")
     for at, row in enumerate(shown):
         place, y = row.places[name], 22.0 * at + 20
-        label = row.label if len(row.label) <= 24 else f"{row.label[:23]}\u2026"
-        drawing.text(168, y + 4, label, "label end")
-        whisker(drawing, (x(place.low), y), (x(place.high), y), "bar")
+        label = row.label if len(row.label) <= 22 else f"{row.label[:21]}\u2026"
+        drawing.text(150, y + 4, label, "label end")
+        drawing.line([(x(place.low), y), (x(place.high), y)], "bar")
         drawing.mark(x(place.rank), y, "point", f"{row.label}: rank {place.rank}, {ranks(place)}", "circle")
-        drawing.text(RIGHT - 36, y + 4, place.letters, "letters")
+        drawing.text(width - 28, y + 4, place.letters, "letters")
     caption = "Bars: 95 % of the bootstrap's ranks. Methods that share a letter are not told apart."
     caption += f" The first {NAMED} of {len(ranked)}." * (len(ranked) > NAMED)
     table = [(row.label, str(p.rank), ranks(p), p.letters) for row in ranked if (p := row.places[name])]
@@ -263,7 +275,7 @@ def training(document: Training, name: str) -> list[Figure]:
             found = [(r.model.epoch, read(r.values)) for r in readings]
             points = sorted((e + 1.0, n.value) for e, n in found if e is not None and n and n.value is not None)
             curves.append(Curve(label if seed is None else f"{label}, seed {seed}", points))
-        return _curves(f"{name}-{k}".replace(".", "-"), f"{title} through training", f"{title} (nats)", "nats", curves)
+        return _curves(f"{name}-{k}".replace(".", "-"), f"{title} through training", "nats", "nats", curves)
 
     figures = [panel(0, "Robust loss", lambda values: values.robust_loss.get("test"))]
     for k, (measure, title) in enumerate(titles.items()):
@@ -274,8 +286,8 @@ def training(document: Training, name: str) -> list[Figure]:
 def histories(records: Sequence[RunRecord], name: str) -> list[Figure]:
     """Held-out errors and losses by epoch, as the runs wrote them down; dots mark the best checkpoints."""
     panels: list[tuple[str, str, str, dict[str, str]]] = [
-        ("Error", "Held-out error through training", "fraction", {"robust": "heldout_robust_error", "clean": "heldout_clean_error"}),
-        ("Loss (nats)", "Loss through training", "nats", {"robust, held out": "heldout_robust_loss", "training": "train_loss"}),
+        ("%", "Held-out error through training", "fraction", {"robust": "heldout_robust_error", "clean": "heldout_clean_error"}),
+        ("nats", "Loss through training", "nats", {"robust, held out": "heldout_robust_loss", "training": "train_loss"}),
     ]  # fmt: skip
     figures = []
     for k, (up, title, unit, fields) in enumerate(panels):
@@ -286,8 +298,7 @@ def histories(records: Sequence[RunRecord], name: str) -> list[Figure]:
                 best = record.results["best"].epoch if "best" in record.results else None
                 marks = [p for p in points if best is not None and p[0] == best + 1 and field.startswith("heldout_robust")]
                 curves.append(Curve(f"{what}, seed {record.seed}" if len(records) > 1 else what, points, marks))
-        heading = f"{up} (%)" if unit == "fraction" else up
-        figures.append(_curves(f"{name}-{k}", title, heading, unit, curves, len(records)))
+        figures.append(_curves(f"{name}-{k}", title, up, unit, curves, len(records)))
     return figures
 
 

@@ -6,7 +6,6 @@ templates say how it looks. Every text is escaped where it is written, and every
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,9 +20,6 @@ from robflat_bench.board.cards import Card, equation
 from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.protocol import Protocol
 from robflat_bench.record import RunRecord
-
-ICONS = {"self-reported": "\u25cb", "re-evaluated": "\u25d0", "reproduced": "\u25cf"}
-
 
 @dataclass(frozen=True)
 class Sources:
@@ -49,9 +45,6 @@ def render(board: Leaderboard, sources: Sources) -> dict[str, bytes]:
     site = _Site(board, sources)
     for one in board.boards:
         site.board(one)
-    for gone in board.withdrawn:
-        if gone.key in sources.records:
-            site.run(gone.board, gone.label, sources.records[gone.key], gone)
     site.page(("index.html",), "index.html", title="robflat-bench", about=site.markdown(sources.pages.get("about", "")))
     site.page(("changes", "index.html"), "changes.html", title="Changes", identity=export.identity)
     for name, text in sources.pages.items():
@@ -75,8 +68,8 @@ class _Site:
         self.env = Environment(
             loader=PackageLoader("robflat_bench.board"),
             autoescape=True,
+            auto_reload=False,
             undefined=StrictUndefined,
-            finalize=words.clean,
             trim_blocks=True,
             lstrip_blocks=True,
         )
@@ -96,7 +89,7 @@ class _Site:
             "drawn": self.drawn,
             "find": figures.find,
             "groups": columns.GROUPS,
-            "icons": ICONS,
+            "icons": columns.ICONS,
             "interval": words.interval,
             "pages": [name for name in sources.pages if name != "about"],
         }
@@ -111,10 +104,10 @@ class _Site:
     def page(self, segments: tuple[str, ...], template: str, **context: Any) -> None:
         """One page; `root` leads from it to the site's first."""
         root = "../" * (len(segments) - 1)
-        self.add(segments, self.env.get_template(template).render(root=root, path=segments, **context).encode())
+        self.add(segments, export.written(self.env, template, root=root, path=segments, **context))
 
     def markdown(self, text: str) -> Markup:
-        return Markup(self.md.render(words.clean(text)))
+        return Markup(self.md.render(text))
 
     def board(self, board: Board) -> None:
         """The board with its rows, its runs, its protocol and its data."""
@@ -143,6 +136,9 @@ class _Site:
         self.add(("data", f"{board.id}.csv"), export.table(board))
         for row in board.rows:
             self.method(board, row, [one for one in gone if one.label == row.label])
+        for one in gone:
+            if one.key in self.sources.records:
+                self.run(board, one.label, self.sources.records[one.key], one)
 
     def method(self, board: Board, row: Row, gone: list[Withdrawn]) -> None:
         """A row's page and badge, and the pages of its runs."""
@@ -162,21 +158,22 @@ class _Site:
         )
         self.add(("badge", board.id, f"{row.id}.svg"), export.badge(self.env, board, row))
         for run, record in zip(row.runs, records, strict=True):
-            self.run(board.id, row.label, record, run, row.id)
+            self.run(board, row.label, record, run, row.id)
 
     def record(self, run: Run) -> RunRecord:
         if run.key not in self.sources.records:
             raise ValueError(f"the board names run {run.key!r:.120}, and there is no record of it")
         return self.sources.records[run.key]
 
-    def run(self, board: str, label: str, record: RunRecord, run: Run | Withdrawn, row: str = "") -> None:
+    def run(self, board: Board, label: str, record: RunRecord, run: Run | Withdrawn, row: str = "") -> None:
         """A run's page, and its record as it came."""
         raw = record.model_dump(mode="json")
         self.page(
             ("r", run.key, "index.html"),
             "run.html",
             title=f"{label}, seed {run.seed}",
-            board_id=board,
+            board=board,
+            quantities={quantity.id: quantity for quantity in board.quantities},
             label=label,
             row=row,
             run=run,
@@ -184,7 +181,7 @@ class _Site:
             raw=raw,
             curves=figures.histories([record], "history"),
         )
-        self.add(("r", run.key, "record.json"), json.dumps(raw, indent=1, ensure_ascii=False).encode() + b"\n")
+        self.add(("r", run.key, "record.json"), (record.model_dump_json(indent=1) + "\n").encode())
 
 
 def command(row: Row, board: Board, settings: list[str]) -> str:

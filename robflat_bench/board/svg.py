@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from robflat_bench.board.words import clean, number
+from robflat_bench.board.words import amount, number
 
 WIDTH = 460
 GLYPH = 6.6
@@ -30,27 +30,30 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
-        return self.start + (at - low) / (high - low) * (self.end - self.start)
+        if self.log:
+            part = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            part = (value - self.low) / (self.high - self.low)
+        return self.start + part * (self.end - self.start)
 
     @property
     def ticks(self) -> list[float]:
-        """About five round values within."""
+        """About six round values within."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             spans = math.log10(self.high / self.low)
             steps = (1,) if spans > 3 else (1, 3) if spans > 1.5 else (1, 2, 5)
             return [step * 10.0**d for d in decades for step in steps if self.low <= step * 10.0**d <= self.high]
-        raw = (self.high - self.low) / 5
-        size = 10.0 ** math.floor(math.log10(raw))
-        step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw)
+        wide = self.high - self.low
+        size = 10.0 ** math.floor(math.log10(wide / 6))
+        step = min((size * m for m in (1, 2, 5, 10)), key=lambda step: abs(wide / step - 6))
         first = math.ceil(self.low / step - 1e-9)
         return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
     def written(self, value: float) -> str:
         """A tick: no more decimals than the ticks need."""
         if self.log:
-            return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e\u2212") if value >= 1e5 else f"{value:g}"
+            return amount(value)
         shown = 100 * value if self.unit == "fraction" else value
         return f"{round(shown, 10):g}".replace("-", "\u2212")
 
@@ -71,36 +74,33 @@ def scale(
 
 @dataclass
 class Drawing:
-    """Shapes in the order in which they are drawn. height: of the box; title and desc: for those who cannot see it."""
+    """Shapes in the order in which they are drawn. name: a slug, unique on its page. title and desc: for those who
+    cannot see it. Classes and names are ours; every other text is escaped here."""
 
     name: str
     title: str
     desc: str
     height: float
     width: float = WIDTH
-    parts: list[Markup] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def line(self, points: Sequence[tuple[float, float]], look: str) -> None:
         steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        self.parts.append(Markup('<path class="{}" d="M{}"/>').format(look, Markup(steps)))
+        self.parts.append(f'<path class="{look}" d="M{steps}"/>')
 
     def text(self, x: float, y: float, content: str, look: str = "", turned: bool = False) -> None:
-        turn = Markup(' transform="rotate(-90 {:.1f} {:.1f})"').format(x, y) if turned else ""
-        self.parts.append(
-            Markup('<text x="{:.1f}" y="{:.1f}" class="{}"{}>{}</text>').format(x, y, look, turn, clean(content))
-        )
+        turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" class="{look}"{turn}>{escape(content)}</text>')
 
     def mark(self, x: float, y: float, look: str, hint: str, shape: str = "circle") -> None:
         """One datum, with a hint for the pointer. Shapes: circle, square, diamond."""
-        form = Markup(
-            {
-                "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"',
-                "square": f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"',
-                "diamond": f'<path d="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"',
-            }[shape]
-        )
-        self.parts.append(Markup('{} class="{}"><title>{}</title></{}>').format(form, look, clean(hint), form[1:].split()[0]))
+        tag, form = {
+            "circle": ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="4.5"'),
+            "square": ("rect", f'x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"'),
+            "diamond": ("path", f'd="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"'),
+        }[shape]
+        self.parts.append(f'<{tag} {form} class="{look}"><title>{escape(hint)}</title></{tag}>')
         self.taken.append((x - 5, y - 5, x + 5, y + 5))
 
     def label(self, x: float, y: float, content: str, within: tuple[float, float, float, float]) -> None:
@@ -134,21 +134,16 @@ class Drawing:
 
     @property
     def svg(self) -> Markup:
-        frame = Markup(
-            '<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-labelledby="{name}-title {name}-desc">'
-            '<title id="{name}-title">{}</title><desc id="{name}-desc">{}</desc>{}</svg>'
+        title, desc = escape(self.title), escape(self.desc)
+        return Markup(
+            f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" role="img" '
+            f'aria-labelledby="{self.name}-title {self.name}-desc"><title id="{self.name}-title">{title}</title>'
+            f'<desc id="{self.name}-desc">{desc}</desc>{"".join(self.parts)}</svg>'
         )
-        body = Markup("").join(self.parts)
-        return frame.format(self.width, self.height, clean(self.title), clean(self.desc), body, name=escape(self.name))
 
 
 def _meet(one: tuple[float, float, float, float], two: tuple[float, float, float, float]) -> bool:
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
-
-
-def whisker(drawing: Drawing, x: tuple[float, float], y: tuple[float, float], look: str = "whisker") -> None:
-    """An interval as a line between two points."""
-    drawing.line([(x[0], y[0]), (x[1], y[1])], look)
 
 
 def hint(name: str, *numbers: tuple[str, float, str]) -> str:

@@ -15,9 +15,9 @@ _SEGMENT = re.compile(r"[a-z0-9.=+-]{1,100}")
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
-def clean(value: Any) -> Any:
-    """Text without control characters; anything else, marked-up text included, as it is."""
-    return _UNSEEN.sub("\ufffd", value) if type(value) is str else value
+def clean(text: str) -> str:
+    """Text without control characters and without what turns its direction."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def path(*segments: str) -> str:
@@ -34,11 +34,13 @@ def href(target: str) -> str:
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Errors in percent, losses with three decimals, anything else with three figures; a dash for no value."""
+    """Errors in percent, losses with three decimals, ratios with two, anything else with three figures; a dash for no value."""
     if value is None:
         return "\u2013"
     if unit == "fraction":
         text = f"{100 * value:.1f}"
+    elif unit == "ratio":
+        text = f"{value:.2f}"
     elif unit == "nats":
         text = f"{value:.3f}"
     else:

@@ -18,7 +18,10 @@
     const button = document.createElement("button");
     button.type = "button";
     head.dataset.label = head.textContent;
+    const arrow = document.createElement("span");
+    arrow.ariaHidden = "true";
     button.append(...head.childNodes);
+    button.insertBefore(arrow, button.querySelector("small"));
     button.addEventListener("click", () => {
       const again = order.sort === head.dataset.key;
       order = { sort: head.dataset.key, down: again && !order.down };
