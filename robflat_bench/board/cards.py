@@ -53,6 +53,7 @@ def _part(component: Component) -> Part:
     equation, notes = opening(docstring(component.offer))
     fields = type(component.params).model_fields
     values = component.params.model_dump()
+    installable = not provider.built_in and provider.version != "file"
     return Part(
         name=info.name,
         kind=info.kind,
@@ -63,7 +64,7 @@ def _part(component: Component) -> Part:
         parameters=tuple((key, _written(values[key]), _written(field.get_default())) for key, field in fields.items()),
         about=" ".join((type(component.params).__doc__ or "").split()) if fields else "",
         provider=f"{provider.distribution} {provider.version}",
-        install="" if provider.built_in or provider.version == "file" else f"pip install {provider.distribution}=={provider.version}",
+        install=f"pip install {provider.distribution}=={provider.version}" if installable else "",
         bibtex=bibtex(info),
     )
 
@@ -94,15 +95,18 @@ def docstring(offer: Offer) -> str:
 
 
 def opening(text: str) -> tuple[str, str]:
-    """The first paragraph with the indented ones that follow it, and the rest."""
+    """The first paragraph with those that it cannot end without, indented or after a comma, and the rest."""
     paragraphs = [part for part in text.split("\n\n") if part.strip()]
     count = 1
-    while count < len(paragraphs) and paragraphs[count].startswith("    "):
+    while count < len(paragraphs) and (paragraphs[count].startswith("    ") or paragraphs[count - 1].endswith(",")):
         count += 1
     return "\n\n".join(paragraphs[:count]), "\n\n".join(paragraphs[count:])
 
 
-_CITATION = re.compile(r"(?P<authors>[^:]+): (?P<title>.+)[.!?] (?P<venue>[^.,]+?),? (?P<year>(?:19|20)\d\d)")
+_CITATION = re.compile(
+    r"(?P<authors>[^:]+): (?P<title>.+?[!?]?)\.? "
+    r"(?:arXiv (?P<eprint>\d{4}\.\d{4,5})(?:, \d{4})?|(?P<venue>[^., ]+) (?P<year>(?:19|20)\d\d))"
+)
 
 
 def bibtex(info: Info) -> str:
@@ -110,15 +114,15 @@ def bibtex(info: Info) -> str:
     match = _CITATION.fullmatch(info.citation.strip().rstrip("."))
     if match is None:
         return ""
-    found = {key: re.sub(r"[{}\\@]", "", value).strip() for key, value in match.groupdict().items()}
-    authors = found["authors"].replace(" et al.", ", others").replace(" et al", ", others").replace(", ", " and ")
+    found = {key: re.sub(r"[{}\\@]", "", value or "").strip() for key, value in match.groupdict().items()}
+    year = found["year"] or f"20{found['eprint'][:2]}"
+    authors = found["authors"].replace(" et al.", ", others").replace(", ", " and ")
     first = re.sub(r"[^a-z]", "", authors.split(" and ")[0].split()[-1].lower())
-    rows = {"title": f"{{{found['title']}}}", "author": authors, "year": found["year"]}
-    arxiv = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", found["venue"])
-    venue = {"eprint": arxiv[1], "archivePrefix": "arXiv"} if arxiv else {"booktitle": found["venue"]}
-    kind = "misc" if arxiv else "inproceedings"
-    lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in (rows | venue).items())
-    return f"@{kind}{{{first}{found['year']}{info.name},\n{lines}\n}}"
+    kind = "misc" if found["eprint"] else "inproceedings"
+    rows = {"title": f"{{{found['title']}}}", "author": authors, "year": year}
+    rows |= {"eprint": found["eprint"], "archivePrefix": "arXiv"} if found["eprint"] else {"booktitle": found["venue"]}
+    lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in rows.items())
+    return f"@{kind}{{{first}{year}{info.name},\n{lines}\n}}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -126,17 +130,18 @@ def bibtex(info: Info) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 _LETTERS = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "lambda": "λ", "mu": "μ", "nu": "ν",
-    "xi": "ξ", "phi": "φ", "rho": "ρ", "sigma": "σ", "tau": "τ", "theta": "θ", "ell": "ℓ", "infty": "∞", "Pi": "Π",
-    "Phi": "Φ", "Sigma": "Σ", "Delta": "Δ", "sum": "Σ", "odot": "⊙", "cdot": "·", "times": "×", "hat": "", "bar": "",
-}  # fmt: skip
+    **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "kappa": "κ", "lambda": "λ"},
+    **{"mu": "μ", "nu": "ν", "xi": "ξ", "phi": "φ", "rho": "ρ", "sigma": "σ", "tau": "τ", "theta": "θ", "Pi": "Π"},
+    **{"ell": "ℓ", "infty": "∞", "nabla": "∇", "sqrt": "√", "odot": "⊙", "cdot": "·", "times": "×"},
+}
 _SIGNS = {"<=": "≤", ">=": "≥", "!=": "≠", "<-": "←", "||": "‖", "...": "…"}
 _TOKEN = re.compile(
-    r"\\(?P<macro>[A-Za-z]+)|(?P<sign><=|>=|!=|<-|\|\||\.\.\.)"
+    r"\\bar (?P<bar>[A-Za-z])|\\(?P<macro>[A-Za-z]+)|(?P<sign><=|>=|!=|<-|\|\||\.\.\.)"
     r"|(?<=[A-Za-z0-9)}'|])(?P<script>[_^])(?=[A-Za-z0-9{(\\-])|(?P<word>\b(?:eps|nu|inf|xi)(?![A-Za-z0-9]))"
 )
-_UNDER = re.compile(r"(?:^|[^A-Za-z])(?:[A-Za-z0-9]|\\[A-Za-z]+|arg ?max|arg ?min|max|min|mean|sum|log|prod|nu|eps|xi)$|[)}'|]$")
-_ARGUMENT = re.compile(r"\\[A-Za-z]+|\([A-Za-z0-9]+\)|-?[A-Za-z0-9]+")
+_WORDS = r"arg ?max|arg ?min|max|min|mean|sum|log|clip|nu|eps|xi"
+_UNDER = re.compile(rf"(?:^|[^A-Za-z])(?:[A-Za-z0-9]|\\[A-Za-z]+|{_WORDS})$|[)}}'|]$")
+_ARGUMENT = re.compile(r"\\[A-Za-z]+|-?[A-Za-z0-9]+")
 
 
 def equation(text: str) -> Markup:
@@ -145,7 +150,9 @@ def equation(text: str) -> Markup:
     while match := _TOKEN.search(text, at):
         made += escape(text[at : match.start()])
         at = match.end()
-        if match["macro"]:
+        if match["bar"]:
+            made += f"{match['bar']}\u0304"
+        elif match["macro"]:
             made += escape(_LETTERS.get(match["macro"], match[0]))
         elif match["sign"]:
             made += _SIGNS[match["sign"]]
@@ -160,13 +167,13 @@ def equation(text: str) -> Markup:
 
 
 def _argument(text: str, at: int) -> tuple[str, int]:
-    """What a script raises or lowers, from `at` on, and where it ends."""
-    if text[at] != "{":
+    """What a script raises or lowers, from `at` on, and where it ends: a group in brackets, or a word."""
+    if text[at] not in "{(":
         match = _ARGUMENT.match(text, at)
         return (match[0], match.end()) if match else ("", at)
     depth = 0
     for end in range(at, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        depth += {"{": 1, "(": 1, "}": -1, ")": -1}.get(text[end], 0)
         if depth == 0:
-            return text[at + 1 : end], end + 1
+            return (text[at + 1 : end] if text[at] == "{" else text[at : end + 1]), end + 1
     return text[at:], len(text)

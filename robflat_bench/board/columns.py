@@ -83,7 +83,9 @@ def _pictured(board: Board, column: Column) -> Column:
     low, width = min(ends, default=0.0), (max(ends, default=1.0) - min(ends, default=0.0)) or 1.0
 
     def picture(value: Value) -> Markup:
-        a, b, c = (4 + 92 * ((v if v is not None else value.mean) - low) / width for v in (value.low, value.mean, value.high))
+        a, b, c = (
+            4 + 92 * ((v if v is not None else value.mean) - low) / width for v in (value.low, value.mean, value.high)
+        )
         line = "" if value.low is None else f'<path d="M{a:.1f} 4H{c:.1f}"/>'
         return Markup(f'<svg viewBox="0 0 100 8" aria-hidden="true">{line}<circle cx="{b:.1f}" cy="4" r="3"/></svg>')
 
@@ -113,9 +115,18 @@ def _budget(board: Board) -> list[Column]:
     rows = board.rows
     return [
         column("forward", "Forward passes", "images", {r.id: Cell(amount(r.forward), value=r.forward) for r in rows}),
-        column("backward", "Backward passes", "images", {r.id: Cell(amount(r.backward), value=r.backward) for r in rows}),
-        column("seconds", "Time", "training and evaluation", {r.id: Cell(seconds(r.seconds), value=r.seconds) for r in rows}),
-        column("extra", "Extra data", "", {r.id: Cell("yes" if r.extra_data else "no", value=r.extra_data) for r in rows}),
+        column(
+            "backward", "Backward passes", "images", {r.id: Cell(amount(r.backward), value=r.backward) for r in rows}
+        ),
+        column(
+            "seconds",
+            "Time",
+            "training and evaluation",
+            {r.id: Cell(seconds(r.seconds), value=r.seconds) for r in rows},
+        ),
+        column(
+            "extra", "Extra data", "", {r.id: Cell("yes" if r.extra_data else "no", value=r.extra_data) for r in rows}
+        ),
     ]
 
 

@@ -42,10 +42,10 @@ def table(board: Board) -> bytes:
 
 
 def _harmless(cell: Any) -> Any:
-    """Text that no spreadsheet takes for a formula."""
+    """Text of one line that no spreadsheet takes for a formula."""
     if isinstance(cell, str):
-        cell = clean(cell)
-        return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+        cell = " ".join(clean(cell).split())
+        return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
     return cell
 
 
@@ -53,7 +53,13 @@ def badge(env: Environment, board: Board, row: Row) -> bytes:
     """A small picture: robust error with its interval, rank with its own."""
     place, value = row.places.get(board.rankings[0]), row.values.get(board.checkpoint, {}).get(board.rankings[0])
     number = f"{spread(value, 'fraction')} %" if value else "no value"
-    rank = f"rank {place.rank} ({ranks(place)})" if place and place.low != place.high else f"rank {place.rank}" if place else "not ranked"
+    rank = (
+        f"rank {place.rank} ({ranks(place)})"
+        if place and place.low != place.high
+        else f"rank {place.rank}"
+        if place
+        else "not ranked"
+    )
     name, text = f"{board.protocol} robust error", f"{number} \u00b7 {rank}"
     name = name if len(name) <= 60 else f"{name[:59]}\u2026"
     widths = [round(6.2 * len(part)) + 16 for part in (name, text)]

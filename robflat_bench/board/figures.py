@@ -1,6 +1,6 @@
 """The board's figures: each a drawing, a caption in words, and the numbers it shows as a table.
 
-Rows that are not ranked are hollow and enter no line; rows with extra data are squares. Nothing is told by colour alone.
+Rows that are not ranked are hollow and enter no line, rows with extra data are squares: colour alone tells nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from markupsafe import Markup, escape
 
 from robflat_bench.board.model import Board, Correlation, Quantity, Row, Statistic, Value
 from robflat_bench.board.svg import WIDTH, Drawing, Scale, hint, scale
-from robflat_bench.board.words import amount, interval, number, ranks, spread
-from robflat_bench.protocol import Strict
-from robflat_bench.record import RunRecord
-from robflat_bench.spec import ProtocolRef
+from robflat_bench.board.words import amount, interval, number, ranks, spread, within
 
 LEFT, RIGHT, TOP = 60, WIDTH - 14, 14
 NAMED = 40
@@ -29,16 +26,17 @@ class Figure(NamedTuple):
     drawing: Drawing
     caption: str
     head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
     @property
     def body(self) -> Markup:
         """The table's rows; there are many of them, so they are written here and not in a template."""
         lines = (
-            f'<tr><th scope="row">{escape(row[0])}</th>' + "".join([f'<td class="n">{escape(cell)}</td>' for cell in row[1:]])
+            f'<tr><th scope="row">{escape(row[0])}</th>'
+            + "".join([f'<td class="n">{escape(cell)}</td>' for cell in row[1:]])
             for row in self.rows
         )
-        return Markup("</tr>\n".join(lines))
+        return Markup("".join(f"{line}</tr>\n" for line in lines))
 
 
 class Axis(NamedTuple):
@@ -76,9 +74,7 @@ def of_board(board: Board) -> dict[str, list[Figure]]:
     """All that is drawn of one board's rows, by topic: the project's picture first, one for each ranked measure."""
     robust = axis(board, board.rankings[0])
     clean = axis(board, "clean_error")
-    passes = Axis(
-        "Image passes of training", "", lambda row: Value(mean=row.forward + row.backward, seeds=len(row.runs)), log=True
-    )
+    passes = Axis("Image passes of training", "", _passes, log=True)
     return {
         "flatness": [_picture(board, k, name, robust) for k, name in enumerate(board.rankings[1:])],
         "others": [
@@ -89,10 +85,15 @@ def of_board(board: Board) -> dict[str, list[Figure]]:
     }
 
 
+def _passes(row: Row) -> Value:
+    return Value(mean=row.forward + row.backward, seeds=len(row.runs))
+
+
 def _picture(board: Board, k: int, name: str, robust: Axis) -> Figure:
     figure = _scatter(board, f"flatness-{k}", axis(board, name), robust, "regression")
-    known = [c for c in board.correlations if (c.quantity, c.target, c.checkpoint) == (name, "robust_error", board.checkpoint)]
-    return figure._replace(caption=f"{figure.caption} {correlated(known[0])}" if known else figure.caption)
+    shown = (name, board.rankings[0], board.checkpoint)
+    known = [correlated(c) for c in board.correlations if (c.quantity, c.target, c.checkpoint) == shown]
+    return figure._replace(caption=" ".join([figure.caption, *known]))
 
 
 def correlated(correlation: Correlation) -> str:
@@ -105,16 +106,20 @@ def said(statistic: Statistic) -> str:
     name = statistic.name.capitalize()
     if statistic.value is None:
         return f"{name}: {statistic.reason or 'not defined'}"
-    within = interval(statistic.low, statistic.high, "ratio")
-    return f"{name} {number(statistic.value, 'ratio')}{f' ({within})' if within else ''}"
+    ends = interval(statistic.low, statistic.high, "ratio")
+    return f"{name} {number(statistic.value, 'ratio')}{f' ({ends})' if ends else ''}"
 
 
 def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figure:
-    shown = [(row, x, y) for row in board.rows if (x := across.read(row)) and (y := up.read(row)) and (x.mean > 0 or not across.log)]
-    ranked = [(x.mean, y.mean) for row, x, y in shown if not row.unranked]
-    title = f"{up.title} against {across.title[:1].lower()}{across.title[1:]}"
+    shown = [
+        (row, a, b)
+        for row in board.rows
+        if (a := across.read(row)) and (b := up.read(row)) and (a.mean > 0 or not across.log)
+    ]
+    ranked = [(a.mean, b.mean) for row, a, b in shown if not row.unranked]
+    title = f"{up.title} against {within(across.title)}"
     desc = f"Each of {len(shown)} methods is a point; the table below holds the same numbers."
-    drawing = Drawing(f"{board.id}-{name}".replace(".", "-"), title, desc, 360)
+    drawing = Drawing(f"{board.id}-{name}", title, desc, 360)
     trend = _regression(ranked) if line == "regression" else _pareto(ranked)
     x = scale(_ends(value for _, value, _ in shown), LEFT, RIGHT, across.unit, across.log, floor=0.0)
     y = scale([*_ends(value for _, _, value in shown), *(v for _, v in trend)], 360 - 50, TOP, up.unit)
@@ -172,8 +177,8 @@ def _ranks(board: Board, k: int, name: str) -> Figure:
     shown, last = ranked[:NAMED], max([row.places[name].high for row in ranked[:NAMED]], default=1)
     height, width = 22 * len(shown) + 62, 380
     drawing = Drawing(
-        f"{board.id}-ranks-{k}".replace(".", "-"),
-        f"Ranks by {quantity.title[:1].lower()}{quantity.title[1:]}",
+        f"{board.id}-ranks-{k}",
+        f"Ranks by {within(quantity.title)}",
         "One line per method: its rank as a point, the 95 % interval of its rank as a bar, and its letters.",
         height,
         width,
@@ -194,143 +199,6 @@ def _ranks(board: Board, k: int, name: str) -> Figure:
     caption += f" The first {NAMED} of {len(ranked)}." * (len(ranked) > NAMED)
     table = [(row.label, str(p.rank), ranks(p), p.letters) for row in ranked if (p := row.places[name])]
     return Figure(drawing, caption, ("Method", "Rank", "95 % interval", "Letters"), table)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Through training
-# ---------------------------------------------------------------------------------------------------------
-
-
-class Number(Strict):
-    """A number with its standard error over n examples."""
-
-    value: float | None
-    standard_error: float | None
-    n: int
-
-
-class Model(Strict):
-    """Which network of which run, by the epoch counted from 0."""
-
-    label: str
-    seed: int | None
-    checkpoint: str
-    epoch: int | None
-    best_epoch: int | None
-    run: str | None
-    weights: str
-
-
-class Values(Strict):
-    """What was read from it; measures and their titles by canonical text."""
-
-    n: int
-    attack: str
-    robust_loss: dict[str, Number]
-    measures: dict[str, Number]
-    titles: dict[str, str]
-
-
-class Reading(Strict):
-    """One network of the experiment."""
-
-    model: Model
-    values: Values
-
-
-class Training(Strict):
-    """The document of `robflat-bench experiment training`, as data."""
-
-    schema_version: int
-    experiment: str
-    protocol: ProtocolRef
-    dataset: str
-    dataset_checksum: str
-    canonical_data: bool
-    epsilon: float
-    evaluation_seed: int
-    numerics: int
-    readings: tuple[Reading, ...]
-
-
-class Curve(NamedTuple):
-    """One line. points: epoch counted from 1 -> value."""
-
-    name: str
-    points: list[tuple[float, float]]
-    marks: list[tuple[float, float]] = []  # noqa: RUF012
-
-
-def training(document: Training, name: str) -> list[Figure]:
-    """Robust loss and every measure through the training of the document's runs."""
-    runs: dict[tuple[str, int | None], list[Reading]] = {}
-    for reading in document.readings:
-        if reading.model.epoch is not None:
-            runs.setdefault((reading.model.label, reading.model.seed), []).append(reading)
-    titles = {title: text for reading in document.readings for title, text in reading.values.titles.items()}
-
-    def panel(k: int, title: str, read: Callable[[Values], Number | None]) -> Figure:
-        curves = []
-        for (label, seed), readings in runs.items():
-            found = [(r.model.epoch, read(r.values)) for r in readings]
-            points = sorted((e + 1.0, n.value) for e, n in found if e is not None and n and n.value is not None)
-            curves.append(Curve(label if seed is None else f"{label}, seed {seed}", points))
-        return _curves(f"{name}-{k}".replace(".", "-"), f"{title} through training", "nats", "nats", curves)
-
-    figures = [panel(0, "Robust loss", lambda values: values.robust_loss.get("test"))]
-    for k, (measure, title) in enumerate(titles.items()):
-        figures.append(panel(k + 1, title[:1].upper() + title[1:], lambda values, m=measure: values.measures.get(m)))  # type: ignore[misc]
-    return figures
-
-
-def histories(records: Sequence[RunRecord], name: str) -> list[Figure]:
-    """Held-out errors and losses by epoch, as the runs wrote them down; dots mark the best checkpoints."""
-    panels: list[tuple[str, str, str, dict[str, str]]] = [
-        ("%", "Held-out error through training", "fraction", {"robust": "heldout_robust_error", "clean": "heldout_clean_error"}),
-        ("nats", "Loss through training", "nats", {"robust, held out": "heldout_robust_loss", "training": "train_loss"}),
-    ]  # fmt: skip
-    figures = []
-    for k, (up, title, unit, fields) in enumerate(panels):
-        curves = []
-        for what, field in fields.items():
-            for record in records:
-                points = [(e.epoch + 1.0, v) for e in record.history if (v := getattr(e, field)) is not None]
-                best = record.results["best"].epoch if "best" in record.results else None
-                marks = [p for p in points if best is not None and p[0] == best + 1 and field.startswith("heldout_robust")]
-                curves.append(Curve(f"{what}, seed {record.seed}" if len(records) > 1 else what, points, marks))
-        figures.append(_curves(f"{name}-{k}", title, up, unit, curves, len(records)))
-    return figures
-
-
-def _curves(name: str, title: str, up: str, unit: str, curves: Sequence[Curve], alike: int = 1) -> Figure:
-    """Lines by epoch; `alike` neighbours in the list look alike and share a name."""
-    drawing = Drawing(name, title, "One line per run; the table below holds the same numbers.", 300)
-    points = [point for curve in curves for point in curve.points]
-    x = scale((e for e, _ in points), LEFT, RIGHT - 6, floor=0.0)
-    y = scale((v for _, v in points), 300 - 50, TOP, unit, floor=0.0)
-    drawing.frame(x, y, "Epoch", up)
-    ends: list[tuple[float, float, str]] = []
-    for k, curve in enumerate(curves):
-        look = f"curve c{k // alike % 4}"
-        if curve.points:
-            drawing.line([(x(a), y(b)) for a, b in curve.points], look)
-            if len(curve.points) <= 12:
-                for a, b in curve.points:
-                    drawing.mark(x(a), y(b), f"dot c{k // alike % 4}", f"{curve.name}, epoch {a:g}: {number(b, unit)}", SHAPES[k // alike % 3])
-            for a, b in curve.marks:
-                drawing.mark(x(a), y(b), f"dot c{k // alike % 4}", f"{curve.name}, best: epoch {a:g}, {number(b, unit)}", "circle")
-            if k % alike == 0:
-                ends.append((x(curve.points[-1][0]), y(curve.points[-1][1]), curve.name.partition(", seed")[0] if alike > 1 else curve.name))
-    for at, (right, level, named) in enumerate(sorted(ends, key=lambda end: end[1])):
-        above = min(level - 8, *(other - 22 for _, other, _ in sorted(ends, key=lambda end: end[1])[at + 1 :]), 1e9)
-        drawing.text(right, max(above, 12), named, "label end")
-    epochs = sorted({a for a, _ in points})
-    lines = [dict(curve.points) for curve in curves]
-    table = [(f"{epoch:g}", *(number(line.get(epoch), unit) for line in lines)) for epoch in epochs]
-    return Figure(drawing, "Dots: the best checkpoints." * any(c.marks for c in curves), ("Epoch", *(c.name for c in curves)), table)
-
-
-SHAPES = ("circle", "square", "diamond")
 
 
 def heat(board: Board) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The site: a pure function from the leaderboard and what its pages cite to files. No clock, no network, no script needed.
+"""The site: a pure function from the leaderboard, and what its pages cite, to files. No clock, network or script.
 
 `columns` makes the table, `figures` the pictures, `cards` what is said of methods, `export` what machines read; the
 templates say how it looks. Every text is escaped where it is written, and every address is made of slugs.
@@ -6,6 +6,7 @@ templates say how it looks. Every text is escaped where it is written, and every
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,11 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from robflat_bench.board import columns, export, figures, words
+from robflat_bench.board import columns, curves, export, figures, words
 from robflat_bench.board.cards import Card, equation
 from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.protocol import Protocol
 from robflat_bench.record import RunRecord
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -35,7 +37,7 @@ class Sources:
     cards: Mapping[str, Card] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
-    trainings: tuple[figures.Training, ...] = ()
+    trainings: tuple[curves.Training, ...] = ()
     address: str = ""
 
 
@@ -113,7 +115,7 @@ class _Site:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
         documents = [doc for doc in self.sources.trainings if doc.protocol.hash == board.hash]
-        training = [f for k, doc in enumerate(documents) for f in figures.training(doc, f"{board.id}-training-{k}")]
+        training = [f for k, doc in enumerate(documents) for f in curves.training(doc, f"{board.id}-training-{k}")]
         self.page(
             (board.id, "index.html"),
             "board.html",
@@ -152,7 +154,7 @@ class _Site:
             row=row,
             card=self.sources.cards.get(row.method, ()),
             results=columns.results(board, row),
-            curves=figures.histories(records, "history"),
+            curves=curves.histories(records, "history"),
             command=command(row, board, settings),
             withdrawn=gone,
         )
@@ -179,20 +181,16 @@ class _Site:
             run=run,
             record=record,
             raw=raw,
-            curves=figures.histories([record], "history"),
+            curves=curves.histories([record], "history"),
         )
         self.add(("r", run.key, "record.json"), (record.model_dump_json(indent=1) + "\n").encode())
 
 
 def command(row: Row, board: Board, settings: list[str]) -> str:
     """How anyone trains one more seed of a row."""
-    import shlex
-
     method = row.label.partition(" [")[0]
-    words_ = ["robflat-bench", "run", "--method", method, "--protocol", board.protocol]
-    for setting in settings:
-        words_ += ["--set", setting]
-    return shlex.join(words_)
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return shlex.join(["robflat-bench", "run", "--method", method, "--protocol", board.protocol, *changes])
 
 
 def _markdown() -> MarkdownIt:

@@ -148,5 +148,7 @@ def _meet(one: tuple[float, float, float, float], two: tuple[float, float, float
 
 def hint(name: str, *numbers: tuple[str, float, str]) -> str:
     """`trades: robust error 33.6 %, ...`, for the pointer."""
-    said = ", ".join(f"{what} {number(value, unit)}{' %' if unit == 'fraction' else ''}" for what, value, unit in numbers)
+    said = ", ".join(
+        f"{what} {number(value, unit)}{' %' if unit == 'fraction' else ''}" for what, value, unit in numbers
+    )
     return f"{name}: {said}"

@@ -1,4 +1,4 @@
-"""How the site writes: numbers with their uncertainty, text without what could mislead, and addresses made of slugs only."""
+"""How the site writes: numbers with their uncertainty, text without what misleads, and addresses made of slugs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def href(target: str) -> str:
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Errors in percent, losses with three decimals, ratios with two, anything else with three figures; a dash for no value."""
+    """Errors in percent, losses with three decimals, ratios with two, all else with three figures; a dash for none."""
     if value is None:
         return "\u2013"
     if unit == "fraction":
@@ -61,6 +61,11 @@ def spread(value: Value | None, unit: str) -> str:
         return number(value.mean if value else None, unit)
     side = max(value.mean - value.low, value.high - value.mean)
     return f"{number(value.mean, unit)}\u00a0±\u00a0{number(side, unit)}"
+
+
+def within(title: str) -> str:
+    """A title as it stands inside a sentence; abbreviations keep their capitals."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 def interval(low: float | None, high: float | None, unit: str = "") -> str:
