@@ -46,6 +46,7 @@ def test_scales_reach_their_ends_and_have_round_ticks():
     scale = svg.Scale(0.3, 0.47, 0, 100, "fraction")
     assert (scale(0.3), scale(0.47)) == (0, 100)
     assert [scale.written(tick) for tick in scale.ticks] == ["30", "32", "34", "36", "38", "40", "42", "44", "46"]
+    assert svg.Scale(5e5, 1.4e6, 0, 100, log=True).ticks == pytest.approx([6e5, 8e5, 1e6, 1.2e6, 1.4e6])
     passes = svg.Scale(1e5, 1e7, 0, 100, log=True)
     assert passes(1e6) == pytest.approx(50)
     assert [passes.written(tick) for tick in passes.ticks][::2] == ["100\u00a0k", "1\u00a0M", "10\u00a0M"]
@@ -57,6 +58,7 @@ def test_scales_reach_their_ends_and_have_round_ticks():
         (0.3364, "fraction", "33.6"),
         (-0.012, "fraction", "\u22121.2"),
         (1.1349, "nats", "1.135"),
+        (-0.0001, "ratio", "0.00"),
         (None, "nats", "\u2013"),
         (0, "", "0"),
         (512.34, "", "512"),

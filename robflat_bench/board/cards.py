@@ -22,7 +22,7 @@ from robflat_bench.registry import Offer, Registry
 
 class Part(NamedTuple):
     """One component of a method. equation: the opening of its docstring; notes: the rest; parameters: name, value,
-    default; about: what the parameters mean; install: a command, where it comes from a plugin."""
+    default; about: what the parameters mean; provider: the plugin it comes from."""
 
     name: str
     kind: str
@@ -33,7 +33,6 @@ class Part(NamedTuple):
     parameters: tuple[tuple[str, str, str], ...]
     about: str
     provider: str
-    install: str
     bibtex: str
 
 
@@ -53,7 +52,6 @@ def _part(component: Component) -> Part:
     equation, notes = opening(docstring(component.offer))
     fields = type(component.params).model_fields
     values = component.params.model_dump()
-    installable = not provider.built_in and provider.version != "file"
     return Part(
         name=info.name,
         kind=info.kind,
@@ -63,8 +61,7 @@ def _part(component: Component) -> Part:
         notes=notes,
         parameters=tuple((key, _written(values[key]), _written(field.get_default())) for key, field in fields.items()),
         about=" ".join((type(component.params).__doc__ or "").split()) if fields else "",
-        provider=f"{provider.distribution} {provider.version}",
-        install=f"pip install {provider.distribution}=={provider.version}" if installable else "",
+        provider="" if provider.built_in else f"{provider.distribution} {provider.version}",
         bibtex=bibtex(info),
     )
 

@@ -126,12 +126,11 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figu
     drawing.frame(x, y, across.heading, up.heading)
     if len(trend) > 1:
         drawing.line([(x(a), y(b)) for a, b in trend], "trend")
-    for row, a, b in shown:
-        look = "faint whisker" if row.unranked else "whisker"
+    for _, a, b in shown:
         if a.low is not None and a.high is not None:
-            drawing.line([(x(a.low), y(b.mean)), (x(a.high), y(b.mean))], look)
+            drawing.line([(x(a.low), y(b.mean)), (x(a.high), y(b.mean))], "whisker")
         if b.low is not None and b.high is not None:
-            drawing.line([(x(a.mean), y(b.low)), (x(a.mean), y(b.high))], look)
+            drawing.line([(x(a.mean), y(b.low)), (x(a.mean), y(b.high))], "whisker")
     for row, a, b in shown:
         said = hint(row.label, (up.title, b.mean, up.unit), (across.title, a.mean, across.unit))
         look = "hollow" if row.unranked else "point"
@@ -202,17 +201,18 @@ def _ranks(board: Board, k: int, name: str) -> Figure:
 
 
 def heat(board: Board) -> list[dict[str, Any]]:
-    """The correlations at the board's checkpoint, one map for each statistic: rows are measures, columns targets."""
-    here = [c for c in board.correlations if c.checkpoint == board.checkpoint]
-    targets = list(dict.fromkeys(c.target for c in here))
+    """The correlations as maps, one for each checkpoint, the board's first, and statistic: rows are measures, columns
+    targets."""
     maps = []
-    for name in dict.fromkeys(s.name for c in here for s in c.statistics):
-        rows: dict[str, dict[str, tuple[Correlation, Statistic]]] = {}
-        for c in here:
-            for statistic in c.statistics:
-                if statistic.name == name:
+    for checkpoint in sorted({c.checkpoint for c in board.correlations}, key=lambda name: name != board.checkpoint):
+        here = [c for c in board.correlations if c.checkpoint == checkpoint]
+        for name in dict.fromkeys(s.name for c in here for s in c.statistics):
+            rows: dict[str, dict[str, tuple[Correlation, Statistic]]] = {}
+            for c in here:
+                for statistic in (s for s in c.statistics if s.name == name):
                     rows.setdefault(c.quantity, {})[c.target] = (c, statistic)
-        maps.append({"name": name, "targets": targets, "rows": rows})
+            targets = [*dict.fromkeys(c.target for c in here)]
+            maps.append({"title": f"{name.capitalize()}, {checkpoint} checkpoint", "targets": targets, "rows": rows})
     return maps
 
 

@@ -145,7 +145,6 @@ class _Site:
     def method(self, board: Board, row: Row, gone: list[Withdrawn]) -> None:
         """A row's page and badge, and the pages of its runs."""
         records = [self.record(run) for run in row.runs]
-        settings = [f"recipe.{key}={value}" for key, value in row.changes.items()]
         self.page(
             ("m", board.id, row.id, "index.html"),
             "method.html",
@@ -155,7 +154,7 @@ class _Site:
             card=self.sources.cards.get(row.method, ()),
             results=columns.results(board, row),
             curves=curves.histories(records, "history"),
-            command=command(row, board, settings),
+            command=command(row, board),
             withdrawn=gone,
         )
         self.add(("badge", board.id, f"{row.id}.svg"), export.badge(self.env, board, row))
@@ -186,11 +185,13 @@ class _Site:
         self.add(("r", run.key, "record.json"), (record.model_dump_json(indent=1) + "\n").encode())
 
 
-def command(row: Row, board: Board, settings: list[str]) -> str:
-    """How anyone trains one more seed of a row."""
-    method = row.label.partition(" [")[0]
-    changes = [part for setting in settings for part in ("--set", setting)]
-    return shlex.join(["robflat-bench", "run", "--method", method, "--protocol", board.protocol, *changes])
+def command(row: Row, board: Board) -> str:
+    """How anyone installs a row's plugins and trains its first seed."""
+    plugins = [name.rpartition(" ") for name in row.plugins]
+    wanted = [part for name, _, version in plugins if version != "file" for part in ("--with", f"{name}=={version}")]
+    changes = [part for key, value in row.changes.items() for part in ("--set", f"recipe.{key}={value}")]
+    method = ["--method", row.label.partition(" [")[0], "--protocol", board.protocol]
+    return shlex.join(["uv", "run", *wanted, "robflat-bench", "run", *method, *changes, "--seed", "1"])
 
 
 def _markdown() -> MarkdownIt:

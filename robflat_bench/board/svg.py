@@ -39,10 +39,10 @@ class Scale:
     @property
     def ticks(self) -> list[float]:
         """About six round values within."""
-        if self.log:
+        decades_within = math.log10(self.high / self.low) if self.log else 0.0
+        if decades_within > 0.7:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            spans = math.log10(self.high / self.low)
-            steps = (1,) if spans > 3 else (1, 3) if spans > 1.5 else (1, 2, 5)
+            steps = (1,) if decades_within > 3 else (1, 3) if decades_within > 1.5 else (1, 2, 5)
             return [step * 10.0**d for d in decades for step in steps if self.low <= step * 10.0**d <= self.high]
         wide = self.high - self.low
         size = 10.0 ** math.floor(math.log10(wide / 6))

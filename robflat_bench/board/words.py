@@ -45,7 +45,7 @@ def number(value: float | None, unit: str = "") -> str:
         text = f"{value:.3f}"
     else:
         text = _figures(value)
-    return text.replace("-", "\u2212")
+    return text.replace("-", "\u2212" if float(text) else "")
 
 
 def _figures(value: float) -> str:

@@ -60,7 +60,7 @@
     const words = q.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     for (const row of all) {
-      const text = row.textContent.toLowerCase();
+      const text = row.querySelector("th").textContent.toLowerCase();
       row.hidden =
         !words.every((word) => text.includes(word)) ||
         (tier.value && row.dataset.tier !== tier.value) ||
