@@ -295,6 +295,19 @@ def test_an_empty_leaderboard_is_a_site(made):
     ElementTree.fromstring(files["feed.xml"])
 
 
+def test_a_board_without_ranks_or_rows_is_a_board(made):
+    leaderboard, sources = made
+    (board,) = leaderboard.boards
+    lone = tuple(row for row in board.rows if row.unranked)[:1]
+    for rows in ((), lone):
+        bare = board.model_copy(update={"rows": rows, "correlations": ()})
+        files = render(leaderboard.model_copy(update={"boards": (bare,)}), replace(sources, trainings=()))
+        page = Page(files[f"{BOARD}/index.html"])
+        assert f"0 ranked of {len(rows)}" in page.text
+        assert "Ranks and their intervals" not in page.text
+        Page(files["index.html"])
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The same bytes everywhere, and in time
 # ---------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def of_board(board: Board) -> dict[str, list[Figure]]:
     robust = axis(board, board.rankings[0])
     clean = axis(board, "clean_error")
     passes = Axis("Image passes of training", "", _passes, log=True)
-    return {
+    drawn = {
         "flatness": [_picture(board, k, name, robust) for k, name in enumerate(board.rankings[1:])],
         "others": [
             _scatter(board, "clean", clean, robust, "pareto"),
@@ -83,6 +83,7 @@ def of_board(board: Board) -> dict[str, list[Figure]]:
         ],
         "ranks": [_ranks(board, k, name) for k, name in enumerate(board.rankings)],
     }
+    return {topic: [figure for figure in found if figure.rows] for topic, found in drawn.items()}
 
 
 def _passes(row: Row) -> Value:

@@ -51,7 +51,9 @@ def render(board: Leaderboard, sources: Sources) -> dict[str, bytes]:
     site.page(("changes", "index.html"), "changes.html", title="Changes", identity=export.identity)
     for name, text in sources.pages.items():
         if name != "about":
-            site.page((name, "index.html"), "page.html", title=name.capitalize(), body=site.markdown(text))
+            site.page(
+                (name, "index.html"), "page.html", title=name.replace("-", " ").capitalize(), body=site.markdown(text)
+            )
     site.add(("data", "board.json"), (board.model_dump_json(indent=1) + "\n").encode())
     site.add(("feed.xml",), export.feed(site.env, board, sources.address))
     for entry in sorted((resources.files(__package__) / "static").iterdir(), key=lambda entry: entry.name):

@@ -62,7 +62,7 @@ def scale(
     values: Iterable[float], start: float, end: float, unit: str = "", log: bool = False, floor: float | None = None
 ) -> Scale:
     """A scale that shows all values with some room around them, from `floor` on if they come near it."""
-    found = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    found = [value for value in values if math.isfinite(value)] or [1.0, 2.0]
     low, high = min(found), max(found)
     if log:
         return Scale(low / 1.3, high * 1.3, start, end, unit, log)
