@@ -1,0 +1,154 @@
+"""Drawing by text: scales, axes, points and labels as SVG whose colours are the page's, so that they follow its theme.
+
+Figures are drawn in a box of `WIDTH` units, narrow enough to be read on a phone. What they show is `figures`' affair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+from robflat_bench.board.words import amount, number
+
+WIDTH = 460
+GLYPH = 6.6
+"""About how wide a letter of a label is."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values [low, high] -> units [start, end]; unit: as `words.number` writes the ticks."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    unit: str = ""
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            part = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            part = (value - self.low) / (self.high - self.low)
+        return self.start + part * (self.end - self.start)
+
+    @property
+    def ticks(self) -> list[float]:
+        """About six round values within."""
+        decades_within = math.log10(self.high / self.low) if self.log else 0.0
+        if decades_within > 0.7:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            steps = (1,) if decades_within > 3 else (1, 3) if decades_within > 1.5 else (1, 2, 5)
+            return [step * 10.0**d for d in decades for step in steps if self.low <= step * 10.0**d <= self.high]
+        wide = self.high - self.low
+        size = 10.0 ** math.floor(math.log10(wide / 6))
+        step = min((size * m for m in (1, 2, 5, 10)), key=lambda step: abs(wide / step - 6))
+        first = math.ceil(self.low / step - 1e-9)
+        return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def written(self, value: float) -> str:
+        """A tick: no more decimals than the ticks need."""
+        if self.log:
+            return amount(value)
+        shown = 100 * value if self.unit == "fraction" else value
+        return f"{round(shown, 10):g}".replace("-", "\u2212")
+
+
+def scale(
+    values: Iterable[float], start: float, end: float, unit: str = "", log: bool = False, floor: float | None = None
+) -> Scale:
+    """A scale that shows all values with some room around them, from `floor` on if they come near it."""
+    found = [value for value in values if math.isfinite(value)] or [1.0, 2.0]
+    low, high = min(found), max(found)
+    if log:
+        return Scale(low / 1.3, high * 1.3, start, end, unit, log)
+    room = 0.07 * (high - low) or 0.05 * abs(high) or 0.5
+    if floor is not None and low >= floor:
+        return Scale(max(floor, low - room), high + room, start, end, unit)
+    return Scale(low - room, high + room, start, end, unit)
+
+
+@dataclass
+class Drawing:
+    """Shapes in the order in which they are drawn. name: a slug, unique on its page. title and desc: for those who
+    cannot see it. Classes and names are ours; every other text is escaped here."""
+
+    name: str
+    title: str
+    desc: str
+    height: float
+    width: float = WIDTH
+    parts: list[str] = field(default_factory=list)
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def line(self, points: Sequence[tuple[float, float]], look: str) -> None:
+        steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.parts.append(f'<path class="{look}" d="M{steps}"/>')
+
+    def text(self, x: float, y: float, content: str, look: str = "", turned: bool = False) -> None:
+        turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" class="{look}"{turn}>{escape(content)}</text>')
+
+    def mark(self, x: float, y: float, look: str, hint: str, shape: str = "circle") -> None:
+        """One datum, with a hint for the pointer. Shapes: circle, square, diamond."""
+        tag, form = {
+            "circle": ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="4.5"'),
+            "square": ("rect", f'x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"'),
+            "diamond": ("path", f'd="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"'),
+        }[shape]
+        self.parts.append(f'<{tag} {form} class="{look}"><title>{escape(hint)}</title></{tag}>')
+        self.taken.append((x - 5, y - 5, x + 5, y + 5))
+
+    def label(self, x: float, y: float, content: str, within: tuple[float, float, float, float]) -> None:
+        """The name of a datum beside it, where there is room within (left, top, right, bottom); else none."""
+        content = content if len(content) <= 26 else f"{content[:25]}\u2026"
+        wide = GLYPH * len(content)
+        for dx, dy, anchor in (
+            (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 18, "middle"),
+            (7, -7, "start"), (-7, -7, "end"), (7, 15, "start"), (-7, 15, "end"),
+        ):  # fmt: skip
+            left = x + dx - {"start": 0.0, "end": wide, "middle": wide / 2}[anchor]
+            box = (left, y + dy - 10, left + wide, y + dy + 3)
+            inside = box[0] >= within[0] and box[1] >= within[1] and box[2] <= within[2] and box[3] <= within[3]
+            if inside and not any(_meet(box, other) for other in self.taken):
+                self.taken.append(box)
+                return self.text(x + dx, y + dy, content, f"label {anchor}")
+        return None
+
+    def frame(self, x: Scale, y: Scale, across: str, up: str) -> None:
+        """Grid lines, tick labels and the axes' titles."""
+        low, high, left, right = max(y.start, y.end), min(y.start, y.end), x.start, x.end
+        for tick in y.ticks:
+            self.line([(left, y(tick)), (right, y(tick))], "grid")
+            self.text(left - 7, y(tick) + 4, y.written(tick), "tick end")
+        for tick in x.ticks:
+            self.line([(x(tick), low), (x(tick), low + 4)], "axis")
+            self.text(x(tick), low + 18, x.written(tick), "tick middle")
+        self.line([(left, low), (right, low)], "axis")
+        self.text((left + right) / 2, low + 37, across, "title middle")
+        self.text(left - 42, (low + high) / 2, up, "title middle", turned=True)
+
+    @property
+    def svg(self) -> Markup:
+        title, desc = escape(self.title), escape(self.desc)
+        return Markup(
+            f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" role="img" '
+            f'aria-labelledby="{self.name}-title {self.name}-desc"><title id="{self.name}-title">{title}</title>'
+            f'<desc id="{self.name}-desc">{desc}</desc>{"".join(self.parts)}</svg>'
+        )
+
+
+def _meet(one: tuple[float, float, float, float], two: tuple[float, float, float, float]) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+
+
+def hint(name: str, *numbers: tuple[str, float, str]) -> str:
+    """`trades: robust error 33.6 %, ...`, for the pointer."""
+    said = ", ".join(
+        f"{what} {number(value, unit)}{' %' if unit == 'fraction' else ''}" for what, value, unit in numbers
+    )
+    return f"{name}: {said}"
