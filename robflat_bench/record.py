@@ -63,14 +63,14 @@ class Flags(Strict):
     pgd_beats_autoattack: int | None = None
     square_beats_white_box: int | None = None
 
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Those that were raised, in words."""
+    def reasons(self, examples: int = 0) -> tuple[str, ...]:
+        """Those that were raised, in words; what concerns at most 1 % of so many examples is left out."""
+        few = 0.01 * examples
         raised = {
             f"zero gradients on {self.zero_gradients:.1%}": self.zero_gradients > 0.01,
             "random forward": self.random_forward,
-            f"another attack broke {self.pgd_beats_autoattack} more": self.pgd_beats_autoattack,
-            f"only Square broke {self.square_beats_white_box}": self.square_beats_white_box,
+            f"another attack broke {self.pgd_beats_autoattack} more": (self.pgd_beats_autoattack or 0) > few,
+            f"only Square broke {self.square_beats_white_box}": (self.square_beats_white_box or 0) > few,
         }
         return tuple(reason for reason, holds in raised.items() if holds)
 

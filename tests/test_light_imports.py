@@ -48,6 +48,7 @@ COMMANDS = [
     ["plugin", "list"],
     ["plugin", "list", "--json"],
     ["results", "ls"],
+    ["leaderboard", "--help"],
 ]
 # One process for all of them, in this order: whatever is imported stays, so the first offender is named.
 PROGRAM = """

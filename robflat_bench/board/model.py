@@ -61,7 +61,7 @@ class Place(Strict):
 
 class Run(Strict):
     """One active record. folder: where it lies below `leaderboard/records`. values: checkpoint -> quantity id -> value.
-    flags: reasons to distrust an attack, in words; none is good."""
+    flags: reasons to distrust an attack on more than 1 % of the examples, in words; none is good."""
 
     key: str
     seed: int

@@ -11,7 +11,7 @@ import sys
 import rich_click as click
 
 from robflat_bench import __version__
-from robflat_bench.cli import catalogue, doctor, evaluate, experiment, plugin, results, run, sweep
+from robflat_bench.cli import catalogue, doctor, evaluate, experiment, leaderboard, plugin, results, run, sweep
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -29,6 +29,7 @@ def cli() -> None:
     robflat-bench landscape RUN RUN       the loss around trained models; `list experiments`
     robflat-bench list methods            what there is; `info` says more
     robflat-bench results ls              what you have
+    robflat-bench leaderboard show        the ranking, your runs beside the committed ones
     """
 
 
@@ -40,6 +41,7 @@ cli.add_command(experiment.landscape)
 cli.add_command(catalogue.list_components)
 cli.add_command(catalogue.info)
 cli.add_command(results.results)
+cli.add_command(leaderboard.leaderboard)
 cli.add_command(plugin.plugin)
 cli.add_command(doctor.doctor)
 

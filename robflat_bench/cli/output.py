@@ -183,7 +183,7 @@ def result_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]
         ]
     rows += [row(title(registry, "measure", name), measured(name)) for name in measures]
     known = [row for row in rows if set(row[1:]) != {"-"}]
-    return [*known, row("flags", lambda result: ", ".join(result.flags.reasons) or "none")]
+    return [*known, row("flags", lambda result: ", ".join(result.flags.reasons()) or "none")]
 
 
 def show_record(registry: Registry, record: RunRecord, path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from robflat_bench.cli import output
+
+if TYPE_CHECKING:
+    from robflat_bench.protocol import Checkpoint
 
 
 @click.group()
@@ -96,3 +100,115 @@ def show(run: str, store: Path, as_json: bool) -> None:
     for evaluation in added:
         rows = output.result_rows(registry, list(evaluation.results.values()))
         output.console().print(output.table(f"added: {evaluation.key}", ["", *evaluation.results], rows, right=1))
+
+
+checkpoint_option = click.option("--checkpoint", type=click.Choice(["last", "best"]), default="last", show_default=True)
+
+
+@results.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--protocol", default="digits-linf", show_default=True, help="Under which both were run.")
+@checkpoint_option
+@output.store_option
+@output.json_option
+def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, as_json: bool) -> None:
+    """Compare two methods A and B (as `results ls` names their runs) over all their seeds in the store.
+
+    The difference of the methods with its 95 % interval, and the smallest difference that so many seeds and examples
+    would show with a power of 80 %; and, of each pair of seeds, McNemar's test: that one is of two networks, not of
+    two methods.
+    """
+    from dataclasses import asdict
+
+    from robflat_bench.analysis.statistics import compare as compared
+    from robflat_bench.base import UsageError
+    from robflat_bench.board.build import together
+    from robflat_bench.board.entries import own
+    from robflat_bench.components import title
+    from robflat_bench.registry import did_you_mean
+
+    registry = output.registry()
+    rows = {row.label: row for row in together(run for run in own(store) if run.record.protocol.name == protocol)}
+    for name in (a, b):
+        if name not in rows:
+            raise UsageError(f"no finished run of '{name}' under {protocol} in {store}" + did_you_mean(name, rows))
+    one, other = rows[a], rows[b]
+    measures = [name for name in one.networks[0][checkpoint].numbers if name in other.networks[0][checkpoint].numbers]
+    found = {
+        quantity: compared(one.compared(checkpoint, quantity), other.compared(checkpoint, quantity))
+        for quantity in ("robust_error", "clean_error", "robust_loss", *measures)
+    }
+    if as_json:
+        output.emit_json(
+            {
+                "a": {"label": a, "seeds": [run.record.seed for run in one.runs]},
+                "b": {"label": b, "seeds": [run.record.seed for run in other.runs]},
+                "protocol": protocol,
+                "checkpoint": checkpoint,
+                "quantities": {quantity: asdict(comparison) for quantity, comparison in found.items()},
+            }
+        )
+        return
+    cells = []
+    for quantity, comparison in found.items():
+        measure = quantity.startswith("measure:")
+        called = title(registry, "measure", quantity.removeprefix("measure:")) if measure else quantity
+        numbers = (comparison.difference, comparison.low, comparison.high, comparison.p, comparison.detectable)
+        cells.append([called.replace("_", " "), *map(output.number, numbers)])
+    heading = f"{a} minus {b} | {protocol}, {checkpoint}: {len(one.runs)} and {len(other.runs)} seeds"
+    columns = ["", "difference", "95 % from", "to", "p", "detectable at 80 %"]
+    out = output.console()
+    out.print(output.table(heading, columns, cells, right=1))
+    pairs = zip(one.runs, other.runs, found["robust_error"].networks, strict=False)
+    cells = [
+        [f"{x.record.seed} and {y.record.seed}", str(test.only_a), str(test.only_b), output.number(test.p)]
+        for x, y, test in pairs
+    ]
+    heading = "robust error of two networks, not of two methods (McNemar, exact)"
+    out.print(output.table(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1))
+
+
+@results.command()
+@click.argument("measure", default="*")
+@click.option(
+    "--target", default="robust_loss", show_default=True, help="robust_loss, robust_error or the gap_ of each."
+)
+@click.option("--protocol", default="digits-linf", show_default=True, help="Under which all were run.")
+@checkpoint_option
+@output.store_option
+@output.json_option
+def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, store: Path, as_json: bool) -> None:
+    """Say how each MEASURE (a name, or a pattern) goes with a target over all methods in the store."""
+    from fnmatch import fnmatchcase
+
+    from robflat_bench.base import UsageError
+    from robflat_bench.board.build import TARGETS, build
+    from robflat_bench.board.entries import own
+    from robflat_bench.components import parse, title
+
+    if target not in TARGETS:
+        raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
+    registry = output.registry()
+    runs = [run for run in own(store) if run.record.protocol.name == protocol]
+    found = [
+        one
+        for board in build(runs, store, registry).boards
+        for one in board.correlations
+        if (one.target, one.checkpoint) == (target, checkpoint)
+        and fnmatchcase(parse(one.quantity.removeprefix("measure:"))[0], measure)
+    ]
+    if as_json:
+        output.emit_json([one.model_dump(mode="json") for one in found])
+        return
+    if not found:
+        raise UsageError(f"no measure matches '{measure}' in the runs under {protocol} in {store}")
+    out = output.console()
+    for one in found:
+        called = title(registry, "measure", one.quantity.removeprefix("measure:"))
+        cells = [
+            [statistic.name, *map(output.number, (statistic.value, statistic.low, statistic.high)), statistic.reason]
+            for statistic in one.statistics
+        ]
+        heading = f"{called} with {target.replace('_', ' ')}, {checkpoint}, {one.models} models"
+        out.print(output.table(heading, ["", "value", "95 % from", "to", ""], cells))

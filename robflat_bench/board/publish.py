@@ -1,0 +1,100 @@
+"""From the committed entries to files: `board.json`, which is committed, and the site, which is not. `differences`
+proves that both are functions of what is committed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from robflat_bench.base import CheckFailed
+from robflat_bench.board.build import build
+from robflat_bench.board.cards import card
+from robflat_bench.board.curves import Training
+from robflat_bench.board.entries import Submission, known_protocol, read
+from robflat_bench.board.model import Leaderboard
+from robflat_bench.board.site import Sources, render
+from robflat_bench.protocol import read_text
+from robflat_bench.registry import Registry, discover
+from robflat_bench.store import read_record
+
+BOARD = "data/board.json"
+"""Its page below the site; a copy of it lies in the leaderboard's folder."""
+ELSEWHERE = ({"PYTHONHASHSEED": "1", "TZ": "Pacific/Kiritimati"}, {"PYTHONHASHSEED": "2", "TZ": "America/Adak"})
+
+
+def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, registry: Registry) -> Sources:
+    """What the site cites: records, the catalogue, and the text and documents that lie below `root`."""
+    protocols = {one.id: known_protocol(registry, one.protocol) for one in board.boards}
+    return Sources(
+        records={one.record.key: one.record for one in submissions},
+        cards={row.method: card(registry, row.method) for one in board.boards for row in one.rows},
+        protocols={name: protocol for name, protocol in protocols.items() if protocol},
+        pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},
+        trainings=tuple(read_record(path, Training) for path in sorted((root / "experiments").glob("*.json"))),
+    )
+
+
+def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> dict[str, bytes]:
+    """Every file of the site by its path."""
+    board = build(submissions, root, registry)
+    return render(board, sources(board, submissions, root, registry))
+
+
+def write(made: Mapping[str, bytes], site: Path, root: Path) -> None:
+    """The site below `site`, and board.json below `root`. Pages of an earlier build that are none any more go."""
+    before = site / "files.json"
+    former = json.loads(before.read_text("utf-8")) if before.is_file() else []
+    for name in {*former} - {*made}:
+        if not Path(name).is_absolute() and ".." not in Path(name).parts:
+            (site / name).unlink(missing_ok=True)
+    for name, content in made.items():
+        path = site / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    before.write_text(json.dumps(sorted(made)), "utf-8")
+    (root / "board.json").write_bytes(made[BOARD])
+
+
+def digests(root: Path, plugins: tuple[Path, ...]) -> dict[str, str]:
+    """SHA-256 of every file of the site; CheckFailed where an entry cannot be trusted."""
+    registry = discover(plugins)
+    submissions, problems = read(root, registry)
+    if problems:
+        raise CheckFailed(problems[0])
+    return {name: hashlib.sha256(made).hexdigest() for name, made in pages(submissions, root, registry).items()}
+
+
+def differences(root: Path, plugins: tuple[Path, ...]) -> str:
+    """What differs between two rebuilds, in processes with other hash seeds and time zones, and the committed board;
+    empty where nothing does."""
+    one, other = (_elsewhere(root, plugins, changes) for changes in ELSEWHERE)
+    changed = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    if changed:
+        return f"{len(changed)} files differ between two builds, {changed[0]} for one"
+    committed = root / "board.json"
+    if not committed.is_file() or hashlib.sha256(committed.read_bytes()).hexdigest() != one[BOARD]:
+        return f"{committed} is not what its entries give"
+    return ""
+
+
+def _elsewhere(root: Path, plugins: tuple[Path, ...], changes: Mapping[str, str]) -> dict[str, str]:
+    code = (
+        "import json, sys; from pathlib import Path; from robflat_bench.board.publish import digests; "
+        "print(json.dumps(digests(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root), *map(str, plugins)],
+        env={**os.environ, **changes},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise CheckFailed(f"the board cannot be built: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, str] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,278 @@
+"""`robflat-bench leaderboard`: from your runs to the board, and from the board to its site."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from robflat_bench.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from robflat_bench.board.entries import Submission
+    from robflat_bench.board.model import Board, Place, Quantity, Row, Value
+    from robflat_bench.registry import Registry
+
+root_option = click.option(
+    "--leaderboard",
+    "root",
+    type=click.Path(path_type=Path),
+    default=Path("leaderboard"),
+    show_default=True,
+    help="The folder of committed evidence.",
+)
+site_option = click.option(
+    "--site", type=click.Path(path_type=Path), default=Path("site"), show_default=True, help="Where the pages go."
+)
+
+
+@click.group()
+def leaderboard() -> None:
+    """Rank methods by robustness and by flatness, from committed evidence."""
+
+
+@leaderboard.command()
+@click.option("--protocol", "protocols", multiple=True, help="Only this board; repeatable.")
+@output.store_option
+@root_option
+@output.plugin_option
+@output.json_option
+def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
+    """Print the rankings, with your own finished runs (those of --store) beside the committed ones."""
+    from robflat_bench.board.build import build
+    from robflat_bench.board.entries import own
+
+    registry = output.registry(files)
+    committed = _checked(root, registry)
+    known = {one.record.key for one in committed}
+    mine = [one for one in own(store) if one.record.key not in known]
+    made = build([*committed, *mine], root, registry)
+    boards = [board for board in made.boards if not protocols or board.protocol in protocols]
+    if as_json:
+        output.emit_json(
+            {**made.model_dump(mode="json"), "boards": [board.model_dump(mode="json") for board in boards]}
+        )
+        return
+    filled = [board for board in boards if board.rows]
+    for board in filled:
+        _show_board(board, {one.record.key for one in mine})
+    if not filled:
+        output.note(f"nothing is ranked yet in {root}; `robflat-bench leaderboard submit RUN` sends a finished run")
+
+
+@leaderboard.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@output.store_option
+@root_option
+@output.json_option
+def submit(runs: tuple[str, ...], store: Path, root: Path, as_json: bool) -> None:
+    """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
+    from robflat_bench.board import entries
+    from robflat_bench.store import Store
+
+    registry = output.registry()
+    everything = Store(store)
+    chosen = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
+    packed = [entries.submit(root, run, _today()) for run in chosen]
+    for folder in packed:
+        entries.read_entry(root, folder, registry)
+    if as_json:
+        output.emit_json([str(folder) for folder in packed])
+        return
+    for folder in packed:
+        click.echo(str(folder))
+    output.note(
+        f"{len(packed)} packed and checked. Next: `robflat-bench leaderboard build`, look at the pages, commit {root}/ "
+        "and open a pull request; keep the weights (checkpoints/*.safetensors): verification asks for them"
+    )
+
+
+@leaderboard.command()
+@click.argument("entries", nargs=-1, type=click.Path(path_type=Path), metavar="[ENTRY...]")
+@root_option
+@output.plugin_option
+@output.json_option
+def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_json: bool) -> None:
+    """Check each ENTRY folder (default: all) as a stranger's: its files, its spec, its protocol, its totals."""
+    from robflat_bench.base import CheckFailed
+    from robflat_bench.board.entries import folders, read_entry
+
+    registry = output.registry(files)
+    problems = {}
+    chosen = entries or tuple(folders(root))
+    for folder in chosen:
+        try:
+            read_entry(root, folder, registry)
+        except CheckFailed as error:
+            problems[str(folder)] = str(error)
+    if as_json:
+        output.emit_json({"checked": len(chosen), "problems": problems})
+    else:
+        for problem in problems.values():
+            click.echo(problem)
+        click.echo(f"{len(chosen)} entries checked, {len(problems)} refused")
+    if problems:
+        raise CheckFailed(f"{len(problems)} of {len(chosen)} entries cannot be trusted")
+
+
+@leaderboard.command()
+@click.argument("entry", type=click.Path(path_type=Path))
+@click.option("--weights", type=click.Path(path_type=Path), help="The checkpoint's file: evaluate it again.")
+@click.option("--retrain", is_flag=True, help="Train it again from its spec, then evaluate.")
+@root_option
+@output.data_option
+@output.device_option
+@output.plugin_option
+@output.json_option
+def verify(
+    entry: Path,
+    weights: Path | None,
+    retrain: bool,
+    root: Path,
+    data: str | None,
+    device: str,
+    files: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Look at an ENTRY again in a fresh process, and move its tier where the result agrees.
+
+    With --weights it becomes re-evaluated, with --retrain reproduced.
+    """
+    from robflat_bench.base import UsageError
+    from robflat_bench.board.entries import read_entry, write_entry
+    from robflat_bench.verify import reevaluate, reproduce
+
+    if (weights is None) != retrain:
+        raise UsageError("verify asks for --weights FILE or --retrain, one of them")
+    registry = output.registry(files)
+    found = read_entry(root, entry, registry)
+    plugins = [part for file in files for part in ("--plugin", str(file))]
+    options = ["--device", device, *(["--data", data] if data else []), *plugins]
+    if weights is None:
+        granted = reproduce(found, registry, options, _today())
+    else:
+        granted = reevaluate(found, weights, options, _today())
+    moved = found.entry.model_copy(update={"verifications": (*found.entry.verifications, granted)})
+    write_entry(entry, moved)
+    if as_json:
+        output.emit_json(moved.model_dump(mode="json"))
+        return
+    changed, total = granted.flags
+    click.echo(
+        f"{found.record.spec.label}, seed {found.record.seed}: {moved.tier}; "
+        + ("every outcome equal" if granted.identical else f"{changed} of {total} outcomes differ")
+        + f", numbers by at most {granted.deviation:.2f} standard errors"
+    )
+
+
+@leaderboard.command()
+@click.option(
+    "--check", "only_check", is_flag=True, help="Write nothing: rebuild twice and compare with what is there."
+)
+@site_option
+@root_option
+@output.plugin_option
+def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
+    """Make board.json and the site from the committed entries."""
+    from robflat_bench.base import CheckFailed
+    from robflat_bench.board.publish import differences, pages, write
+
+    registry = output.registry(files)
+    if only_check:
+        if found := differences(root, files):
+            raise CheckFailed(f"{found}; `robflat-bench leaderboard build` makes it anew")
+        click.echo("two rebuilds and the committed board.json are the same, byte for byte")
+        return
+    made = pages(_checked(root, registry), root, registry)
+    write(made, site, root)
+    click.echo(f"{root / 'board.json'} and {len(made)} files below {site}")
+    output.note(f"look at them with `robflat-bench leaderboard serve --site {site}`")
+
+
+@leaderboard.command()
+@site_option
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+def serve(site: Path, port: int) -> None:
+    """Show the built site on this machine until Ctrl-C."""
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from robflat_bench.base import UsageError
+
+    if not (site / "index.html").is_file():
+        raise UsageError(f"there is no site in {site}; `robflat-bench leaderboard build --site {site}` makes it")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        click.echo(f"http://127.0.0.1:{server.server_address[1]}/")
+        server.serve_forever()
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _checked(root: Path, registry: Registry) -> list[Submission]:
+    """Every entry; CheckFailed where one cannot be trusted, for a board without it would be another."""
+    from robflat_bench.base import CheckFailed
+    from robflat_bench.board.entries import read
+
+    found, problems = read(root, registry)
+    for problem in problems:
+        output.note(problem)
+    if problems:
+        raise CheckFailed(f"{len(problems)} entries in {root} cannot be trusted, as listed")
+    return found
+
+
+SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
+
+
+def _show_board(board: Board, mine: set[str]) -> None:
+    """One table of a board: what ranks and what it is compared with; the site has the rest. One's own are marked."""
+    shown = [quantity for name in SHOWN for quantity in board.quantities if quantity.id == name]
+    shown += [quantity for name in board.rankings[1:] for quantity in board.quantities if quantity.id == name]
+    rows = [_cells(row, board, shown, mine) for row in board.rows]
+    names = ["rank", "method", "seeds", *(quantity.title for quantity in shown)]
+    out = output.console()
+    out.print(output.table(f"{board.id} {board.version}, {board.checkpoint} checkpoint", names, rows, right=2))
+    notes = (
+        "rank: 95 % of bootstrap ranks; rows that share a letter are not told apart. ±: 95 % over seeds and examples"
+    )
+    out.print(notes + ("; * yours, not submitted" if mine else ""), markup=False)
+
+
+def _cells(row: Row, board: Board, shown: Sequence[Quantity], mine: set[str]) -> list[str]:
+    values = row.values[board.checkpoint]
+    place = row.places.get(board.rankings[0])
+    return [
+        f"{_place(place)} {place.letters}" if place else "-",
+        row.label + " *" * any(run.key in mine for run in row.runs),
+        str(len(row.runs)),
+        *(
+            _value(values.get(quantity.id), quantity.unit == "fraction")
+            + (
+                f"  [{_place(row.places[quantity.id])}]"
+                if quantity.id in row.places and quantity is not shown[0]
+                else ""
+            )
+            for quantity in shown
+        ),
+    ]
+
+
+def _place(place: Place) -> str:
+    return f"{place.rank} ({place.low}-{place.high})"
+
+
+def _value(value: Value | None, fraction: bool) -> str:
+    """`35.0 ± 1.2 %`; half the 95 % interval, where there is one."""
+    if value is None:
+        return "-"
+    half = None if value.low is None or value.high is None else (value.high - value.low) / 2
+    if not fraction:
+        return output.number(value.mean, half)
+    return output.percent(value.mean) if half is None else f"{100 * value.mean:.1f} ± {100 * half:.1f} %"

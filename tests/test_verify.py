@@ -1,0 +1,75 @@
+"""Somebody else's look at an entry: what agrees moves its tier, what does not is refused with how far it is off."""
+
+import numpy as np
+import pytest
+from fake_records import REGISTRY, fake_run, submitted
+
+from robflat_bench.base import CheckFailed
+from robflat_bench.board.entries import read
+from robflat_bench.verify import BOUNDS, difference, reevaluate
+
+
+@pytest.fixture
+def entry(tmp_path):
+    submitted(tmp_path / "leaderboard", [fake_run(tmp_path / "runs", "at", 1)])
+    return read(tmp_path / "leaderboard", REGISTRY)[0][0]
+
+
+def seen_again(entry, change=lambda outcomes: None):
+    outcomes = {name: array.copy() for name, array in entry.outcomes.items()}
+    change(outcomes)
+    return difference(entry, entry.record.results, outcomes, ["last"])
+
+
+def test_the_same_outcomes_are_identical(entry):
+    assert seen_again(entry) == (True, (0, 500 + 500 + 250 + 300 + 300), 0.0)
+
+
+def test_flags_are_counted_over_all_attacks_and_splits_of_the_checkpoint(entry):
+    def flip(outcomes):
+        outcomes["last/test/clean/error"][:3] ^= True
+        outcomes["best/test/clean/error"][:9] ^= True
+
+    found = seen_again(entry, flip)
+    assert (found.identical, found.flags[0]) == (False, 3)
+
+
+def test_a_rate_is_apart_by_standard_errors_of_the_difference(entry):
+    """25 of 500 more: sqrt(p (1 - p) / n) of each, in quadrature."""
+    errors = entry.outcomes["last/test/clean/error"]
+    right = np.flatnonzero(~errors)[:25]
+
+    def worse(outcomes):
+        outcomes["last/test/clean/error"][right] = True
+
+    p, q = errors.mean(), errors.mean() + 25 / 500
+    expected = (25 / 500) / np.sqrt(p * (1 - p) / 500 + q * (1 - q) / 500)
+    assert seen_again(entry, worse).deviation == pytest.approx(expected)
+
+
+def test_a_measure_counts_in_its_own_standard_errors(entry):
+    results = dict(entry.record.results)
+    name, found = next(iter(results["last"].measures.items()))
+    moved = found.model_copy(update={"value": found.value + 2 * found.standard_error})
+    results["last"] = results["last"].model_copy(update={"measures": {**results["last"].measures, name: moved}})
+    seen = difference(entry, results, entry.outcomes, ["last"])
+    assert seen.deviation == pytest.approx(2 / np.sqrt(2))
+    assert BOUNDS["re-evaluated"].deviation < seen.deviation < BOUNDS["reproduced"].deviation
+
+
+def test_other_examples_are_refused(entry):
+    def fewer(outcomes):
+        outcomes["last/test/clean/error"] = outcomes["last/test/clean/error"][:400]
+
+    with pytest.raises(CheckFailed, match="other outcomes"):
+        seen_again(entry, fewer)
+
+
+def test_weights_of_something_else_are_refused_before_anything_is_evaluated(entry, tmp_path):
+    import torch
+
+    from robflat_bench.weights import write_weights
+
+    write_weights(tmp_path / "last.safetensors", {"w": torch.zeros(3)})
+    with pytest.raises(CheckFailed, match="not the weights of this entry"):
+        reevaluate(entry, tmp_path / "last.safetensors", [], "2026-01-01")
