@@ -150,12 +150,13 @@ def test_groups_weigh_the_same_in_psi_and_pairs_the_same_in_an_environment() -> 
 
 
 def test_variants_of_a_baseline_pair_with_it_and_along_their_axis() -> None:
-    """Baseline, three values of beta and one of gamma; axes the baseline does not name are at their default. beta: the
-    pairs of default, 0, 3, 6: y = 4 3 2 1 falls as x = 1 2 3 4 rises: tau -1, e = 1. gamma: both rise: tau 1, e = 0."""
-    found = of(zoo([1, 2, 3, 4, 5], [4, 3, 2, 1, 5], beta=[None, 0, 3, 6, None], gamma=[None] * 4 + [0.01]))
-    assert found["granulated-kendall"].value == 0
-    assert found["sign-error-mean"].value == 0.5
-    assert found["sign-error-worst"].value == 1
+    """Baseline, three values of beta, one of gamma; what a model does not name is at its default, which is not 0. beta:
+    default, 0, 3, 6 have x = 1 2 3 4 and y = 3 4 2 1: one pair in order, five not: tau -2/3, e = 5/6. gamma: both rise:
+    tau 1, e = 0."""
+    found = of(zoo([1, 2, 3, 4, 5], [3, 4, 2, 1, 5], beta=[None, 0, 3, 6, None], gamma=[None] * 4 + [0.01]))
+    assert found["granulated-kendall"].value == pytest.approx((-2 / 3 + 1) / 2)
+    assert found["sign-error-mean"].value == pytest.approx(5 / 12)
+    assert found["sign-error-worst"].value == pytest.approx(5 / 6)
 
 
 def test_ties_along_an_axis_count_half() -> None:
