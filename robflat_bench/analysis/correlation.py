@@ -113,16 +113,16 @@ def _interval(values: Floats) -> tuple[float | None, float | None, str]:
 @dataclass(frozen=True)
 class _Design:
     """What the axes decide. n models, A axes with two values or more, P pairs (i,j) of models that differ along one of
-    them only, G groups of such pairs: those of models that agree on all other axes.
+    them only, in G groups: those of models that agree on all other axes.
 
-    first, second, group: [P]. owner: [G,A], 1 where the group is of that axis. partitions: for each set of at most two
-    axes, [n] the models' values there, as integers from 0. constant: names of axes with fewer than two values. mixed:
-    of axes along which no two models differ alone.
+    first, second: [P], group after group. starts: [G], where each begins. owner: [G,A], 1 where the group is of that
+    axis. partitions: for each set of at most two axes, [n] the models' values there, as integers from 0. constant:
+    names of axes with fewer than two values. mixed: of axes along which no two models differ alone.
     """
 
     first: Ints
     second: Ints
-    group: Ints
+    starts: Ints
     owner: Floats
     partitions: tuple[Ints, ...]
     constant: tuple[str, ...]
@@ -139,10 +139,12 @@ class _Design:
         rest = [_joined(np.delete(values, a, axis=0)) for a in range(len(varied))]
         groups = [(a, rest[a][i]) for a, i in zip(axis, first, strict=True)]
         owners = [a for a, _ in dict.fromkeys(groups)]
+        group = _codes(groups)
+        together = np.argsort(group, kind="stable")
         return cls(
-            first=first,
-            second=second,
-            group=_codes(groups),
+            first=first[together],
+            second=second[together],
+            starts=np.flatnonzero(np.diff(group[together], prepend=-1)),
             owner=np.eye(len(varied))[owners].reshape(len(owners), len(varied)),
             partitions=tuple(
                 _joined(values[list(axes)]) for size in range(3) for axes in combinations(range(len(varied)), size)
@@ -254,7 +256,9 @@ def _along(zoo: _Zoo, weights: Floats) -> tuple[Floats, Floats]:
     design = zoo.design
     pairs = weights[:, design.first] * weights[:, design.second]
     agree = (zoo.signs[0] * zoo.signs[1])[design.first, design.second]
-    return _sums(pairs * agree, design.group), _sums(pairs, design.group)
+    if not len(design.starts):
+        return pairs, pairs
+    return np.add.reduceat(pairs * agree, design.starts, axis=1), np.add.reduceat(pairs, design.starts, axis=1)
 
 
 def _sums(values: Floats, labels: Ints) -> Floats:
@@ -353,7 +357,7 @@ CONFIDENCE: tuple[Need, ...] = (
     ),
 )
 AXES: tuple[Need, ...] = (*MODELS, ("no axis has 2 values", lambda zoo: not zoo.design.owner.shape[1]))
-PAIRS: tuple[Need, ...] = (*AXES, ("no two models differ along one axis only", lambda zoo: not len(zoo.design.group)))
+PAIRS: tuple[Need, ...] = (*AXES, ("no two models differ along one axis only", lambda zoo: not len(zoo.design.starts)))
 
 
 def _first(needs: tuple[Need, ...], zoo: _Zoo) -> str:

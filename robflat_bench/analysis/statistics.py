@@ -35,6 +35,8 @@ Floats = NDArray[np.float64]
 LEVEL = 0.05
 POWER = 0.8
 RANKED_SEEDS = 3
+BLOCK = 100
+"""Draws of the bootstrap at a time."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class _Spread:
         """The level whose interval just reaches `distance`, from 1e-30 up: its logarithm, by bisection."""
         distance = np.abs(distance)
         low, high = np.full(distance.shape, math.log(1e-30)), np.zeros(distance.shape)
-        for _ in range(60):
+        for _ in range(40):
             middle = (low + high) / 2
             reached = self.reach(np.exp(middle)) >= distance
             low, high = np.where(reached, middle, low), np.where(reached, high, middle)
@@ -286,12 +288,16 @@ def _bootstrap(methods: Sequence[_Outcomes], draws: int) -> Floats:
     """Resampled means, [M, draws]. Of errors they are quotients of whole numbers, so exact ties stay exact."""
     n = methods[0].n
     examples = np.random.default_rng(n)
-    seeds = [_resampled_seeds(method, draws) for method in methods]
+    networks = np.concatenate([method.table for method in methods])
+    ends = np.cumsum([method.seeds for method in methods])[:-1]
+    seeds = np.split(np.concatenate([_resampled_seeds(method, draws).T for method in methods]), ends)
     means = np.empty((len(methods), draws))
-    for draw in range(draws):
-        counts = np.bincount(examples.integers(n, size=n), minlength=n).astype(float)
+    for start in range(0, draws, BLOCK):
+        block = slice(start, min(start + BLOCK, draws))
+        counts = [np.bincount(examples.integers(n, size=n), minlength=n) for _ in range(start, block.stop)]
+        drawn = np.split(networks @ np.array(counts, float).T, ends)
         for m, method in enumerate(methods):
-            means[m, draw] = seeds[m][draw] @ (method.table @ counts) / method.table.size
+            means[m, block] = (seeds[m][:, block] * drawn[m]).sum(0) / method.table.size
     return means
 
 

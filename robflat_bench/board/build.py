@@ -45,6 +45,9 @@ RANKED_AT: Checkpoint = "last"
 RANKED_SEEDS = 3
 """Fewer seeds are listed, not ranked."""
 IN_NATS = ("measure:average-case", "measure:worst-case")
+PAIRS = 20_000_000
+"""Pairs of models that the interval of a correlation looks at: a board of hundreds of rows takes fewer resamples."""
+RESAMPLES = (100, 1000)
 TARGETS = ("robust_loss", "robust_error", "gap_robust_loss", "gap_robust_error")
 TIERS: tuple[Tier, ...] = ("self-reported", "re-evaluated", "reproduced")
 
@@ -385,13 +388,15 @@ def _correlations(
             if {measure, target} <= {*row.values[checkpoint]}
         ]
         if models:
+            few, many = RESAMPLES
+            resamples = max(few, min(many, PAIRS // len(models) ** 2))
             found.append(
                 Correlation(
                     quantity=measure,
                     target=target,
                     checkpoint=checkpoint,
                     models=len(models),
-                    statistics=tuple(Statistic(**asdict(one)) for one in statistics(models)),
+                    statistics=tuple(Statistic(**asdict(one)) for one in statistics(models, resamples)),
                 )
             )
     return tuple(found)
