@@ -22,6 +22,7 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -32,7 +33,7 @@ Ints = NDArray[np.int64]
 
 FEWEST = 10
 """Models that an interval takes."""
-CHUNK = 2_000_000
+CHUNK = 8_000_000
 """Pairs of models, over resamples, in memory at a time."""
 
 
@@ -76,9 +77,9 @@ def statistics(models: Sequence[Model], resamples: int = 1000) -> tuple[Statisti
     Raises ValueError where a model has no seed, unequally many of its numbers, or one that is not finite.
     """
     zoo = _Zoo.of(models)
-    all_models = np.ones((1, len(models)))
+    all_models = _Sample(zoo, np.ones((1, len(models))))
     undefined = {name: _first(kind.needs, zoo) for name, kind in STATISTICS.items()}
-    values = {name: float(kind.of(zoo, all_models)[0]) for name, kind in STATISTICS.items() if not undefined[name]}
+    values = {name: float(kind.of(all_models)[0]) for name, kind in STATISTICS.items() if not undefined[name]}
     intervals = _intervals(zoo, values, resamples) if len(models) >= FEWEST else {}
     found = []
     for name, kind in STATISTICS.items():
@@ -94,8 +95,8 @@ def _intervals(zoo: _Zoo, names: Iterable[str], resamples: int) -> dict[str, tup
     models = zoo.values.shape[1]
     source = np.random.default_rng(int.from_bytes(hashlib.sha256(zoo.values.tobytes()).digest(), "little"))
     drawn = source.multinomial(models, np.full(models, 1 / models), size=resamples).astype(np.float64)
-    parts = np.array_split(drawn, math.ceil(resamples * models**2 / CHUNK))
-    return {name: _interval(np.concatenate([STATISTICS[name].of(zoo, part) for part in parts])) for name in names}
+    parts = [_Sample(zoo, part) for part in np.array_split(drawn, math.ceil(resamples * models**2 / CHUNK))]
+    return {name: _interval(np.concatenate([STATISTICS[name].of(part) for part in parts])) for name in names}
 
 
 def _interval(values: Floats) -> tuple[float | None, float | None, str]:
@@ -186,7 +187,7 @@ class _Zoo:
         signs = np.sign(values[:, :, None] - values[:, None, :])
         design = _Design.of([axes for _, axes in content])
         given = [cls(values, signs, confident, design, partition) for partition in design.partitions]
-        information = [_information(zoo, np.ones((1, len(models))))[0] for zoo in given]
+        information = [_information(_Sample(zoo, np.ones((1, len(models)))))[0] for zoo in given]
         return given[np.argmin(np.nan_to_num(information, nan=np.inf))]
 
 
@@ -209,8 +210,31 @@ def _rounded(values: Floats) -> Floats:
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
-# Each takes the models and how often a sample has each, w [R,n], and gives [R], NaN where it is not defined. Sums over
-# models carry w_i, sums over pairs w_i w_j; i = j contributes nothing.
+# Each takes R samples and gives [R], NaN where it is not defined. Sums over models carry w_i, sums over pairs w_i w_j;
+# i = j contributes nothing.
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Samples of the models. weights: w, [R,n], how often each has each model."""
+
+    zoo: _Zoo
+    weights: Floats
+
+    @cached_property
+    def ranks(self) -> Floats:
+        """[3,R,n]: R_x(i) = sum_j s_x(i,j), and so of y and z: twice the rank, ties sharing their mean, less n + 1."""
+        return self.weights @ self.zoo.signs.transpose(0, 2, 1)
+
+    @cached_property
+    def along(self) -> tuple[Floats, Floats]:
+        """[R,G]: over the pairs of each group, sum s_x s_y, and how many they are."""
+        design = self.zoo.design
+        pairs = self.weights[:, design.first] * self.weights[:, design.second]
+        if not len(design.starts):
+            return pairs, pairs
+        agree = (self.zoo.signs[0] * self.zoo.signs[1])[design.first, design.second]
+        return np.add.reduceat(pairs * agree, design.starts, axis=1), np.add.reduceat(pairs, design.starts, axis=1)
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -226,39 +250,28 @@ def _daniels(a: Floats, b: Floats, weights: Floats) -> Floats:
     return _ratio(ab, np.sqrt(aa * bb))
 
 
-def _pearson(zoo: _Zoo, weights: Floats) -> Floats:
+def _pearson(sample: _Sample) -> Floats:
     """r = sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2 sum (y - mean y)^2), here from the x_i - x_j."""
-    x, y = (value[:, None] - value for value in zoo.values[:2])
-    return np.clip(_daniels(x / np.abs(x).max(), y / np.abs(y).max(), weights), -1, 1)
+    x, y = (value[:, None] - value for value in sample.zoo.values[:2])
+    return np.clip(_daniels(x / np.abs(x).max(), y / np.abs(y).max(), sample.weights), -1, 1)
 
 
-def _kendall(zoo: _Zoo, weights: Floats) -> Floats:
+def _kendall(sample: _Sample) -> Floats:
     """tau_b = sum_ij s_x s_y / sqrt(sum_ij |s_x| sum_ij |s_y|)."""
-    return _daniels(zoo.signs[0], zoo.signs[1], weights)
+    return _daniels(sample.zoo.signs[0], sample.zoo.signs[1], sample.weights)
 
 
-def _spearman(zoo: _Zoo, weights: Floats, a: int = 0, b: int = 1) -> Floats:
-    """rho = sum_i R_x R_y / sqrt(sum_i R_x^2 sum_i R_y^2), R_x(i) = sum_j s_x(i,j): Pearson of ranks, as R_x is twice
-    the rank, ties sharing their mean, less n + 1."""
-    x, y = (weights @ zoo.signs[of].T for of in (a, b))
-    xy, xx, yy = ((weights * part).sum(axis=1) for part in (x * y, x * x, y * y))
+def _spearman(sample: _Sample, a: int = 0, b: int = 1) -> Floats:
+    """rho = sum_i R_x R_y / sqrt(sum_i R_x^2 sum_i R_y^2): Pearson of ranks."""
+    x, y = sample.ranks[a], sample.ranks[b]
+    xy, xx, yy = ((sample.weights * part).sum(axis=1) for part in (x * y, x * x, y * y))
     return _ratio(xy, np.sqrt(xx * yy))
 
 
-def _partial(zoo: _Zoo, weights: Floats) -> Floats:
+def _partial(sample: _Sample) -> Floats:
     """(rho_xy - rho_xz rho_yz) / sqrt((1 - rho_xz^2)(1 - rho_yz^2)): Spearman given the clean confidence z."""
-    xy, xz, yz = (_spearman(zoo, weights, *of) for of in ((0, 1), (0, 2), (1, 2)))
+    xy, xz, yz = (_spearman(sample, *of) for of in ((0, 1), (0, 2), (1, 2)))
     return np.clip(_ratio(xy - xz * yz, np.sqrt((1 - xz**2) * (1 - yz**2))), -1, 1)
-
-
-def _along(zoo: _Zoo, weights: Floats) -> tuple[Floats, Floats]:
-    """[R,G]: over the pairs of each group, sum s_x s_y, and how many they are."""
-    design = zoo.design
-    pairs = weights[:, design.first] * weights[:, design.second]
-    agree = (zoo.signs[0] * zoo.signs[1])[design.first, design.second]
-    if not len(design.starts):
-        return pairs, pairs
-    return np.add.reduceat(pairs * agree, design.starts, axis=1), np.add.reduceat(pairs, design.starts, axis=1)
 
 
 def _sums(values: Floats, labels: Ints) -> Floats:
@@ -272,39 +285,39 @@ def _mean(values: Floats) -> Floats:
     return _ratio(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
-def _granulated(zoo: _Zoo, weights: Floats) -> Floats:
+def _granulated(sample: _Sample) -> Floats:
     """Psi = mean_a mean_g tau(g), tau(g) = mean over pairs in g of s_x s_y (Jiang et al. 2020).
 
     a: axes. g: the models that agree on all axes but a, where at least two of them differ along a. A model without such
     a partner is in no group, and an axis without a group does not count. A tie gives 0, as in their tau.
     """
-    taus = _ratio(*_along(zoo, weights))
-    return _mean(np.stack([_mean(taus[:, mine > 0]) for mine in zoo.design.owner.T if mine.any()], axis=1))
+    taus = _ratio(*sample.along)
+    return _mean(np.stack([_mean(taus[:, mine > 0]) for mine in sample.zoo.design.owner.T if mine.any()], axis=1))
 
 
-def _environments(zoo: _Zoo, weights: Floats) -> Floats:
+def _environments(sample: _Sample) -> Floats:
     """[R,A]: e_a = (1 - mean s_x s_y) / 2 over all pairs that differ along axis a only; a tie gives 1/2.
 
     The sign-error of Dziugaite et al. 2020 with one environment for each axis. Theirs is one pair of settings over many
     networks of each: with few seeds the worst is 1 as soon as any pair is out of order. Where variants change one axis
     of a baseline each, the pairs of an axis are those among the baseline and its variants along it.
     """
-    agree, pairs = (part @ zoo.design.owner for part in _along(zoo, weights))
+    agree, pairs = (part @ sample.zoo.design.owner for part in sample.along)
     return (1 - _ratio(agree, pairs)) / 2
 
 
-def _mean_error(zoo: _Zoo, weights: Floats) -> Floats:
+def _mean_error(sample: _Sample) -> Floats:
     """mean_a e_a; (1 - Psi) / 2 on a full grid."""
-    return _mean(_environments(zoo, weights))
+    return _mean(_environments(sample))
 
 
-def _worst_error(zoo: _Zoo, weights: Floats) -> Floats:
+def _worst_error(sample: _Sample) -> Floats:
     """max_a e_a: the robust sign-error."""
-    worst: Floats = np.fmax.reduce(_environments(zoo, weights), axis=1)
+    worst: Floats = np.fmax.reduce(_environments(sample), axis=1)
     return worst
 
 
-def _information(zoo: _Zoo, weights: Floats) -> Floats:
+def _information(sample: _Sample) -> Floats:
     """min_S I(V_x,V_y|U_S) / H(V_y|U_S) over sets S of at most two axes (Jiang et al. 2020), in resamples at the S of
     the value.
 
@@ -313,6 +326,7 @@ def _information(zoo: _Zoo, weights: Floats) -> Floats:
     sense. Few pairs to a U_S raise it by chance, and resamples have fewer.
     With E = sum N log N over the cells of a count: N H(V_y|U) = E_u - E_uy, N I = E_u - E_ux - E_uy + E_uxy.
     """
+    zoo, weights = sample.zoo, sample.weights
     u = zoo.given[:, None] * (zoo.given.max(initial=0) + 1) + zoo.given
     verdict = (zoo.signs[0] * 3 + zoo.signs[1] + 4).astype(np.int64)
     cells, uxy = _present(u * 9 + verdict)
@@ -353,7 +367,7 @@ CONFIDENCE: tuple[Need, ...] = (
     ("all models tie in clean confidence", lambda zoo: not zoo.signs[2].any()),
     (
         "clean confidence orders the models as the measure or the target does",
-        lambda zoo: bool(np.isnan(_partial(zoo, np.ones((1, zoo.values.shape[1])))[0])),
+        lambda zoo: bool(np.isnan(_partial(_Sample(zoo, np.ones((1, zoo.values.shape[1]))))[0])),
     ),
 )
 AXES: tuple[Need, ...] = (*MODELS, ("no axis has 2 values", lambda zoo: not zoo.design.owner.shape[1]))
@@ -378,7 +392,7 @@ def _left_out(design: _Design) -> str:
 class _Kind:
     """of: the statistic. needs: what it takes to be defined. note: of which axes it says nothing."""
 
-    of: Callable[[_Zoo, Floats], Floats]
+    of: Callable[[_Sample], Floats]
     needs: tuple[Need, ...]
     note: Callable[[_Design], str] = lambda _: ""
 
