@@ -179,9 +179,11 @@ def verify(
 @output.plugin_option
 def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
     """Make board.json and the site from the committed entries."""
-    from robflat_bench.base import CheckFailed
+    from robflat_bench.base import CheckFailed, UsageError
     from robflat_bench.board.publish import differences, pages, write
 
+    if not root.is_dir():
+        raise UsageError(f"there is no {root} here; run this in a clone, or name the folder with --leaderboard DIR")
     registry = output.registry(files)
     if only_check:
         if found := differences(root, files):
