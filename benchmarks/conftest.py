@@ -21,7 +21,7 @@ from subject import Settings
 from robflat_bench import environment
 
 BOARD = pytest.StashKey[Board]()
-OPTIONS = ("batch", "width", "rounds", "draws", "threads", "aa_examples")
+OPTIONS = ("batch", "width", "rounds", "draws", "threads", "aa_examples", "aa_iterations", "aa_targets", "aa_queries")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

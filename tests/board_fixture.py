@@ -194,7 +194,6 @@ def _row(protocol, label, truth, seeds, records, hostile) -> Row:
                 seed=seed,
                 folder=f"digits-linf-1.0/{slug(label)}/seed-{seed}-{record.key}",
                 tier=("reproduced", "re-evaluated", "self-reported")[len(label) % 3],
-                status="active",
                 submitted="2026-11-20",
                 weights={point: result.weights for point, result in record.results.items()},
                 values=values,
