@@ -117,6 +117,15 @@ def test_rows_are_ranked_by_the_per_example_worst_case_on_examples_that_met_ever
     assert means == sorted(means)
 
 
+def test_a_checkpoint_that_was_spared_an_attack_has_no_worst_case_over_attacks(tmp_path):
+    """cifar10-mini attacks the best checkpoint with PGD alone, which is no match for the last one's AutoAttack tier."""
+    submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini")])
+    (row,) = build(read(tmp_path, REGISTRY)[0], tmp_path, REGISTRY).boards[0].rows
+    assert "robust_error" in row.values["last"]
+    assert "robust_error" not in row.values["best"]
+    assert any(name.startswith("attack:pgd") for name in row.values["best"])
+
+
 def test_flatness_has_a_ranking_of_its_own(board):
     average = board.rankings[1]
     assert average.startswith("measure:average-case")

@@ -55,12 +55,13 @@ TIERS: tuple[Tier, ...] = ("self-reported", "re-evaluated", "reproduced")
 @dataclass(frozen=True)
 class Network:
     """One run at one checkpoint. tables: quantity -> one outcome per test example, or of test and training examples,
-    whose difference of means it is. numbers, errors: measure -> value and standard error. confidence: mean probability
-    of the true class of clean test images."""
+    whose difference of means it is. numbers, errors: measure -> value and standard error. met: test examples that every
+    attack met. confidence: mean probability of the true class of clean test images."""
 
     tables: Mapping[str, tuple[NDArray[Any], ...]]
     numbers: Mapping[str, float]
     errors: Mapping[str, float | None]
+    met: int
     confidence: float
 
     def value(self, quantity: str) -> float | None:
@@ -88,9 +89,11 @@ def _network(submission: Submission, checkpoint: Checkpoint, result: Result) -> 
     reference = next(iter(result.robust_error))
     broken = {attack: found for attack in result.robust_error if (found := union("test", attack)) is not None}
     met = min(map(len, broken.values()))
+    every = max(len(other.robust_error) for other in submission.record.results.values())
+    worst = np.logical_or.reduce([found[:met] for found in broken.values()]) if len(broken) == every else None
     wanted: dict[str, tuple[NDArray[Any] | None, ...]] = {
         "clean_error": (arrays("test", "clean", "error"),),
-        "robust_error": (np.logical_or.reduce([found[:met] for found in broken.values()]),),
+        "robust_error": (worst,),  # not of a checkpoint that was spared an attack
         **{f"attack:{attack}": (found,) for attack, found in broken.items()},
         "robust_loss": (arrays("test", reference, "loss"),),
         "gap_robust_error": (broken[reference], union("train", reference)),
@@ -105,6 +108,7 @@ def _network(submission: Submission, checkpoint: Checkpoint, result: Result) -> 
         {name: parts for name, parts in wanted.items() if all(part is not None for part in parts)},  # type: ignore[misc]
         {name: found.value for name, found in read.items() if found.value is not None},
         {name: found.standard_error for name, found in read.items()},
+        met,
         float(np.mean(np.exp(-outcomes[f"{checkpoint}/test/clean/loss"]))),
     )
 
@@ -194,7 +198,7 @@ def _run(one: Submission, seen: Mapping[Checkpoint, Network], quantities: Sequen
             dict.fromkeys(
                 flag
                 for checkpoint, result in record.results.items()
-                for flag in result.flags.reasons(len(seen[checkpoint].tables["robust_error"][0]))
+                for flag in result.flags.reasons(seen[checkpoint].met)
             )
         ),
         forward=record.budget.forward,

@@ -136,8 +136,9 @@ def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, 
     one, other = rows[a], rows[b]
     measures = [name for name in one.networks[0][checkpoint].numbers if name in other.networks[0][checkpoint].numbers]
     found = {
-        quantity: compared(one.compared(checkpoint, quantity), other.compared(checkpoint, quantity))
+        quantity: compared(x, y)
         for quantity in ("robust_error", "clean_error", "robust_loss", *measures)
+        if (x := one.compared(checkpoint, quantity)).size and (y := other.compared(checkpoint, quantity)).size
     }
     if as_json:
         output.emit_json(
@@ -160,13 +161,15 @@ def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, 
     columns = ["", "difference", "95 % from", "to", "p", "detectable at 80 %"]
     out = output.console()
     out.print(output.table(heading, columns, cells, right=1))
-    pairs = zip(one.runs, other.runs, found["robust_error"].networks, strict=False)
+    tests = found["robust_error"].networks if "robust_error" in found else ()
+    pairs = zip(one.runs, other.runs, tests, strict=False)
     cells = [
         [f"{x.record.seed} and {y.record.seed}", str(test.only_a), str(test.only_b), output.number(test.p)]
         for x, y, test in pairs
     ]
     heading = "robust error of two networks, not of two methods (McNemar, exact)"
-    out.print(output.table(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1))
+    if cells:
+        out.print(output.table(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1))
 
 
 @results.command()
