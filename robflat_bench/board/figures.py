@@ -202,12 +202,13 @@ def _ranks(board: Board, k: int, name: str) -> Figure:
 
 
 def heat(board: Board) -> list[dict[str, Any]]:
-    """The correlations as maps, one for each checkpoint, the board's first, and statistic: rows are measures, columns
-    targets."""
+    """The correlations as maps, one for each checkpoint, the board's first, and statistic, Spearman's first, for one
+    method far off decides Pearson's: rows are measures, columns targets."""
     maps = []
     for checkpoint in sorted({c.checkpoint for c in board.correlations}, key=lambda name: name != board.checkpoint):
         here = [c for c in board.correlations if c.checkpoint == checkpoint]
-        for name in dict.fromkeys(s.name for c in here for s in c.statistics):
+        names = dict.fromkeys(s.name for c in here for s in c.statistics)
+        for name in sorted(names, key=lambda name: name != "spearman"):
             rows: dict[str, dict[str, tuple[Correlation, Statistic]]] = {}
             for c in here:
                 for statistic in (s for s in c.statistics if s.name == name):
