@@ -1,13 +1,19 @@
-"""What a board's statistics cost: places of 20 methods x 3 seeds x 10,000 examples from 1,000 resamples.
+"""What a board costs: places of 20 methods x 3 seeds x 10,000 examples from 1,000 resamples, and everything, from
+reading to the pages, of 1,000 records (333 methods of three seeds and one more).
 
-Seconds, and MB of numpy's arrays at their peak (tracemalloc, in a call of its own, for it slows things down).
+Seconds; MB of numpy's arrays at their peak (tracemalloc, in a call of its own, for it slows things down), and the peak of a
+process that builds the large board.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import tracemalloc
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,3 +40,36 @@ def test_places_of_a_board(pytestconfig: pytest.Config, settings: Settings, boar
     board.table("places", [row])
     benchmark.extra_info.update(row)
     replay(benchmark, times)
+
+
+BUILD = """
+import json, resource, sys, time
+from pathlib import Path
+began = time.perf_counter()
+from robflat_bench.board.entries import read
+from robflat_bench.board.publish import pages
+from robflat_bench.registry import discover
+registry, root = discover(), Path(sys.argv[1])
+found, problems = read(root, registry)
+assert not problems
+made = pages(found, root, registry)
+seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(json.dumps({"records": len(found), "files": len(made), "seconds": seconds, "peak MB": peak}))
+"""
+
+
+def test_a_board_of_1000_records(tmp_path: Path, pytestconfig: pytest.Config, board: Board) -> None:
+    from fake_records import fake_run, submitted
+
+    count = 30 if pytestconfig.getoption("quick") else 1000
+    runs = [
+        fake_run(
+            tmp_path / "runs", "at", 1 + k % 3, skill=k / 1000, settings=(f"recipe.weight_decay={1e-5 * (1 + k // 3)}",)
+        )
+        for k in range(count)
+    ]
+    submitted(tmp_path / "leaderboard", runs)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(tmp_path / "leaderboard")], capture_output=True, text=True, check=True
+    )
+    board.table("a board, from reading to the pages", [json.loads(done.stdout)])
