@@ -245,7 +245,7 @@ class _Spread:
         """The level whose interval just reaches `distance`, from 1e-30 up: its logarithm, by bisection."""
         distance = np.abs(distance)
         low, high = np.full(distance.shape, math.log(1e-30)), np.zeros(distance.shape)
-        for _ in range(40):
+        for _ in range(32):
             middle = (low + high) / 2
             reached = self.reach(np.exp(middle)) >= distance
             low, high = np.where(reached, middle, low), np.where(reached, high, middle)

@@ -45,7 +45,7 @@ RANKED_AT: Checkpoint = "last"
 RANKED_SEEDS = 3
 """Fewer seeds are listed, not ranked."""
 IN_NATS = ("measure:average-case", "measure:worst-case")
-PAIRS = 20_000_000
+PAIRS = 10_000_000
 """Pairs of models that the interval of a correlation looks at: a board of hundreds of rows takes fewer resamples."""
 RESAMPLES = (100, 1000)
 TARGETS = ("robust_loss", "robust_error", "gap_robust_loss", "gap_robust_error")
