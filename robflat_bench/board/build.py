@@ -242,7 +242,7 @@ def _row(id: str, seeds: Seeds, quantities: Sequence[Quantity], protocol: Protoc
 
 
 def build(submissions: Sequence[Submission], root: Path, registry: Registry) -> Leaderboard:
-    """Every board that somebody submitted to, or that has reference rows below `root`.
+    """Every board that somebody submitted to, or that has reference rows below `root`; those that rank come first.
 
     CheckFailed where two active entries are the same row and seed, or call different data canonical.
     """
@@ -250,8 +250,9 @@ def build(submissions: Sequence[Submission], root: Path, registry: Registry) -> 
     for one in submissions:
         if one.entry.status == "active":
             boards.setdefault(board_id(one), []).append(one)
+    made = [_board(name, found, root, registry) for name, found in boards.items()]
     return Leaderboard(
-        boards=tuple(_board(name, boards[name], root, registry) for name in sorted(boards)),
+        boards=tuple(sorted(made, key=lambda one: (not any(row.places for row in one.rows), not one.rows, one.id))),
         withdrawn=_withdrawn(submissions),
         changes=_changes(submissions),
     )
