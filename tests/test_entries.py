@@ -201,6 +201,9 @@ def test_files_that_do_not_belong_there_are_refused(root, entry):
     (entry / "evaluations").mkdir(exist_ok=True)
     (entry / "evaluations" / "0.json").symlink_to("/etc/passwd")
     assert "does not belong" in refusal(root, entry)
+    (entry / "evaluations" / "0.json").unlink()
+    (entry / "evaluations" / "1.json").mkdir()
+    assert "does not belong" in refusal(root, entry)
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(root, entry):

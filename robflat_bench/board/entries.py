@@ -212,10 +212,14 @@ def _entry(record: RunRecord, raw: bytes, today: str) -> Entry:
 
 def _only_known_files(folder: Path) -> None:
     """No links, nothing else, nothing large: what is committed is read by machines of other people."""
-    for path in sorted(folder.rglob("*")):
+    evaluations = folder / "evaluations"
+    inside = sorted(evaluations.iterdir()) if evaluations.is_dir() and not evaluations.is_symlink() else []
+    for path in (*sorted(folder.iterdir()), *inside):
         name = path.relative_to(folder).as_posix()
-        evaluation = path.parent == folder / "evaluations" and path.suffix in (".json", ".npz")
-        if path.is_symlink() or not (name in ("record.json", "outcomes.npz", ENTRY, "evaluations") or evaluation):
+        known = name in ("record.json", "outcomes.npz", ENTRY) or (
+            path.parent == evaluations and path.suffix in (".json", ".npz")
+        )
+        if path.is_symlink() or not (path.is_file() if known else path == evaluations):
             raise CheckFailed(f"{folder}: {name!r} does not belong to an entry")
         if path.stat().st_size > MAX_OUTCOMES:
             raise CheckFailed(f"{path} is larger than {MAX_OUTCOMES} bytes")
