@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robflat_bench.analysis.correlation import Model, statistics
-from robflat_bench.analysis.statistics import crossed, over_seeds, places
+from robflat_bench.analysis.statistics import RANKED_SEEDS, crossed, over_seeds, places
 from robflat_bench.base import CheckFailed
 from robflat_bench.board.entries import REFERENCES, Submission, known_protocol, references
 from robflat_bench.board.model import (
+    TIERS,
     Board,
     Change,
     Correlation,
@@ -31,7 +32,6 @@ from robflat_bench.board.model import (
     Row,
     Run,
     Statistic,
-    Tier,
     Value,
     Withdrawn,
 )
@@ -42,14 +42,11 @@ from robflat_bench.registry import Registry
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 RANKED_AT: Checkpoint = "last"
-RANKED_SEEDS = 3
-"""Fewer seeds are listed, not ranked."""
 IN_NATS = ("measure:average-case", "measure:worst-case")
 PAIRS = 10_000_000
 """Pairs of models that the interval of a correlation looks at: a board of hundreds of rows takes fewer resamples."""
 RESAMPLES = (100, 1000)
 TARGETS = ("robust_loss", "robust_error", "gap_robust_loss", "gap_robust_error")
-TIERS: tuple[Tier, ...] = ("self-reported", "re-evaluated", "reproduced")
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from robflat_bench import NUMERICS
 from robflat_bench.base import CheckFailed, RobflatError
-from robflat_bench.board.model import Reference, Status, Tier
+from robflat_bench.board.model import TIERS, Reference, Status, Tier
 from robflat_bench.components import compose, validate
 from robflat_bench.protocol import Attacked, Checkpoint, Measured, Protocol, Strict, load, read_text, shipped
 from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.registry import Registry
 from robflat_bench.spec import RunSpec, make_spec
+from robflat_bench.store import MAX_OUTCOMES as MAX_UNPACKED
 from robflat_bench.store import RunFolder, Store, read_outcomes, read_record, write_json
 
 RECORDS, REFERENCES = "records", "references"
@@ -37,6 +38,7 @@ MAX_OUTCOMES = 64 * 1024 * 1024
 """Bytes of a submitted file of outcomes, packed or unpacked."""
 
 Outcomes = dict[str, np.ndarray]
+Evaluations = tuple[tuple[EvaluationRecord, Outcomes], ...]
 
 
 def _is_a_date(text: str) -> str:
@@ -91,9 +93,8 @@ class Entry(Strict):
     @property
     def tier(self) -> Tier:
         """The highest that a verification has granted."""
-        granted = {verification.tier for verification in self.verifications}
-        tiers: tuple[Tier, ...] = ("reproduced", "re-evaluated")
-        return next((tier for tier in tiers if tier in granted), "self-reported")
+        granted = (verification.tier for verification in self.verifications)
+        return max(granted, key=TIERS.index, default=TIERS[0])
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Submission:
     entry: Entry
     record: RunRecord
     outcomes: Outcomes
-    evaluations: tuple[tuple[EvaluationRecord, Outcomes], ...]
+    evaluations: Evaluations
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -168,12 +169,7 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     """One entry; CheckFailed with the first thing that is wrong with it."""
     _only_known_files(folder)
     entry = read_record(folder / ENTRY, Entry)
-    record = read_record(folder / "record.json", RunRecord)
-    outcomes = read_outcomes(record, folder / "outcomes.npz", MAX_OUTCOMES)
-    evaluations = []
-    for path in sorted((folder / "evaluations").glob("*.json")):
-        evaluation = read_record(path, EvaluationRecord)
-        evaluations.append((evaluation, read_outcomes(evaluation, path.with_suffix(".npz"), MAX_OUTCOMES)))
+    record, outcomes, evaluations = _evidence(RunFolder(folder), MAX_OUTCOMES)
     raw = (folder / "record.json").read_bytes()
     name = folder.relative_to(root / RECORDS).as_posix()
     for problem in (
@@ -183,22 +179,29 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     ):
         if problem:
             raise CheckFailed(f"{folder}: {problem}")
-    return Submission(name, entry, record, outcomes, tuple(evaluations))
+    return Submission(name, entry, record, outcomes, evaluations)
 
 
 def own(store: Path) -> list[Submission]:
     """The finished runs of a store, under protocols that have a board, as if they had been submitted."""
     found = []
     for run in Store(store).runs("record.json"):
-        record = run.record()
+        record, outcomes, evaluations = _evidence(run)
         if record.protocol.name in shipped():
             entry = _entry(record, run.record_file.read_bytes(), "1970-01-01")
-            evaluations = [
-                (one, read_outcomes(one, run.path / "evaluations" / f"{one.key}.npz")) for one in run.evaluations()
-            ]
-            outcomes = read_outcomes(record, run.outcomes_file)
-            found.append(Submission(record.spec.folder, entry, record, outcomes, tuple(evaluations)))
+            found.append(Submission(record.spec.folder, entry, record, outcomes, evaluations))
     return found
+
+
+def _evidence(run: RunFolder, limit: int = MAX_UNPACKED) -> tuple[RunRecord, Outcomes, Evaluations]:
+    """A run's record and what was measured later, each with its outcomes, checked, each file read once."""
+    record: RunRecord = read_record(run.record_file, RunRecord)
+    outcomes = read_outcomes(record, run.outcomes_file, limit)
+    evaluations = []
+    for path in sorted((run.path / "evaluations").glob("*.json")):
+        evaluation = read_record(path, EvaluationRecord)
+        evaluations.append((evaluation, read_outcomes(evaluation, path.with_suffix(".npz"), limit)))
+    return record, outcomes, tuple(evaluations)
 
 
 def _entry(record: RunRecord, raw: bytes, today: str) -> Entry:

@@ -6,13 +6,15 @@ here is entered by hand.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
 from robflat_bench.protocol import Checkpoint, Strict
 
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+"""Lowest first."""
 Status = Literal["active", "superseded", "retracted"]
 Derived = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
 """A computed number, to six digits: what machines that round differently agree on."""
