@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Self
 
 import rich_click as click
 from rich.console import Console
@@ -27,7 +28,22 @@ def bars(screen: Console, *more: ProgressColumn) -> Bars:
     return Bars(text, BarColumn(), MofNCompleteColumn(), *more, console=screen)
 
 
-class Progress(Observer):
+class _Drawn:
+    """Bars that are there while the block runs; None where there is no terminal to draw them on."""
+
+    bars: Bars | None
+
+    def __enter__(self) -> Self:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+
+class Progress(_Drawn, Observer):
     """An observer that shows where a run stands."""
 
     def __init__(self) -> None:
@@ -36,15 +52,6 @@ class Progress(Observer):
         self.stages: list[str] = []
         self.units = 0
         self.bars = bars(screen, TimeRemainingColumn()) if screen.is_terminal else None
-
-    def __enter__(self) -> Progress:
-        if self.bars:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bars:
-            self.bars.stop()
 
     def line(self, text: str) -> None:
         """One plain line, where there is no terminal."""
@@ -98,7 +105,7 @@ class Progress(Observer):
         return f"{checkpoint}: {rest}"
 
 
-class SweepProgress:
+class SweepProgress(_Drawn):
     """Where a sweep stands: what happened, line by line, and under these on a terminal a bar for all runs and one for
     each that is running; elsewhere, and where runs draw there themselves, one more line a minute."""
 
@@ -111,15 +118,6 @@ class SweepProgress:
         self.rows: dict[str, TaskID] = {}
         if self.bars:
             self.all = self.bars.add_task("all runs", total=total)
-
-    def __enter__(self) -> SweepProgress:
-        if self.bars:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bars:
-            self.bars.stop()
 
     def __call__(self, sweep: Sweep) -> None:
         """Called every turn."""
