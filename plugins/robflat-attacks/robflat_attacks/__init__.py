@@ -1,0 +1,1 @@
+"""torchattacks' and foolbox's attacks as components of robflat-bench."""

@@ -1,0 +1,1 @@
+"""Fast adversarial training for robflat-bench: NuAT, GAT and ZeroGrad."""

@@ -1,0 +1,1 @@
+"""RobustBench's models and published numbers for robflat-bench."""

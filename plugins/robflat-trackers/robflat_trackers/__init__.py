@@ -1,0 +1,1 @@
+"""TensorBoard and MLflow as observers of robflat-bench's runs."""
