@@ -125,18 +125,23 @@ def _guard(plugins: Plugins, distribution: str, version: str, entry_point: str) 
         plugins.broken.append(Broken(distribution, version, entry_point, line, traceback.format_exc()))
 
 
+def built_in() -> Plugins:
+    """The built-ins alone, whatever is installed."""
+    plugins = Plugins(pluggy.PluginManager(PROJECT))
+    plugins.manager.add_hookspecs(hookspecs)
+    for name in BUILT_INS:
+        module = importlib.import_module(name)
+        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
+    return plugins
+
+
 def load(files: tuple[Path, ...] = ()) -> Plugins:
     """Built-ins, then installed plugins that the environment admits, then one-file plugins (`--plugin FILE.py`).
 
     `ROBFLAT_BENCH_PLUGINS=a,b` admits only these distributions (empty: none), `ROBFLAT_BENCH_DISABLE_PLUGINS=c`
     leaves some out; neither touches built-ins.
     """
-    plugins = Plugins(pluggy.PluginManager(PROJECT))
-    plugins.manager.add_hookspecs(hookspecs)
-    for name in BUILT_INS:
-        module = importlib.import_module(name)
-        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
-
+    plugins = built_in()
     only, without = _names("ROBFLAT_BENCH_PLUGINS"), _names("ROBFLAT_BENCH_DISABLE_PLUGINS") or set()
     for point in sorted(metadata.entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name)):
         distribution, version = _distribution(point), point.dist.version if point.dist else ""
