@@ -83,12 +83,19 @@ class MovesImagesTooFar(HonestMethod):
 class MovesImagesTooFarInTime(HonestMethod):
     """Within the radius at first, beyond it once its backward pass has moved the images."""
 
-    length = 0.05
+    def setup(self, training):
+        self.length = torch.tensor(0.05)
 
     def attack(self, model, batch, inner):
         x_adv = (batch.x + self.length).clamp(0, 1).requires_grad_()
-        x_adv.register_hook(lambda gradient: setattr(self, "length", 0.5))
+        x_adv.register_hook(lambda gradient: self.load_state_dict({"length": torch.tensor(0.5)}))
         return x_adv
+
+    def state_dict(self):
+        return {"length": self.length}
+
+    def load_state_dict(self, state):
+        self.length = state["length"]
 
 
 class LeavesTheBox(HonestMethod):
@@ -96,10 +103,10 @@ class LeavesTheBox(HonestMethod):
         return batch.x - inner.epsilon / 2
 
 
-class OverwritesTargets(HonestMethod):
+class OverwritesLabels(HonestMethod):
     def loss(self, model, batch, x_adv):
         loss = super().loss(model, batch, x_adv)
-        batch.target.zero_()
+        batch.y.zero_()
         return loss
 
 
@@ -305,8 +312,8 @@ class LeavesTrainMode(HonestAttack):
 
 
 class ForgetsIndices(HonestAttack):
-    def perturb(self, model, examples, seed):
-        x_adv = super().perturb(model, examples, seed)
+    def run(self, model, examples, workspace):
+        x_adv = super().run(model, examples, workspace)
         examples.index.zero_()
         return x_adv
 
@@ -324,7 +331,7 @@ class AttackDrawsGlobally(HonestAttack):
 
 
 class Helps(HonestAttack):
-    direction = -1.0
+    direction = -0.05
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -650,7 +657,7 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_within_training_radius", "MovesImagesTooFar"),
         ("check_within_training_radius", "MovesImagesTooFarInTime"),
         ("check_within_image_box", "LeavesTheBox"),
-        ("check_batch_untouched", "OverwritesTargets"),
+        ("check_batch_untouched", "OverwritesLabels"),
         ("check_attack_leaves_the_model", "LeavesEvalMode"),
         ("check_random_state_untouched", "MovesGlobalState"),
         ("check_declared_passes", "HonestMethod", {"loss": Passes("2", "1")}),

@@ -91,7 +91,8 @@ def check_no_weaker_than_nothing(component: Component, registry: Registry) -> No
     model, examples = watched.before.model, watched.before.examples
     with torch.no_grad():
         clean, adversarial = (
-            float(nn.functional.cross_entropy(model(x).double(), examples.y)) for x in (examples.x, watched.made)
+            float(nn.functional.cross_entropy(model(x).double(), examples.y))
+            for x in (examples.x, watched.made.to(examples.x))
         )
     expect(adversarial >= clean - TOLERANCE, f"the mean loss falls from {clean:.4g} to {adversarial:.4g}")
 
