@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
-    from robflat_bench.randomness import generator, per_example_uniform
+    from robflat_bench.randomness import generator, per_example_uniform, uniform_like
 
 _LAZY = {
     "ascend": "robflat_bench.attacks.engine",
@@ -74,6 +74,7 @@ _LAZY = {
     "soft_cross_entropy": "robflat_bench.methods.losses",
     "generator": "robflat_bench.randomness",
     "per_example_uniform": "robflat_bench.randomness",
+    "uniform_like": "robflat_bench.randomness",
 }
 
 __all__ = [
@@ -125,6 +126,7 @@ __all__ = [
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
+    "uniform_like",
 ]
 
 
