@@ -43,4 +43,5 @@ def nuclear_shares(matrix: Tensor, weight: Tensor) -> Tensor:
     rows = weight.double()[:, None] * matrix.detach().double()
     u, s, vh = torch.linalg.svd(rows.nan_to_num(0, 0, 0), full_matrices=False)
     held = s > s.max() * max(rows.shape) * torch.finfo(matrix.dtype).eps
-    return (matrix * ((u * held) @ vh).to(matrix)).sum(1)
+    polar: Tensor = (u * held) @ vh
+    return (matrix * polar.to(matrix)).sum(1)
