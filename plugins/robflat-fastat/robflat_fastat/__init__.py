@@ -1,4 +1,4 @@
-"""Fast adversarial training for robflat-bench: NuAT, GAT and ZeroGrad (rows, torch-free).
+"""Fast adversarial training for robflat-bench: NuAT, GAT and ZeroGrad (rows, torch-free), and what methods cost.
 
 Equations and code lie in the files the factories name. Radii below are those of the recipe; the defaults are the
 authors' for CIFAR-10 at 8/255, none is rescaled for another one.
@@ -6,9 +6,13 @@ authors' for CIFAR-10 at 8/255, none is rescaled for another one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
-from robflat_bench.api import MethodInfo, Params, Passes, hookimpl
+from robflat_bench.api import LeaderboardColumn, MethodInfo, Params, Passes, hookimpl
+from robflat_fastat.cost import training_cost
 
 
 class GuidedParams(Params):
@@ -79,3 +83,8 @@ def robflat_bench_methods() -> list[MethodInfo]:
             claims=("attack",),
         ),
     ]
+
+
+@hookimpl
+def robflat_bench_leaderboard_columns(board: Mapping[str, Any]) -> list[LeaderboardColumn]:
+    return training_cost(board)
