@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from robflat_fastat import robflat_bench_leaderboard_columns
 
 import robflat_bench
+from robflat_fastat import robflat_bench_leaderboard_columns
 
 COMMITTED = Path(robflat_bench.__file__).parent.parent / "leaderboard" / "board.json"
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from robflat_fastat.nuat import nuclear_shares
-from robflat_fastat.zerograd import large
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.api import Batch, Method, Moment, generator
 from robflat_bench.testing import run_checks
 from robflat_bench.testing.checks import COUNT, inner, world
+from robflat_fastat.nuat import nuclear_shares
+from robflat_fastat.zerograd import large
 
 EPSILON = 0.1  # of the kit's training attack
 NAMES = ("nuat", "gat", "zerograd")

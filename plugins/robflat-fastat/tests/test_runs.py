@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from robflat_fastat import robflat_bench_methods
 from robflat_fastat.guided import Guided
 
