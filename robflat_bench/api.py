@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         margin,
         project,
     )
+    from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.batching import in_batches
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
@@ -72,6 +73,9 @@ _LAZY = {
     "frozen_statistics": "robflat_bench.attacks.engine",
     "margin": "robflat_bench.attacks.engine",
     "project": "robflat_bench.attacks.engine",
+    "Normalized": "robflat_bench.backbones.parts",
+    "activation_class": "robflat_bench.backbones.parts",
+    "construction": "robflat_bench.backbones.parts",
     "in_batches": "robflat_bench.batching",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
@@ -108,6 +112,7 @@ __all__ = [
     "Modifier",
     "ModifierInfo",
     "Moment",
+    "Normalized",
     "Number",
     "Oracle",
     "OracleParams",
@@ -122,8 +127,10 @@ __all__ = [
     "UsageError",
     "WeightSpace",
     "Workspace",
+    "activation_class",
     "ascend",
     "attacked",
+    "construction",
     "cross_entropy",
     "divergence",
     "divergence_from",

@@ -1,7 +1,8 @@
-"""`robflat-bench plugin`: who offers what, and what is broken. Never imports torch."""
+"""`robflat-bench plugin`: who offers what, and what is broken; make one; check one, which alone imports torch."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import rich_click as click
@@ -11,7 +12,7 @@ from robflat_bench.cli import output
 
 @click.group()
 def plugin() -> None:
-    """Plugins: installed, broken, switched off."""
+    """Plugins: installed, broken, switched off; make one, check one."""
 
 
 @plugin.command("list")
@@ -87,3 +88,66 @@ def list_plugins(files: tuple[Path, ...], as_json: bool) -> None:
     output.console().print(
         output.table("plugins", ["distribution", "version", "entry point", "state", "components or error"], cells)
     )
+
+
+@plugin.command()
+@click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(["method", "modifier", "attack", "measure", "backbone", "dataset"]),
+    default="method",
+    show_default=True,
+    help="What its first component is.",
+)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder to make it in [default: this one].",
+)
+@output.json_option
+def new(name: str, kind: str, into: Path, as_json: bool) -> None:
+    """Make a plugin package NAME: one component that works, its tests, and the files around them.
+
+    NAME is the distribution's, e.g. robflat-my-at; the component is called what follows `robflat-`.
+    """
+    from robflat_bench.scaffold import create
+
+    files = create(output.registry(), name, kind, into)  # type: ignore[arg-type]
+    commands = [f"cd {shlex.quote(str(into / name))}", "uv sync", f"uv run robflat-bench plugin check {name}"]
+    if as_json:
+        output.emit_json({"name": name, "kind": kind, "files": [str(file) for file in files], "next": commands})
+        return
+    for line in [*(f"wrote {file}" for file in files), "", *commands]:
+        click.echo(line)
+
+
+@plugin.command()
+@click.argument("name", metavar="NAME|FILE.py")
+@output.json_option
+def check(name: str, as_json: bool) -> None:
+    """Check an installed plugin NAME, or one in FILE.py: metadata, hooks, import, then the conformance kit.
+
+    \b
+    Exits with 3 where a check failed, with 4 where nothing of the plugin can be loaded.
+    """
+    from robflat_bench.audit import audit, find
+    from robflat_bench.base import CheckFailed, PluginError
+
+    subject = find(name)
+    found = audit(subject, output.note)
+    if as_json:
+        output.emit_json(found.document())
+    else:
+        titles = [result.component for result in found.results]
+        rows = [
+            ["" if title == before else title, result.check.removeprefix("check_"), result.outcome, result.reason]
+            for before, title, result in zip(["", *titles], titles, found.results, strict=False)
+        ]
+        heading = f"{found.plugin} {found.version}"
+        output.console().print(output.table(heading, ["component", "check", "outcome", "reason"], rows))
+        click.echo(found.verdict)
+    if not found.loaded:
+        raise PluginError("\n".join(f"{broken}\n{broken.trace}" for broken in subject.broken))
+    if found.count("failed"):
+        raise CheckFailed(f"{found.plugin}: {found.verdict}")
