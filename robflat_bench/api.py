@@ -31,6 +31,7 @@ from robflat_bench.base import (
     Number,
     Params,
     Passes,
+    PluginError,
     Pool,
     Resources,
     Source,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         project,
     )
     from robflat_bench.batching import in_batches
+    from robflat_bench.components import parse
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
@@ -67,6 +69,7 @@ _LAZY = {
     "margin": "robflat_bench.attacks.engine",
     "project": "robflat_bench.attacks.engine",
     "in_batches": "robflat_bench.batching",
+    "parse": "robflat_bench.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",
@@ -104,6 +107,7 @@ __all__ = [
     "OracleParams",
     "Params",
     "Passes",
+    "PluginError",
     "Pool",
     "Resources",
     "Source",
@@ -122,6 +126,7 @@ __all__ = [
     "hookimpl",
     "in_batches",
     "margin",
+    "parse",
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
