@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
-import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,34 @@ from robflat_robustbench.zoo import zoo
 
 from robflat_bench.api import UsageError
 from robflat_bench.board.entries import references
+from robflat_bench.cli import main
 from robflat_bench.protocol import load
 
 
-def typed(*arguments, **environment):
-    """`robflat-bench ARGUMENTS` in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "robflat_bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """`robflat-bench ARGUMENTS`, in this process: importing RobustBench takes longer than all else here."""
+    threads = torch.get_num_threads()
+
+    def run(*arguments, models=None):
+        if models is not None:
+            monkeypatch.setenv(MODELS, str(models))
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(sys, "argv", ["robflat-bench", *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+        monkeypatch.delenv(MODELS, raising=False)
+        return Done(ended.value.code, out.getvalue(), err.getvalue())
+
+    yield run
+    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -67,14 +88,14 @@ source = "elsewhere"  # so does this
 """
 
 
-def test_references_join_a_board_and_leave_its_other_rows(tmp_path):
+def test_references_join_a_board_and_leave_its_other_rows(typed, tmp_path):
     file = tmp_path / "references" / "cifar10-linf.toml"
     file.parent.mkdir()
     file.write_text(OTHERS)
     command = ("robustbench", "references", "--leaderboard", tmp_path, "--protocol", "cifar10-linf")
     done = typed(*command)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{len(published())} rows: {file}\n"
+    assert done.code == 0, done.err
+    assert done.out == f"{len(published())} rows: {file}\n"
     first = file.read_text()
     assert first.startswith(OTHERS)
     rows = references(tmp_path, "cifar10-linf")
@@ -82,7 +103,7 @@ def test_references_join_a_board_and_leave_its_other_rows(tmp_path):
     (fast,) = [row for row in rows if "Wong2020Fast" in row.label]
     assert (fast.clean_error, fast.robust_error, fast.attack) == (0.1666, 0.5679, "AutoAttack")
     assert "model_info/cifar10/Linf/Wong2020Fast.json at 2b95e7eba2d4" in fast.source
-    assert typed(*command).returncode == 0
+    assert typed(*command).code == 0
     assert file.read_text() == first, "written twice it is the same file"
 
 
@@ -100,21 +121,21 @@ def test_references_that_are_not_understood_stay_as_they_are(text):
         merged(text, [])
 
 
-def test_models_are_listed_with_their_weights_and_numbers(tmp_path):
+def test_models_are_listed_with_their_weights_and_numbers(typed, tmp_path):
     folder = tmp_path / "cifar10" / "Linf"
     folder.mkdir(parents=True)
     (folder / "Wong2020Fast.pt").write_bytes(b"")
     (folder / "Chen2020Adversarial_m0.pt").write_bytes(b"")
-    done = typed("robustbench", "models", "*2020*", "--json", **{MODELS: str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    rows = {(row["name"], row["dataset"], row["threat"]): row for row in json.loads(done.stdout)}
+    done = typed("robustbench", "models", "*2020*", "--json", models=tmp_path)
+    assert done.code == 0, done.err
+    rows = {(row["name"], row["dataset"], row["threat"]): row for row in json.loads(done.out)}
     fast = rows["Wong2020Fast", "cifar10", "Linf"]
     assert (fast["here"], fast["clean_error"], fast["robust_error"]) == (True, 0.1666, 0.5679)
     members = rows["Chen2020Adversarial", "cifar10", "Linf"]
     assert not members["here"], "one of its three files is"
     assert len(members["files"]) == 3
     assert rows["Ding2020MMA", "cifar10", "L2"]["clean_error"] is None, "published numbers are those under linf"
-    table = typed("robustbench", "models", "Wong*", "--models", tmp_path).stdout.splitlines()
+    table = typed("robustbench", "models", "Wong*", "--models", tmp_path).out.splitlines()
     assert table[1].split() == ["Wong2020Fast", "cifar10", "Linf", "here", "16.66%", "56.79%"]
 
 
@@ -217,23 +238,23 @@ attack_step = "8/255"
 """
 
 
-def test_evaluate_takes_a_model_by_name_and_doubts_weights_that_are_not_the_published_ones(tmp_path, trained, place):
+def test_evaluate_takes_a_model_by_name_and_doubts_weights_that_are_not_published(typed, tmp_path, trained, place):
     torch.save({"state_dict": trained}, place)
     cifar_copy(tmp_path)
     protocol = tmp_path / "small.toml"
     protocol.write_text(SMALL)
     common = ("--protocol", protocol, "--data", tmp_path, "--store", tmp_path / "runs", "--device", "cpu", "--json")
-    done = typed("evaluate", "robustbench(name=Wong2020Fast)", *common, **{MODELS: str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    done = typed("evaluate", "robustbench(name=Wong2020Fast)", *common, models=tmp_path)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     assert found["model"] == 'robustbench(name="Wong2020Fast")'
     assert set(found["environment"]["plugins"]["robflat-robustbench"]) == {"robustbench"}
-    assert "weights, data or preprocessing are not those published" in done.stderr
+    assert "weights, data or preprocessing are not those published" in done.err
     missing = typed("evaluate", "robustbench(name=Wong2020Fast)", *common)
-    assert missing.returncode == 2
-    assert "looked for models/cifar10/Linf/Wong2020Fast.pt" in missing.stderr
+    assert missing.code == 2
+    assert "looked for models/cifar10/Linf/Wong2020Fast.pt" in missing.err
     untrained = typed("evaluate", "robustbench(name=Wong2020Fast, weights=random)", *common)
-    assert untrained.returncode == 0, untrained.stderr
-    assert "not those published" not in untrained.stderr
-    weights = [next(iter(json.loads(one.stdout)["results"].values()))["weights"] for one in (done, untrained)]
+    assert untrained.code == 0, untrained.err
+    assert "not those published" not in untrained.err
+    weights = [next(iter(json.loads(one.out)["results"].values()))["weights"] for one in (done, untrained)]
     assert weights[0] != weights[1]
