@@ -215,9 +215,10 @@ def half_falls(model, x):
     best = logits.topk(2, dim=1).values
     margin = best[:, 0] - best[:, 1]
     (gradient,) = torch.autograd.grad(margin.sum(), variable)
-    return logits.argmax(1), float((margin / gradient.flatten(1).abs().sum(1)).median())
+    return logits.argmax(1), float((margin.detach() / gradient.flatten(1).abs().sum(1)).median())
 
 
+@pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")  # in RobustBench's own SiLU
 @pytest.mark.usefixtures("fewer_steps")
 @pytest.mark.parametrize(
     "name",
