@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
-    from robflat_bench.randomness import generator, per_example_uniform
+    from robflat_bench.randomness import generator, per_example_uniform, uniform_like
 
 API_VERSION = "1.0"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
@@ -83,6 +83,7 @@ _LAZY = {
     "soft_cross_entropy": "robflat_bench.methods.losses",
     "generator": "robflat_bench.randomness",
     "per_example_uniform": "robflat_bench.randomness",
+    "uniform_like": "robflat_bench.randomness",
 }
 
 __all__ = [
@@ -139,6 +140,7 @@ __all__ = [
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
+    "uniform_like",
 ]
 
 
