@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from robflat_robustbench import MODELS, RobustBenchParams
-from robflat_robustbench.zoo import robustbench_model
 from torch import nn
 
 from robflat_bench.api import ImageShape
+from robflat_robustbench import MODELS, RobustBenchParams
+from robflat_robustbench.zoo import robustbench_model
 
 CIFAR = ImageShape(channels=3, size=32, classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
 

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from robflat_robustbench import MODELS
-from robflat_robustbench.published import merged, problems, published
-from robflat_robustbench.zoo import zoo
 
 from robflat_bench.api import UsageError
 from robflat_bench.board.entries import references
 from robflat_bench.cli import main
 from robflat_bench.protocol import load
+from robflat_robustbench import MODELS
+from robflat_robustbench.published import merged, problems, published
+from robflat_robustbench.zoo import zoo
 
 
 @dataclass(frozen=True)

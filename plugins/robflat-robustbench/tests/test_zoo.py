@@ -10,12 +10,12 @@ from dataclasses import replace
 import pyautoattack
 import pytest
 import torch
-from robflat_robustbench import MODELS, zoo
 from safetensors.torch import save_file
 
 from robflat_bench.api import Examples, PluginError, Threat, UsageError, Workspace
 from robflat_bench.components import resolve
 from robflat_bench.testing import run_checks
+from robflat_robustbench import MODELS, zoo
 
 
 def same(model, state):
