@@ -32,6 +32,7 @@ from robflat_bench.base import (
     Number,
     Params,
     Passes,
+    PluginError,
     Pool,
     Resources,
     RunView,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     )
     from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.batching import in_batches
+    from robflat_bench.components import parse
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
@@ -77,6 +79,7 @@ _LAZY = {
     "activation_class": "robflat_bench.backbones.parts",
     "construction": "robflat_bench.backbones.parts",
     "in_batches": "robflat_bench.batching",
+    "parse": "robflat_bench.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",
@@ -118,6 +121,7 @@ __all__ = [
     "OracleParams",
     "Params",
     "Passes",
+    "PluginError",
     "Pool",
     "Resources",
     "RunView",
@@ -139,6 +143,7 @@ __all__ = [
     "hookimpl",
     "in_batches",
     "margin",
+    "parse",
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
