@@ -23,6 +23,7 @@ from robflat_bench.base import (
     Journal,
     Launcher,
     LauncherInfo,
+    LeaderboardColumn,
     Measure,
     MeasureInfo,
     Measurement,
@@ -33,6 +34,7 @@ from robflat_bench.base import (
     Passes,
     Pool,
     Resources,
+    RunView,
     Source,
     Threat,
     UsageError,
@@ -58,6 +60,10 @@ if TYPE_CHECKING:
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
     from robflat_bench.randomness import generator, per_example_uniform
 
+API_VERSION = "1.0"
+"""major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
+take fewer); a major one removes what was deprecated, with a warning at every use, for at least one minor version."""
+
 _LAZY = {
     "ascend": "robflat_bench.attacks.engine",
     "attacked": "robflat_bench.attacks.engine",
@@ -77,6 +83,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "API_VERSION",
     "Attack",
     "AttackInfo",
     "BackboneInfo",
@@ -90,6 +97,7 @@ __all__ = [
     "Journal",
     "Launcher",
     "LauncherInfo",
+    "LeaderboardColumn",
     "Loss",
     "Measure",
     "MeasureInfo",
@@ -106,6 +114,7 @@ __all__ = [
     "Passes",
     "Pool",
     "Resources",
+    "RunView",
     "Source",
     "Threat",
     "Training",
