@@ -1,15 +1,22 @@
-"""torchattacks' and foolbox's attacks as components of robflat-bench: torch-free rows; the adapters are in `adapters`."""
+"""torchattacks' and foolbox's attacks as components of robflat-bench: rows and parameters, torch-free.
+
+The attacks' names are in `tables`, the calls in `adapters`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from robflat_bench.api import AttackInfo, Number, Params, hookimpl
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS, Entry
+from robflat_bench.api import AttackInfo, Number, Params, hookimpl
+
+LIBRARIES = ("torchattacks", "foolbox")
+"""Their distributions, and our attacks, are called the same."""
 
 
 class LibraryParams(Params):
@@ -45,7 +52,8 @@ class LibraryParams(Params):
         if name not in cls.table:
             close = difflib.get_close_matches(name.lower(), {known.lower() for known in cls.table}, n=1)
             hint = [f"did you mean '{known}'? " for known in cls.table if known.lower() in close]
-            raise ValueError(f"not an l-inf attack of {cls.library}; {''.join(hint)}it has {', '.join(sorted(cls.table))}")
+            every = ", ".join(sorted(cls.table))
+            raise ValueError(f"not an l-inf attack of {cls.library}; {''.join(hint)}it has {every}")
         return name
 
     @model_validator(mode="after")
@@ -53,7 +61,7 @@ class LibraryParams(Params):
         untouched = {"steps": self.entry.steps, "step": None, "restarts": 1}
         for parameter, default in untouched.items():
             if parameter not in self.entry.takes and getattr(self, parameter) != default:
-                raise ValueError(f"{self.library}'s {self.name} takes no {parameter}")
+                raise ValueError(f"{self.name} of {self.library} takes no {parameter}")
         return self
 
 
@@ -91,4 +99,21 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             "{name}-{steps} of foolbox",
             {"name": "LinfPGD"},
         ),
+    ]
+
+
+@hookimpl
+def robflat_bench_environment() -> Mapping[str, str]:
+    return {library: metadata.version(library) for library in LIBRARIES}
+
+
+@hookimpl
+def robflat_bench_validate_record(record: Mapping[str, Any]) -> list[str]:
+    """The libraries' numbers moved between their versions, so one without a version cannot be reproduced."""
+    noted = record["environment"].get("plugins", {}).get("robflat-attacks", {})
+    attacks = {attack for result in record["results"].values() for attack in result["robust_error"]}
+    return [
+        f"it has results of {library} and does not say of which version; evaluate it again"
+        for library in LIBRARIES
+        if not noted.get(library) and any(attack.startswith(f"{library}(") for attack in attacks)
     ]

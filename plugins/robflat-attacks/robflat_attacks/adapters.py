@@ -1,8 +1,7 @@
 """The adapters: one call of the library's own attack per batch, and what the harness promises around it.
 
 The libraries draw from torch's global generators, so these are seeded by content (seed, attack, indices of the batch)
-and put back. Images that came back with a NaN stay clean: several attacks divide a gradient by its norm, which is 0 on
-saturated logits, and a network's answer to NaN would count as an error.
+and put back.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from robflat_attacks import FoolboxParams, LibraryParams, TorchattacksParams
 from robflat_bench.api import Attack, Examples, UsageError, Workspace, attacked, generator, project
 
-TARGETS = 10
-"""APGDT takes the label and nine targets, or as many as there are; its own default breaks on fewer than ten classes."""
+CLASSES = range(4, 11)
+"""What APGDT can be told: its loss reads four logits; ten are the label and nine targets, as in AutoAttack. Its default
+of ten would break on fewer."""
 
 
 class LibraryAttack(Attack):
@@ -31,7 +31,7 @@ class LibraryAttack(Attack):
 
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
         x, params = examples.x, self.params
-        title = f"{params.library}'s {params.name}"
+        title = f"{params.name} of {params.library}"
         if x.dtype != torch.float32:
             raise UsageError(f"{title} computes in float32 only; use pgd under this precision")
         if params.entry.channels not in (None, x.shape[1]):
@@ -40,8 +40,7 @@ class LibraryAttack(Attack):
         with attacked(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(key)
             found = self.call(model, x.clone(), examples.y.clone(), self.arguments(model, x, key)).detach()
-        finite = found.isfinite().flatten(1).all(1)[:, None, None, None]
-        return torch.where(finite, project(found, x, self.threat.epsilon), x)
+        return project(found, x, self.threat.epsilon)
 
     def arguments(self, model: nn.Module, x: Tensor, key: int) -> dict[str, Any]:
         """Our parameters, the threat and the seed, as the library's constructor names them."""
@@ -55,7 +54,10 @@ class LibraryAttack(Attack):
         }
         if "classes" in takes:
             with torch.no_grad():
-                values["classes"] = min(TARGETS, model(x[:1]).shape[1])
+                classes = model(x[:1]).shape[1]
+            if classes < CLASSES.start:
+                raise UsageError(f"{params.name} of {params.library} needs four classes; this model has {classes}")
+            values["classes"] = min(classes, CLASSES.stop - 1)
         return {argument: values[name] for name, argument in takes.items()}
 
     @abstractmethod
@@ -85,6 +87,7 @@ class Foolbox(LibraryAttack):
 
         times = arguments.pop("times", 1)
         attack = getattr(foolbox.attacks, self.params.name)(**arguments).repeat(times)
-        images = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)  # else it moves the model to a GPU
-        _, clipped, _ = attack(images, x, foolbox.Misclassification(y), epsilons=self.threat.epsilon)
-        return clipped
+        images = foolbox.models.PyTorchModel(model, bounds=(0, 1), device=x.device)  # else it moves the model to a GPU
+        x_adv: Tensor
+        _, x_adv, _ = attack(images, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.epsilon)
+        return x_adv
