@@ -8,11 +8,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from robflat_attacks import TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
 from robflat_attacks.adapters import Torchattacks
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
-from torch import nn
-
 from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator
 from robflat_bench.components import resolve
 from robflat_bench.testing import run_checks
