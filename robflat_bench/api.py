@@ -23,6 +23,7 @@ from robflat_bench.base import (
     Journal,
     Launcher,
     LauncherInfo,
+    LeaderboardColumn,
     Measure,
     MeasureInfo,
     Measurement,
@@ -31,8 +32,10 @@ from robflat_bench.base import (
     Number,
     Params,
     Passes,
+    PluginError,
     Pool,
     Resources,
+    RunView,
     Source,
     Threat,
     UsageError,
@@ -51,12 +54,18 @@ if TYPE_CHECKING:
         margin,
         project,
     )
+    from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.batching import in_batches
+    from robflat_bench.components import parse
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
-    from robflat_bench.randomness import generator, per_example_uniform
+    from robflat_bench.randomness import generator, per_example_uniform, uniform_like
+
+API_VERSION = "1.0"
+"""major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
+take fewer); a major one removes what was deprecated, with a warning at every use, for at least one minor version."""
 
 _LAZY = {
     "ascend": "robflat_bench.attacks.engine",
@@ -66,7 +75,11 @@ _LAZY = {
     "frozen_statistics": "robflat_bench.attacks.engine",
     "margin": "robflat_bench.attacks.engine",
     "project": "robflat_bench.attacks.engine",
+    "Normalized": "robflat_bench.backbones.parts",
+    "activation_class": "robflat_bench.backbones.parts",
+    "construction": "robflat_bench.backbones.parts",
     "in_batches": "robflat_bench.batching",
+    "parse": "robflat_bench.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",
@@ -74,9 +87,11 @@ _LAZY = {
     "soft_cross_entropy": "robflat_bench.methods.losses",
     "generator": "robflat_bench.randomness",
     "per_example_uniform": "robflat_bench.randomness",
+    "uniform_like": "robflat_bench.randomness",
 }
 
 __all__ = [
+    "API_VERSION",
     "Attack",
     "AttackInfo",
     "BackboneInfo",
@@ -90,6 +105,7 @@ __all__ = [
     "Journal",
     "Launcher",
     "LauncherInfo",
+    "LeaderboardColumn",
     "Loss",
     "Measure",
     "MeasureInfo",
@@ -99,21 +115,26 @@ __all__ = [
     "Modifier",
     "ModifierInfo",
     "Moment",
+    "Normalized",
     "Number",
     "Oracle",
     "OracleParams",
     "Params",
     "Passes",
+    "PluginError",
     "Pool",
     "Resources",
+    "RunView",
     "Source",
     "Threat",
     "Training",
     "UsageError",
     "WeightSpace",
     "Workspace",
+    "activation_class",
     "ascend",
     "attacked",
+    "construction",
     "cross_entropy",
     "divergence",
     "divergence_from",
@@ -122,9 +143,11 @@ __all__ = [
     "hookimpl",
     "in_batches",
     "margin",
+    "parse",
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
+    "uniform_like",
 ]
 
 

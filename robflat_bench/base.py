@@ -210,8 +210,11 @@ class MeasureInfo(Info):
 
 @dataclass(frozen=True)
 class BackboneInfo(Info):
-    """A network constructor: images in [0,1] in, logits out."""
+    """A network constructor: images in [0,1] in, logits out.
 
+    pretrained: its weights come with it; otherwise they are drawn afresh from the run's seed."""
+
+    pretrained: bool = False
     kind: ClassVar[Kind] = "backbone"
 
 
@@ -227,6 +230,44 @@ class LauncherInfo(Info):
     """Something that runs command lines."""
 
     kind: ClassVar[Kind] = "launcher"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What other hooks see and give
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run, as an observer sees it.
+
+    key: of the run, 16 hex digits; the same again when an interrupted run goes on. label: how a person names it.
+    method: its canonical text. folder: where it lies; an observer may write below `folder / "observers"`.
+    spec: the JSON document of spec.json.
+    """
+
+    key: str
+    label: str
+    method: str
+    protocol: str
+    seed: int
+    folder: Path
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LeaderboardColumn:
+    """A column that a plugin adds to a board's page.
+
+    name: [a-z0-9-], unique on the board. title, note: the two lines of its heading, e.g. "Cost" and "passes of AT".
+    values: row id -> number (rows that have none are left out). form: how a number is written, a format spec.
+    """
+
+    name: str
+    title: str
+    values: Mapping[str, float] = field(hash=False)
+    note: str = ""
+    form: str = ".3g"
 
 
 # ---------------------------------------------------------------------------------------------------------

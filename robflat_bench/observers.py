@@ -1,11 +1,25 @@
-"""Observers of a run: they see everything and change nothing."""
+"""Observers of a run: they see everything and change nothing. `Observer` is the core's own, `PluginObservers` calls
+those of plugins, each alone, in a guard that undoes what it does to this process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import copy
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from robflat_bench.record import Epoch
+import numpy as np
+import torch
+
+from robflat_bench.base import RunView
+from robflat_bench.plugins import Plugins
+from robflat_bench.record import Epoch, Result, RunRecord
 from robflat_bench.store import write_atomically
 
 
@@ -29,6 +43,9 @@ class Observer:
 
     def stage_ends(self, stage: str) -> None:
         """The stage is done."""
+
+    def note(self, text: str) -> None:
+        """Something the person should know."""
 
 
 class Observers(Observer):
@@ -61,6 +78,10 @@ class Observers(Observer):
         for observer in self.observers:
             observer.stage_ends(stage)
 
+    def note(self, text: str) -> None:
+        for observer in self.observers:
+            observer.note(text)
+
 
 class HistoryFile(Observer):
     """history.jsonl: one line per epoch, rewritten whole, so a resumed run leaves no line twice."""
@@ -70,3 +91,91 @@ class HistoryFile(Observer):
 
     def epoch_ends(self, history: Sequence[Epoch]) -> None:
         write_atomically(self.path, "".join(f"{row.model_dump_json()}\n" for row in history).encode())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Observers of plugins
+# ---------------------------------------------------------------------------------------------------------
+
+_GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (os.getcwd, os.chdir),
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+)
+"""How to read and how to set what a plugin shares with the run's numbers."""
+
+SLOW = 0.1
+"""A plugin that takes more of a run's time than this is told of."""
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """After the block this process is as before: its stdout, random numbers, threads, gradients, precision, folder."""
+    before = [read() for read, _ in _GLOBALS]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for (_, write), value in zip(_GLOBALS, before, strict=True):
+            write(value)
+
+
+class PluginObservers(Observer):
+    """The observers of all plugins for one run. One that raises is told of once and called no more."""
+
+    def __init__(self, plugins: Plugins, run: RunView, tell: Callable[[str], None]) -> None:
+        self.plugins, self.run, self.tell = plugins, run, tell
+        self.seconds: dict[str, float] = {}
+        self.errors: dict[str, str] = {}
+
+    @property
+    def report(self) -> dict[str, dict[str, Any]]:
+        """ "distribution version" -> seconds its observers took and, of one that raised, the error; for the record."""
+        return {
+            name: {"seconds": round(seconds, 3)} | ({"error": self.errors[name]} if name in self.errors else {})
+            for name, seconds in self.seconds.items()
+        }
+
+    def starts(self) -> None:
+        self._call("run_starts")
+
+    def epoch_ends(self, history: Sequence[Epoch]) -> None:
+        self._call("epoch_ends", epoch=history[-1])
+
+    def evaluation_ends(self, checkpoint: str, result: Result) -> None:
+        self._call("evaluation_ends", checkpoint=checkpoint, result=result)
+
+    def ends(self, record: RunRecord) -> None:
+        self._call("run_ends", record=record)
+        for name, seconds in self.seconds.items():
+            if seconds > SLOW * record.budget.seconds:
+                self.tell(
+                    f"the observers of {name} took {seconds:.1f} s beside this run's {record.budget.seconds:.1f} s"
+                )
+
+    def fails(self, error: Exception) -> None:
+        self._call("run_fails", error=error)
+
+    def _call(self, event: str, **what: Any) -> None:
+        """Each plugin sees documents of its own, so that none can change what the next one or the record sees."""
+        for provider, call in self.plugins.callers(f"robflat_bench_{event}"):
+            name = str(provider)
+            if name in self.errors:
+                continue
+            own = {
+                key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+                for key, value in what.items()
+            }
+            began = time.perf_counter()
+            try:
+                with undisturbed():
+                    call(run=replace(self.run, spec=copy.deepcopy(self.run.spec)), **own)
+            except (Exception, SystemExit) as error:
+                line = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.errors[name] = f"{event}: {line}"
+                self.tell(f"{name} is no longer told of this run: its observer of {event} raised {line}")
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

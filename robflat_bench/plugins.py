@@ -1,7 +1,7 @@
-"""Guarded discovery of plugins: built-ins first, then the entry points of installed distributions.
+"""Guarded discovery of plugins, and guarded calls of their hooks: built-ins first, then installed distributions.
 
 One broken plugin never breaks the program: it becomes a `Broken` entry with its traceback, and the rest works.
-What the plugins offer is collected by `registry`.
+What the plugins offer is collected by `registry`; what their observers see is decided in `observers`.
 """
 
 from __future__ import annotations
@@ -9,35 +9,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.abc
 import importlib.util
-import io
 import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
 from robflat_bench import __version__, hookspecs
 from robflat_bench.base import PROJECT, UsageError
 
-ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers")
+ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Who offers a component: distribution, version, entry point, and the module that was loaded."""
+    """Who offers a component: distribution, version, entry point, the module, and the seconds it took to load."""
 
     distribution: str
     version: str
     entry_point: str
     module: ModuleType | None = field(default=None, repr=False, compare=False)
+    seconds: float = field(default=0.0, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
 
     @property
     def built_in(self) -> bool:
@@ -85,23 +92,93 @@ class Broken:
 
 @dataclass
 class Plugins:
-    """The plugin manager, who provides each registered plugin, what is broken and what is switched off."""
+    """The plugin manager, who provides each registered plugin, what is broken and what is switched off.
+
+    deprecated: a line for each hook or argument that is on its way out and somebody still uses.
+    """
 
     manager: pluggy.PluginManager
     providers: dict[ModuleType, Provider] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
     disabled: list[str] = field(default_factory=list)
+    deprecated: list[str] = field(default_factory=list)
 
     def register(self, module: ModuleType, provider: Provider) -> None:
         """Add one plugin; a hook it misspells, or whose arguments do not exist, makes it unusable."""
         try:
-            self.manager.register(module, name=f"{provider.distribution}:{provider.entry_point}")
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                self.manager.register(module, name=f"{provider.distribution}:{provider.entry_point}")
             self.manager.check_pending()
+            for hook in self.manager.get_hookcallers(module) or ():
+                if any(found.plugin is module and found.wrapper for found in hook.get_hookimpls()):
+                    raise TypeError(
+                        f"{hook.name} is a wrapper; each implementation is called alone, so it would wrap nothing"
+                    )
         except Exception:
             if self.manager.is_registered(module):
                 self.manager.unregister(module)
             raise
         self.providers[module] = provider
+        self.deprecated += [f"plugin {provider}: {warning.message}" for warning in said]
+
+    @contextlib.contextmanager
+    def guard(self, provider: Provider) -> Iterator[None]:
+        """Nothing the plugin does in this block reaches stdout, and what it raises makes it `Broken` instead."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except (Exception, SystemExit) as error:
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            found = Broken(provider.distribution, provider.version, provider.entry_point, line, traceback.format_exc())
+            self.broken.append(found)
+
+    def callers(self, hook: str) -> list[tuple[Provider, Callable[..., Any]]]:
+        """Who implements the hook, and a function that calls this one implementation, with keywords."""
+        modules = [implementation.plugin for implementation in getattr(self.manager.hook, hook).get_hookimpls()]
+
+        def alone(module: ModuleType) -> Callable[..., Any]:
+            caller = self.manager.subset_hook_caller(hook, [other for other in modules if other is not module])
+            return lambda **arguments: next(iter(caller(**arguments)), None)
+
+        return [(provider, alone(module)) for module, provider in self.providers.items() if module in modules]
+
+    def rows(self, hook: str, check: Callable[[Any], None], **arguments: Any) -> list[tuple[Provider, list[Any]]]:
+        """What each plugin answers to a hook that returns a list, each row checked; a plugin that raises, or whose
+        rows are refused, is broken and answers nothing."""
+        answers = []
+        for provider, call in self.callers(hook):
+            with self.guard(provider), _without_torch(provider):
+                rows = list(call(**arguments))
+                for row in rows:
+                    check(row)
+                answers.append((provider, rows))
+        return answers
+
+    def environment(self) -> dict[str, dict[str, str]]:
+        """Distribution -> what it says of the machine; of one that raises, that it did."""
+        told: dict[str, dict[str, str]] = {}
+        for provider, call in self.callers("robflat_bench_environment"):
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    answer = {str(name): str(value) for name, value in (call() or {}).items()}
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            told[provider.distribution] = told.get(provider.distribution, {}) | answer
+        return told
+
+    def problems(self, record: Mapping[str, Any]) -> list[str]:
+        """What plugins find wrong with a record (its JSON document); one that raises could not check it, which is
+        a problem too."""
+        found = []
+        for provider, call in self.callers("robflat_bench_validate_record"):
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    answer: Sequence[str] = [str(problem) for problem in call(record=record) or ()]
+            except Exception as error:
+                answer = [f"could not check this record: {type(error).__name__}: {error}"]
+            found += [f"{provider}: {problem}" for problem in answer]
+        return found
 
 
 def normalized(distribution: str) -> str:
@@ -114,15 +191,36 @@ def _names(variable: str) -> set[str] | None:
     return None if value is None else {normalized(name.strip()) for name in value.split(",") if name.strip()}
 
 
+class _WithoutTorch(importlib.abc.MetaPathFinder):
+    """While an installed plugin is loaded or asked what it offers, an import of torch that would be the first fails: it
+    would cost every command seconds, `list` and `--help` too."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "torch":
+            raise ImportError(
+                "a plugin must not import torch when it is loaded (every command would wait for it): "
+                "keep the code in a module of its own and name it as factory, 'module:Class'"
+            )
+
+
 @contextlib.contextmanager
-def _guard(plugins: Plugins, distribution: str, version: str, entry_point: str) -> Iterator[None]:
-    """Nothing a plugin does while loading reaches stdout, and no exception of it leaves this block."""
+def _without_torch(provider: Provider) -> Iterator[None]:
+    """A file named by `--plugin` may: it is one command's, and was asked for."""
+    finders = [] if provider.version == "file" else [_WithoutTorch()]
+    sys.meta_path[:0] = finders
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    except (Exception, SystemExit) as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        plugins.broken.append(Broken(distribution, version, entry_point, line, traceback.format_exc()))
+        yield
+    finally:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in finders]
+
+
+def _trace(outcome: Any, hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    """One line on stderr for each implementation that was called."""
+    raised = outcome.exception
+    for implementation in implementations:
+        ended = f"raised {type(raised).__name__}: {raised}" if raised else "done"
+        given = ", ".join(implementation.argnames)
+        sys.stderr.write(f"robflat-bench: hook {hook}({given}) of {implementation.plugin_name}: {ended}\n")
 
 
 def built_in() -> Plugins:
@@ -139,20 +237,23 @@ def load(files: tuple[Path, ...] = ()) -> Plugins:
     """Built-ins, then installed plugins that the environment admits, then one-file plugins (`--plugin FILE.py`).
 
     `ROBFLAT_BENCH_PLUGINS=a,b` admits only these distributions (empty: none), `ROBFLAT_BENCH_DISABLE_PLUGINS=c`
-    leaves some out; neither touches built-ins.
+    leaves some out; neither touches built-ins. `ROBFLAT_BENCH_TRACE_HOOKS=1` shows every call of a hook on stderr.
     """
     plugins = built_in()
+    if os.environ.get("ROBFLAT_BENCH_TRACE_HOOKS", "0") != "0":
+        plugins.manager.add_hookcall_monitoring(lambda *_: None, _trace)
     only, without = _names("ROBFLAT_BENCH_PLUGINS"), _names("ROBFLAT_BENCH_DISABLE_PLUGINS") or set()
     for point in sorted(metadata.entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name)):
         distribution, version = _distribution(point), point.dist.version if point.dist else ""
         if distribution in without or (only is not None and distribution not in only):
             plugins.disabled.append(distribution)
             continue
-        with _guard(plugins, distribution, version, point.name):
+        provider, began = Provider(distribution, version, point.name), time.perf_counter()
+        with plugins.guard(provider), _without_torch(provider):
             loaded = point.load()
             if not isinstance(loaded, ModuleType):
                 raise TypeError(f"the entry point must name a module, not {loaded!r}")
-            plugins.register(loaded, Provider(distribution, version, point.name, loaded))
+            plugins.register(loaded, replace(provider, module=loaded, seconds=time.perf_counter() - began))
 
     for file in files:
         if not file.is_file():
@@ -160,7 +261,7 @@ def load(files: tuple[Path, ...] = ()) -> Plugins:
         spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
         if spec is None or spec.loader is None:
             raise UsageError(f"--plugin {file}: not a Python file")
-        with _guard(plugins, file.name, "file", file.stem):
+        with plugins.guard(Provider(file.name, "file", file.stem)):
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # annotations of dataclasses and parameters are looked up there
             spec.loader.exec_module(module)

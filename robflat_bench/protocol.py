@@ -11,13 +11,12 @@ import hashlib
 import json
 import tomllib
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.base import Kind, Number, UsageError
+from robflat_bench.base import Kind, Number, PluginError, UsageError
 from robflat_bench.components import parse_value, resolve, validate
 from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry, did_you_mean
@@ -177,32 +176,19 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def shipped() -> dict[str, str]:
-    """Name -> text of the protocols in this package."""
-    return packaged("protocols")
-
-
-def packaged(folder: str) -> dict[str, str]:
-    """Name -> text of the TOML files in a folder of this package."""
-    entries = (resources.files("robflat_bench") / folder).iterdir()
-    return {
-        entry.name.removesuffix(".toml"): entry.read_text("utf-8")
-        for entry in sorted(entries, key=lambda entry: entry.name.removesuffix(".toml"))
-        if entry.name.endswith(".toml")
-    }
-
-
 def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()) -> Protocol:
     """The protocol of that name or file, with `--set` settings applied.
 
     A setting of `fixed` leaves the board: the protocol's name gets the new hash as a suffix.
     """
-    text = _text(name)
+    text = _text(registry, name)
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not TOML, or more digits or brackets than Python reads
         raise UsageError(f"protocol {name} is not valid TOML: {error}") from None
     original = _validated(registry, name, content)
+    if name in registry.protocols and original.name != name:
+        raise PluginError(f"protocol {name} calls itself {original.name}; its file must be called so")
     for setting in settings:
         _apply(content, setting)
     changed = _validated(registry, name, content)
@@ -219,15 +205,13 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     return loaded
 
 
-def _text(name: str) -> str:
-    known = shipped()
-    if name in known:
-        return known[name]
+def _text(registry: Registry, name: str) -> str:
+    if name in registry.protocols:
+        return registry.protocol(name)[0]
     path = Path(name)
     if path.suffix != ".toml":
-        raise UsageError(
-            f"unknown protocol '{name}'" + did_you_mean(name, known) + "; see `robflat-bench list protocols`"
-        )
+        hint = did_you_mean(name, registry.protocols)
+        raise UsageError(f"unknown protocol '{name}'{hint}; see `robflat-bench list protocols`")
     return read_text(path, "protocol")
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import functools
 import importlib
-import io
 import re
+import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_args
 
 from robflat_bench.base import Info, Kind, PluginError, UsageError
-from robflat_bench.plugins import Broken, Plugins, Provider, load
+from robflat_bench.plugins import Plugins, Provider, load
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NAME = r"[a-z0-9][a-z0-9-]*"
@@ -31,46 +34,39 @@ class Offer:
         """The class or function behind the row; PluginError with the traceback if its import fails."""
         module, _, attribute = self.info.factory.partition(":")
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(sys.stderr):
                 if self.provider.version == "file" and self.provider.module is not None:
                     return getattr(self.provider.module, attribute)
                 return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{self.info.kind} '{self.info.name}' of {self.provider.distribution} "
-                f"{self.provider.version} cannot be loaded: {type(error).__name__}: {error}\n"
+                f"{self.info.kind} '{self.info.name}' of {self.provider} "
+                f"cannot be loaded: {type(error).__name__}: {error}\n"
                 f"{traceback.format_exc()}"
             ) from error
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Whose it is: distribution, version and, of a stranger's, the SHA-256 of what is behind it."""
+        source = "" if self.provider.built_in else self.provider.source_hash(self.info.factory)
+        return {"distribution": self.provider.distribution, "version": self.provider.version, "source": source}
+
 
 class Registry:
-    """All offers by kind and name. A name offered twice is unusable until one distribution is disabled."""
+    """All offers by kind and name, and all protocols. A name offered twice is unusable until one distribution is
+    disabled."""
 
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
         self._offers: dict[Kind, dict[str, list[Offer]]] = {kind: {} for kind in KINDS}
         for kind in KINDS:
-            caller = getattr(plugins.manager.hook, f"robflat_bench_{kind}s")
-            for implementation in caller.get_hookimpls():
-                provider = plugins.providers[implementation.plugin]
-                try:
-                    with contextlib.redirect_stdout(io.StringIO()):
-                        rows = list(implementation.function())
-                        for info in rows:
-                            _check_row(info, kind)
-                except (Exception, SystemExit) as error:
-                    plugins.broken.append(
-                        Broken(
-                            provider.distribution,
-                            provider.version,
-                            provider.entry_point,
-                            f"{type(error).__name__}: {error}".splitlines()[0],
-                            traceback.format_exc(),
-                        )
-                    )
-                    continue
+            for provider, rows in plugins.rows(f"robflat_bench_{kind}s", functools.partial(_check_row, kind)):
                 for info in rows:
                     self.add(info, provider)
+        self._protocols: dict[str, list[tuple[Traversable, Provider]]] = {}
+        for provider, files in plugins.rows("robflat_bench_protocols", _check_protocol):
+            for file in files:
+                self._protocols.setdefault(file.name.removesuffix(".toml"), []).append((file, provider))
 
     def add(self, info: Info, provider: Provider) -> None:
         """One more offer."""
@@ -87,11 +83,7 @@ class Registry:
         if len(offers) == 1:
             return offers[0]
         if offers:
-            both = " and ".join(f"{offer.provider.distribution} {offer.provider.version}" for offer in offers)
-            raise PluginError(
-                f"{kind} '{name}' is offered twice, by {both}; disable one: "
-                f"ROBFLAT_BENCH_DISABLE_PLUGINS={offers[-1].provider.distribution}"
-            )
+            raise _twice(kind, name, [offer.provider for offer in offers])
         message = f"unknown {kind} '{name}'" + did_you_mean(name, self._offers[kind])
         if self.plugins.broken:
             traces = "\n".join(f"{broken}\n{broken.trace}" for broken in self.plugins.broken)
@@ -102,17 +94,46 @@ class Registry:
         """Every offer of a kind, duplicates included, by name."""
         return [offer for _, offers in sorted(self._offers[kind].items()) for offer in offers]
 
+    @property
+    def protocols(self) -> list[str]:
+        """Names of the protocols that come with the package and its plugins."""
+        return sorted(self._protocols)
+
+    def protocol(self, name: str) -> tuple[str, Provider]:
+        """The TOML text of one of `protocols`, and whose it is; PluginError where two offer the name."""
+        ((file, provider), *others) = self._protocols[name]
+        if others:
+            raise _twice("protocol", name, [provider, *(other for _, other in others)])
+        return file.read_text("utf-8"), provider
+
     def duplicates(self) -> list[str]:
         """One line for each name that more than one plugin offers."""
-        return [
-            f"{kind} '{name}' is offered by " + " and ".join(offer.provider.distribution for offer in offers)
+        offered: list[tuple[str, str, list[Provider]]] = [
+            (kind, name, [offer.provider for offer in offers])
             for kind in KINDS
             for name, offers in sorted(self._offers[kind].items())
-            if len(offers) > 1
+        ]
+        offered += [("protocol", name, [who for _, who in files]) for name, files in sorted(self._protocols.items())]
+        return [
+            f"{kind} '{name}' is offered by " + " and ".join(provider.distribution for provider in providers)
+            for kind, name, providers in offered
+            if len(providers) > 1
         ]
 
 
-def _check_row(info: object, kind: Kind) -> None:
+def _twice(kind: str, name: str, providers: Sequence[Provider]) -> PluginError:
+    return PluginError(
+        f"{kind} '{name}' is offered twice, by {' and '.join(map(str, providers))}; disable one: "
+        f"ROBFLAT_BENCH_DISABLE_PLUGINS={providers[-1].distribution}"
+    )
+
+
+def _check_protocol(file: Any) -> None:
+    if not re.fullmatch(rf"{_NAME}\.toml", getattr(file, "name", "")):
+        raise TypeError(f"robflat_bench_protocols must return files called NAME.toml, got {file!r}")
+
+
+def _check_row(kind: Kind, info: object) -> None:
     if not isinstance(info, Info) or info.kind != kind:
         raise TypeError(f"robflat_bench_{kind}s must return {kind.capitalize()}Info rows, got {info!r}")
     if not re.fullmatch(_NAME, info.name) or info.factory.count(":") != 1:

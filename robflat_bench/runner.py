@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import shutil
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +17,16 @@ from torch import Tensor, nn
 
 from robflat_bench import NUMERICS, environment
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.base import RobflatError, RunFailed, Threat, UsageError
-from robflat_bench.components import compose, resolve
+from robflat_bench.base import Kind, RobflatError, RunFailed, RunView, Threat, UsageError
+from robflat_bench.components import Component, compose, resolve
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
-from robflat_bench.observers import HistoryFile, Observer, Observers
-from robflat_bench.protocol import Protocol, content_hash, load, shipped
+from robflat_bench.observers import HistoryFile, Observer, Observers, PluginObservers
+from robflat_bench.protocol import Protocol, content_hash, load
 from robflat_bench.randomness import generator
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry import Registry
-from robflat_bench.spec import ProtocolRef, RunSpec, make_spec
+from robflat_bench.spec import ProtocolRef, RunSpec, make_spec, used_components
 from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
@@ -51,9 +53,12 @@ def build_model(
     seed: int,
     device: str,
 ) -> nn.Module:
-    """The backbone, initialised from the seed, in the protocol's precision and the faster layout, on the device."""
-    model: nn.Module = resolve(registry, "backbone", backbone).build(splits.shape, activation)
-    initialize(model, generator(seed, "init"))
+    """The backbone, initialised from the seed unless it comes with its weights, in the protocol's precision and the
+    faster layout, on the device."""
+    component = resolve(registry, "backbone", backbone)
+    model: nn.Module = component.build(splits.shape, activation)
+    if not component.info.pretrained:  # type: ignore[attr-defined]
+        initialize(model, generator(seed, "init"))
     model = model.to(device, DTYPES[protocol.fixed.precision])
     return model.to(memory_format=layout(model))
 
@@ -94,20 +99,25 @@ def execute(bench: Bench, spec: RunSpec, fresh: bool = False) -> RunRecord:
             folder.clear()
         if folder.record_file.is_file():
             return folder.record()
-        write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
+        document = spec.model_dump(mode="json")
+        write_json(folder.path / "spec.json", document)
+        run = RunView(spec.key, spec.label, spec.method, spec.protocol.name, spec.seed, folder.path, document)
+        watchers = PluginObservers(bench.registry.plugins, run, bench.observer.note)
         try:
-            return _make(bench, spec, folder)
+            watchers.starts()
+            return _make(bench, spec, folder, watchers)
         except Exception as error:
+            watchers.fails(error)
             failure = {"key": spec.key, "error": str(error), "trace": traceback.format_exc()[-20_000:]}
             with contextlib.suppress(RobflatError):  # a full disk: the error itself is what the user must see
                 write_json(folder.failed_file, failure)
             raise
 
 
-def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
+def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObservers) -> RunRecord:
     registry, fixed, splits = bench.registry, bench.protocol.fixed, bench.splits
     configure(fixed)
-    model, trained = _train(bench, spec, folder)
+    model, trained = _train(bench, spec, folder, watchers)
     if trained.best is None:
         raise RunFailed("training ended without a checkpoint; run again with --fresh")
     epochs = {"best": trained.best.epoch, "last": spec.recipe.epochs - 1}
@@ -126,6 +136,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
             registry, fixed, splits, bench.device, plan, subject, journal, bench.observer
         )
         outcomes |= arrays
+        watchers.evaluation_ends(checkpoint, results[checkpoint])
     raw = arrays_bytes(outcomes)
     record = RunRecord(
         key=spec.key,
@@ -139,14 +150,28 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder) -> RunRecord:
         extra_data=bool(spec.extra_data),
         history=tuple(trained.history),
         outcomes=hashlib.sha256(raw).hexdigest(),
-        environment={**environment.describe(), **environment.torch_environment(bench.device)},
-        provenance=environment.provenance(),
+        environment=_environment(registry, bench.device),
+        provenance=_provenance(used_components(registry, bench.protocol, compose(registry, spec.method))),
     )
+    watchers.ends(record)
+    record = record.model_copy(update={"provenance": record.provenance | {"observers": watchers.report}})
     folder.finish(record, outcomes, raw)
     return record
 
 
-def _train(bench: Bench, spec: RunSpec, folder: RunFolder) -> tuple[nn.Module, State]:
+def _environment(registry: Registry, device: str) -> dict[str, Any]:
+    """Of this process: the machine, torch, and what plugins say."""
+    plugins = registry.plugins.environment()
+    return {**environment.describe(), **environment.torch_environment(device), "plugins": plugins}
+
+
+def _provenance(used: Iterable[Component]) -> dict[str, Any]:
+    """Which code made a record: this package's, and whose each component is."""
+    components = {f"{part.info.kind}:{part.name}": part.offer.provenance for part in used}
+    return environment.provenance() | {"components": dict(sorted(components.items()))}
+
+
+def _train(bench: Bench, spec: RunSpec, folder: RunFolder, *watchers: Observer) -> tuple[nn.Module, State]:
     """The run's network (with whatever weights training left in it) and where its training ended.
 
     What its helpers cost is part of what it cost.
@@ -173,7 +198,7 @@ def _train(bench: Bench, spec: RunSpec, folder: RunFolder) -> tuple[nn.Module, S
         reduced=fixed.training_precision == "bfloat16",
         keep_every=bench.keep_every,
     )
-    state = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), bench.observer))
+    state = train(job, Observers(HistoryFile(folder.path / "history.jsonl"), bench.observer, *watchers))
     for _, cost in helpers.values():
         state.forward += cost.forward
         state.backward += cost.backward
@@ -254,7 +279,7 @@ def find_model(
         return FoundModel(protocol, name, "relu", None, resolve(registry, "backbone", name).brief)
     folder = store.find(name)
     record = folder.record()
-    if record.protocol.hash != protocol.hash and record.protocol.name in shipped():
+    if record.protocol.hash != protocol.hash and record.protocol.name in registry.protocols:
         protocol = load(registry, record.protocol.name)
     if record.protocol.hash != protocol.hash:
         raise UsageError(
@@ -286,6 +311,14 @@ def load_model(registry: Registry, found: FoundModel, splits: Splits, device: st
     if found.weights is not None:
         load_weights(model, read_weights(found.weights), found.weights.name)
     return model
+
+
+def _evaluated(registry: Registry, protocol: Protocol, found: FoundModel, plan: Plan) -> list[Component]:
+    """What an evaluation is made of."""
+    texts: list[tuple[Kind, str]] = [("backbone", found.backbone), ("dataset", protocol.fixed.data.dataset)]
+    texts += [("attack", row.attack) for row in plan.attacks]
+    texts += [("measure", row.measure) for row in plan.measures]
+    return [resolve(registry, kind, text) for kind, text in texts]
 
 
 def evaluate_model(
@@ -332,8 +365,8 @@ def evaluate_model(
             dataset=splits.ref,
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
-            environment={**environment.describe(), **environment.torch_environment(device)},
-            provenance=environment.provenance(),
+            environment=_environment(registry, device),
+            provenance=_provenance(_evaluated(registry, protocol, found, plan)),
         )
         write_atomically(path.with_suffix(".npz"), raw)
         write_json(path, record.model_dump(mode="json"))

@@ -95,7 +95,7 @@ def make_spec(
             f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
             f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
         )
-    used = [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
+    used = used_components(registry, protocol, method)
     changes = " ".join(brief(key, value) for key, value in sorted(protocol.overrides.items()))
     return RunSpec(
         protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
@@ -112,6 +112,11 @@ def make_spec(
         extra_data=dataset.spare if method.extra_data else "",
         label=f"{method.brief} [{changes}]" if changes else method.brief,
     )
+
+
+def used_components(registry: Registry, protocol: Protocol, method: Composed) -> list[Component]:
+    """Every component that a run of this method under this protocol is made of."""
+    return [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
 
 
 def _plugins(used: list[Component]) -> dict[str, str]:

@@ -24,6 +24,7 @@ import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from pydantic import Field
 
 from robflat_bench.base import UsageError
 from robflat_bench.components import validate
-from robflat_bench.protocol import Strict, packaged, read_text, shipped
+from robflat_bench.protocol import Strict, read_text
 from robflat_bench.registry import did_you_mean
 
 MAX_VARIANTS = 1000
@@ -88,7 +89,9 @@ def _toml(value: Any) -> str:
 
 def studies() -> dict[str, str]:
     """Name -> text of the studies in this package."""
-    return packaged("studies")
+    entries = (resources.files("robflat_bench") / "studies").iterdir()
+    found = {entry.name.removesuffix(".toml"): entry for entry in entries if entry.name.endswith(".toml")}
+    return {name: entry.read_text("utf-8") for name, entry in sorted(found.items())}
 
 
 def load_study(name: str) -> Study:
@@ -109,7 +112,7 @@ def load_study(name: str) -> Study:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"study {name} is not valid TOML: {error}") from None
     study = validate(Study, content, f"study {name}")
-    if study.protocol not in shipped():
+    if study.protocol.endswith(".toml"):
         study = study.model_copy(update={"protocol": str(home / study.protocol)})
     if (count := sum(group.count for group in study.groups)) > MAX_VARIANTS:
         raise UsageError(f"study {name} has {count} variants; {MAX_VARIANTS} are enough")

@@ -477,7 +477,7 @@ def test_doctor_describes_this_machine(command, tmp_path):
     assert document["environment"]["packages"]["torch"]
     assert document["environment"]["threads"] >= 1
     assert document["data"]["digits"] == ["scikit-learn digits (1,797 images)"]
-    assert document["plugins"]["robflat-bench:methods"] == robflat_bench.__version__
+    assert document["plugins"]["robflat-bench:methods"]["version"] == robflat_bench.__version__
     assert "no problems" in command("doctor", "--store", tmp_path / "store").out
 
 

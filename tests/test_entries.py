@@ -309,6 +309,6 @@ def test_no_mutant_of_an_entry_raises_a_traceback(root, entry):
     assert refused > 0.8 * count  # some change what no total follows from, such as seconds
 
 
-def test_own_runs_count_as_if_they_were_submitted(tmp_path):
+def test_own_runs_count_as_if_they_were_submitted(registry, tmp_path):
     run = fake_run(tmp_path, "at", 1)
-    assert [one.record.key for one in entries.own(tmp_path)] == [run.record().key]
+    assert [one.record.key for one in entries.own(tmp_path, registry)] == [run.record().key]

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from robflat_bench.base import UsageError
 from robflat_bench.components import compose, resolve
-from robflat_bench.protocol import DEFAULT, MAX_BYTES, components, load, shipped
+from robflat_bench.protocol import DEFAULT, MAX_BYTES, components, load
+from robflat_bench.protocols import robflat_bench_protocols
 from robflat_bench.spec import DatasetRef, make_spec
 
+SHIPPED = {file.name.removesuffix(".toml"): file.read_text("utf-8") for file in robflat_bench_protocols()}
 DATA = DatasetRef(name="digits", checksum="0" * 64, canonical=True, origin="a test")
 
 
@@ -45,7 +47,7 @@ def refusal(registry, name, *settings):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_protocols_load(registry, name):
     protocol = load(registry, name)
     assert protocol.name == name
@@ -57,8 +59,8 @@ def test_shipped_protocols_load(registry, name):
 
 
 def test_the_default_is_shipped_and_boards_differ(registry):
-    assert DEFAULT in shipped()
-    assert len({load(registry, name).hash for name in shipped()}) == len(shipped())
+    assert DEFAULT in SHIPPED
+    assert len({load(registry, name).hash for name in SHIPPED}) == len(SHIPPED)
 
 
 def test_an_unknown_protocol_is_answered_with_a_guess(registry):
@@ -247,10 +249,10 @@ def shuffled(value, source: random.Random):
 
 
 @settings(max_examples=25)
-@given(st.sampled_from(sorted(shipped())), st.randoms(use_true_random=False))
+@given(st.sampled_from(sorted(SHIPPED)), st.randoms(use_true_random=False))
 def test_the_order_of_keys_changes_no_hash(registry, tmp_path_factory, name, source):
     path = tmp_path_factory.mktemp("shuffled") / "shuffled.toml"
-    content = shuffled(tomllib.loads(shipped()[name]), source)
+    content = shuffled(tomllib.loads(SHIPPED[name]), source)
     path.write_text("".join(f"{key} = {toml(value)}\n" for key, value in content.items()))
     assert load(registry, str(path)).hash == load(registry, name).hash
     assert load(registry, str(path)).recipe == load(registry, name).recipe

@@ -36,7 +36,7 @@ from robflat_bench.board.model import (
     Withdrawn,
 )
 from robflat_bench.components import members, parse, slug, title
-from robflat_bench.protocol import Checkpoint, Protocol, content_hash, shipped
+from robflat_bench.protocol import Checkpoint, Protocol, content_hash
 from robflat_bench.record import Result
 from robflat_bench.registry import Registry
 
@@ -265,7 +265,9 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
     records = [one.record for one in submissions]
     protocol = known_protocol(registry, records[0].protocol.name if records else name)
     if protocol is None:  # entries are checked, so only references can be of one
-        raise CheckFailed(f"{root / REFERENCES / name}.toml is of no protocol; there are {', '.join(shipped())}")
+        raise CheckFailed(
+            f"{root / REFERENCES / name}.toml is of no protocol; there are {', '.join(registry.protocols)}"
+        )
     for one in submissions:
         if one.record.dataset.checksum != records[0].dataset.checksum:
             raise CheckFailed(f"{one.folder} and {submissions[0].folder} call different data canonical")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from robflat_bench.base import LeaderboardColumn
 from robflat_bench.board.figures import find
 from robflat_bench.board.model import Board, Quantity, Row, Value
 from robflat_bench.board.words import amount, interval, number, ranks, seconds, spread
@@ -18,6 +20,7 @@ GROUPS = {
     "more": ("More measures", False),
     "other": ("Other checkpoint", False),
     "budget": ("Budget", False),
+    "plugins": ("Plugins", False),
 }
 """Group -> what its switch says, and whether it is on at first. Columns of no group are always shown."""
 
@@ -43,8 +46,8 @@ class Column(NamedTuple):
     cells: dict[str, Cell]
 
 
-def columns(board: Board) -> list[Column]:
-    """All columns but rank and method, in order."""
+def columns(board: Board, offered: Sequence[LeaderboardColumn] = ()) -> list[Column]:
+    """All columns but rank and method, in order; offered: those of plugins."""
     by_id = {quantity.id: quantity for quantity in board.quantities}
     first = [find(board, board.rankings[0]), *(q for q in board.quantities if q.id == "clean_error")]
     made = [_measured(board, quantity, "") for quantity in first]
@@ -59,7 +62,14 @@ def columns(board: Board) -> list[Column]:
     other = "best" if board.checkpoint == "last" else "last"
     again = [*first, *ranked, *(q for q in rest if q.id in ("robust_loss", "gap_robust_loss"))]
     made += [_measured(board, quantity, "other", other) for quantity in again]
-    return [column for column in made + _budget(board) if column.cells]
+    made += _budget(board) + [_offered(board, column) for column in offered]
+    return [column for column in made if column.cells]
+
+
+def _offered(board: Board, column: LeaderboardColumn) -> Column:
+    values = {row.id: column.values[row.id] for row in board.rows if row.id in column.values}
+    cells = {row: Cell(format(value, column.form), value=value) for row, value in values.items()}
+    return Column(slug(f"plugin-{column.name}"), column.title, column.note, "plugins", cells)
 
 
 def _measured(board: Board, quantity: Quantity, group: str, checkpoint: str = "") -> Column:

@@ -25,7 +25,7 @@ from robflat_bench import NUMERICS
 from robflat_bench.base import CheckFailed, RobflatError
 from robflat_bench.board.model import TIERS, Reference, Status, Tier
 from robflat_bench.components import compose, validate
-from robflat_bench.protocol import Attacked, Checkpoint, Measured, Protocol, Strict, load, read_text, shipped
+from robflat_bench.protocol import Attacked, Checkpoint, Measured, Protocol, Strict, load, read_text
 from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.registry import Registry
 from robflat_bench.spec import RunSpec, make_spec
@@ -176,18 +176,23 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
         *_identity_problems(name, entry, record, hashlib.sha256(raw).hexdigest()),
         *_protocol_problems(registry, record, outcomes),
         *(_evaluation_problems(record, evaluation) for evaluation, _ in evaluations),
+        *(
+            problem
+            for one in (record, *(evaluation for evaluation, _ in evaluations))
+            for problem in registry.plugins.problems(one.model_dump(mode="json"))
+        ),
     ):
         if problem:
             raise CheckFailed(f"{folder}: {problem}")
     return Submission(name, entry, record, outcomes, evaluations)
 
 
-def own(store: Path) -> list[Submission]:
+def own(store: Path, registry: Registry) -> list[Submission]:
     """The finished runs of a store, under protocols that have a board, as if they had been submitted."""
     found = []
     for run in Store(store).runs("record.json"):
         record, outcomes, evaluations = _evidence(run)
-        if record.protocol.name in shipped():
+        if record.protocol.name in registry.protocols:
             entry = _entry(record, run.record_file.read_bytes(), "1970-01-01")
             found.append(Submission(record.spec.folder, entry, record, outcomes, evaluations))
     return found
@@ -239,8 +244,8 @@ def _identity_problems(name: str, entry: Entry, record: RunRecord, digest: str) 
 
 @lru_cache(maxsize=64)
 def known_protocol(registry: Registry, name: str) -> Protocol | None:
-    """A protocol of this package; None where it has none of that name."""
-    return load(registry, name) if name in shipped() else None
+    """A protocol of this package or a plugin; None where none has that name."""
+    return load(registry, name) if name in registry.protocols else None
 
 
 @lru_cache(maxsize=4096)
@@ -252,10 +257,10 @@ def _label_and_method(registry: Registry, name: str, recipe: Any, method: str, d
 
 
 def _protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes) -> Iterator[str]:
-    """The record is of a protocol of this package, and all of it."""
+    """The record is of a protocol that is known here, and all of it."""
     protocol = known_protocol(registry, record.protocol.name)
     if protocol is None:
-        yield f"there is no protocol {record.protocol.name!r}; there are {', '.join(shipped())}"
+        yield f"there is no protocol {record.protocol.name!r}; there are {', '.join(registry.protocols)}"
         return
     if (record.protocol.version, record.protocol.hash) != (protocol.version, protocol.hash):
         yield (

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from robflat_bench.base import CheckFailed
+from robflat_bench.base import CheckFailed, LeaderboardColumn
 from robflat_bench.board.build import build
 from robflat_bench.board.cards import card
 from robflat_bench.board.curves import Training
 from robflat_bench.board.entries import Submission, known_protocol, read
-from robflat_bench.board.model import Leaderboard
+from robflat_bench.board.model import Board, Leaderboard
 from robflat_bench.board.site import Sources, render
+from robflat_bench.components import slug
 from robflat_bench.protocol import read_text
 from robflat_bench.registry import Registry, discover
 from robflat_bench.store import read_record
@@ -35,8 +39,25 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         cards={row.method: card(registry, row.method) for one in board.boards for row in one.rows},
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},
+        columns={one.id: _columns(registry, one) for one in board.boards},
         trainings=tuple(read_record(path, Training) for path in sorted((root / "experiments").glob("*.json"))),
     )
+
+
+def _columns(registry: Registry, board: Board) -> list[LeaderboardColumn]:
+    """What plugins add to a board's table, named after who does."""
+    document = board.model_dump(mode="json")
+    offered = registry.plugins.rows("robflat_bench_leaderboard_columns", _check_column, board=document)
+    return [replace(column, name=f"{who.distribution}-{column.name}") for who, columns in offered for column in columns]
+
+
+def _check_column(column: Any) -> None:
+    if not isinstance(column, LeaderboardColumn) or slug(column.name) != column.name:
+        raise TypeError(f"robflat_bench_leaderboard_columns must return LeaderboardColumn rows, got {column!r:.200}")
+    for value in column.values.values():
+        if not math.isfinite(value):
+            raise ValueError(f"column {column.name!r} has the value {value}")
+        format(value, column.form)
 
 
 def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> dict[str, bytes]:

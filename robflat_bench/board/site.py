@@ -7,7 +7,7 @@ templates say how it looks. Every text is escaped where it is written, and every
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from robflat_bench.base import LeaderboardColumn
 from robflat_bench.board import columns, curves, export, figures, words
 from robflat_bench.board.cards import Card, equation
 from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
@@ -29,7 +30,8 @@ class Sources:
 
     records: by run key, of every run it names (and of withdrawn ones, where they are kept). cards: by canonical method.
     protocols: by board. pages: name -> Markdown of the site's text ("rules", "submit", ...; "about" opens the site).
-    trainings: documents of `experiment training`, shown on the board of their protocol. address: where the site will
+    trainings: documents of `experiment training`, shown on the board of their protocol. columns: by board, those that
+    plugins add to its table. address: where the site will
     lie, if that is known; only the feed asks for it.
     """
 
@@ -38,6 +40,7 @@ class Sources:
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
     trainings: tuple[curves.Training, ...] = ()
+    columns: Mapping[str, Sequence[LeaderboardColumn]] = field(default_factory=dict)
     address: str = ""
 
 
@@ -123,7 +126,7 @@ class _Site:
             "board.html",
             title=board.id,
             board=board,
-            columns=columns.columns(board),
+            columns=columns.columns(board, self.sources.columns.get(board.id, ())),
             training=training,
             heat=figures.heat(board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],

@@ -6,18 +6,51 @@ it needs when it runs.
 
 from __future__ import annotations
 
+import functools
 import sys
+from importlib import metadata
 
 import rich_click as click
 
 from robflat_bench import __version__
-from robflat_bench.cli import catalogue, doctor, evaluate, experiment, leaderboard, plugin, results, run, sweep
+from robflat_bench.cli import catalogue, doctor, evaluate, experiment, leaderboard, output, plugin, results, run, sweep
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _WithPlugins(click.RichGroup):
+    """The core's commands and, looked for only where those do not answer, those of plugins."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(self._offered())]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, name) or self._offered().get(name)
+
+    @functools.cache  # noqa: B019  (there is one group)
+    def _offered(self) -> dict[str, click.Command]:
+        if not metadata.entry_points(group="robflat_bench"):
+            return {}  # the common case, and `--help` should cost little
+
+        from robflat_bench.registry import discover
+
+        plugins, found = discover().plugins, dict[str, click.Command]()
+
+        def check(command: object) -> None:
+            if not isinstance(command, click.Command):
+                raise TypeError(f"robflat_bench_commands must return commands, got {command!r}")
+            if command.name in self.commands or command.name in found:
+                raise ValueError(f"the command '{command.name}' is taken")
+
+        for _, commands in plugins.rows("robflat_bench_commands", check):
+            found |= {command.name: command for command in commands}
+        for broken in plugins.broken:
+            output.note(f"{broken}; `robflat-bench plugin list` shows all")
+        return found
+
+
+@click.group(cls=_WithPlugins, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robflat-bench")
 def cli() -> None:
     """Adversarially robust generalization and flat minima, measured side by side.

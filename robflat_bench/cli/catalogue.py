@@ -50,7 +50,6 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     """Say all about one component, protocol, study or experiment; `kind:name` where two kinds share a NAME."""
     from robflat_bench.base import UsageError
     from robflat_bench.experiments import EXPERIMENTS
-    from robflat_bench.protocol import shipped
     from robflat_bench.registry import KINDS as kinds
     from robflat_bench.registry import did_you_mean
     from robflat_bench.study import studies
@@ -60,7 +59,7 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     catalogues: dict[str, tuple[Iterable[str], Callable[[], dict[str, Any]]]] = {
         kind: (registry.names(kind), functools.partial(_one, registry, kind, short)) for kind in kinds
     }
-    catalogues["protocol"] = shipped(), functools.partial(_protocol, registry, short)
+    catalogues["protocol"] = registry.protocols, functools.partial(_protocol, registry, short)
     catalogues["study"] = studies(), functools.partial(_study, registry, short)
     catalogues["experiment"] = (row.name for row in EXPERIMENTS), functools.partial(_experiment, registry, short)
     if wanted not in ("", *catalogues):
@@ -107,7 +106,7 @@ def _component(offer: Offer) -> dict[str, Any]:
 
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
-    row |= {"provider": f"{offer.provider.distribution} {offer.provider.version}", "citation": info.citation}
+    row |= {"provider": str(offer.provider), "citation": info.citation, "source": offer.provenance["source"]}
     row["factory"] = info.factory
     for name in _LISTS:
         row |= {name: ", ".join(value)} if (value := getattr(info, name, ())) else {}
@@ -158,9 +157,15 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _protocols(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     import fnmatch
 
-    from robflat_bench.protocol import shipped
+    from robflat_bench.base import PluginError
 
-    return [_protocol(registry, name) for name in fnmatch.filter(shipped(), pattern)]
+    rows = []
+    for name in fnmatch.filter(registry.protocols, pattern):
+        try:
+            rows.append(_protocol(registry, name))
+        except PluginError as error:
+            output.note(str(error))
+    return rows
 
 
 def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
@@ -206,7 +211,6 @@ def _study(registry: Registry, name: str) -> dict[str, Any]:
 
 
 def _protocol(registry: Registry, name: str) -> dict[str, Any]:
-    from robflat_bench import __version__
     from robflat_bench.protocol import load
 
     protocol = load(registry, name)
@@ -215,7 +219,7 @@ def _protocol(registry: Registry, name: str) -> dict[str, Any]:
         "name": protocol.name,
         "kind": "protocol",
         "summary": protocol.summary,
-        "provider": f"robflat-bench {__version__}",
+        "provider": str(registry.protocol(name)[1]),
         "version": protocol.version,
         "hash": protocol.hash,
         "dataset": fixed.data.dataset,

@@ -22,7 +22,8 @@ def doctor(store: Path, data: str | None, as_json: bool) -> None:
 
     registry = output.registry()
     report = environment.describe()
-    problems = [str(broken) for broken in registry.plugins.broken] + registry.duplicates()
+    report["plugins"] = registry.plugins.environment()
+    problems = [*map(str, registry.plugins.broken), *registry.duplicates(), *registry.plugins.deprecated]
     try:
         import torch
 
@@ -45,7 +46,8 @@ def doctor(store: Path, data: str | None, as_json: bool) -> None:
     document = {
         "environment": report,
         "plugins": {
-            f"{item.distribution}:{item.entry_point}": item.version for item in registry.plugins.providers.values()
+            f"{item.distribution}:{item.entry_point}": {"version": item.version, "source": item.source_hash()}
+            for item in registry.plugins.providers.values()
         },
         "data": found,
         "problems": problems,
@@ -53,9 +55,10 @@ def doctor(store: Path, data: str | None, as_json: bool) -> None:
     if as_json:
         output.emit_json(document)
     else:
-        packages = report.pop("packages")
+        packages, told = report.pop("packages"), report.pop("plugins")
         rows = [[key, str(value)] for key, value in report.items()]
         rows += [[key, str(value)] for key, value in packages.items()]
+        rows += [[f"{plugin}: {key}", value] for plugin, facts in told.items() for key, value in facts.items()]
         rows += [[f"data: {name}", "; ".join(origins)] for name, origins in found.items()]
         output.console().print(output.table("this machine", ["", ""], rows))
         output.console().print("no problems" if not problems else "\n".join(problems), markup=False)

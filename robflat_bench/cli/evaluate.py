@@ -74,6 +74,8 @@ def evaluate(
     splits = load_splits(registry, found.protocol, data)
     with Progress() as progress:
         record, path = evaluate_model(registry, found, plan, splits, runs, place, progress)
+    for problem in registry.plugins.problems(record.model_dump(mode="json")):
+        output.note(problem)
     if as_json:
         output.emit_json(record.model_dump(mode="json"))
         return

@@ -50,7 +50,7 @@ def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path,
     registry = output.registry(files)
     committed = _checked(root, registry)
     known = {one.record.key for one in committed}
-    mine = [one for one in own(store) if one.record.key not in known]
+    mine = [one for one in own(store, registry) if one.record.key not in known]
     made = build([*committed, *mine], root, registry)
     boards = [board for board in made.boards if not protocols or board.protocol in protocols]
     if as_json:

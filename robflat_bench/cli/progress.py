@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from robflat_bench.cli import output
 from robflat_bench.cli.output import console, duration, percent
 from robflat_bench.observers import Observer
 from robflat_bench.record import Epoch
@@ -57,6 +58,12 @@ class Progress(_Drawn, Observer):
         """One plain line, where there is no terminal."""
         if not self.bars:
             click.echo(f"[{time.perf_counter() - self.began:6.1f} s] {text}", err=True)
+
+    def note(self, text: str) -> None:
+        if self.bars:
+            self.bars.console.print(f"robflat-bench: {text}", markup=False)
+        else:
+            output.note(text)
 
     def training_starts(self, epochs: int, steps: int, done: int) -> None:
         self.epochs = epochs

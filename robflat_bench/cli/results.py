@@ -129,7 +129,9 @@ def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, 
     from robflat_bench.registry import did_you_mean
 
     registry = output.registry()
-    rows = {row.label: row for row in together(run for run in own(store) if run.record.protocol.name == protocol)}
+    rows = {
+        row.label: row for row in together(run for run in own(store, registry) if run.record.protocol.name == protocol)
+    }
     for name in (a, b):
         if name not in rows:
             raise UsageError(f"no finished run of '{name}' under {protocol} in {store}" + did_you_mean(name, rows))
@@ -193,7 +195,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
     registry = output.registry()
-    runs = [run for run in own(store) if run.record.protocol.name == protocol]
+    runs = [run for run in own(store, registry) if run.record.protocol.name == protocol]
     found = [
         one
         for board in build(runs, store, registry).boards

@@ -16,7 +16,7 @@ from robflat_bench.components import compose
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
 from robflat_bench.experiments.document import About
-from robflat_bench.protocol import Fixed, Protocol, SplitName, shipped
+from robflat_bench.protocol import Fixed, Protocol, SplitName
 from robflat_bench.record import RunRecord
 from robflat_bench.registry import Registry
 from robflat_bench.runner import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
@@ -131,7 +131,12 @@ def rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     defaults = protocol.defaults.model_dump(mode="json")
     recipe = record.spec.recipe.model_dump(mode="json")
     words = ["run", "--method", compose(registry, record.method).brief]
-    words += ["--protocol", protocol.name if protocol.name in shipped() else "FILE.toml", "--seed", str(record.seed)]
+    words += [
+        "--protocol",
+        protocol.name if protocol.name in registry.protocols else "FILE.toml",
+        "--seed",
+        str(record.seed),
+    ]
     for key, value in recipe.items():
         words += ["--set", f"recipe.{key}={value}"] if value != defaults[key] else []
     # <store>/<protocol>/<label>/seed-<n>-<key>

@@ -33,7 +33,7 @@ class Built:
 
 def _network(component: Component) -> nn.Module:
     model: nn.Module = component.build(SHAPE, "relu")
-    if not getattr(component.info, "pretrained", False):
+    if not component.info.pretrained:  # type: ignore[attr-defined]
         initialize(model, generator("kit"))
     return model
 

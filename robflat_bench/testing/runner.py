@@ -61,7 +61,7 @@ class Case:
         """Run the check: its note, Skipped, or what is wrong as an exception."""
         offer = self.registry.get(self.kind, self.name)
         try:
-            params = validate(offer.info.params, dict(offer.info.example), self.component)
+            params = validate(offer.info.params, dict(offer.info.example), f"{self.kind} {self.name}")
         except UsageError as error:
             raise error if self.check is common.check_example else Skipped(f"no example to try: {error}") from None
         try:

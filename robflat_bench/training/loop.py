@@ -179,6 +179,7 @@ def train(job: Job, observer: Observer) -> State:
             if state.epoch == recipe.epochs:
                 kept["last"] = weights
             observer.epoch_ends(state.history)
+            clock = time.perf_counter()  # what observers take is not the run's
     counter.remove()
     for handle in full:
         handle.remove()
