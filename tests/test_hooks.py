@@ -7,9 +7,11 @@ import json
 import subprocess
 import sys
 
+import misbehaving
 import pluggy
 import pytest
 from fake_records import fake_run
+from misbehaving import EVENTS
 
 from robflat_bench import __version__, hookspecs, plugins
 from robflat_bench.base import PROJECT, CheckFailed, PluginError
@@ -48,8 +50,6 @@ def robflat_bench_run_ends(run, record):
 def robflat_bench_run_fails(run, error):
     note(run, "fails", error=str(error))
 """
-
-EVENTS = ("run_starts", "epoch_ends", "evaluation_ends", "run_ends", "run_fails")
 
 MEDDLES = """
 import os, random
@@ -505,3 +505,33 @@ def test_the_core_uses_every_hook(registry):
         and f'"{name.removeprefix("robflat_bench_")}"' not in used
     ]  # fmt: skip
     assert not missing
+
+
+def test_all_at_once_cost_a_line_each_and_the_rest_works(child_environment, tmp_path, tiny):
+    """Eleven plugins that misbehave, installed together, in processes of their own."""
+    misbehaving.install(tmp_path / "site")
+    environment = child_environment(tmp_path / "site", plugins=",".join(misbehaving.SOURCES))
+
+    def command(*arguments):
+        line = [sys.executable, "-m", "robflat_bench", *map(str, arguments)]
+        return subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    listed = command("list", "methods", "--json")
+    assert listed.returncode == 0, listed.stderr
+    names = {row["name"] for row in json.loads(listed.stdout)}
+    assert {"at", "loud"} <= names
+    assert "trades" not in names
+    lines = [line for line in listed.stderr.splitlines() if "is broken: " in line]
+    assert len(lines) == len(misbehaving.BROKEN)
+    for name, why in misbehaving.BROKEN.items():
+        assert any(f"plugin {name} 1.0" in line and why in line for line in lines)
+
+    done = command("run", "--method", "at", "--protocol", tiny, "--json")
+    assert done.returncode == 0, done.stderr
+    observers = json.loads(done.stdout)["provenance"]["observers"]
+    for event in EVENTS[:-1]:
+        name = f"raises-in-{event.replace('_', '-')}"
+        assert observers[f"{name} 1.0"]["error"] == f"{event}: RuntimeError: no luck"
+        assert done.stderr.count(f"{name} 1.0 is no longer told of this run") == 1
+    assert observers["slow-observer 1.0"]["seconds"] >= 1
+    assert command("run", "--method", "trades", "--protocol", tiny, "--plan").returncode == 4
