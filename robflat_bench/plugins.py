@@ -223,20 +223,25 @@ def _trace(outcome: Any, hook: str, implementations: Sequence[Any], arguments: M
         sys.stderr.write(f"robflat-bench: hook {hook}({given}) of {implementation.plugin_name}: {ended}\n")
 
 
+def built_in() -> Plugins:
+    """The built-ins alone, whatever is installed."""
+    plugins = Plugins(pluggy.PluginManager(PROJECT))
+    plugins.manager.add_hookspecs(hookspecs)
+    for name in BUILT_INS:
+        module = importlib.import_module(name)
+        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
+    return plugins
+
+
 def load(files: tuple[Path, ...] = ()) -> Plugins:
     """Built-ins, then installed plugins that the environment admits, then one-file plugins (`--plugin FILE.py`).
 
     `ROBFLAT_BENCH_PLUGINS=a,b` admits only these distributions (empty: none), `ROBFLAT_BENCH_DISABLE_PLUGINS=c`
     leaves some out; neither touches built-ins. `ROBFLAT_BENCH_TRACE_HOOKS=1` shows every call of a hook on stderr.
     """
-    plugins = Plugins(pluggy.PluginManager(PROJECT))
-    plugins.manager.add_hookspecs(hookspecs)
+    plugins = built_in()
     if os.environ.get("ROBFLAT_BENCH_TRACE_HOOKS", "0") != "0":
         plugins.manager.add_hookcall_monitoring(lambda *_: None, _trace)
-    for name in BUILT_INS:
-        module = importlib.import_module(name)
-        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
-
     only, without = _names("ROBFLAT_BENCH_PLUGINS"), _names("ROBFLAT_BENCH_DISABLE_PLUGINS") or set()
     for point in sorted(metadata.entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name)):
         distribution, version = _distribution(point), point.dist.version if point.dist else ""

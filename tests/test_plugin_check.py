@@ -130,7 +130,7 @@ def test_code_that_cannot_be_imported_fails_the_kit(site, command):
     install(site, code="import a_module_that_does_not_exist")
     done = command("plugin", "check", NAME, "--json")
     assert done.code == 3
-    assert "a_module_that_does_not_exist" in outcomes(done, "failed")["check_contract"]
+    assert "a_module_that_does_not_exist" in outcomes(done, "failed")["check_factory"]
     assert set(WHOLE).isdisjoint(outcomes(done, "failed"))
 
 
@@ -138,7 +138,7 @@ def test_an_example_that_its_own_parameters_refuse_is_a_finding(site, command):
     install(site, ROWS.replace(':Idle")', ":Idle\", example={'size': 1})"))
     done = command("plugin", "check", NAME, "--json")
     assert done.code == 3
-    assert outcomes(done, "failed") == {"run_checks": "attack idle: unknown key 'size'"}
+    assert outcomes(done, "failed") == {"check_example": "UsageError: attack idle: unknown key 'size'"}
 
 
 def test_a_name_offered_twice_is_not_checked_and_does_not_pass(site, command):

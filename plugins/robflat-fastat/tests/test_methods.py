@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robflat_bench.api import Batch, Method, Moment, generator
 from robflat_bench.testing import run_checks
-from robflat_bench.testing.checks import COUNT, inner, world
+from robflat_bench.testing.world import COUNT, inner, world
 from robflat_fastat.nuat import nuclear_shares
 from robflat_fastat.zerograd import large
 
@@ -32,9 +32,9 @@ def build(registry) -> Callable[..., Method]:
 
 
 @pytest.fixture
-def model(registry) -> nn.Module:
+def model() -> nn.Module:
     """The kit's network in float64 and train mode, its running statistics moved."""
-    place = world(registry)
+    place = world()
     net = place.model.double().train()
     with torch.no_grad():
         for scale in (0.5, 1.0):
@@ -43,9 +43,9 @@ def model(registry) -> nn.Module:
 
 
 @pytest.fixture
-def batch(registry) -> Batch:
+def batch() -> Batch:
     """A dozen digits with smooth targets."""
-    given = world(registry).batch
+    given = world().batch
     target = 0.9 * given.target.double() + 0.01
     return replace(given, x=given.x.double(), target=target, weight=given.weight.double(), moment=NOW)
 
