@@ -8,11 +8,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from robflat_attacks import TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
 from robflat_attacks.adapters import Torchattacks
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
-from torch import nn
-
 from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator, project
 from robflat_bench.components import resolve
 from robflat_bench.testing import run_checks
@@ -60,7 +60,8 @@ def spelled(library: str, name: str) -> str:
 @pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
 def test_the_conformance_kit_passes(registry, name):
     results = run_checks(registry, "attack", name)
-    assert {result.outcome for result in results} == {"passed"}, results
+    others = {(result.check, result.outcome) for result in results if result.outcome != "passed"}
+    assert others == {("check_declared_passes", "skipped")}, results  # each attack of the library takes its own
 
 
 @pytest.mark.parametrize(("library", "name"), EVERY)
