@@ -60,7 +60,9 @@ def spelled(library: str, name: str) -> str:
 @pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
 def test_the_conformance_kit_passes(registry, name):
     results = run_checks(registry, "attack", name)
-    assert {result.outcome for result in results} == {"passed"}, results
+    assert not [result for result in results if result.outcome == "failed"]
+    skipped = [result.check for result in results if result.outcome == "skipped"]
+    assert skipped == ["check_declared_passes"], "what its library does is not declared"
 
 
 @pytest.mark.parametrize(("library", "name"), EVERY)
