@@ -129,9 +129,15 @@ def _constants(module: Any) -> dict[str, str]:
 
 
 def checks() -> str:
-    """Every check of the kit with its docstring."""
-    told = {check.__name__: " ".join((inspect.getdoc(check) or "").split()) for check in CHECKS}
-    return "".join(f"- `{name}`: {text}\n" for name, text in told.items())
+    """Every check of the kit with what it promises: those of all kinds first, then what each kind has beside them."""
+    common = [check for check in CHECKS["method"] if all(check in others for others in CHECKS.values())]
+    parts = {"Every component": common}
+    parts |= {kind.capitalize(): [c for c in found if c not in common] for kind, found in CHECKS.items()}
+    return "".join(f"**{title}**\n\n{''.join(map(_promise, found))}\n" for title, found in parts.items())
+
+
+def _promise(check: Any) -> str:
+    return f"- `{check.__name__.removeprefix('check_')}`: {' '.join((inspect.getdoc(check) or '').split())}\n"
 
 
 GENERATED = {"hooks": hooks, "api": names, "checks": checks}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import REPOSITORY, TINY, run_here
 
-from robflat_bench.registry import discover
+from robflat_bench.registry import KINDS, discover
 from robflat_bench.testing import run_checks
 
 DOCS = REPOSITORY / "docs"
@@ -137,18 +137,17 @@ def test_there_are_commands_of_every_kind():
 # ---------------------------------------------------------------------------------------------------------
 
 
+MASKED = {"masked.py": {"check_gradient_reaches_every_module"}}
+"""What footguns.md shows as broken fails its check alone."""
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_plugins_pass_the_kit(place, name):
     registry = discover((Path(name),))
     assert not registry.plugins.broken
-    ((kind, component),) = (
-        (offer.info.kind, offer.info.name)
-        for kind in ("method", "measure", "backbone")
-        for offer in registry.offers(kind)
-        if offer.provider.distribution == name
-    )
-    outcomes = {result.check: result for result in run_checks(registry, kind, component)}
-    assert {result.outcome for result in outcomes.values()} == {"passed"}, outcomes
+    offers = [offer for kind in KINDS for offer in registry.offers(kind) if offer.provider.distribution == name]
+    (results,) = (run_checks(registry, offer.info.kind, offer.info.name) for offer in offers)
+    assert {result.check for result in results if result.outcome != "passed"} == MASKED.get(name, set()), results
 
 
 def test_the_masked_network_is_flagged(place, command):
