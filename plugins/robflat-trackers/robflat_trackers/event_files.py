@@ -30,10 +30,9 @@ class TensorBoard:
         self.writer: SummaryWriter | None = None
 
     def epoch_ends(self, epoch: Mapping[str, Any]) -> None:
-        step = epoch["epoch"]
         if self.writer is None:
-            self.writer = self._begun(step)
-        _write(self.writer, of_epoch(epoch), step)
+            self.writer = self._begun(epoch["epoch"])
+        _write(self.writer, of_epoch(epoch), epoch["epoch"])
 
     def evaluation_ends(self, checkpoint: str, result: Mapping[str, Any]) -> None:
         folder = self.folder / checkpoint
@@ -52,13 +51,13 @@ class TensorBoard:
             self.writer.close()
 
     def _begun(self, step: int) -> SummaryWriter:
-        """Only the first epoch tells where an interrupted run goes on: points from there on are made again, and at 0
-        everything is."""
-        if step:
-            return SummaryWriter(self.folder, purge_step=step)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        writer = SummaryWriter(self.folder)
-        writer.add_text("run", _about(self.run), step)
+        """Only the first epoch tells where an interrupted run goes on: what it had from there on is purged. At 0 too:
+        TensorBoard takes a folder's first mark to purge for its beginning, and heeds later ones only."""
+        if step == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        writer = SummaryWriter(self.folder, purge_step=step)
+        if step == 0:
+            writer.add_text("run", _about(self.run), step)
         return writer
 
 
