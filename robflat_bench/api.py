@@ -32,6 +32,7 @@ from robflat_bench.base import (
     Number,
     Params,
     Passes,
+    PluginError,
     Pool,
     Resources,
     RunView,
@@ -53,12 +54,14 @@ if TYPE_CHECKING:
         margin,
         project,
     )
+    from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.batching import in_batches
+    from robflat_bench.components import parse
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
-    from robflat_bench.randomness import generator, per_example_uniform
+    from robflat_bench.randomness import generator, per_example_uniform, uniform_like
 
 API_VERSION = "1.0"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
@@ -72,7 +75,11 @@ _LAZY = {
     "frozen_statistics": "robflat_bench.attacks.engine",
     "margin": "robflat_bench.attacks.engine",
     "project": "robflat_bench.attacks.engine",
+    "Normalized": "robflat_bench.backbones.parts",
+    "activation_class": "robflat_bench.backbones.parts",
+    "construction": "robflat_bench.backbones.parts",
     "in_batches": "robflat_bench.batching",
+    "parse": "robflat_bench.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",
@@ -80,6 +87,7 @@ _LAZY = {
     "soft_cross_entropy": "robflat_bench.methods.losses",
     "generator": "robflat_bench.randomness",
     "per_example_uniform": "robflat_bench.randomness",
+    "uniform_like": "robflat_bench.randomness",
 }
 
 __all__ = [
@@ -107,11 +115,13 @@ __all__ = [
     "Modifier",
     "ModifierInfo",
     "Moment",
+    "Normalized",
     "Number",
     "Oracle",
     "OracleParams",
     "Params",
     "Passes",
+    "PluginError",
     "Pool",
     "Resources",
     "RunView",
@@ -121,8 +131,10 @@ __all__ = [
     "UsageError",
     "WeightSpace",
     "Workspace",
+    "activation_class",
     "ascend",
     "attacked",
+    "construction",
     "cross_entropy",
     "divergence",
     "divergence_from",
@@ -131,9 +143,11 @@ __all__ = [
     "hookimpl",
     "in_batches",
     "margin",
+    "parse",
     "per_example_uniform",
     "project",
     "soft_cross_entropy",
+    "uniform_like",
 ]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROJECT = "robflat_bench"
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a plugin as its implementation of the hook of that name."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -124,13 +125,17 @@ class Info:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of each image of a batch, as formulas in T (the recipe's attack steps) and the component's parameters."""
+    """Passes of each image of a batch, as formulas in T (the recipe's attack steps) and the component's parameters.
+
+    at_most: they are an upper bound, for the data decide how many are made.
+    """
 
     forward: str = "0"
     backward: str = "0"
+    at_most: bool = False
 
     def __str__(self) -> str:
-        return f"{self.forward} forward, {self.backward} backward"
+        return f"{'at most ' * self.at_most}{self.forward} forward, {self.backward} backward"
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class MethodInfo(Info):
     updates: how often each batch is used. claims: joints it needs for itself; a modifier of such a joint cannot be
     added to it.
     helpers: name -> method text of networks trained first, under the same protocol, recipe and seed.
+    untrained: shell pattern of parameter names that its loss does not move -> why not.
     """
 
     attack: Passes = Passes()
@@ -148,6 +154,7 @@ class MethodInfo(Info):
     updates: str = "1"
     claims: tuple[Joint, ...] = ()
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    untrained: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: ClassVar[Kind] = "method"
 
 

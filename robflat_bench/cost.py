@@ -111,11 +111,16 @@ def passes_of_attack(attack: Component) -> tuple[int, int] | None:
 
 def passes_of_measure(measure: Component) -> tuple[int, int] | None:
     """Forward and backward passes of each image; None where a search decides how many."""
-    info, values = measure.info, measure.params.model_dump()
-    assert isinstance(info, MeasureInfo)
-    declared = info.passes.get(values.get("coupling", "clean" if "clean" in info.couplings else ""))
+    values, declared = measure.params.model_dump(), declared_by_measure(measure)
     if declared is None:
         return None
     steps, restarts = values.get("steps", 0), values.get("restarts", 1)
     values |= {"A": restarts * (steps + 1), "B": restarts * steps}
     return formula(declared.forward, values), formula(declared.backward, values)
+
+
+def declared_by_measure(measure: Component) -> Passes | None:
+    """The formulas under the coupling that its parameters choose."""
+    info = measure.info
+    assert isinstance(info, MeasureInfo)
+    return info.passes.get(getattr(measure.params, "coupling", "clean" if "clean" in info.couplings else ""))

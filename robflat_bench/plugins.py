@@ -110,6 +110,11 @@ class Plugins:
                 warnings.simplefilter("always")
                 self.manager.register(module, name=f"{provider.distribution}:{provider.entry_point}")
             self.manager.check_pending()
+            for hook in self.manager.get_hookcallers(module) or ():
+                if any(found.plugin is module and found.wrapper for found in hook.get_hookimpls()):
+                    raise TypeError(
+                        f"{hook.name} is a wrapper; each implementation is called alone, so it would wrap nothing"
+                    )
         except Exception:
             if self.manager.is_registered(module):
                 self.manager.unregister(module)
@@ -143,7 +148,7 @@ class Plugins:
         rows are refused, is broken and answers nothing."""
         answers = []
         for provider, call in self.callers(hook):
-            with self.guard(provider):
+            with self.guard(provider), _without_torch(provider):
                 rows = list(call(**arguments))
                 for row in rows:
                     check(row)
@@ -187,8 +192,8 @@ def _names(variable: str) -> set[str] | None:
 
 
 class _WithoutTorch(importlib.abc.MetaPathFinder):
-    """While installed plugins are loaded, an import of torch that would be the first fails: it would cost every
-    command seconds, `list` and `--help` too."""
+    """While an installed plugin is loaded or asked what it offers, an import of torch that would be the first fails: it
+    would cost every command seconds, `list` and `--help` too."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torch":
@@ -199,13 +204,14 @@ class _WithoutTorch(importlib.abc.MetaPathFinder):
 
 
 @contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    finder = _WithoutTorch()
-    sys.meta_path.insert(0, finder)
+def _without_torch(provider: Provider) -> Iterator[None]:
+    """A file named by `--plugin` may: it is one command's, and was asked for."""
+    finders = [] if provider.version == "file" else [_WithoutTorch()]
+    sys.meta_path[:0] = finders
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in finders]
 
 
 def _trace(outcome: Any, hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
@@ -217,20 +223,25 @@ def _trace(outcome: Any, hook: str, implementations: Sequence[Any], arguments: M
         sys.stderr.write(f"robflat-bench: hook {hook}({given}) of {implementation.plugin_name}: {ended}\n")
 
 
+def built_in() -> Plugins:
+    """The built-ins alone, whatever is installed."""
+    plugins = Plugins(pluggy.PluginManager(PROJECT))
+    plugins.manager.add_hookspecs(hookspecs)
+    for name in BUILT_INS:
+        module = importlib.import_module(name)
+        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
+    return plugins
+
+
 def load(files: tuple[Path, ...] = ()) -> Plugins:
     """Built-ins, then installed plugins that the environment admits, then one-file plugins (`--plugin FILE.py`).
 
     `ROBFLAT_BENCH_PLUGINS=a,b` admits only these distributions (empty: none), `ROBFLAT_BENCH_DISABLE_PLUGINS=c`
     leaves some out; neither touches built-ins. `ROBFLAT_BENCH_TRACE_HOOKS=1` shows every call of a hook on stderr.
     """
-    plugins = Plugins(pluggy.PluginManager(PROJECT))
-    plugins.manager.add_hookspecs(hookspecs)
+    plugins = built_in()
     if os.environ.get("ROBFLAT_BENCH_TRACE_HOOKS", "0") != "0":
         plugins.manager.add_hookcall_monitoring(lambda *_: None, _trace)
-    for name in BUILT_INS:
-        module = importlib.import_module(name)
-        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
-
     only, without = _names("ROBFLAT_BENCH_PLUGINS"), _names("ROBFLAT_BENCH_DISABLE_PLUGINS") or set()
     for point in sorted(metadata.entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name)):
         distribution, version = _distribution(point), point.dist.version if point.dist else ""
@@ -238,7 +249,7 @@ def load(files: tuple[Path, ...] = ()) -> Plugins:
             plugins.disabled.append(distribution)
             continue
         provider, began = Provider(distribution, version, point.name), time.perf_counter()
-        with plugins.guard(provider), _without_torch():
+        with plugins.guard(provider), _without_torch(provider):
             loaded = point.load()
             if not isinstance(loaded, ModuleType):
                 raise TypeError(f"the entry point must name a module, not {loaded!r}")

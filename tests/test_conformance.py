@@ -2,184 +2,156 @@
 
 from __future__ import annotations
 
-import dataclasses
-from types import ModuleType
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
-import torch
-from pydantic import ConfigDict
+import zoo
 
-from robflat_bench.base import (
-    Attack,
-    AttackInfo,
-    LauncherInfo,
-    Measure,
-    MeasureInfo,
-    Measurement,
-    MethodInfo,
-    ModifierInfo,
-    Params,
-)
-from robflat_bench.launchers.local import Local
-from robflat_bench.method import Method, Modifier
+from robflat_bench.base import UsageError
 from robflat_bench.plugins import Plugins, Provider
 from robflat_bench.registry import KINDS, Registry, discover
-from robflat_bench.testing import CHECKS, run_checks
+from robflat_bench.testing import CHECKS, parametrize_checks, run_checks
+from robflat_bench.testing.common import CHECKS as COMMON
 
 BUILT_IN = [(kind, name) for kind in KINDS for name in discover().names(kind)]
 
+NOT_DECLARED = {
+    "check_declared_passes": {
+        *("attack:autoattack", "measure:basin-width", "measure:hessian-lambda-max", "measure:keskar"),
+        *("measure:pac-bayes-sharpness", "measure:pac-bayes-sigma", "measure:weighted-curvature"),
+    },
+    "check_declared_powers": {
+        *("measure:distance-from-init", "measure:keskar", "measure:lpf", "measure:m-sharpness"),
+        "measure:sam-sharpness",
+    },
+    "check_log": {"launcher:inline"},
+}
+"""Check -> the built-in components that have nothing to check: nothing else may be skipped, but a dataset that is not
+here."""
+
 
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN, ids=[f"{kind}:{name}" for kind, name in BUILT_IN])
-def test_component_passes_every_check(registry, kind, name):
+def test_component_passes_every_check(one_thread, registry, kind, name):
     results = run_checks(registry, kind, name)
-    assert len(results) == len(CHECKS)
+    assert [result.check for result in results] == [check.__name__ for check in CHECKS[kind]]
     assert not [result for result in results if result.outcome == "failed"]
-    skipped = [result for result in results if result.outcome == "skipped"]
-    assert not skipped or (kind, name) == ("dataset", "cifar10"), "only a dataset that is not here may be skipped"
+    skipped = {result.check for result in results if result.outcome == "skipped"}
+    if (kind, name) == ("dataset", "cifar10"):
+        assert all("not found" in result.reason for result in results if result.check in skipped)
+    else:
+        assert skipped == {check for check, idle in NOT_DECLARED.items() if f"{kind}:{name}" in idle}
+
+
+def test_every_check_says_its_promise():
+    promises = [check.__doc__ for checks in CHECKS.values() for check in checks]
+    assert all(promises)
+    for kind, checks in CHECKS.items():
+        assert len({check.__name__ for check in checks}) == len(checks), kind
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The broken zoo
+# The zoo
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Loose(Params):
-    model_config = ConfigDict(frozen=False)
-    size: float = 1.0
-
-
-class Honest(Method):
-    def attack(self, model, batch, inner):
-        return batch.x
-
-    def loss(self, model, batch, x_adv):
-        return torch.nn.functional.cross_entropy(model(x_adv), batch.y, reduction="none")
-
-
-class BlindToHead(Honest):
-    def loss(self, model, batch, x_adv):
-        return model(x_adv).detach().sum(1) + sum(p.sum() for p in list(model.parameters())[:-2])
-
-
-class OverwritesTargets(Honest):
-    def loss(self, model, batch, x_adv):
-        loss = super().loss(model, batch, x_adv)
-        batch.target.zero_()
-        return loss
-
-
-class DrawsGlobally(Honest):
-    """Random, and puts the global state back: only its result gives it away."""
-
-    def loss(self, model, batch, x_adv):
-        with torch.random.fork_rng():
-            return super().loss(model, batch, x_adv) * (1 + torch.rand(()))
-
-
-class TooFar(Attack):
-    def perturb(self, model, examples, seed):
-        return (examples.x + 2 * self.threat.epsilon).clamp(0, 1)
-
-
-class LeavesEvalMode(Attack):
-    def perturb(self, model, examples, seed):
-        next(model.children()).train()
-        return examples.x
-
-
-class MovesWeights(Measure):
-    def measure(self, model, examples, workspace):
-        with torch.no_grad():
-            next(model.parameters()).add_(1e-3)
-        return Measurement(0.0, None, len(examples))
-
-
-class NotANumber(Measure):
-    def measure(self, model, examples, workspace):
-        return Measurement(float("nan"), None, len(examples))
-
-
-class AllIsWell(Local):
-    def wait(self, seconds):
-        return dict.fromkeys(super().wait(seconds), 0)
-
-
-class Undeclared(Modifier):
-    """Takes hold of a second joint that its description does not name."""
-
-    def after_step(self, model):
-        pass
-
-    def target(self, batch):
-        return batch.target
-
-
-class Misfit(Modifier):
-    def model(self, model, weights, moment):
-        return {name: tensor[None] for name, tensor in weights.items()}
-
-
-class Explodes(Modifier):
-    def after_step(self, model):
-        with torch.no_grad():
-            next(model.parameters()).fill_(torch.inf)
-
-
-class TooFarInTime(Honest):
-    """Within the radius at first, beyond it once its backward pass has moved the images."""
-
-    length = 0.05
-
-    def attack(self, model, batch, inner):
-        x_adv = (batch.x + self.length).clamp(0, 1).requires_grad_()
-        x_adv.register_hook(lambda gradient: setattr(self, "length", 0.5))
-        return x_adv
-
-
-def here(name: str) -> str:
-    return f"zoo:{name}"
-
-
-ZOO = [
-    (MethodInfo("no-title", "honest, but titled wrongly", here("Honest"), title="{{size}}"), "check_description"),
-    (MethodInfo("not-a-method", "an attack as a method", here("function")), "check_description"),
-    (MethodInfo("loose", "parameters that change", here("Honest"), Loose), "check_parameters"),
-    (MethodInfo("blind", "its loss does not reach the head", here("BlindToHead")), "check_contract"),
-    (MethodInfo("overwrites", "writes into the batch", here("OverwritesTargets")), "check_leaves_no_trace"),
-    (MethodInfo("random", "draws from the global state", here("DrawsGlobally")), "check_same_inputs_same_result"),
-    (MethodInfo("too-far-in-time", "drifts out of the ball", here("TooFarInTime")), "check_contract"),
-    (ModifierInfo("undeclared", "a joint too many", here("Undeclared"), joints=("after_step",)), "check_contract"),
-    (ModifierInfo("misfit", "weights of another shape", here("Misfit"), joints=("model",)), "check_contract"),
-    (ModifierInfo("explodes", "infinite weights", here("Explodes"), joints=("after_step",)), "check_contract"),
-    (AttackInfo("too-far", "twice the radius", here("TooFar")), "check_contract"),
-    (AttackInfo("mode", "leaves a module in train mode", here("LeavesEvalMode")), "check_leaves_no_trace"),
-    (MeasureInfo("moves", "moves the weights", here("MovesWeights")), "check_leaves_no_trace"),
-    (LauncherInfo("all-is-well", "reports no failure", here("AllIsWell")), "check_contract"),
-    (MeasureInfo("nan", "is not a number", here("NotANumber")), "check_contract"),
-]
-
-
-def function(params):
-    """Behaves like a method, but is no class."""
-    return Honest(params)
-
-
-@pytest.fixture
-def zoo_registry(registry) -> Registry:
-    plugins: Plugins = discover().plugins
-    module = ModuleType("zoo")
-    for name, value in globals().items():
-        if name in {info.factory.partition(":")[2] for info, _ in ZOO}:
-            setattr(module, name, value)
-    # A one-file plugin's factories are attributes of its module, wherever that came from.
-    provider = Provider("zoo.py", "file", "zoo", module)
+@pytest.fixture(scope="module")
+def zoo_registry() -> Registry:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBFLAT_BENCH_PLUGINS", "")
+        plugins: Plugins = discover().plugins
     extended = Registry(plugins)
-    for info, _ in ZOO:
-        extended.add(dataclasses.replace(info), provider)
+    # A one-file plugin's factories are attributes of its module, wherever that came from.
+    provider = Provider("zoo.py", "file", "zoo", zoo)
+    for info in [*zoo.HONEST, *zoo.ALSO_HONEST, *(info for info, _ in zoo.BROKEN)]:
+        extended.add(info, provider)
     return extended
 
 
-@pytest.mark.parametrize(("info", "bitten"), ZOO, ids=[info.name for info, _ in ZOO])
-def test_broken_component_fails_exactly_its_check(zoo_registry, info, bitten):
+@pytest.mark.parametrize("info", [*zoo.HONEST, *zoo.ALSO_HONEST], ids=lambda info: info.name)
+def test_honest_component_passes_every_check(one_thread, zoo_registry, info):
     results = run_checks(zoo_registry, info.kind, info.name)
-    assert [result.check for result in results if result.outcome == "failed"] == [bitten]
+    assert not [result for result in results if result.outcome != "passed"]
+
+
+def test_an_exemption_is_shown(one_thread, zoo_registry):
+    notes = {result.check: result.reason for result in run_checks(zoo_registry, "method", "exempt") if result.reason}
+    assert notes == {"check_gradient_reaches_every_module": "network.head.* is exempt: a fixed classifier"}
+
+
+@pytest.mark.parametrize(("info", "bitten"), zoo.BROKEN, ids=[info.name for info, _ in zoo.BROKEN])
+def test_broken_component_fails_exactly_its_check(one_thread, zoo_registry, info, bitten):
+    results = run_checks(zoo_registry, info.kind, info.name)
+    assert [result.check for result in results if result.outcome == "failed"] == [bitten], results
+
+
+def test_every_check_of_every_kind_has_bitten():
+    bitten = {(info.kind, check) for info, check in zoo.BROKEN}
+    assert bitten == {(kind, check.__name__) for kind, checks in CHECKS.items() for check in checks}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The kit as pytest cases
+# ---------------------------------------------------------------------------------------------------------
+
+PLUGIN = """
+from robflat_bench.api import DatasetInfo, Dataset, UsageError, hookimpl
+
+class Nowhere(Dataset):
+    def sources(self, root, download=True):
+        raise UsageError("this dataset is nowhere")
+
+    def canonical(self, source):
+        return False
+
+@hookimpl
+def robflat_bench_datasets():
+    return [
+        DatasetInfo("nowhere", "no images at all", "{module}:Nowhere"),
+        DatasetInfo("untitled", "its title is wrong", "{module}:Nowhere", title="{{{{size}}}}"),
+    ]
+"""
+
+
+def case_names(mark) -> list[str]:
+    return [str(case) for case in mark.args[1]]
+
+
+def test_cases_are_chosen_by_distribution_file_or_name(site, tmp_path):
+    site.install("my-data", {"my_data.py": PLUGIN.format(module="my_data")})
+    file = tmp_path / "other.py"
+    file.write_text(PLUGIN.format(module="other"))
+    names = case_names(parametrize_checks("My_Data").mark)
+    assert len(names) == len(set(names)) == 2 * len(CHECKS["dataset"])
+    assert names[0] == "dataset:nowhere-check_description"
+    assert case_names(parametrize_checks("dataset:digits").mark) == [
+        f"dataset:digits-{check.__name__}" for check in CHECKS["dataset"]
+    ]
+    site.patch.setenv("ROBFLAT_BENCH_PLUGINS", "")
+    assert case_names(parametrize_checks(str(file)).mark) == names
+    with pytest.raises(UsageError, match="'my-data' is installed"):
+        parametrize_checks("my-data")
+
+
+def test_the_packaged_tests_try_installed_plugins_and_skips_are_skips(site, child_environment, tmp_path):
+    site.install("my-data", {"my_data.py": PLUGIN.format(module="my_data")})
+    command = [sys.executable, "-m", "pytest", "--pyargs", "robflat_bench.testing", "-rA", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=child_environment(site.folder, plugins="my-data"), capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    outcomes = Counter(line.partition(" ")[0] for line in done.stdout.splitlines())
+    common = len(COMMON)
+    images = len(CHECKS["dataset"]) - common
+    assert outcomes["FAILED"] == 1
+    assert "test_component[dataset:untitled-check_description]" in done.stdout
+    assert outcomes["PASSED"] == 2 * common - 1 + 1, "what needs no images, and that no plugin is broken"
+    assert f"{2 * images} skipped" in done.stdout
+    assert "this dataset is nowhere" in done.stdout
+
+
+def test_the_kit_does_without_pytest():
+    program = "import sys; sys.modules['pytest'] = None; import robflat_bench.testing"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent).returncode == 0

@@ -47,6 +47,7 @@ COMMANDS = [
     ["info", "local"],
     ["plugin", "list"],
     ["plugin", "list", "--json"],
+    ["plugin", "new", "robflat-light"],
     ["results", "ls"],
     ["leaderboard", "--help"],
 ]

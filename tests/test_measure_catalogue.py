@@ -15,7 +15,7 @@ from robflat_bench.passes import PassCounter
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
 from robflat_bench.store import StoredJournal
-from robflat_bench.testing.checks import COUNT, THREAT, world
+from robflat_bench.testing.world import COUNT, THREAT, world
 
 REGISTRY = discover()
 ALL = [row.measure for row in choose_plan(REGISTRY, load(REGISTRY).fixed, "last", (), ("*",), None).measures]
@@ -26,7 +26,7 @@ SEARCHES |= {"weighted-curvature"}
 def brief(text: str) -> Component:
     """With the parameters of a quick trial."""
     found = resolve(REGISTRY, "measure", text)
-    quick = dict(found.info.example) | ({"m": COUNT // 2} if found.name == "m-sharpness" else {})
+    quick = dict(found.info.example)
     return Component(found.offer, found.info.params(**{**found.params.model_dump(), **quick}))
 
 
@@ -45,7 +45,7 @@ def test_a_pattern_names_every_measure_under_every_coupling():
 
 @pytest.mark.parametrize("text", ALL)
 def test_a_measure_takes_the_passes_that_it_declares(one_thread, text, tmp_path):
-    measure, place = brief(text), world(REGISTRY)
+    measure, place = brief(text), world()
     counter = PassCounter(place.model.eval())
     initial = {name: torch.zeros_like(tensor) for name, tensor in place.state.items()}
     journal = StoredJournal(tmp_path, counter=counter)
@@ -82,10 +82,10 @@ def test_distance_from_init_is_the_length_of_what_training_moved():
         net[0].bias += torch.tensor([0.0, 4.0])
         net[1].weight += 7.0  # a normalisation layer's: does not count
     measure = DistanceFromInit(resolve(REGISTRY, "measure", "distance-from-init").params, THREAT)
-    found = measure.measure(net, world(REGISTRY).examples, Workspace(initial=initial))
+    found = measure.measure(net, world().examples, Workspace(initial=initial))
     assert found.value == pytest.approx(5.0, rel=1e-12)
     assert found.details["distance/0.weight"] == pytest.approx(3.0, rel=1e-12)
     begun = sum(float(initial[name].square().sum()) for name in ("0.weight", "0.bias")) ** 0.5
     assert found.details["relative"] == pytest.approx(5.0 / begun, rel=1e-12)
     with pytest.raises(NoValue, match="not known"):
-        measure.measure(net, world(REGISTRY).examples, Workspace())
+        measure.measure(net, world().examples, Workspace())

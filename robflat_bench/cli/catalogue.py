@@ -113,6 +113,8 @@ def _component(offer: Offer) -> dict[str, Any]:
     if isinstance(info, MethodInfo | ModifierInfo):
         row |= {"passes: attack": f"{info.attack} (T attack steps)", "passes: loss": str(info.loss)}
         row |= {"helpers": ", ".join(info.helpers.values())} if info.helpers else {}
+    if isinstance(info, MethodInfo) and info.untrained:
+        row["untrained"] = "; ".join(f"{pattern}: {reason}" for pattern, reason in info.untrained.items())
     if isinstance(info, AttackInfo) and info.passes:
         row["passes"] = str(info.passes)
     if isinstance(info, ModifierInfo):

@@ -25,9 +25,9 @@ from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, look, plain
 from robflat_bench.experiments.measured import Found, coupled, info_of, measured
-from robflat_bench.experiments.rescaling import alone, louder, rescaled
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.folding import pairs
+from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.protocol import Strict
 from robflat_bench.store import StoredJournal
 

@@ -478,7 +478,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
             MSharpnessParams,
             "Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022",
             "m-sharpness ({coupling}), m={m}, rho={rho:g}",
-            {"steps": 2, "m": 5, "iterations": 2},
+            {"steps": 2, "m": 6, "iterations": 2},
             couplings=("clean", "frozen"),
             passes=_differentiate("iterations + 1", "iterations + 1"),
         ),

@@ -1,4 +1,4 @@
-"""Runs the checks on a component. A check that could not run is skipped with its reason, never counted as passed."""
+"""The checks of each kind, and running them. A check that could not run is skipped with its reason, never passed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from robflat_bench.base import Kind
+from robflat_bench.base import Kind, PluginError, UsageError
 from robflat_bench.components import Component, validate
 from robflat_bench.registry import Registry
-from robflat_bench.testing import checks
+from robflat_bench.testing import attacks, backbones, common, datasets, launchers, measures, trained
+from robflat_bench.testing.world import Skipped
 
-CHECKS: tuple[Callable[[Component, Registry], None], ...] = (
-    checks.check_description,
-    checks.check_parameters,
-    checks.check_contract,
-    checks.check_leaves_no_trace,
-    checks.check_same_inputs_same_result,
-)
+Check = Callable[[Component, Registry], str | None]
+"""Raises where the component breaks its promise; the note it may return says what is exempt, and why."""
+
+CHECKS: dict[Kind, tuple[Check, ...]] = {
+    "method": (*common.CHECKS, *trained.METHOD),
+    "modifier": (*common.CHECKS, *trained.MODIFIER),
+    "attack": (*common.CHECKS, *attacks.CHECKS),
+    "measure": (*common.CHECKS, *measures.CHECKS),
+    "backbone": (*common.CHECKS, *backbones.CHECKS),
+    "dataset": (*common.CHECKS, *datasets.CHECKS),
+    "launcher": (*common.CHECKS, *launchers.CHECKS),
+}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found on one component; reason: why it failed or was skipped."""
+    """What one check found on one component; reason: why it failed or was skipped, or what it exempts."""
 
     component: str
     check: str
@@ -30,19 +36,57 @@ class CheckResult:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Case:
+    """One check of one component, with its example parameters."""
+
+    registry: Registry
+    kind: Kind
+    name: str
+    check: Check
+
+    @property
+    def component(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def promise(self) -> str:
+        """What the check is about, in one sentence."""
+        return " ".join((self.check.__doc__ or "").split())
+
+    def __str__(self) -> str:
+        return f"{self.component}-{self.check.__name__}"
+
+    def __call__(self) -> str | None:
+        """Run the check: its note, Skipped, or what is wrong as an exception."""
+        offer = self.registry.get(self.kind, self.name)
+        try:
+            params = validate(offer.info.params, dict(offer.info.example), f"{self.kind} {self.name}")
+        except UsageError as error:
+            raise error if self.check is common.check_example else Skipped(f"no example to try: {error}") from None
+        try:
+            offer.load()
+        except PluginError as error:
+            raise error if self.check is common.check_factory else Skipped(str(error).splitlines()[0]) from None
+        return self.check(Component(offer, params), self.registry)
+
+    def run(self) -> CheckResult:
+        """What came of it; whatever a component raises is a finding."""
+        try:
+            note = self()
+        except Skipped as skip:
+            return CheckResult(self.component, self.check.__name__, "skipped", str(skip))
+        except Exception as error:
+            return CheckResult(self.component, self.check.__name__, "failed", f"{type(error).__name__}: {error}")
+        return CheckResult(self.component, self.check.__name__, "passed", note or "")
+
+
+def cases(registry: Registry, kind: Kind, name: str) -> list[Case]:
+    """Every check of the component's kind; an unknown name, or one offered twice, is an error."""
+    registry.get(kind, name)
+    return [Case(registry, kind, name, check) for check in CHECKS[kind]]
+
+
 def run_checks(registry: Registry, kind: Kind, name: str) -> list[CheckResult]:
     """Every check on the component with its example parameters."""
-    offer = registry.get(kind, name)
-    component = Component(offer, validate(offer.info.params, dict(offer.info.example), f"{kind} {name}"))
-    return [_run(check, component, registry) for check in CHECKS]
-
-
-def _run(check: Callable[[Component, Registry], None], component: Component, registry: Registry) -> CheckResult:
-    title = f"{component.info.kind}:{component.name}"
-    try:
-        check(component, registry)
-    except checks.Skipped as skip:
-        return CheckResult(title, check.__name__, "skipped", str(skip))
-    except Exception as error:  # whatever a component raises is a finding
-        return CheckResult(title, check.__name__, "failed", f"{type(error).__name__}: {error}")
-    return CheckResult(title, check.__name__, "passed")
+    return [case.run() for case in cases(registry, kind, name)]

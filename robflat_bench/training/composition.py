@@ -78,15 +78,19 @@ class Composition:
             batch = replace(batch, target=modifier.target(batch))
         return batch
 
+    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
+        """x_adv: the method's attack, by way of the modifier that claims it."""
+        attack: Attacker = self.method.attack
+        for modifier in self.at("attack"):
+            attack = _around(modifier, attack)
+        return attack(model, batch, inner)
+
     def update(self, model: nn.Module, batch: Batch, inner: InnerAttack, optimizer: Optimizer) -> float:
         """Attack, loss, one update of the weights; the loss before it."""
         model.train()
         for part in self.parts().values():
             part.train()
-        attack: Attacker = self.method.attack
-        for modifier in self.at("attack"):
-            attack = _around(modifier, attack)
-        x_adv = attack(model, batch, inner)
+        x_adv = self.attack(model, batch, inner)
         terms = [(modifier, modifier.prepare(model, batch, inner)) for modifier in self.at("loss")]
 
         def loss(*, frozen: bool = False, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -1,1 +1,119 @@
-"""torchattacks' and foolbox's attacks as components of robflat-bench."""
+"""torchattacks' and foolbox's attacks as components of robflat-bench: rows and parameters, torch-free.
+
+The attacks' names are in `tables`, the calls in `adapters`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, ClassVar
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from robflat_attacks.tables import FOOLBOX, TORCHATTACKS, Entry
+from robflat_bench.api import AttackInfo, Number, Params, hookimpl
+
+LIBRARIES = ("torchattacks", "foolbox")
+"""Their distributions, and our attacks, are called the same."""
+
+
+class LibraryParams(Params):
+    """name: as the library spells it. steps: iterations (Square: queries), by default the library's number.
+
+    step: size in pixels of [0,1], by default the library's own fraction of epsilon. batch is part of the definition:
+    the libraries draw for a whole batch, so examples are attacked in equal batches of at most so many.
+    """
+
+    name: str
+    steps: PositiveInt | None = None
+    step: Number | None = Field(default=None, gt=0)
+    restarts: PositiveInt = 1
+    batch: PositiveInt = 250
+
+    library: ClassVar[str]
+    table: ClassVar[Mapping[str, Entry]]
+
+    @property
+    def entry(self) -> Entry:
+        return self.table[self.name]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_steps(cls, values: Any) -> Any:
+        """The library's number enters the canonical text: it is part of what was run."""
+        entry = cls.table.get(str(values.get("name")))
+        return {"steps": entry.steps, **values} if entry else values
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in cls.table:
+            close = difflib.get_close_matches(name.lower(), {known.lower() for known in cls.table}, n=1)
+            hint = [f"did you mean '{known}'? " for known in cls.table if known.lower() in close]
+            every = ", ".join(sorted(cls.table))
+            raise ValueError(f"not an l-inf attack of {cls.library}; {''.join(hint)}it has {every}")
+        return name
+
+    @model_validator(mode="after")
+    def _takes_what_is_given(self) -> LibraryParams:
+        untouched = {"steps": self.entry.steps, "step": None, "restarts": 1}
+        for parameter, default in untouched.items():
+            if parameter not in self.entry.takes and getattr(self, parameter) != default:
+                raise ValueError(f"{self.name} of {self.library} takes no {parameter}")
+        return self
+
+
+class TorchattacksParams(LibraryParams):
+    __doc__ = LibraryParams.__doc__
+    library = "torchattacks"
+    table = TORCHATTACKS
+
+
+class FoolboxParams(LibraryParams):
+    __doc__ = LibraryParams.__doc__
+    library = "foolbox"
+    table = FOOLBOX
+
+
+@hookimpl
+def robflat_bench_attacks() -> list[AttackInfo]:
+    return [
+        AttackInfo(
+            "torchattacks",
+            "any l-inf attack of torchattacks, by its name there",
+            "robflat_attacks.adapters:Torchattacks",
+            TorchattacksParams,
+            "Kim: Torchattacks: A PyTorch repository for adversarial attacks. arXiv 2010.01950",
+            "{name}-{steps} of torchattacks",
+            {"name": "PGD"},
+        ),
+        AttackInfo(
+            "foolbox",
+            "any l-inf attack of foolbox, by its name there; minimum-norm ones are clipped to epsilon",
+            "robflat_attacks.adapters:Foolbox",
+            FoolboxParams,
+            "Rauber, Brendel, Bethge: Foolbox: A Python toolbox to benchmark the robustness of machine learning "
+            "models. arXiv 1707.04131",
+            "{name}-{steps} of foolbox",
+            {"name": "LinfPGD"},
+        ),
+    ]
+
+
+@hookimpl
+def robflat_bench_environment() -> Mapping[str, str]:
+    return {library: metadata.version(library) for library in LIBRARIES}
+
+
+@hookimpl
+def robflat_bench_validate_record(record: Mapping[str, Any]) -> list[str]:
+    """The libraries' numbers moved between their versions, so one without a version cannot be reproduced."""
+    noted = record["environment"].get("plugins", {}).get("robflat-attacks", {})
+    attacks = {attack for result in record["results"].values() for attack in result["robust_error"]}
+    return [
+        f"it has results of {library} and does not say of which version; evaluate it again"
+        for library in LIBRARIES
+        if not noted.get(library) and any(attack.startswith(f"{library}(") for attack in attacks)
+    ]

@@ -1,0 +1,93 @@
+"""The adapters: one call of the library's own attack per batch, and what the harness promises around it.
+
+The libraries draw from torch's global generators, so these are seeded by content (seed, attack, indices of the batch)
+and put back.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robflat_attacks import FoolboxParams, LibraryParams, TorchattacksParams
+from robflat_bench.api import Attack, Examples, UsageError, Workspace, attacked, generator, project
+
+CLASSES = range(4, 11)
+"""What APGDT can be told: its loss reads four logits; ten are the label and nine targets, as in AutoAttack. Its default
+of ten would break on fewer."""
+
+
+class LibraryAttack(Attack):
+    """What both libraries share; their results lie in the ball and the box, whatever the attack returned."""
+
+    params: LibraryParams
+
+    def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        return super().run(model, examples, replace(workspace, batch=self.params.batch))
+
+    def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
+        x, params = examples.x, self.params
+        title = f"{params.name} of {params.library}"
+        if x.dtype != torch.float32:
+            raise UsageError(f"{title} computes in float32 only; use pgd under this precision")
+        if params.entry.channels not in (None, x.shape[1]):
+            raise UsageError(f"{title} takes images of {params.entry.channels} channels only, these have {x.shape[1]}")
+        key = generator(seed, params.library, params.name, *examples.index.tolist()).initial_seed()
+        with attacked(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(key)
+            found = self.call(model, x.clone(), examples.y.clone(), self.arguments(model, x, key)).detach()
+        return project(found, x, self.threat.epsilon)
+
+    def arguments(self, model: nn.Module, x: Tensor, key: int) -> dict[str, Any]:
+        """Our parameters, the threat and the seed, as the library's constructor names them."""
+        params, epsilon, takes = self.params, self.threat.epsilon, self.params.entry.takes
+        values = {
+            "epsilon": epsilon,
+            "steps": params.steps,
+            "step": params.entry.step * epsilon if params.step is None else params.step,
+            "restarts": params.restarts,
+            "seed": key,
+        }
+        if "classes" in takes:
+            with torch.no_grad():
+                classes = model(x[:1]).shape[1]
+            if classes < CLASSES.start:
+                raise UsageError(f"{params.name} of {params.library} needs four classes; this model has {classes}")
+            values["classes"] = min(classes, CLASSES.stop - 1)
+        return {argument: values[name] for name, argument in takes.items()}
+
+    @abstractmethod
+    def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """x_adv [B,C,H,W] as the library returns it."""
+
+
+class Torchattacks(LibraryAttack):
+    r"""`torchattacks.NAME(model, eps=\epsilon, ...)(x, y)`. Kim, arXiv 2010.01950."""
+
+    params: TorchattacksParams
+
+    def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
+        import torchattacks
+
+        x_adv: Tensor = getattr(torchattacks, self.params.name)(model, **arguments)(x, y)
+        return x_adv
+
+
+class Foolbox(LibraryAttack):
+    r"""`foolbox.attacks.NAME(...)(model, x, y, epsilons=\epsilon)`, clipped by foolbox. Rauber et al., JOSS 2020."""
+
+    params: FoolboxParams
+
+    def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
+        import foolbox
+
+        times = arguments.pop("times", 1)
+        attack = getattr(foolbox.attacks, self.params.name)(**arguments).repeat(times)
+        images = foolbox.models.PyTorchModel(model, bounds=(0, 1), device=x.device)  # else it moves the model to a GPU
+        x_adv: Tensor
+        _, x_adv, _ = attack(images, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.epsilon)
+        return x_adv

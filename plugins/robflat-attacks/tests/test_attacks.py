@@ -1,0 +1,353 @@
+"""Every attack keeps the harness's promises and gives what the library gives; what it cannot do, it refuses."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from robflat_attacks import TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
+from robflat_attacks.adapters import Torchattacks
+from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
+from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator
+from robflat_bench.components import resolve
+from robflat_bench.testing import run_checks
+
+# What foolbox 3.3.4 imports, SciPy means to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
+
+EPSILON = 0.1
+EVERY = [
+    (library, name) for library, table in {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX}.items() for name in table
+]
+QUICK = {"FAB": 2, "Square": 50, "LInfFMNAttack": 10, "LinfPGD": 10, "LinfAdamPGD": 10}
+DRAWING = ["torchattacks(name=PGD, steps=3", "torchattacks(name=VMIFGSM, steps=2", "foolbox(name=LinfPGD, steps=3"]
+
+
+def small(channels: int = 3, classes: int = 10) -> nn.Module:
+    """A network with batch normalisation, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, classes)).eval()
+
+
+def images(model: nn.Module, count: int = 8, channels: int = 3) -> Examples:
+    """Random images with the labels the network gives them, indices that are not their positions."""
+    x = torch.rand(count, channels, 12, 12, generator=generator("images"))
+    with torch.no_grad():
+        return Examples(x, model(x).argmax(1), 100 + 7 * torch.arange(count))
+
+
+def attack(registry, text: str, epsilon: float = EPSILON):
+    return resolve(registry, "attack", text).build(Threat(epsilon))
+
+
+def spelled(library: str, name: str) -> str:
+    steps = f", steps={QUICK[name]}" if name in QUICK else ""
+    return f"{library}(name={name}{steps})"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The harness's promises
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
+def test_the_conformance_kit_passes(registry, name):
+    results = run_checks(registry, "attack", name)
+    assert not [result for result in results if result.outcome == "failed"]
+    skipped = [result.check for result in results if result.outcome == "skipped"]
+    assert skipped == ["check_declared_passes"], "what its library does is not declared"
+
+
+@pytest.mark.parametrize(("library", "name"), EVERY)
+def test_every_attack_stays_in_ball_and_box_and_leaves_no_trace(registry, capsys, library, name):
+    model = small()
+    model[0].train()  # a mixed mode is what `model.train()` afterwards would lose
+    examples, state = images(model, 4), copy.deepcopy(model.state_dict())
+    x, modes, before = examples.x.clone(), [part.training for part in model.modules()], torch.get_rng_state()
+    x_adv = attack(registry, spelled(library, name)).run(model, examples, Workspace())
+    assert (x_adv - x).abs().max() <= EPSILON + 1e-6
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert x_adv.dtype == x.dtype
+    assert not x_adv.requires_grad
+    assert torch.equal(examples.x, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("library", "name"), EVERY)
+def test_every_attack_is_a_function_of_seed_and_indices(registry, library, name):
+    model = small()
+    examples, chosen = images(model, 4), attack(registry, spelled(library, name))
+    with torch.random.fork_rng(devices=[]):
+        first = chosen.perturb(model, examples, 0)
+        torch.manual_seed(1)
+        assert torch.equal(chosen.perturb(model, examples, 0), first)
+
+
+@pytest.mark.parametrize("text", DRAWING)
+def test_the_memory_batch_changes_nothing_and_the_attacks_own_batch_does(registry, text):
+    model = small()
+    examples = images(model)
+
+    def result(own: int, memory: int) -> torch.Tensor:
+        return attack(registry, f"{text}, batch={own})").run(model, examples, Workspace(batch=memory))
+
+    assert torch.equal(result(4, 3), result(4, 100))
+    assert not torch.equal(result(4, 100), result(8, 100))
+
+
+@pytest.mark.parametrize("text", DRAWING)
+def test_other_indices_or_seeds_meet_other_numbers(registry, text):
+    model = small()
+    examples, chosen = images(model), attack(registry, f"{text})")
+    moved = Examples(examples.x, examples.y, examples.index + 1)
+    first = chosen.perturb(model, examples, 0)
+    assert not torch.equal(chosen.perturb(model, moved, 0), first)
+    assert not torch.equal(chosen.perturb(model, examples, 1), first)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The library's own results
+# ---------------------------------------------------------------------------------------------------------
+
+
+def key(library: str, name: str, examples: Examples) -> int:
+    return generator(0, library, name, *examples.index.tolist()).initial_seed()
+
+
+@pytest.mark.parametrize("name", ["PGD", "APGD", "VMIFGSM", "FFGSM", "Square"])
+def test_torchattacks_gives_what_it_gives_when_called_directly(registry, name):
+    import torchattacks
+
+    model = small()
+    examples, entry = images(model), TORCHATTACKS[name]
+    seed = key("torchattacks", name, examples)
+    direct = {"eps": EPSILON, "alpha": entry.step * EPSILON, "steps": 7, "n_queries": 7, "seed": seed}
+    known = inspect.signature(getattr(torchattacks, name)).parameters
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        arguments = {argument: value for argument, value in direct.items() if argument in known}
+        expected = getattr(torchattacks, name)(model, **arguments)(examples.x, examples.y)
+    steps = ", steps=7" if "steps" in entry.takes else ""
+    found = attack(registry, f"torchattacks(name={name}{steps})").perturb(model, examples, 0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(model(found).argmax(1), model(expected).argmax(1))
+    assert not torch.equal(found, examples.x) or name == "Square"
+
+
+@pytest.mark.parametrize("name", ["LinfPGD", "LinfDeepFoolAttack", "FGSM"])
+def test_foolbox_gives_what_it_gives_when_called_directly(registry, name):
+    import foolbox
+
+    model = small()
+    examples = images(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key("foolbox", name, examples))
+        images_of = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        own = getattr(foolbox.attacks, name)()
+        _, expected, broken = own(images_of, examples.x, examples.y, epsilons=EPSILON)
+    found = attack(registry, f"foolbox(name={name})").perturb(model, examples, 0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(model(found).argmax(1) != examples.y, broken)
+
+
+def test_foolbox_restarts_break_what_one_of_them_breaks(registry):
+    model = small()
+    examples = images(model, 32)
+    errors = [
+        model(attack(registry, f"foolbox(name={text})", 0.02).perturb(model, examples, 0)).argmax(1) != examples.y
+        for text in ("LinfAdditiveUniformNoiseAttack", "LinfAdditiveUniformNoiseAttack, restarts=20")
+    ]
+    assert (errors[1] | ~errors[0]).all()
+    assert errors[1].sum() > errors[0].sum()
+
+
+@pytest.mark.parametrize("name", sorted(TORCHATTACKS))
+def test_the_table_says_what_torchattacks_takes_and_defaults_to(name):
+    import torchattacks
+
+    entry, ours = TORCHATTACKS[name], {argument for row in TORCHATTACKS.values() for argument in row.takes.values()}
+    known = inspect.signature(getattr(torchattacks, name)).parameters
+    optional = {"n_classes"} if name == "FAB" else set()  # read by its multi-targeted mode only
+    assert {argument for argument in known if argument in ours} - optional == set(entry.takes.values())
+    defaults = {ours_: known[theirs].default for ours_, theirs in entry.takes.items()}
+    assert entry.steps == defaults.get("steps", 1)
+    assert entry.step == pytest.approx(defaults["step"] / defaults["epsilon"] if "step" in defaults else 0)
+
+
+@pytest.mark.parametrize("name", sorted(FOOLBOX))
+def test_the_table_says_what_foolbox_takes_and_defaults_to(name):
+    import foolbox
+
+    entry, chosen = FOOLBOX[name], getattr(foolbox.attacks, name)
+    known = inspect.signature(chosen).parameters
+    ours = {"steps", "repeats", "abs_stepsize"} & {*known}
+    assert ours == {*entry.takes.values()} - {"times"}
+    assert entry.steps == next((known[steps].default for steps in ("steps", "repeats") if steps in known), 1)
+    assert entry.step == (known["rel_stepsize"].default if "rel_stepsize" in known else 0)
+    assert chosen().distance is foolbox.distances.linf
+
+
+def test_the_tables_are_complete():
+    """Of torchattacks but AutoAttack, which the core has from its authors; of foolbox but what starts elsewhere."""
+    import foolbox
+    import torchattacks
+
+    linf = {name for name in torchattacks.__all__ if ": Linf" in (getattr(torchattacks, name).__doc__ or "")}
+    assert linf - {"AutoAttack"} == set(TORCHATTACKS)
+    named = {item for name, item in vars(foolbox.attacks).items() if name.lower().startswith("linf")}
+    assert named - {foolbox.attacks.LinfinityBrendelBethgeAttack} == {
+        getattr(foolbox.attacks, name) for name in FOOLBOX
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Known quirks of the libraries
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_steps_scale_with_the_threat(registry):
+    """At torchattacks' own 2/255, ten steps end 0.08 from the image; the ball here is 0.3."""
+    model = small()
+    examples = images(model)
+    x_adv = attack(registry, "torchattacks(name=BIM)", 0.3).perturb(model, examples, 0)
+    assert (x_adv - examples.x).abs().max() == pytest.approx(0.3)
+    short = attack(registry, "torchattacks(name=BIM, step=2/255)", 0.3).perturb(model, examples, 0)
+    assert (short - examples.x).abs().max() == pytest.approx(20 / 255)
+
+
+class Scaled(nn.Module):
+    """Logits so far apart that the gradient of the cross-entropy is exactly zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1e6 * self.network(x)
+
+
+@pytest.mark.parametrize("name", ["MIFGSM", "NIFGSM", "TIFGSM"])
+def test_a_gradient_of_zero_is_no_successful_attack(registry, name):
+    """These divide it by its norm; the network would answer an image of NaN with a wrong class."""
+    model = Scaled().eval()
+    examples = images(model)
+    x_adv = attack(registry, f"torchattacks(name={name})").perturb(model, examples, 0)
+    assert x_adv.isfinite().all()
+    assert torch.equal(model(x_adv).argmax(1), examples.y)
+
+
+@pytest.mark.parametrize("classes", [4, 10, 20])
+def test_apgdt_targets_as_many_classes_as_there_are(registry, classes):
+    model = small(classes=classes)
+    x_adv = attack(registry, "torchattacks(name=APGDT, steps=2)").perturb(model, images(model), 0)
+    assert x_adv.isfinite().all()
+
+
+def test_apgdt_needs_four_classes(registry):
+    model = small(classes=3)
+    with pytest.raises(UsageError, match=r"APGDT of torchattacks needs four classes; this model has 3"):
+        attack(registry, "torchattacks(name=APGDT, steps=2)").perturb(model, images(model), 0)
+
+
+@pytest.mark.parametrize("name", ["TIFGSM", "PIFGSM", "PIFGSMPP"])
+def test_attacks_of_three_channels_refuse_others(registry, name):
+    model = small(channels=1)
+    with pytest.raises(UsageError, match=f"{name} of torchattacks takes images of 3 channels only, these have 1"):
+        attack(registry, f"torchattacks(name={name})").perturb(model, images(model, channels=1), 0)
+
+
+def test_other_precisions_are_refused():
+    model = small().double()
+    examples = images(small())
+    chosen = Torchattacks(TorchattacksParams(name="PGD"), Threat(EPSILON))
+    with pytest.raises(UsageError, match="float32 only"):
+        chosen.perturb(model, Examples(examples.x.double(), examples.y, examples.index), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Specs
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("torchattacks(name=PDG)", "did you mean 'PGD'?"),
+        ("torchattacks(name=pgd)", "did you mean 'PGD'?"),
+        ("torchattacks(name=CW)", "not an l-inf attack of torchattacks"),
+        ("foolbox(name=LinfPDG)", "did you mean 'LinfPGD'?"),
+        ("foolbox(name=L2PGD)", "not an l-inf attack of foolbox"),
+        ("torchattacks(steps=5)", "'name' is missing"),
+        ("torchattacks(name=FGSM, steps=5)", "FGSM of torchattacks takes no steps"),
+        ("torchattacks(name=Square, step=0.1)", "Square of torchattacks takes no step"),
+        ("torchattacks(name=PGD, restarts=2)", "PGD of torchattacks takes no restarts"),
+        ("torchattacks(name=PGD, step=0)", "'step' = 0"),
+        ("foolbox(name=LinfBasicIterativeAttack, restarts=2)", "takes no restarts"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(registry, text, message):
+    with pytest.raises(UsageError) as refused:
+        resolve(registry, "attack", text)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("library", "name"), EVERY)
+def test_the_canonical_text_spells_out_the_librarys_steps(registry, library, name):
+    chosen = resolve(registry, "attack", f"{library}(name={name})")
+    assert resolve(registry, "attack", chosen.canonical).canonical == chosen.canonical
+    assert f"steps={chosen.params.entry.steps})" in chosen.canonical
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Records, and the command line
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_must_name_the_librarys_version():
+    def record(attack: str, **noted: str) -> dict[str, object]:
+        environment = {"plugins": {"robflat-attacks": noted}} if noted else {}
+        return {"results": {"last": {"robust_error": {attack: {"test": 0.5}}}}, "environment": environment}
+
+    ours = 'torchattacks(batch=250, name="PGD", restarts=1, steps=10)'
+    assert robflat_bench_validate_record(record("pgd(steps=2)")) == []
+    assert robflat_bench_validate_record(record(ours, **robflat_bench_environment())) == []
+    for lacking in (record(ours), record(ours, foolbox="3.3.4")):
+        (problem,) = robflat_bench_validate_record(lacking)
+        assert "results of torchattacks and does not say of which version" in problem
+
+
+def test_evaluate_attacks_a_run_and_notes_the_versions(command, trained):
+    texts = ("torchattacks(name=PGD, steps=5)", "foolbox(name=LinfPGD, steps=5)")
+    done = command(
+        "evaluate",
+        trained,
+        "--protocol",
+        "tiny.toml",
+        *(word for text in texts for word in ("--attack", text)),
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    (result,) = record["results"].values()
+    assert [text.partition("(")[0] for text in result["robust_error"]] == ["torchattacks", "foolbox"]
+    assert all(result["clean_error"] <= error["test"] <= 1 for error in result["robust_error"].values())
+    assert record["environment"]["plugins"]["robflat-attacks"] == robflat_bench_environment()
+    assert robflat_bench_validate_record(record) == []
+
+
+def test_a_misspelt_attack_is_a_usage_error(command, trained):
+    done = command("evaluate", trained, "--protocol", "tiny.toml", "--attack", "torchattacks(name=PDG)")
+    assert done.returncode == 2
+    assert "did you mean 'PGD'?" in done.stderr

@@ -1,0 +1,225 @@
+"""RobustBench's architectures as a backbone, with weights from files that lie here already.
+
+RobustBench keeps the knowledge of which architecture belongs to which published name; everything else of it stays
+outside: it prints, warns of setuptools, builds on the global random state and downloads. Weights are read without
+unpickling, and all of them fit or none is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fnmatch
+import io
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robflat_bench.api import ImageShape, PluginError, UsageError
+from robflat_robustbench import CLASSES, MODELS, RobustBenchParams
+
+WRAPPERS = ("last", "state_dict", "model_state_dict", "net", "model")
+"""Keys under which trainers keep the weights; of a checkpoint with the best and the last, RobustBench evaluates the
+last."""
+
+PREFIXES = ("module.", "model.")
+"""What data parallelism and wrappers put before names."""
+
+COUNTERS = ("*num_batches_tracked",)
+"""What evaluation never reads, and checkpoints of old releases of torch lack."""
+
+CONSTANTS = ("mu", "sigma")
+"""Normalisation of the input, which some architectures hold as buffers that their published checkpoints lack."""
+
+LACKING_CONSTANTS = (
+    "Augustin2020Adversarial*",
+    "Chen2020Efficient",
+    "Diffenderfer2021Winning_*",
+    "Engstrom2019Robustness",
+    "Hendrycks2020AugMix_*",
+    "Kireev2021Effectiveness_*",
+    "Pang2020Boosting",
+    "Rice2020Overfitting",
+    "Rony2019Decoupling",
+    "Wong2020Fast",
+    "Wu2020Adversarial",
+)
+LEFT_OVER = {"Pang2020Boosting": ("model_preact_hl1.*",), "Diffenderfer2021Winning_*": ("*.scores",)}
+"""Tensors of training that published checkpoints hold and no forward pass reads."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The zoo
+# ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that a library prints or warns of leaves this block."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@cache
+def zoo() -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """(dataset, threat) -> name -> RobustBench's entry; PluginError where RobustBench cannot be imported."""
+    try:
+        with quiet():
+            from robustbench.model_zoo import model_dicts
+    except Exception as error:  # its dependencies break in their own ways
+        raise PluginError(
+            f"robustbench cannot be imported: {type(error).__name__}: {error}; it needs pkg_resources, which "
+            'setuptools has up to 80: pip install "setuptools<81" "robustbench>=1.1,<1.2"'
+        ) from error
+    return {
+        (dataset.value, threat.value): dict(models)
+        for dataset, threats in model_dicts.items()
+        for threat, models in threats.items()
+        if dataset.value in CLASSES
+    }
+
+
+def entry(params: RobustBenchParams) -> dict[str, Any]:
+    """RobustBench's entry of a model; UsageError with the nearest names where it has none."""
+    models = zoo().get((params.dataset, params.threat), {})
+    if params.name not in models:
+        close = difflib.get_close_matches(params.name, models, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see `robflat-bench robustbench models`"
+        raise UsageError(f"robustbench has no {params.dataset} {params.threat} model named '{params.name}'; {hint}")
+    return models[params.name]
+
+
+def files(params: RobustBenchParams) -> tuple[Path, ...]:
+    """Where the weights of a model lie, or would: as RobustBench lays them out, an ensemble's members apart."""
+    if params.weights != "published":
+        return (Path(params.weights),)
+    folder = Path(params.models or os.environ.get(MODELS, "models")) / params.dataset / params.threat
+    source = entry(params)["gdrive_id"]
+    members = [f"_m{number}" for number in range(len(source))] if isinstance(source, list) else [""]
+    paths = [folder / f"{params.name}{member}" for member in members]
+    own = [path.with_name(f"{path.name}.safetensors") for path in paths]
+    return tuple(own if all(path.is_file() for path in own) else [path.with_name(f"{path.name}.pt") for path in paths])
+
+
+def robustbench_model(params: RobustBenchParams, shape: ImageShape, activation: str) -> nn.Module:
+    """The architecture of a published name with its weights. `activation` is ignored: the model has its own.
+
+    UsageError: unknown name, images it was not built for, weights that are not here, need unpickling or do not fit.
+    """
+    wanted = (3, 32, CLASSES[params.dataset])
+    if (shape.channels, shape.size, shape.classes) != wanted:
+        raise UsageError(
+            f"robustbench's {params.dataset} models read 3x32x32 images of {wanted[2]} classes; this protocol has "
+            f"{shape.channels}x{shape.size}x{shape.size} images of {shape.classes}: choose another with --protocol, "
+            "e.g. robustbench-linf"
+        )
+    found = entry(params)
+    paths = () if params.weights == "random" else files(params)
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(_missing(params, path))
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model: nn.Module = found["model"]()
+    parts: Sequence[nn.Module] = [model] if len(paths) < 2 else list(model.models)  # type: ignore[arg-type]
+    for path, part in zip(paths, parts, strict=False):
+        part.load_state_dict(fitted(read(path), part, params.name, path), strict=True)
+    return model
+
+
+def _missing(params: RobustBenchParams, path: Path) -> str:
+    if params.weights != "published":
+        return f"{path}: no such file"
+    where = f"model_dir={str(path.parents[2])!r}, dataset={params.dataset!r}, threat_model={params.threat!r}"
+    return (
+        f"the weights of robustbench's {params.name} are not here: looked for {path}. Nothing is downloaded; where "
+        f'there is a network, RobustBench itself fetches them: python -c "from robustbench import load_model; '
+        f'load_model({params.name!r}, {where})". Another folder: models=DIR or ${MODELS}; untrained: weights=random'
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checkpoints of strangers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or a .pt, without what wraps them; nothing is unpickled.
+
+    UsageError: damaged, not a checkpoint, or one that only loads by running code of its own.
+    """
+    try:
+        with quiet():
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage raises nearly anything
+        raise UsageError(f"{path} is refused: {_reason(path, error)}") from None
+    while wrapper := next((key for key in WRAPPERS if isinstance(_item(content, key), Mapping)), None):
+        content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+        raise UsageError(f"{path} is refused: no weights under {', '.join(WRAPPERS)}; it holds {keys}")
+    return dict(content)
+
+
+def _item(content: object, key: str) -> object:
+    return content.get(key) if isinstance(content, Mapping) else None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file does not load; torch's own words advise to unpickle it."""
+    if path.read_bytes()[:256].lstrip()[:1] == b"<":
+        return "it is a web page, so its download failed; delete it and fetch it again"
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        asked = f" (it asks for {named[1]})" if named else ""
+        return f"loading it would run code of its own{asked}; where you trust it, save its weights as .safetensors"
+    return f"it is damaged ({type(error).__name__} {str(error).partition('. ')[0]})"
+
+
+def fitted(tensors: Mapping[str, Tensor], model: nn.Module, name: str, path: Path) -> dict[str, Tensor]:
+    """A complete state dict of the model from a checkpoint's tensors; UsageError that says what does not fit.
+
+    What may differ is listed above: prefixes, counters, and for published names constants and left-over tensors.
+    """
+    expected: dict[str, Tensor] = model.state_dict()
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        own = key
+        while own not in expected and (prefix := next(filter(own.startswith, PREFIXES), "")):
+            own = own.removeprefix(prefix)
+        if own in found:
+            raise UsageError(
+                f"{path} does not fit robustbench's {name}: it holds '{own}' twice, with and without prefix"
+            )
+        found[own] = tensor
+    absent = (*COUNTERS, *(CONSTANTS if _any(name, LACKING_CONSTANTS) else ()))
+    unread = [pattern for names, patterns in LEFT_OVER.items() if _any(name, [names]) for pattern in patterns]
+    problems = [
+        *(f"'{key}' is missing" for key in expected if key not in found and not _any(key, absent)),
+        *(f"'{key}' is unknown here" for key in found if key not in expected and not _any(key, unread)),
+        *(
+            f"'{key}' is {tuple(found[key].shape)} there and {tuple(tensor.shape)} here"
+            for key, tensor in expected.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UsageError(f"{path} does not fit robustbench's {name}: {'; '.join(problems[:3])}{more}")
+    return {key: found.get(key, tensor) for key, tensor in expected.items()}
+
+
+def _any(text: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)

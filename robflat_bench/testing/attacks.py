@@ -1,0 +1,126 @@
+"""What attacks promise, on a network that was trained adversarially."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.base import Attack, Threat, Workspace
+from robflat_bench.components import Component
+from robflat_bench.cost import passes_of_attack
+from robflat_bench.randomness import generator, global_state
+from robflat_bench.registry import Registry
+from robflat_bench.testing.training import trained_world
+from robflat_bench.testing.world import (
+    COUNT,
+    TOLERANCE,
+    Skipped,
+    Watched,
+    World,
+    expect,
+    expect_in_box,
+    expect_same_model,
+    expect_same_tensors,
+    expect_within,
+    remembered,
+    same,
+    watch,
+)
+
+THREAT = Threat(epsilon=0.3)
+"""Within it most examples fall: an attack that goes on with the others for long soon ends."""
+
+
+def _run(component: Component, place: World) -> Tensor:
+    attack: Attack = component.build(THREAT)
+    return attack.run(place.model, place.examples, Workspace(batch=8))
+
+
+@remembered
+def _watched(component: Component, registry: Registry) -> Watched:
+    return watch(trained_world(), trained_world(), functools.partial(_run, component))
+
+
+def check_within_the_ball(component: Component, registry: Registry) -> None:
+    """x_adv is shaped as x and within the threat's radius of it."""
+    watched = _watched(component, registry)
+    expect_within(watched.made, watched.before.examples.x, THREAT.epsilon)
+
+
+def check_within_image_box(component: Component, registry: Registry) -> None:
+    """x_adv lies in [0,1]."""
+    expect_in_box(_watched(component, registry).made)
+
+
+def check_dtype(component: Component, registry: Registry) -> None:
+    """x_adv has the dtype of x and carries no graph."""
+    watched = _watched(component, registry)
+    expect(watched.made.dtype == watched.before.examples.x.dtype, f"x_adv is {watched.made.dtype}")
+    expect(not watched.made.requires_grad, "x_adv carries a graph")
+
+
+def check_model_restored(component: Component, registry: Registry) -> None:
+    """Weights, running statistics and modes are as before, and no gradient is left behind."""
+    expect_same_model(_watched(component, registry))
+
+
+def check_examples_untouched(component: Component, registry: Registry) -> None:
+    """Images, labels and indices that it is given stay as they are."""
+    watched = _watched(component, registry)
+    expect_same_tensors(watched.place.examples, watched.before.examples)
+
+
+def check_random_state_untouched(component: Component, registry: Registry) -> None:
+    """Nobody else's random numbers change: the global state is as before."""
+    expect(_watched(component, registry).random_state_kept, "the global random state has moved")
+
+
+def check_deterministic(component: Component, registry: Registry) -> None:
+    """Equal inputs give equal bits, whatever the global random state."""
+    watched = _watched(component, registry)
+    with global_state(generator("kit", 2)):
+        again = _run(component, trained_world())
+    expect(same(watched.made, again), "two uses differ")
+
+
+def check_no_weaker_than_nothing(component: Component, registry: Registry) -> None:
+    """The mean loss at x_adv is not lower than at x."""
+    watched = _watched(component, registry)
+    model, examples = watched.before.model, watched.before.examples
+    with torch.no_grad():
+        clean, adversarial = (
+            float(nn.functional.cross_entropy(model(x).double(), examples.y))
+            for x in (examples.x, watched.made.to(examples.x))
+        )
+    expect(adversarial >= clean - TOLERANCE, f"the mean loss falls from {clean:.4g} to {adversarial:.4g}")
+
+
+def check_declared_passes(component: Component, registry: Registry) -> None:
+    """It makes the image passes that are declared; no more where they are an upper bound."""
+    declared = passes_of_attack(component)
+    if declared is None:
+        raise Skipped("declares no passes: a search decides")
+    watched = _watched(component, registry)
+    expect_passes((watched.forward, watched.backward), declared, component.info.passes.at_most)  # type: ignore[attr-defined]
+
+
+def expect_passes(made: tuple[int, int], declared: tuple[int, int], at_most: bool) -> None:
+    """Of the kit's examples."""
+    total = (declared[0] * COUNT, declared[1] * COUNT)
+    right = made[0] <= total[0] and made[1] <= total[1] if at_most else made == total
+    expect(right, f"{COUNT} images make {made} forward and backward passes, {total} are declared")
+
+
+CHECKS = (
+    check_within_the_ball,
+    check_within_image_box,
+    check_dtype,
+    check_model_restored,
+    check_examples_untouched,
+    check_random_state_untouched,
+    check_deterministic,
+    check_no_weaker_than_nothing,
+    check_declared_passes,
+)
