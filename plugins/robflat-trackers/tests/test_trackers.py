@@ -17,13 +17,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
-from robflat_trackers.event_files import TensorBoard
-from robflat_trackers.mlflow_runs import MLflow, MlflowClient
-from robflat_trackers.scalars import LONGEST, legal, of_result
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 from robflat_bench.api import RunView
+from robflat_trackers.event_files import TensorBoard
+from robflat_trackers.mlflow_runs import MLflow, MlflowClient
+from robflat_trackers.scalars import LONGEST, legal, of_result
 
 CURVES = ("train_loss", "learning_rate", "heldout_clean_error", "heldout_robust_error", "heldout_robust_loss")
 PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
