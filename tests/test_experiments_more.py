@@ -68,7 +68,9 @@ def test_scaled_convolutions_leave_the_function_and_a_louder_head_multiplies_it(
         before = model(examples.x)
         scaled, louder = rescaling.rescaled(model, examples.x, c), rescaling.louder(model, examples, c)
         assert (scaled(examples.x) - before).abs().max() < 1e-6 * max(1.0, float(before.abs().max()))
-        assert torch.allclose(louder(examples.x), c * before, rtol=1e-5)
+        # a logit near 0 is a sum of larger terms, whose rounding it keeps
+        rounding = 1e-6 * c * float(before.abs().max())
+        assert torch.allclose(louder(examples.x), c * before, rtol=1e-5, atol=rounding)
         assert torch.equal(model(examples.x), before)
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     assert convolutions
