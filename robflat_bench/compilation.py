@@ -29,8 +29,6 @@ Variant = tuple[Any, ...]
 
 VARIANTS = 32
 """Of one network; what goes beyond stays eager. A run takes a dozen: two or three batch shapes in each mode."""
-LIMIT = 8 * VARIANTS
-"""Of torch itself, which counts all networks of a process together."""
 TRIALS = 3
 """A CUDA graph is warmed up in the first call, recorded in the second and replayed from the third."""
 
@@ -53,7 +51,10 @@ class Compilation:
     def add(self, network: nn.Module) -> None:
         """From now on its forwards are compiled within `captured` and `fused`, unless it hides its class's forward."""
         if "forward" not in network.__dict__:
-            _NETWORKS[network] = Compiled(self)
+            try:
+                _NETWORKS[network] = Compiled(self)
+            except Exception as error:  # a torch that knows fewer options, a platform without any compiler
+                self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
         """Eager from now on, all networks."""
@@ -77,9 +78,17 @@ class Compiled:
 
     def __init__(self, session: Compilation) -> None:
         self.session = session
+        modes: dict[Place, str | None] = {"captured": session.mode, "fused": None}
         self.forwards: dict[Place, Callable[[nn.Module, Tensor], Tensor]] = {
-            place: torch.compile(_forward, backend=session.backend, mode=mode, dynamic=False)
-            for place, mode in (("captured", session.mode), ("fused", None))
+            place: torch.compile(  # type: ignore[call-overload]  # whose overloads lack the last two
+                _forward,
+                backend=session.backend,
+                mode=mode,
+                dynamic=False,
+                recompile_limit=VARIANTS,
+                isolate_recompiles=True,
+            )
+            for place, mode in modes.items()
         }
         self.tried: set[Variant] = set()
         self.lent: dict[Variant, list[Tensor]] = {}
@@ -114,7 +123,7 @@ class Compiled:
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         devices = [x.device] if x.is_cuda else []
         try:
-            with torch.random.fork_rng(devices), torch._dynamo.config.patch(recompile_limit=LIMIT):
+            with torch.random.fork_rng(devices):
                 for _ in range(TRIALS):
                     zeros = torch.zeros_like(x).requires_grad_(x.requires_grad)
                     logits = self.forwards[place](network, zeros)
@@ -156,13 +165,14 @@ def _forward(network: nn.Module, x: Tensor) -> Tensor:
 def _variant(place: Place, network: nn.Module, x: Tensor) -> Variant:
     """All that makes torch.compile compile anew."""
     device = x.device.type
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     modes = tuple(
         (module.training, getattr(module, "track_running_stats", None), "forward" in module.__dict__)
         for module in network.modules()
     )
     weights = tuple((weight.dtype, weight.requires_grad) for weight in network.parameters())
-    return (place, x.shape, x.stride(), x.dtype, precision, x.requires_grad, torch.is_grad_enabled(), modes, weights)
+    switches = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), precision)
+    return (place, x.shape, x.stride(), x.dtype, x.requires_grad, switches, modes, weights)
 
 
 @contextmanager

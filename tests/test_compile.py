@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from robflat_bench import clock, compilation
 from robflat_bench.attacks.engine import TrainingAttack, ascend, attacked, cross_entropy
@@ -57,7 +58,11 @@ def recorded(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., list[
                 place.data.copy_(value)
         return [value if place is None else place.detach() for place, value in zip(kept, found, strict=True)]
 
-    return replay
+    return make_boxed_func(replay)
+
+
+def plain(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+    return make_boxed_func(graph)
 
 
 class Graphs:
@@ -70,7 +75,7 @@ class Graphs:
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
         self.compiled += 1
         graphs = not any(isinstance(value, nn.Parameter) for value in inputs)
-        compiler = recorded if graphs else lambda graph, inputs: graph
+        compiler = recorded if graphs else plain
         run = aot_autograd(fw_compiler=compiler)(graph, inputs)
         weights = [number for number, value in enumerate(inputs) if value.ndim != 4 or value.shape[1:] != (1, 8, 8)]
         addresses = [inputs[number].data_ptr() for number in weights]
@@ -91,14 +96,14 @@ def not_at_run_time(graph: object, inputs: object) -> Callable[..., None]:
     def run(*arguments: object) -> None:
         raise RuntimeError("this kernel does not start")
 
-    return run
+    return make_boxed_func(run)
 
 
 def not_backward(graph: object, inputs: object) -> object:
     def compiler(graph: object, inputs: object) -> Callable[..., None]:
         return not_at_run_time(graph, inputs)
 
-    return aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=compiler)(graph, inputs)
+    return aot_autograd(fw_compiler=plain, bw_compiler=compiler)(graph, inputs)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -163,14 +168,19 @@ def session() -> Compilation:
     return made
 
 
-METHODS = ("at", "trades", "mart", "at+awp", "trades+sam", "at+rwp", "gradalign", "free-at(replays=2)", "mma")
+METHODS = ("at", "trades", "mart", "at+awp", "trades+sam", "at+rwp", "gradalign", "free-at(repeats=2)", "mma")
+
+
+EAGER = ("free-at(repeats=2)",)
+"""All its images ask for a gradient of their own."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_updates_are_the_eager_ones_though_graphs_overwrite_what_they_return(registry, session, method):
     assert updates(registry, method, session) == updates(registry, method, None)
     assert session.notes == []
-    assert session.backend.compiled == session.variants > 0
+    assert session.backend.compiled == session.variants
+    assert bool(session.variants) == (method not in EAGER)
 
 
 @pytest.mark.parametrize(("bn", "reduced"), [("train", False), ("eval", True), ("train", True)])
@@ -299,6 +309,11 @@ def test_a_call_that_fails_after_its_trial_is_made_again_eagerly(session):
 # ---------------------------------------------------------------------------------------------------------
 
 
+VARIANTS_OF_A_RUN = 7
+"""The attack with and without gradients, on the batches of training, of the held-out check (as large: other autocast
+settings) and of evaluation; and the loss."""
+
+
 def promised(record: dict) -> dict:
     """What compilation must not touch: who the run is, what it found, and the passes it took."""
     document = json.loads(json.dumps(record))
@@ -321,18 +336,30 @@ def test_a_compiled_run_is_the_same_run(command, finished, tiny, tmp_path, monke
     assert (compiled["mode"], compiled["seconds"] > 0) == (None, True)
     assert done.err.count("--compile: ") == (1 if backend is no_compiler else 0)
     assert bool(compiled["problem"]) == (backend is no_compiler)
+    assert compiled["variants"] == (1 if backend is no_compiler else VARIANTS_OF_A_RUN)
 
 
-def test_an_evaluation_is_the_same_too(command, finished_copy, monkeypatch):
+def test_an_evaluation_is_the_same_too(command, finished_copy, tiny, monkeypatch):
     monkeypatch.setattr(compilation, "Compilation", partial(Compilation, backend="aot_eager"))
-    arguments = ("evaluate", finished_copy.key, "--store", finished_copy.store, "--attack", "pgd(steps=2)", "--json")
+    arguments = (
+        "evaluate",
+        finished_copy.key,
+        "--protocol",
+        tiny,
+        "--store",
+        finished_copy.store,
+        "--attack",
+        "pgd(steps=2)",
+        "--json",
+    )
     done = command(*arguments, "--compile")
     assert done.code == 0, done.err
     compiled = done.document["environment"]["compiled"]
     assert (compiled["problem"], compiled["variants"]) == ("", 2)
     (found,) = done.document["results"].values()
     attacks = finished_copy.record["results"]["last"]["robust_error"]
-    assert found["robust_error"]["pgd(steps=2)"]["test"] == attacks["pgd(steps=2)"]["test"]
+    ((attack, error),) = found["robust_error"].items()
+    assert error["test"] == attacks[attack]["test"]
 
 
 class StopsAt(Observer):
