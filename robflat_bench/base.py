@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROJECT = "robflat_bench"
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a plugin as its implementation of the hook of that name."""
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ ABOUT = {
     "Requires-Dist": "robflat-bench>=0.1,<0.2",
 }
 ROWS = """
-from robflat_bench.api import AttackInfo, hookimpl
+from robflat_bench.api import AttackInfo, Passes, hookimpl
 
 @hookimpl
 def robflat_bench_attacks():
-    return [AttackInfo("idle", "moves nothing", "some_plugin.idle:Idle")]
+    return [AttackInfo("idle", "moves nothing", "some_plugin.idle:Idle", passes=Passes())]
 """
 IDLE = """
 from robflat_bench.api import Attack
@@ -59,7 +59,7 @@ def test_a_good_plugin_passes_everything(site, command):
     assert list(found) == ["plugin", "version", "api_version", "results", "passed", "skipped", "failed"]
     assert (found["plugin"], found["version"], found["api_version"]) == (NAME, "1.0", API_VERSION)
     assert [row["check"] for row in found["results"] if row["component"] == NAME] == WHOLE
-    assert "check_contract" in {row["check"] for row in found["results"] if row["component"] == "attack:idle"}
+    assert "check_within_the_ball" in {row["check"] for row in found["results"] if row["component"] == "attack:idle"}
     assert not outcomes(done, "failed")
     assert not outcomes(done, "skipped")
 
@@ -97,7 +97,7 @@ TOO_FAR = IDLE.replace("examples.x.clone()", "1 - examples.x")
         ({"rows": UNDECORATED}, "check_hooks", "robflat_bench_measures is not decorated"),
         ({"rows": f"import torch\n{ROWS}"}, "check_import", "imports torch"),
         ({"rows": f"from some_plugin.idle import Idle\nimport scipy.linalg\n{ROWS}"}, "check_import", "scipy"),
-        ({"code": TOO_FAR}, "check_contract", "x_adv lies in the ball"),
+        ({"code": TOO_FAR}, "check_within_the_ball", "the radius is"),
     ],
 )
 def test_one_fault_fails_its_check_alone(site, command, parts, check, reason):
@@ -119,7 +119,10 @@ def test_an_upper_bound_may_be_written_in_many_ways(site, command, wanted):
 
 
 def test_rows_that_are_none_fail_the_hooks(site, command):
-    install(site, ROWS.replace('[AttackInfo("idle", "moves nothing", "some_plugin.idle:Idle")]', "['idle']"))
+    install(
+        site,
+        ROWS.replace('[AttackInfo("idle", "moves nothing", "some_plugin.idle:Idle", passes=Passes())]', "['idle']"),
+    )
     done = command("plugin", "check", NAME, "--json")
     assert done.code == 3
     assert "must return AttackInfo rows" in outcomes(done, "failed")["check_hooks"]
@@ -135,7 +138,7 @@ def test_code_that_cannot_be_imported_fails_the_kit(site, command):
 
 
 def test_an_example_that_its_own_parameters_refuse_is_a_finding(site, command):
-    install(site, ROWS.replace(':Idle")', ":Idle\", example={'size': 1})"))
+    install(site, ROWS.replace(':Idle"', ":Idle\", example={'size': 1}"))
     done = command("plugin", "check", NAME, "--json")
     assert done.code == 3
     assert outcomes(done, "failed") == {"check_example": "UsageError: attack idle: unknown key 'size'"}
@@ -213,7 +216,7 @@ def test_a_file_is_checked_as_far_as_a_file_goes(tmp_path, command):
     assert done.code == 0, done.out
     assert (done.document["plugin"], done.document["version"]) == ("idle.py", "file")
     assert set(outcomes(done, "skipped")) == {"check_metadata", "check_import"}
-    assert "check_contract" in outcomes(done, "passed")
+    assert "check_within_the_ball" in outcomes(done, "passed")
 
     file.write_text("raise RuntimeError('no luck today')")
     assert command("plugin", "check", file).code == 4

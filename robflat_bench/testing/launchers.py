@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from robflat_bench.base import Job, Launcher, Resources
 from robflat_bench.components import Component
 from robflat_bench.registry import Registry
-from robflat_bench.testing.world import Skipped, expect
+from robflat_bench.testing.world import Broken, Skipped, expect
 
 EXITS = {
     "good": ("pass", (0,)),
@@ -27,6 +28,10 @@ time.sleep(20)
 """Tells by a file that it is ready for SIGINT, and answers that with the exit code 7."""
 
 
+PATIENCE = 60
+"""Seconds until a launcher that says nothing is given up."""
+
+
 def _run(component: Component, folder: str, *programs: tuple[str, str]) -> tuple[dict[str, int], list[str]]:
     """Programs one after the other, named: what was reported of each, and what each wrote into its log."""
     launcher: Launcher = component.build(Resources())
@@ -34,10 +39,16 @@ def _run(component: Component, folder: str, *programs: tuple[str, str]) -> tuple
     logs = [Path(folder) / f"{name}.txt" for name, _ in programs]
     for (name, program), log in zip(programs, logs, strict=True):
         launcher.start(Job(name, (sys.executable, "-c", program), log))
-        before = len(ended)
-        while len(ended) == before:
-            ended |= launcher.wait(1.0)
+        ended |= _awaited(launcher)
     return ended, [log.read_text() if log.exists() else "" for log in logs]
+
+
+def _awaited(launcher: Launcher) -> Mapping[str, int]:
+    """What ends next."""
+    for _ in range(PATIENCE):
+        if ended := launcher.wait(1.0):
+            return ended
+    raise Broken(f"in {PATIENCE} s, nothing is reported of a process that has ended")
 
 
 def check_exit_codes(component: Component, registry: Registry) -> None:
@@ -64,12 +75,12 @@ def check_interrupt(component: Component, registry: Registry) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
         launcher.start(Job("sleeper", (sys.executable, "-c", WAITS, str(ready)), Path(folder) / "log.txt"))
-        while not ready.exists():
+        for _ in range(20 * PATIENCE):
             expect(not launcher.wait(0.05), "a process that waits is reported as ended")
+            if ready.exists():
+                break
         launcher.interrupt()
-        ended: dict[str, int] = {}
-        while not ended:
-            ended |= launcher.wait(1.0)
+        ended = _awaited(launcher)
     expect(ended == {"sleeper": 7}, f"after an interrupt that the process answers with 7, it reports {ended}")
 
 

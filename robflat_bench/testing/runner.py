@@ -82,7 +82,8 @@ class Case:
 
 
 def cases(registry: Registry, kind: Kind, name: str) -> list[Case]:
-    """Every check of the component's kind."""
+    """Every check of the component's kind; an unknown name, or one offered twice, is an error."""
+    registry.get(kind, name)
     return [Case(registry, kind, name, check) for check in CHECKS[kind]]
 
 

@@ -86,7 +86,7 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             "robflat_attacks.adapters:Torchattacks",
             TorchattacksParams,
             "Kim: Torchattacks: A PyTorch repository for adversarial attacks. arXiv 2010.01950",
-            "{name}-{steps} of torchattacks",
+            "{name}-{steps} x {restarts} of torchattacks",
             {"name": "PGD"},
         ),
         AttackInfo(
@@ -96,7 +96,7 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             FoolboxParams,
             "Rauber, Brendel, Bethge: Foolbox: A Python toolbox to benchmark the robustness of machine learning "
             "models. arXiv 1707.04131",
-            "{name}-{steps} of foolbox",
+            "{name}-{steps} x {restarts} of foolbox",
             {"name": "LinfPGD"},
         ),
     ]

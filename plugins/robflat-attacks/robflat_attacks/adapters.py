@@ -84,10 +84,11 @@ class Foolbox(LibraryAttack):
 
     def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
         import foolbox
+        from foolbox.models.pytorch import PyTorchModel
 
         times = arguments.pop("times", 1)
         attack = getattr(foolbox.attacks, self.params.name)(**arguments).repeat(times)
-        images = foolbox.models.PyTorchModel(model, bounds=(0, 1), device=x.device)  # else it moves the model to a GPU
+        images = PyTorchModel(model, bounds=(0, 1), device=x.device)  # else it moves the model to a GPU
         x_adv: Tensor
         _, x_adv, _ = attack(images, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.epsilon)
         return x_adv

@@ -13,7 +13,7 @@ from torch import nn
 from robflat_attacks import TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
 from robflat_attacks.adapters import Torchattacks
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
-from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator
+from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator, project
 from robflat_bench.components import resolve
 from robflat_bench.testing import run_checks
 
@@ -60,7 +60,8 @@ def spelled(library: str, name: str) -> str:
 @pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
 def test_the_conformance_kit_passes(registry, name):
     results = run_checks(registry, "attack", name)
-    assert {result.outcome for result in results} == {"passed"}, results
+    others = {(result.check, result.outcome) for result in results if result.outcome != "passed"}
+    assert others == {("check_declared_passes", "skipped")}, results  # each attack of the library takes its own
 
 
 @pytest.mark.parametrize(("library", "name"), EVERY)
@@ -71,8 +72,7 @@ def test_every_attack_stays_in_ball_and_box_and_leaves_no_trace(registry, capsys
     x, modes, before = examples.x.clone(), [part.training for part in model.modules()], torch.get_rng_state()
     x_adv = attack(registry, spelled(library, name)).run(model, examples, Workspace())
     assert (x_adv - x).abs().max() <= EPSILON + 1e-6
-    assert x_adv.min() >= 0
-    assert x_adv.max() <= 1
+    assert torch.equal(x_adv, project(x_adv, x, EPSILON))  # to the last bit, which the libraries do not promise
     assert x_adv.dtype == x.dtype
     assert not x_adv.requires_grad
     assert torch.equal(examples.x, x)
@@ -81,6 +81,20 @@ def test_every_attack_stays_in_ball_and_box_and_leaves_no_trace(registry, capsys
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     assert capsys.readouterr() == ("", "")
+
+
+class Leaving(Torchattacks):
+    """What a later version of a library might do."""
+
+    def call(self, model, x, y, arguments):
+        return x + 1
+
+
+def test_what_a_library_returns_beyond_ball_and_box_is_projected():
+    model = small()
+    examples = images(model)
+    x_adv = Leaving(TorchattacksParams(name="PGD"), Threat(EPSILON)).perturb(model, examples, 0)
+    assert torch.equal(x_adv, (examples.x + EPSILON).clamp(max=1))
 
 
 @pytest.mark.parametrize(("library", "name"), EVERY)
