@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from robflat_bench import clock
 
 Place = Literal["captured", "fused"]
+State = tuple[Any, ...]
 Variant = tuple[Any, ...]
 
 VARIANTS = 32
@@ -93,8 +94,8 @@ class Compiled:
         self.tried: set[Variant] = set()
         self.lent: dict[Variant, list[Tensor]] = {}
 
-    def __call__(self, place: Place, network: nn.Module, x: Tensor) -> Tensor:
-        if self._sound(_variant(place, network, x), network, x):
+    def __call__(self, place: Place, network: nn.Module, state: State, x: Tensor) -> Tensor:
+        if self._sound(_variant(place, state, x), network, x):
             try:
                 # A graph's output is overwritten by its next replay, and an objective may keep what it was given. The
                 # gradient of the images is not copied: `ascend` has used it up before the next forward.
@@ -162,17 +163,21 @@ def _forward(network: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _variant(place: Place, network: nn.Module, x: Tensor) -> Variant:
-    """All that makes torch.compile compile anew."""
-    device = x.device.type
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+def _state(network: nn.Module) -> State:
+    """What of a network makes torch.compile compile anew; slow to tell, beside a pass on a GPU."""
     modes = tuple(
         (module.training, getattr(module, "track_running_stats", None), "forward" in module.__dict__)
         for module in network.modules()
     )
-    weights = tuple((weight.dtype, weight.requires_grad) for weight in network.parameters())
+    return modes, tuple((weight.dtype, weight.requires_grad) for weight in network.parameters())
+
+
+def _variant(place: Place, state: State, x: Tensor) -> Variant:
+    """The same of everything: place, network, images, and what torch is set to."""
+    device = x.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     switches = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), precision)
-    return (place, x.shape, x.stride(), x.dtype, x.requires_grad, switches, modes, weights)
+    return (place, state, x.shape, x.stride(), x.dtype, x.requires_grad, switches)
 
 
 @contextmanager
@@ -182,8 +187,10 @@ def captured(network: nn.Module) -> Iterator[None]:
     if compiled is None or compiled.session.problem:
         yield
     else:
-        with compiled.lending(network), _standing_in(network, lambda x: compiled("captured", network, x)):
-            yield
+        with compiled.lending(network):
+            state = _state(network)  # which stays: an attack changes neither modes nor weights
+            with _standing_in(network, lambda x: compiled("captured", network, state, x)):
+                yield
 
 
 @contextmanager
@@ -198,7 +205,7 @@ def fused(network: nn.Module) -> Iterator[None]:
         def forward(x: Tensor) -> Tensor:
             looked_into = any(module._forward_hooks for module in network.modules() if module is not network)
             eager = x.requires_grad or looked_into
-            return _forward(network, x) if eager else compiled("fused", network, x)
+            return _forward(network, x) if eager else compiled("fused", network, _state(network), x)
 
         with _standing_in(network, forward):
             yield

@@ -250,7 +250,7 @@ def test_trying_leaves_no_trace(session, monkeypatch):
     model, (x, _) = nn.Sequential(network(), nn.Dropout(0.5)), images(4)
     session.add(model)
     before, state, began = digest(model.state_dict()), torch.get_rng_state(), clock.now()
-    assert compilation._NETWORKS[model]._sound(compilation._variant("fused", model, x), model, x)
+    assert compilation._NETWORKS[model]._sound(compilation._variant("fused", compilation._state(model), x), model, x)
     assert digest(model.state_dict()) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -392,6 +392,28 @@ def test_a_compiled_run_goes_on_eagerly_and_the_other_way_round(registry, tiny, 
     with pytest.raises(KeyboardInterrupt):
         trained("stopped", first, StopsAt(2))
     assert trained("stopped", not first) == trained("whole", False)
+
+
+STUDY = """
+name = "mine"
+version = "1.0"
+summary = "One run."
+protocol = "tiny.toml"
+
+[[groups]]
+title = "one"
+methods = ["standard"]
+"""
+
+
+def test_a_sweep_passes_it_on(command, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # in the run's process: no compiler is needed to see that it asks
+    (tmp_path / "tiny.toml").write_text(tiny.read_text())
+    (tmp_path / "mine.toml").write_text(STUDY)
+    done = command("sweep", tmp_path / "mine.toml", "--store", tmp_path, "--compile", "--json")
+    assert done.code == 0, done.err
+    (record,) = tmp_path.glob("tiny/standard/*/record.json")
+    assert json.loads(record.read_text())["environment"]["compiled"]["variants"] > 0
 
 
 @pytest.mark.slow
