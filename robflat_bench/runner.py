@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robflat_bench import NUMERICS, environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.base import Kind, RobflatError, RunFailed, RunView, Threat, UsageError
+from robflat_bench.compilation import Compilation
 from robflat_bench.components import Component, compose, resolve
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
@@ -82,6 +83,8 @@ class Bench:
     observer: Observer = field(default_factory=Observer)
     keep_every: int = 0
     """Keep the weights of every so many epochs (0: of none but best and last); changes no number."""
+    compile: Compilation | None = None
+    """Its networks are compiled; noted in the record's environment, never part of a run's identity."""
 
     def spec(self, method: str, seed: int) -> RunSpec:
         """The spec of `method+modifier+...` under this protocol on this data."""
@@ -150,7 +153,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
         extra_data=bool(spec.extra_data),
         history=tuple(trained.history),
         outcomes=hashlib.sha256(raw).hexdigest(),
-        environment=_environment(registry, bench.device),
+        environment=_environment(registry, bench.device, bench.compile),
         provenance=_provenance(used_components(registry, bench.protocol, compose(registry, spec.method))),
     )
     watchers.ends(record)
@@ -159,10 +162,14 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
     return record
 
 
-def _environment(registry: Registry, device: str) -> dict[str, Any]:
-    """Of this process: the machine, torch, and what plugins say."""
-    plugins = registry.plugins.environment()
-    return {**environment.describe(), **environment.torch_environment(device), "plugins": plugins}
+def _environment(registry: Registry, device: str, compilation: Compilation | None) -> dict[str, Any]:
+    """Of this process: the machine, torch, how networks were compiled (None: not), and what plugins say."""
+    return {
+        **environment.describe(),
+        **environment.torch_environment(device),
+        "compiled": compilation.report() if compilation else None,
+        "plugins": registry.plugins.environment(),
+    }
 
 
 def _provenance(used: Iterable[Component]) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def _train(bench: Bench, spec: RunSpec, folder: RunFolder, *watchers: Observer) 
 
 def _network(bench: Bench, seed: int) -> nn.Module:
     protocol = bench.protocol
-    return build_model(
+    model = build_model(
         bench.registry,
         protocol,
         protocol.fixed.backbone,
@@ -217,6 +224,9 @@ def _network(bench: Bench, seed: int) -> nn.Module:
         seed,
         bench.device,
     )
+    if bench.compile:
+        bench.compile.add(model)
+    return model
 
 
 def _helper(bench: Bench, method: str, seed: int) -> tuple[nn.Module, Budget]:
@@ -329,6 +339,7 @@ def evaluate_model(
     store: Store,
     device: str,
     observer: Observer,
+    compilation: Compilation | None = None,
 ) -> tuple[EvaluationRecord, Path]:
     """What `evaluate` adds to a model: attacks and measures of `plan`, written beside it; and the file's path.
 
@@ -337,6 +348,8 @@ def evaluate_model(
     protocol = found.protocol
     configure(protocol.fixed)
     model = load_model(registry, found, splits, device)
+    if compilation:
+        compilation.add(model)
     weights = digest(model.state_dict())
     identity = {
         "name": found.name,
@@ -365,7 +378,7 @@ def evaluate_model(
             dataset=splits.ref,
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
-            environment=_environment(registry, device),
+            environment=_environment(registry, device, compilation),
             provenance=_provenance(_evaluated(registry, protocol, found, plan)),
         )
         write_atomically(path.with_suffix(".npz"), raw)

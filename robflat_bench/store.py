@@ -16,7 +16,6 @@ import re
 import shutil
 import socket
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from robflat_bench import clock
 from robflat_bench import record as records
 from robflat_bench.base import CheckFailed, Journal, RunFailed, Spent, UsageError
 from robflat_bench.components import explain
@@ -143,9 +143,9 @@ class StoredJournal(Journal):
             arrays = read_arrays(path)
             spent = _spent(arrays)
         except (ValueError, KeyError, FileNotFoundError):
-            began, before = time.perf_counter(), self._passes()
+            began, before = clock.now(), self._passes()
             arrays = dict(compute())
-            arrays[SECONDS] = np.array(time.perf_counter() - began)
+            arrays[SECONDS] = np.array(clock.now() - began)
             arrays[PASSES] = self._passes() - before
             write_atomically(path, arrays_bytes(arrays))
             spent = _spent(arrays)

@@ -201,11 +201,11 @@ def test_an_observer_that_exits_ends_nothing(site, run):
 
 SLOW = """
 from robflat_bench.api import hookimpl
-from robflat_bench.training import loop
+from robflat_bench import clock
 
 @hookimpl
 def robflat_bench_epoch_ends():
-    loop.time.now += 100
+    clock.time.now += 100
 """
 
 
@@ -220,12 +220,11 @@ class Clock:
 
 def test_the_time_of_a_slow_observer_is_not_the_runs(site, run, monkeypatch):
     """Two epochs of 100 s each in the observer: told of, recorded, and in no number of the run."""
-    from robflat_bench import observers
-    from robflat_bench.training import loop
+    from robflat_bench import clock, observers
 
-    clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(observers, "time", clock)
+    time = Clock()
+    monkeypatch.setattr(clock, "time", time)
+    monkeypatch.setattr(observers, "time", time)
     site.install("slow-plugin", {"slow_plugin.py": SLOW})
     done = run("--method", "at", "--json")
     assert done.code == 0, done.err

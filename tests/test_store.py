@@ -279,7 +279,7 @@ def test_sections_do_not_meet(tmp_path):
 
 def test_time_spent_counts_in_every_process_and_in_what_is_above(tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(stores.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(stores.clock, "now", lambda: next(clock))
     seen = []
     journal = StoredJournal(tmp_path, lambda: seen.append(1))
     section = journal.section("a")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robflat_bench.compilation import captured
 from robflat_bench.folding import folded
 from robflat_bench.method import InnerAttack
 from robflat_bench.randomness import normal_like, uniform_like
@@ -123,20 +124,21 @@ def ascend(
     """
     current = project(start, x, epsilon)
     best_x, best_loss = current, torch.full_like(x[:, 0, 0, 0], -torch.inf)
-    for number in range(steps + 1):
-        last = number == steps
-        with torch.set_grad_enabled(not last):
-            variable = current.detach().requires_grad_(not last)
-            logits = model(variable)
-            loss = objective(logits)
-            total = loss.sum()
-        better = loss.detach() > best_loss if moving is None else torch.ones_like(best_loss, dtype=torch.bool)
-        best_x = torch.where(_rows(better), current, best_x)
-        best_loss = torch.where(better, loss.detach(), best_loss)
-        if not last:
-            (gradient,) = torch.autograd.grad(total, variable)
-            stepped = project(current + step * gradient.sign(), x, epsilon)
-            current = stepped if moving is None else torch.where(_rows(moving(logits.detach())), stepped, current)
+    with captured(model):
+        for number in range(steps + 1):
+            last = number == steps
+            with torch.set_grad_enabled(not last):
+                variable = current.detach().requires_grad_(not last)
+                logits = model(variable)
+                loss = objective(logits)
+                total = loss.sum()
+            better = loss.detach() > best_loss if moving is None else torch.ones_like(best_loss, dtype=torch.bool)
+            best_x = torch.where(_rows(better), current, best_x)
+            best_loss = torch.where(better, loss.detach(), best_loss)
+            if not last:
+                (gradient,) = torch.autograd.grad(total, variable)
+                stepped = project(current + step * gradient.sign(), x, epsilon)
+                current = stepped if moving is None else torch.where(_rows(moving(logits.detach())), stepped, current)
     return Ascent(best_x, best_loss)
 
 

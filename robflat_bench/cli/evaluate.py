@@ -27,6 +27,7 @@ from robflat_bench.cli import output
 @output.store_option
 @output.data_option
 @output.device_option
+@output.compile_option
 @output.plugin_option
 @output.json_option
 def evaluate(
@@ -42,6 +43,7 @@ def evaluate(
     store: Path,
     data: str | None,
     device: str,
+    compile: bool,
     files: tuple[Path, ...],
     as_json: bool,
 ) -> None:
@@ -57,6 +59,7 @@ def evaluate(
     chosen = load(registry, protocol, settings)
 
     from robflat_bench.cli.progress import Progress
+    from robflat_bench.compilation import Compilation
     from robflat_bench.data.splits import load_splits
     from robflat_bench.evaluation.evaluate import choose_plan
     from robflat_bench.runner import choose_device, evaluate_model, find_model
@@ -73,7 +76,8 @@ def evaluate(
     plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
     splits = load_splits(registry, found.protocol, data)
     with Progress() as progress:
-        record, path = evaluate_model(registry, found, plan, splits, runs, place, progress)
+        compilation = Compilation(place, progress.note) if compile else None
+        record, path = evaluate_model(registry, found, plan, splits, runs, place, progress, compilation)
     for problem in registry.plugins.problems(record.model_dump(mode="json")):
         output.note(problem)
     if as_json:

@@ -36,6 +36,7 @@ data_option = click.option(
     "--data", envvar="ROBFLAT_BENCH_DATA", help="Folder below which data sets lie [env: ROBFLAT_BENCH_DATA]."
 )
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+compile_option = click.option("--compile", is_flag=True, help="Use torch.compile; on CUDA, attacks as CUDA graphs.")
 protocol_option = click.option(
     "--protocol", default="digits-linf", show_default=True, help="A protocol's name, or a TOML file."
 )

@@ -18,6 +18,7 @@ from robflat_bench.cli import output
 @output.store_option
 @output.data_option
 @output.device_option
+@output.compile_option
 @click.option("--keep-every", type=click.IntRange(min=1), help="Keep the weights of every N-th epoch, for figures.")
 @click.option("--fresh", is_flag=True, help="Forget what an earlier run left and start anew.")
 @click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
@@ -31,6 +32,7 @@ def run(
     store: Path,
     data: str | None,
     device: str,
+    compile: bool,
     keep_every: int | None,
     fresh: bool,
     plan: bool,
@@ -49,6 +51,7 @@ def run(
     compose(registry, method)  # a mistake in it is told before torch is imported
 
     from robflat_bench.cli.progress import Progress
+    from robflat_bench.compilation import Compilation
     from robflat_bench.data.splits import load_splits
     from robflat_bench.runner import Bench, choose_device, execute
     from robflat_bench.store import Store
@@ -90,7 +93,8 @@ def run(
     if keep_every and folder.record_file.is_file() and not fresh and not folder.kept():
         output.note("this run is finished and its epochs were not kept; add --fresh to train it again")
     with Progress() as progress:
-        record = execute(replace(bench, observer=progress), spec, fresh)
+        compilation = Compilation(place, progress.note) if compile else None
+        record = execute(replace(bench, observer=progress, compile=compilation), spec, fresh)
     if as_json:
         output.emit_json(record.model_dump(mode="json"))
     else:

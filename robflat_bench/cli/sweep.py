@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @output.store_option
 @output.data_option
 @output.device_option
+@output.compile_option
 @output.plugin_option
 @output.json_option
 def sweep(
@@ -43,6 +44,7 @@ def sweep(
     store: Path,
     data: str | None,
     device: str,
+    compile: bool,
     files: tuple[Path, ...],
     as_json: bool,
 ) -> None:
@@ -88,7 +90,7 @@ def sweep(
         plugins = [part for file in files for part in ("--plugin", str(file))]
         where = ["--store", str(store), "--device", device, *(["--data", data] if data else [])]
         row = ["--method", task.variant.method, "--protocol", chosen.protocol, "--seed", str(task.spec.seed)]
-        return [*row, *settings, *plugins, *where]
+        return [*row, *settings, *plugins, *where, *(["--compile"] if compile else [])]
 
     output.note(agenda.summary())
     with SweepProgress(len(wanted), drawing=not launching.foreground) as progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robflat_bench import clock
 from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.base import Examples, Measure, MeasureInfo, Measurement, NoValue, Threat, UsageError, Workspace
 from robflat_bench.components import Component, resolve, title
@@ -155,7 +155,7 @@ def evaluate(
         return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage), trained.initial)
 
     # ---- clean ------------------------------------------------------------------------------------------
-    began = time.perf_counter()
+    began = clock.now()
     for split, count in {
         "test": plan.test_examples,
         "train": max((row.train for row in plan.attacks), default=0),
@@ -165,7 +165,7 @@ def evaluate(
             error, loss = _outcome(model, clean, clean.x)
             outcomes[f"{checkpoint}/{split}/clean/error"] = error
             outcomes[f"{checkpoint}/{split}/clean/loss"] = loss
-    seconds["clean"] = time.perf_counter() - began
+    seconds["clean"] = clock.now() - began
     observer.stage_ends(next(stages))
 
     # ---- attacks ----------------------------------------------------------------------------------------

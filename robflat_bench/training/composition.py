@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.base import Joint, ModifierInfo
+from robflat_bench.compilation import fused
 from robflat_bench.components import Composed
 from robflat_bench.cost import updates_per_batch
 from robflat_bench.method import Attacker, Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
@@ -95,7 +96,7 @@ class Composition:
 
         def loss(*, frozen: bool = False, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
             still = frozen_statistics(model, *self.parts().values()) if frozen else nullcontext()
-            with still:
+            with still, fused(model):
                 values = self.method.loss(model, batch, x_adv)
                 if keep is not None:
                     values = keep(values.detach()) * values

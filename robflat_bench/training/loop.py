@@ -7,7 +7,6 @@ was killed at any moment ends, when run again, with the weights of an undisturbe
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robflat_bench import clock
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.base import Attack, RunFailed, Workspace
 from robflat_bench.data.augment import AUGMENTATIONS
@@ -117,24 +117,24 @@ def train(job: Job, observer: Observer) -> State:
         write_weights(job.folder / f"{INITIAL}.safetensors", model.state_dict())
     else:
         counter.forward = 0  # what the beginning costs was counted when this run began
-    saved_at = clock = time.perf_counter()
+    saved_at = since = clock.now()
     save_cost = 0.0
 
     def save() -> None:
         nonlocal saved_at, save_cost
-        began = time.perf_counter()
+        began = clock.now()
         tensors = _tensors(model, composition, optimizer, kept)
         states.write(state.epoch * per_epoch + state.step, tensors, state.to_json())
-        saved_at = time.perf_counter()
+        saved_at = clock.now()
         save_cost = saved_at - began
 
     def account() -> None:
         """Move time and passes since the last call into the state."""
-        nonlocal clock
-        now = time.perf_counter()
-        state.seconds += now - clock
-        state.epoch_seconds += now - clock
-        clock = now
+        nonlocal since
+        now = clock.now()
+        state.seconds += now - since
+        state.epoch_seconds += now - since
+        since = now
         state.forward, counter.forward = state.forward + counter.forward, 0
         state.backward, counter.backward = state.backward + counter.backward, 0
 
@@ -159,7 +159,7 @@ def train(job: Job, observer: Observer) -> State:
                 state.loss_sum += value
                 state.step += 1
                 observer.step_ends(state.epoch * per_epoch + state.step)
-                if interrupt.requested or time.perf_counter() - saved_at > max(SAVE_EVERY_SECONDS, 20 * save_cost):
+                if interrupt.requested or clock.now() - saved_at > max(SAVE_EVERY_SECONDS, 20 * save_cost):
                     account()
                     save()
                 if interrupt.requested:
@@ -179,7 +179,7 @@ def train(job: Job, observer: Observer) -> State:
             if state.epoch == recipe.epochs:
                 kept["last"] = weights
             observer.epoch_ends(state.history)
-            clock = time.perf_counter()  # what observers take is not the run's
+            since = clock.now()  # what observers take is not the run's
     counter.remove()
     for handle in full:
         handle.remove()
