@@ -6,8 +6,8 @@
 The harness's own loop trains ResNet-18 by AT with PGD-10 on random images of CIFAR-10's shape: two epochs, of which
 the second counts. An image costs 23 forward units: 12 passes forward (11 of the attack) and 11 backward, each counted
 as one. A unit is two operations for each multiplication of convolutions and head. The peak is that of large square
-bfloat16 matrices, the best of several sizes, in the same process. At the end every measure of the suite is read from one
-model, on one batch, with the parameters of its description's example.
+bfloat16 matrices, the best of several sizes, in the same process. At the end every measure of the suite is read from
+one model, on one batch, with the parameters of its description's example.
 """
 
 from __future__ import annotations
