@@ -168,7 +168,17 @@ def session() -> Compilation:
     return made
 
 
-METHODS = ("at", "trades", "mart", "at+awp", "trades+sam", "at+rwp", "gradalign", "free-at(repeats=2)", "at+self-supervision")
+METHODS = (
+    "at",
+    "trades",
+    "mart",
+    "at+awp",
+    "trades+sam",
+    "at+rwp",
+    "gradalign",
+    "free-at(repeats=2)",
+    "at+self-supervision",
+)
 
 
 EAGER = ("free-at(repeats=2)",)
