@@ -74,7 +74,7 @@ class Graphs:
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
         self.compiled += 1
-        graphs = not any(isinstance(value, nn.Parameter) for value in inputs)
+        graphs = not any(isinstance(value, nn.Parameter) and value.requires_grad for value in inputs)
         compiler = recorded if graphs else plain
         run = aot_autograd(fw_compiler=compiler)(graph, inputs)
         weights = [number for number, value in enumerate(inputs) if value.ndim != 4 or value.shape[1:] != (1, 8, 8)]
@@ -168,7 +168,17 @@ def session() -> Compilation:
     return made
 
 
-METHODS = ("at", "trades", "mart", "at+awp", "trades+sam", "at+rwp", "gradalign", "free-at(repeats=2)", "mma")
+METHODS = (
+    "at",
+    "trades",
+    "mart",
+    "at+awp",
+    "trades+sam",
+    "at+rwp",
+    "gradalign",
+    "free-at(repeats=2)",
+    "at+self-supervision",
+)
 
 
 EAGER = ("free-at(repeats=2)",)
