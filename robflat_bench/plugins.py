@@ -14,7 +14,6 @@ import importlib.util
 import os
 import re
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -32,16 +31,17 @@ from robflat_bench.base import PROJECT, UsageError
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
 
+Answer = TypeVar("Answer")
+
 
 @dataclass(frozen=True)
 class Provider:
-    """Who offers a component: distribution, version, entry point, the module, and the seconds it took to load."""
+    """Who offers a component: distribution, version, entry point, and the module that was loaded."""
 
     distribution: str
     version: str
     entry_point: str
     module: ModuleType | None = field(default=None, repr=False, compare=False)
-    seconds: float = field(default=0.0, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}"
@@ -157,28 +157,41 @@ class Plugins:
 
     def environment(self) -> dict[str, dict[str, str]]:
         """Distribution -> what it says of the machine; of one that raises, that it did."""
+
+        def read(facts: Mapping[str, Any] | None) -> dict[str, str]:
+            return {str(name): str(value) for name, value in (facts or {}).items()}
+
         told: dict[str, dict[str, str]] = {}
-        for provider, call in self.callers("robflat_bench_environment"):
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    answer = {str(name): str(value) for name, value in (call() or {}).items()}
-            except Exception as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
+        for provider, answer in self._answers("robflat_bench_environment", read, lambda error: {"error": error}):
             told[provider.distribution] = told.get(provider.distribution, {}) | answer
         return told
 
     def problems(self, record: Mapping[str, Any]) -> list[str]:
         """What plugins find wrong with a record (its JSON document); one that raises could not check it, which is
         a problem too."""
-        found = []
-        for provider, call in self.callers("robflat_bench_validate_record"):
+
+        def read(problems: Sequence[str] | None) -> list[str]:
+            return [str(problem) for problem in problems or ()]
+
+        answers = self._answers(
+            "robflat_bench_validate_record",
+            read,
+            lambda error: [f"could not check this record: {error}"],
+            record=record,
+        )
+        return [f"{provider}: {problem}" for provider, problems in answers for problem in problems]
+
+    def _answers(
+        self, hook: str, read: Callable[[Any], Answer], failed: Callable[[str], Answer], **arguments: Any
+    ) -> Iterator[tuple[Provider, Answer]]:
+        """What each plugin answers, read; of one that raises, what `failed` makes of the error."""
+        for provider, call in self.callers(hook):
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    answer: Sequence[str] = [str(problem) for problem in call(record=record) or ()]
+                    answer = read(call(**arguments))
             except Exception as error:
-                answer = [f"could not check this record: {type(error).__name__}: {error}"]
-            found += [f"{provider}: {problem}" for problem in answer]
-        return found
+                answer = failed(f"{type(error).__name__}: {error}")
+            yield provider, answer
 
 
 def normalized(distribution: str) -> str:
@@ -248,12 +261,12 @@ def load(files: tuple[Path, ...] = ()) -> Plugins:
         if distribution in without or (only is not None and distribution not in only):
             plugins.disabled.append(distribution)
             continue
-        provider, began = Provider(distribution, version, point.name), time.perf_counter()
+        provider = Provider(distribution, version, point.name)
         with plugins.guard(provider), _without_torch(provider):
             loaded = point.load()
             if not isinstance(loaded, ModuleType):
                 raise TypeError(f"the entry point must name a module, not {loaded!r}")
-            plugins.register(loaded, replace(provider, module=loaded, seconds=time.perf_counter() - began))
+            plugins.register(loaded, replace(provider, module=loaded))
 
     for file in files:
         if not file.is_file():

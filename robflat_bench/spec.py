@@ -123,8 +123,7 @@ def _plugins(used: list[Component]) -> dict[str, str]:
     """ "distribution version" -> source hash of what is behind these components (several, where they lie apart)."""
     hashes: dict[str, set[str]] = {}
     for component in used:
-        provider = component.offer.provider
-        if not provider.built_in:
-            found = hashes.setdefault(f"{provider.distribution} {provider.version}", set())
-            found.add(provider.source_hash(component.info.factory))
+        offer = component.offer
+        if not offer.provider.built_in:
+            hashes.setdefault(str(offer.provider), set()).add(offer.provenance["source"])
     return {name: " ".join(sorted(found)) for name, found in sorted(hashes.items())}

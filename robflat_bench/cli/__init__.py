@@ -45,8 +45,7 @@ class _WithPlugins(click.RichGroup):
 
         for _, commands in plugins.rows("robflat_bench_commands", check):
             found |= {command.name: command for command in commands}
-        for broken in plugins.broken:
-            output.note(f"{broken}; `robflat-bench plugin list` shows all")
+        output.note_broken(plugins)
         return found
 
 

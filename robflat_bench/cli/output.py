@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from robflat_bench.plugins import Plugins
     from robflat_bench.record import Result, RunRecord
     from robflat_bench.registry import Registry
 
@@ -57,9 +58,14 @@ def registry(files: Sequence[Path] = ()) -> Registry:
     from robflat_bench.registry import discover
 
     found = discover(tuple(files))
-    for broken in found.plugins.broken:
-        note(f"{broken}; `robflat-bench plugin list` shows all")
+    note_broken(found.plugins)
     return found
+
+
+def note_broken(plugins: Plugins) -> None:
+    """One line on stderr for every broken plugin."""
+    for broken in plugins.broken:
+        note(f"{broken}; `robflat-bench plugin list` shows all")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -14,16 +14,15 @@ from robflat_bench.randomness import generator, global_state
 from robflat_bench.registry import Registry
 from robflat_bench.testing.training import trained_world
 from robflat_bench.testing.world import (
-    COUNT,
     TOLERANCE,
     Skipped,
     Watched,
     World,
     expect,
     expect_in_box,
-    expect_same_model,
-    expect_same_tensors,
+    expect_passes,
     expect_within,
+    leaves_no_trace,
     remembered,
     same,
     watch,
@@ -61,22 +60,6 @@ def check_dtype(component: Component, registry: Registry) -> None:
     expect(not watched.made.requires_grad, "x_adv carries a graph")
 
 
-def check_model_restored(component: Component, registry: Registry) -> None:
-    """Weights, running statistics and modes are as before, and no gradient is left behind."""
-    expect_same_model(_watched(component, registry))
-
-
-def check_examples_untouched(component: Component, registry: Registry) -> None:
-    """Images, labels and indices that it is given stay as they are."""
-    watched = _watched(component, registry)
-    expect_same_tensors(watched.place.examples, watched.before.examples)
-
-
-def check_random_state_untouched(component: Component, registry: Registry) -> None:
-    """Nobody else's random numbers change: the global state is as before."""
-    expect(_watched(component, registry).random_state_kept, "the global random state has moved")
-
-
 def check_deterministic(component: Component, registry: Registry) -> None:
     """Equal inputs give equal bits, whatever the global random state."""
     watched = _watched(component, registry)
@@ -102,24 +85,14 @@ def check_declared_passes(component: Component, registry: Registry) -> None:
     declared = passes_of_attack(component)
     if declared is None:
         raise Skipped("declares no passes: a search decides")
-    watched = _watched(component, registry)
-    expect_passes((watched.forward, watched.backward), declared, component.info.passes.at_most)  # type: ignore[attr-defined]
-
-
-def expect_passes(made: tuple[int, int], declared: tuple[int, int], at_most: bool) -> None:
-    """Of the kit's examples."""
-    total = (declared[0] * COUNT, declared[1] * COUNT)
-    right = made[0] <= total[0] and made[1] <= total[1] if at_most else made == total
-    expect(right, f"{COUNT} images make {made} forward and backward passes, {total} are declared")
+    expect_passes(_watched(component, registry), declared, component.info.passes.at_most)  # type: ignore[attr-defined]
 
 
 CHECKS = (
     check_within_the_ball,
     check_within_image_box,
     check_dtype,
-    check_model_restored,
-    check_examples_untouched,
-    check_random_state_untouched,
+    *leaves_no_trace(_watched),
     check_deterministic,
     check_no_weaker_than_nothing,
     check_declared_passes,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.base import ImageShape
 from robflat_bench.components import Component
-from robflat_bench.randomness import generator
+from robflat_bench.randomness import generator, global_state
 from robflat_bench.registry import Registry
-from robflat_bench.testing.world import expect, remembered, same
+from robflat_bench.testing.world import expect, random_state_untouched, remembered, same
 from robflat_bench.weights import load_weights
 
 SHAPE = ImageShape(channels=3, size=32, classes=10, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -80,16 +80,10 @@ def check_gradient_reaches_every_module(component: Component, registry: Registry
     expect(not blind, f"no gradient reaches {', '.join(blind[:3])}")
 
 
-def check_random_state_untouched(component: Component, registry: Registry) -> None:
-    """Nobody else's random numbers change: the global state is as before."""
-    expect(_built(component, registry).random_state_kept, "the global random state has moved")
-
-
 def check_seed_decides_the_weights(component: Component, registry: Registry) -> None:
     """Built twice and initialised from one seed, it has the same weights, whatever the global random state."""
     state = _built(component, registry).state
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(2)
+    with global_state(generator("kit", 2)):
         again = _network(component).state_dict()
     differing = [name for name, tensor in state.items() if name not in again or not same(tensor, again[name])]
     expect(not differing and len(state) == len(again), f"another {', '.join(differing[:3])}")
@@ -115,7 +109,7 @@ CHECKS = (
     check_logits,
     check_images_are_alone,
     check_gradient_reaches_every_module,
-    check_random_state_untouched,
+    random_state_untouched(_built),
     check_seed_decides_the_weights,
     check_evaluation_moves_nothing,
     check_weights_are_everything,

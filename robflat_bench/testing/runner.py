@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +9,7 @@ from robflat_bench.base import Kind, PluginError, UsageError
 from robflat_bench.components import Component, validate
 from robflat_bench.registry import Registry
 from robflat_bench.testing import attacks, backbones, common, datasets, launchers, measures, trained
-from robflat_bench.testing.world import Skipped
-
-Check = Callable[[Component, Registry], str | None]
-"""Raises where the component breaks its promise; the note it may return says what is exempt, and why."""
+from robflat_bench.testing.world import Check, Skipped
 
 CHECKS: dict[Kind, tuple[Check, ...]] = {
     "method": (*common.CHECKS, *trained.METHOD),

@@ -31,6 +31,8 @@ COUNT = 12
 SHAPE = ImageShape(channels=1, size=8, classes=10, mean=(0.3,), std=(0.4,))
 
 Made = TypeVar("Made")
+Check = Callable[[Component, Registry], str | None]
+"""Raises where the component breaks its promise; the note it may return says what is exempt, and why."""
 
 
 class Skipped(Exception):
@@ -169,6 +171,38 @@ def expect_same_model(watched: Watched, *, buffers: bool = True) -> None:
         expect(not changed, f"buffers {changed[:3]} are changed")
     modes = [module.training for module in watched.before.model.modules()]
     expect([module.training for module in model.modules()] == modes, "a module is left in another mode")
+
+
+def leaves_no_trace(watched: Callable[[Component, Registry], Watched]) -> tuple[Check, ...]:
+    """The checks of what looks at a network and examples: it leaves everything as it was."""
+
+    def check_model_restored(component: Component, registry: Registry) -> None:
+        """Weights, running statistics and modes are as before, bit for bit, and no gradient is left behind."""
+        expect_same_model(watched(component, registry))
+
+    def check_examples_untouched(component: Component, registry: Registry) -> None:
+        """Images, labels and indices that it is given stay as they are."""
+        seen = watched(component, registry)
+        expect_same_tensors(seen.place.examples, seen.before.examples)
+
+    return check_model_restored, check_examples_untouched, random_state_untouched(watched)
+
+
+def random_state_untouched(watched: Callable[[Component, Registry], Any]) -> Check:
+    """The check of whoever may draw random numbers; watched gives what has `random_state_kept`."""
+
+    def check_random_state_untouched(component: Component, registry: Registry) -> None:
+        """Nobody else's random numbers change: the global state is as before."""
+        expect(watched(component, registry).random_state_kept, "the global random state has moved")
+
+    return check_random_state_untouched
+
+
+def expect_passes(watched: Watched, declared: tuple[int, int], at_most: bool) -> None:
+    """Forward and backward passes of the kit's examples, as many as are declared for each."""
+    made, total = (watched.forward, watched.backward), (declared[0] * COUNT, declared[1] * COUNT)
+    right = made[0] <= total[0] and made[1] <= total[1] if at_most else made == total
+    expect(right, f"{COUNT} images make {made} forward and backward passes, {total} are declared")
 
 
 def expect_same_tensors(given: Any, before: Any) -> None:
