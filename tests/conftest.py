@@ -19,39 +19,17 @@ import pytest
 from hypothesis import settings
 
 import robflat_bench
+from robflat_bench.testing.tiny import tiny_protocol
 
 settings.register_profile("robflat-bench", deadline=None)
 settings.load_profile("robflat-bench")
 
 REPOSITORY = Path(robflat_bench.__file__).parent.parent
 
-TINY = """
-name = "tiny"
-version = "1.0"
-summary = "Everything a run does, in a second."
-
-[fixed]
-backbone = "resnet8(width=4, strides=[1, 1, 1], stem_stride=2)"
-precision = "float32"
-threads = 1
-
-[fixed.data]
-dataset = "digits"
-train = { pool = "train", start = 0, stop = 60, count = 60 }
-heldout = { pool = "train", start = 60, stop = 80, count = 20 }
-test = { pool = "train", start = 80, stop = 110, count = 30 }
-
-[fixed.threat]
-epsilon = 0.2
-
-[fixed.selection]
-attack = "pgd(steps=2)"
-
-[[fixed.attacks]]
-attack = "pgd(steps=2)"
-test = 30
-train = 20
-
+TINY = tiny_protocol(
+    epochs=2,
+    train=20,
+    more="""
 [[fixed.attacks]]
 attack = "fgsm"
 test = 20
@@ -65,17 +43,8 @@ test = 30
 measure = "worst-case(xi=0.03, steps=2, restarts=1)"
 test = 30
 checkpoints = ["last"]
-
-[recipe]
-epochs = 2
-batch_size = 20
-learning_rate = 0.05
-epsilon = 0.2
-attack_steps = 2
-attack_step = 0.1
-"""
-# A stride inside the network would be a 1x1 convolution whose oneDNN backward (3.13) writes past its buffer where
-# it has fewer input channels than a SIMD register: https://github.com/uxlfoundation/oneDNN/issues/6035
+""",
+)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -11,40 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TINY = """
-name = "tiny"
-version = "1.0"
-summary = "One epoch on digits."
-
-[fixed]
-backbone = "resnet8(width=4, strides=[1, 1, 1], stem_stride=2)"
-precision = "float32"
-threads = 1
-
-[fixed.data]
-dataset = "digits"
-train = { pool = "train", start = 0, stop = 60, count = 60 }
-heldout = { pool = "train", start = 60, stop = 80, count = 20 }
-test = { pool = "train", start = 80, stop = 110, count = 30 }
-
-[fixed.threat]
-epsilon = 0.2
-
-[fixed.selection]
-attack = "pgd(steps=2)"
-
-[[fixed.attacks]]
-attack = "pgd(steps=2)"
-test = 30
-
-[recipe]
-epochs = 1
-batch_size = 20
-learning_rate = 0.05
-epsilon = 0.2
-attack_steps = 2
-attack_step = 0.1
-"""
+from robflat_bench.testing.tiny import tiny_protocol
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +28,7 @@ def registry():
 def command(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`command("evaluate", ...)` in a folder of its own, as a user types it."""
     folder = tmp_path_factory.mktemp("shell")
-    (folder / "tiny.toml").write_text(TINY)
+    (folder / "tiny.toml").write_text(tiny_protocol())
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "ROBFLAT_BENCH_PLUGINS": "robflat-attacks", "PYTHONPATH": path}
 

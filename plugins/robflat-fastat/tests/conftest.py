@@ -15,41 +15,7 @@ import torch
 
 from robflat_bench.cli import main
 from robflat_bench.registry import Registry, discover
-
-PROTOCOL = """
-name = "tiny-fastat"
-version = "1.0"
-summary = "Three epochs of three updates on real digits."
-
-[fixed]
-backbone = "resnet8(width=4, strides=[1, 1, 1], stem_stride=2)"
-precision = "float32"
-threads = 1
-
-[fixed.data]
-dataset = "digits"
-train = { pool = "train", start = 0, stop = 60, count = 60 }
-heldout = { pool = "train", start = 60, stop = 80, count = 20 }
-test = { pool = "train", start = 80, stop = 110, count = 30 }
-
-[fixed.threat]
-epsilon = 0.2
-
-[fixed.selection]
-attack = "pgd(steps=2)"
-
-[[fixed.attacks]]
-attack = "pgd(steps=2)"
-test = 30
-
-[recipe]
-epochs = 3
-batch_size = 20
-learning_rate = 0.05
-epsilon = 0.2
-attack_steps = 2
-attack_step = 0.1
-"""
+from robflat_bench.testing.tiny import tiny_protocol
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +36,7 @@ def registry() -> Registry:
 @pytest.fixture
 def protocol(tmp_path: Path) -> Path:
     path = tmp_path / "tiny-fastat.toml"
-    path.write_text(PROTOCOL)
+    path.write_text(tiny_protocol("tiny-fastat", epochs=3))
     return path
 
 

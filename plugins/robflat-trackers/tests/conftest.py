@@ -14,34 +14,9 @@ from pathlib import Path
 
 import pytest
 
-TINY = """
-name = "tiny-trackers"
-version = "1.0"
-summary = "Everything a run does, in a second."
+from robflat_bench.testing.tiny import tiny_protocol
 
-[fixed]
-backbone = "resnet8(width=4, strides=[1, 1, 1], stem_stride=2)"
-precision = "float32"
-threads = 1
-
-[fixed.data]
-dataset = "digits"
-train = { pool = "train", start = 0, stop = 60, count = 60 }
-heldout = { pool = "train", start = 60, stop = 80, count = 20 }
-test = { pool = "train", start = 80, stop = 110, count = 30 }
-
-[fixed.threat]
-epsilon = 0.2
-
-[fixed.selection]
-attack = "pgd(steps=2)"
-every = 2
-
-[[fixed.attacks]]
-attack = "pgd(steps=2)"
-test = 30
-train = 20
-
+MORE = """
 [[fixed.attacks]]
 attack = "fgsm"
 test = 20
@@ -50,14 +25,6 @@ checkpoints = ["last"]
 [[fixed.measures]]
 measure = "average-case(draws=2, steps=2)"
 test = 30
-
-[recipe]
-epochs = 4
-batch_size = 20
-learning_rate = 0.05
-epsilon = 0.2
-attack_steps = 2
-attack_step = 0.1
 """
 
 
@@ -75,7 +42,7 @@ def _surroundings() -> Iterator[None]:
 def tiny(tmp_path_factory) -> Path:
     """A protocol file under which a run takes about a second."""
     path = tmp_path_factory.mktemp("protocol") / "tiny-trackers.toml"
-    path.write_text(TINY)
+    path.write_text(tiny_protocol("tiny-trackers", epochs=4, every=2, train=20, more=MORE))
     return path
 
 
