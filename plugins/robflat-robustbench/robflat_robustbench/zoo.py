@@ -7,19 +7,25 @@ unpickling, and all of them fit or none is taken.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import difflib
 import fnmatch
+import hashlib
+import importlib.util
 import io
 import os
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyautoattack
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -70,11 +76,45 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def autoattack_by_its_old_name() -> Iterator[None]:
+    """`import autoattack` answers with pyautoattack, the same code under its name on the package index: robustbench 1.1
+    depends on the one and imports the other. Whoever has an `autoattack` of their own keeps it."""
+    if importlib.util.find_spec("autoattack"):
+        yield
+        return
+    lent = {"autoattack": pyautoattack, "autoattack.state": pyautoattack.state}
+    sys.modules.update(lent)
+    try:
+        yield
+    finally:
+        for name in lent:
+            del sys.modules[name]
+
+
+def overwritten() -> list[str]:
+    """Modules of the installed robustbench that are not those of its release: torchattacks 3.5 brings an older copy and
+    puts it in the same place, so which of the two lies there is chance. [] where the release recorded no hashes."""
+    changed = []
+    for file in metadata.files("robustbench") or ():
+        if file.suffix == ".py" and file.parts[0] == "robustbench" and file.hash:
+            found = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
+            if base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value:
+                changed.append(str(file))
+    return changed
+
+
 @cache
 def zoo() -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
     """(dataset, threat) -> name -> RobustBench's entry; PluginError where RobustBench cannot be imported."""
+    if changed := overwritten():
+        raise PluginError(
+            f"the installed robustbench is not its release: {len(changed)} of its files were overwritten "
+            f"({changed[0]}, ...), as installing torchattacks does with an older copy; put it back: "
+            'pip install --force-reinstall --no-deps "robustbench>=1.1,<1.2"'
+        )
     try:
-        with quiet():
+        with quiet(), autoattack_by_its_old_name():
             from robustbench.model_zoo import model_dicts
     except Exception as error:  # its dependencies break in their own ways
         raise PluginError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -187,6 +189,36 @@ def test_a_robustbench_that_cannot_be_imported_says_why(monkeypatch):
     zoo.zoo.cache_clear()
     monkeypatch.setitem(sys.modules, "robustbench.model_zoo", None)
     with pytest.raises(PluginError, match=r"robustbench cannot be imported: .*setuptools<81"):
+        zoo.zoo()
+
+
+def test_autoattack_by_its_old_name_is_lent_for_the_import_only():
+    zoo.zoo()
+    assert sys.modules["robustbench.eval"].AutoAttack is pyautoattack.AutoAttack
+    assert not {"autoattack", "autoattack.state"} & set(sys.modules)
+
+
+def installed(site, **files):
+    """A distribution `robustbench` in `site`, whose record has the hashes of `files`."""
+    (site / "robustbench").mkdir(parents=True)
+    info = site / "robustbench-1.1.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: robustbench\nVersion: 1.1.1\n")
+    rows = ["robustbench-1.1.1.dist-info/RECORD,,"]
+    for name, text in files.items():
+        (site / "robustbench" / f"{name}.py").write_text(text)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        rows.append(f"robustbench/{name}.py,sha256={digest},{len(text)}")
+    (info / "RECORD").write_text("\n".join(rows))
+
+
+def test_a_robustbench_overwritten_by_another_package_is_refused(tmp_path, monkeypatch):
+    installed(tmp_path, data="old", utils="old")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert zoo.overwritten() == []
+    (tmp_path / "robustbench" / "utils.py").write_text("another package's")
+    zoo.zoo.cache_clear()
+    with pytest.raises(PluginError, match=r"1 of its files were overwritten \(robustbench/utils.py.*--force-reinstall"):
         zoo.zoo()
 
 
