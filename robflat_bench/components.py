@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import string
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
@@ -221,12 +222,16 @@ def non_defaults(params: BaseModel) -> dict[str, Any]:
 
 
 def title(registry: Registry, kind: Kind, text: str) -> str:
-    """A canonical component as a table names it; the text itself where its plugin is gone."""
+    """A canonical component as a table names it, then the parameters that its title leaves out and that are not the
+    defaults. The text itself where it has no title, or its plugin is gone."""
     try:
         component = resolve(registry, kind, text)
     except RobflatError:
         return text
-    return component.info.title.format(**component.params.model_dump()) or text
+    template = component.info.title
+    told = {field for _, field, _, _ in string.Formatter().parse(template)}
+    untold = [f"{name}={value}" for name, value in non_defaults(component.params).items() if name not in told]
+    return ", ".join([template.format(**component.params.model_dump()), *untold]) if template else text
 
 
 def write(name: str, values: dict[str, Any]) -> str:

@@ -189,7 +189,7 @@ class Plugins:
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     answer = read(call(**arguments))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 answer = failed(f"{type(error).__name__}: {error}")
             yield provider, answer
 

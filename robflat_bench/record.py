@@ -7,10 +7,11 @@ total from the outcomes; a record that disagrees with its own outcomes is refuse
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from robflat_bench.protocol import Strict
@@ -19,6 +20,7 @@ from robflat_bench.spec import DatasetRef, ProtocolRef, RunSpec
 MAX_BYTES = 8 * 1024 * 1024
 
 Outcomes = Mapping[str, np.ndarray]
+SPLITS: tuple[Literal["test", "train"], ...] = ("test", "train")
 
 
 class TestTrain(Strict):
@@ -167,18 +169,76 @@ class EvaluationRecord(Versioned):
     provenance: dict[str, Any]
 
 
+def broken(outcomes: Outcomes, checkpoint: str, split: str, attack: str) -> NDArray[np.bool_] | None:
+    """[n] of the attacked examples: wrong when clean or when attacked; None where not attacked."""
+    fooled = outcomes.get(f"{checkpoint}/{split}/{attack}/error")
+    return None if fooled is None else fooled | outcomes[f"{checkpoint}/{split}/clean/error"][: len(fooled)]
+
+
 def union_error(outcomes: Outcomes, checkpoint: str, split: str, attack: str) -> float | None:
     """Fraction of the attacked examples wrong when clean or when attacked; None where not attacked."""
-    fooled = outcomes.get(f"{checkpoint}/{split}/{attack}/error")
-    if fooled is None:
-        return None
-    return float(np.mean(fooled | outcomes[f"{checkpoint}/{split}/clean/error"][: len(fooled)]))
+    wrong = broken(outcomes, checkpoint, split, attack)
+    return None if wrong is None else float(np.mean(wrong))
 
 
 def mean_loss(outcomes: Outcomes, checkpoint: str, split: str, attack: str) -> float | None:
     """Mean cross-entropy under the attack, in nats; None where not attacked."""
     losses = outcomes.get(f"{checkpoint}/{split}/{attack}/loss")
     return None if losses is None else float(np.mean(losses, dtype=np.float64))
+
+
+def standard_error(*samples: np.ndarray) -> float | None:
+    """Of the mean of one value per example, [n], or of the difference of two such means on independent examples; None
+    where a sample has a single example. It is one network's: another seed may be further off."""
+    known = [np.asarray(sample, np.float64) for sample in samples if len(sample) > 1]
+    if len(known) < len(samples):
+        return None
+    return math.sqrt(sum(float(sample.var(ddof=1)) / len(sample) for sample in known))
+
+
+class Number(NamedTuple):
+    """One number about one network. of: the attack or measure it is about, or "". split: the examples it is about.
+    n: how many (of a gap: test examples)."""
+
+    quantity: Literal["clean_error", "robust_error", "robust_loss", "gap_robust_error", "gap_robust_loss", "measure"]
+    of: str
+    split: Literal["test", "train", "test-train"]
+    value: float | None
+    standard_error: float | None
+    n: int
+
+
+def numbers(checkpoint: str, result: Result, outcomes: Outcomes) -> Iterator[Number]:
+    """Everything a result says, with standard errors over examples from the outcomes it was made from."""
+    reference = next(iter(result.robust_error), "")
+    clean = {split: outcomes.get(f"{checkpoint}/{split}/clean/error") for split in SPLITS}
+    losses = {split: outcomes.get(f"{checkpoint}/{split}/{reference}/loss") for split in SPLITS}
+
+    def wrong(split: str, attack: str = reference) -> NDArray[np.bool_] | None:
+        return broken(outcomes, checkpoint, split, attack)
+
+    sampled: list[tuple[Any, str, Any, float | None, list[NDArray[Any] | None]]] = [
+        ("clean_error", "", "test", result.clean_error, [clean["test"]]),
+        ("clean_error", "", "train", result.clean_error_train, [clean["train"]]),
+        *(
+            ("robust_error", attack, split, getattr(pair, split), [wrong(split, attack)])
+            for attack, pair in result.robust_error.items()
+            for split in SPLITS
+        ),
+        *(
+            ("robust_loss", reference, split, getattr(result.robust_loss, split, None), [losses[split]])
+            for split in SPLITS
+        ),
+        ("gap_robust_error", reference, "test-train", result.gap.robust_error, [wrong(split) for split in SPLITS]),
+        ("gap_robust_loss", reference, "test-train", result.gap.robust_loss, [*losses.values()]),
+    ]
+    for quantity, of, split, value, samples in sampled:
+        if value is not None:  # and so its outcomes are there: a record without them is refused
+            known = [sample for sample in samples if sample is not None]
+            yield Number(quantity, of, split, value, standard_error(*known), len(known[0]))
+    for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):
+        for measure, found in measures.items():
+            yield Number("measure", measure, split, found.value, found.standard_error, found.n)
 
 
 def totals(outcomes: Outcomes, checkpoint: str, attacks: list[str]) -> dict[str, Any]:

@@ -365,7 +365,7 @@ def evaluate_model(
     path = folder.path / "evaluations" / f"{key}.json"
     with folder.locked():
         if path.is_file():
-            return next(item for item in folder.evaluations() if item.key == key), path
+            return next(item for item, _ in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
         subject = Trained(model, found.name, found.epoch, initial_weights(found.initial))

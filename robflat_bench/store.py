@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -184,6 +184,10 @@ class RunFolder:
     outcomes_file = property(lambda self: self.path / "outcomes.npz")
     failed_file = property(lambda self: self.path / "failed.json")
 
+    @property
+    def state(self) -> Literal["done", "failed", "unfinished"]:
+        return "done" if self.record_file.is_file() else "failed" if self.failed_file.is_file() else "unfinished"
+
     def weights(self, checkpoint: str) -> Path:
         """The file of a checkpoint: best, last, initial or epoch-N."""
         return Path(self.checkpoints) / f"{checkpoint}.safetensors"
@@ -238,17 +242,19 @@ class RunFolder:
 
     def record(self) -> RunRecord:
         """The finished run's record, checked against its outcomes; CheckFailed where they disagree."""
-        record: RunRecord = read_record(self.record_file, RunRecord)
-        read_outcomes(record, self.outcomes_file)
-        return record
+        return self.evidence()[0]
 
-    def evaluations(self) -> list[EvaluationRecord]:
-        """What `evaluate` added, oldest name first; each checked like the record."""
+    def evidence(self, limit: int = MAX_OUTCOMES) -> tuple[RunRecord, dict[str, np.ndarray]]:
+        """The finished run's record and the outcomes it was made from; CheckFailed where they disagree."""
+        record: RunRecord = read_record(self.record_file, RunRecord)
+        return record, read_outcomes(record, self.outcomes_file, limit)
+
+    def evaluations(self, limit: int = MAX_OUTCOMES) -> list[tuple[EvaluationRecord, dict[str, np.ndarray]]]:
+        """What `evaluate` added and its outcomes, oldest name first; each checked like the record."""
         found = []
         for path in sorted((self.path / "evaluations").glob("*.json")):
             evaluation = read_record(path, EvaluationRecord)
-            read_outcomes(evaluation, path.with_suffix(".npz"))
-            found.append(evaluation)
+            found.append((evaluation, read_outcomes(evaluation, path.with_suffix(".npz"), limit)))
         return found
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from robflat_bench.attacks import robflat_bench_attacks
 from robflat_bench.backbones import robflat_bench_backbones
 from robflat_bench.base import UsageError
-from robflat_bench.components import parse, resolve, slug, title
+from robflat_bench.components import parse, resolve, slug, title, write
 from robflat_bench.data import robflat_bench_datasets
 from robflat_bench.measures import robflat_bench_measures
 from robflat_bench.methods import robflat_bench_methods
@@ -143,6 +143,11 @@ def test_a_component_without_parameters_is_its_name(registry):
 def test_titles_name_parameters_and_survive_a_missing_plugin(registry):
     assert title(registry, "attack", "pgd(restarts=3, steps=20)") == "PGD-20 x 3"
     assert title(registry, "attack", "gone(x=1)") == "gone(x=1)"
+    assert title(registry, "attack", 'pgd(loss="margin")').endswith(", loss=margin")
+    clean, normalised = (
+        title(registry, "measure", f"average-case(coupling=clean{more})") for more in ("", ", logits=normalised")
+    )
+    assert normalised == f"{clean}, logits=normalised"
 
 
 PGD = st.fixed_dictionaries(
@@ -155,6 +160,13 @@ PGD = st.fixed_dictionaries(
         "init": st.sampled_from(["uniform", "zero"]),
     },
 )
+
+
+@given(PGD, PGD)
+def test_attacks_that_differ_have_titles_that_differ(registry, one, other):
+    texts = [resolve(registry, "attack", write("pgd", values)).canonical for values in (one, other)]
+    titles = [title(registry, "attack", text) for text in texts]
+    assert (titles[0] == titles[1]) == (texts[0] == texts[1])
 
 
 @given(PGD)

@@ -262,12 +262,25 @@ def robflat_bench_environment():
 def robflat_bench_validate_record(record):
     return 1 / 0
 """
+LEAVES = """
+import sys
+from robflat_bench.api import hookimpl
+
+@hookimpl
+def robflat_bench_environment():
+    sys.exit(3)
+"""
 
 
 def test_what_plugins_say_of_the_machine_is_in_record_and_doctor(site, run, command, tmp_path):
     site.install("tells-plugin", {"tells_plugin.py": TELLS})
     site.install("falters-plugin", {"falters_plugin.py": FALTERS})
-    told = {"tells-plugin": {"library": "1.2", "build": "7"}, "falters-plugin": {"error": "OSError: no such file"}}
+    site.install("leaves-plugin", {"leaves_plugin.py": LEAVES})
+    told = {
+        "tells-plugin": {"library": "1.2", "build": "7"},
+        "falters-plugin": {"error": "OSError: no such file"},
+        "leaves-plugin": {"error": "SystemExit: 3"},
+    }
     assert run("--method", "at", "--json").document["environment"]["plugins"] == told
     assert command("doctor", "--json", "--store", tmp_path).document["environment"]["plugins"] == told
     assert "tells-plugin: library" in command("doctor", "--store", tmp_path).out

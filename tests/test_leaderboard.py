@@ -1,12 +1,16 @@
 """`robflat-bench leaderboard` and what compares methods, on runs that nobody trained."""
 
+import csv
+import io
 import json
+import re
 
 import pytest
 from fake_records import REGISTRY, fake_run, league
 
 from robflat_bench.board import publish
 from robflat_bench.board.entries import read
+from robflat_bench.store import Store
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1}
 
@@ -53,6 +57,19 @@ def test_show_marks_ones_own_runs_beside_the_committed(command, root, tmp_path):
         command("leaderboard", "show", "--leaderboard", root, "--store", tmp_path / "none", "--json").out
     )
     assert [row["label"] for row in found["boards"][0]["rows"]] == ["trades", "mart", "at"]
+
+
+def test_show_tells_of_ones_own_runs_that_are_committed_already(command, root, store):
+    done = command("leaderboard", "show", "--leaderboard", root, "--store", store)
+    assert f"9 of your runs are in {root} already" in done.err
+
+
+def test_a_single_seed_is_shown_with_its_standard_error(command, tmp_path):
+    fake_run(tmp_path / "mine", "alp", 1)
+    done = command("leaderboard", "show", "--leaderboard", tmp_path / "none", "--store", tmp_path / "mine")
+    (row,) = [line for line in done.out.splitlines() if "alp *" in line]
+    assert re.search(r"\d+\.\d % \(\d+\.\d %\)", row)
+    assert "±" not in row
 
 
 def test_an_empty_leaderboard_says_how_to_begin(command, tmp_path):
@@ -134,3 +151,107 @@ def test_correlate_measures_with_a_target(command, store):
     assert found["target"] == "robust_loss"
     assert {statistic["name"] for statistic in found["statistics"]} >= {"pearson", "spearman", "kendall"}
     assert command("results", "correlate", "--store", store, "--target", "loss").code == 2
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Out of the store
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_export_has_every_number_of_every_run(command, store, tmp_path):
+    done = command("results", "export", "--store", store)
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert json.loads(command("results", "export", "--store", store, "--json").out) == [
+        {**row, **{name: read(row[name]) for name, read in TYPES.items()}} for row in rows
+    ]
+    runs = Store(store).runs("record.json")
+    assert {row["key"] for row in rows} == {run.record().key for run in runs}
+    record = runs[0].record()
+    mine = {
+        (row["checkpoint"], row["quantity"], row["of"], row["split"]): float(row["value"])
+        for row in rows
+        if row["key"] == record.key
+    }
+    for checkpoint, result in record.results.items():
+        assert mine[checkpoint, "clean_error", "", "test"] == result.clean_error
+        for attack, pair in result.robust_error.items():
+            assert mine[checkpoint, "robust_error", attack, "test"] == pair.test
+        for measure, found in result.measures.items():
+            assert mine[checkpoint, "measure", measure, "test"] == found.value
+    file = tmp_path / "numbers.csv"
+    assert command("results", "export", "--store", store, "--output", file).out == f"{len(rows)} numbers in {file}\n"
+    assert file.read_text() == done.out
+
+
+def number(text):
+    return float(text) if text else None
+
+
+TYPES = {
+    "canonical_data": "True".__eq__,
+    "added": "True".__eq__,
+    "seed": int,
+    "n": int,
+    "value": number,
+    "standard_error": number,
+}
+
+
+def test_an_empty_store_exports_nothing_and_says_how_to_begin(command, tmp_path):
+    for name in ("export", "report"):
+        done = command("results", name, "--store", tmp_path)
+        assert (done.code, done.out) == (0, "")
+        assert "`robflat-bench run --method at` makes one" in done.err
+
+
+def test_a_report_is_the_ranking_with_what_it_was_made_on(command, store):
+    done = command("results", "report", "--store", store)
+    lines = done.out.splitlines()
+    assert lines[0].startswith("## digits-linf 1.0 (")
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| ")] == ["method", "trades", "mart", "at"]
+    assert "robust error: 250 test images" in done.out
+    assert "made with torch ? on ?" in done.out, "of what nobody trained"
+    assert command("results", "report", "--store", store, "--protocol", "cifar10-mini").out == ""
+
+
+def test_a_report_in_latex_escapes_what_latex_reads(command, store, tmp_path):
+    fake_run(tmp_path, "at+label-noise(tau=0.3)", 1)
+    done = command("results", "report", "--store", tmp_path, "--format", "latex")
+    (row,) = [line for line in done.out.splitlines() if line.startswith("- & at+label-noise")]
+    assert row.endswith(r"\\")
+    assert r"\%" in row
+    assert not re.search(r"(?<!\\)[%_#]", row)
+    assert done.out.startswith("% digits-linf")
+
+
+def test_prune_lists_first_and_removes_what_was_asked_for_only(command, tmp_path):
+    finished, failed, stopped = (fake_run(tmp_path, "at", seed) for seed in (1, 2, 3))
+    for run in (failed, stopped):
+        run.record_file.unlink()
+    failed.failed_file.write_text("{}")
+    finished.checkpoints.mkdir()
+    finished.weights("last").write_bytes(b"0" * 1000)
+
+    def prune(*options):
+        rows = command("results", "prune", "--store", tmp_path, "--json", *options).document
+        return {row["folder"]: row["removed"] for row in rows}
+
+    assert prune() == {str(failed.path): False}
+    assert "nothing was removed; add --yes" in command("results", "prune", "--store", tmp_path).err
+    everything = {str(finished.checkpoints): False, str(failed.path): False, str(stopped.path): False}
+    assert prune("--unfinished", "--weights") == everything
+    assert failed.path.is_dir()
+    with stopped.locked():
+        (row,) = [
+            row
+            for row in command("results", "prune", "--store", tmp_path, "--json", "--unfinished", "--yes").document
+            if row["folder"] == str(stopped.path)
+        ]
+    assert not row["removed"]
+    assert "is working on this run" in row["error"]
+    assert not failed.path.exists()
+    assert stopped.path.is_dir()
+    assert prune("--unfinished", "--weights", "--yes") == {str(finished.checkpoints): True, str(stopped.path): True}
+    assert not stopped.path.exists()
+    assert finished.record()
+    assert not finished.checkpoints.exists()

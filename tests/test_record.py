@@ -2,13 +2,25 @@
 
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
 
 from robflat_bench import record as records
 from robflat_bench.base import CheckFailed
-from robflat_bench.record import Flags, MeasureResult, Result, RunRecord, check, mean_loss, totals, union_error
+from robflat_bench.record import (
+    Flags,
+    MeasureResult,
+    Result,
+    RunRecord,
+    check,
+    mean_loss,
+    numbers,
+    standard_error,
+    totals,
+    union_error,
+)
 from robflat_bench.store import RunFolder, arrays_bytes, read_arrays
 
 # ---------------------------------------------------------------------------------------------------------
@@ -66,6 +78,36 @@ def test_totals_and_gap():
     }
     assert (made.robust_loss.test, made.robust_loss.train) == (1.0, 0.375)
     assert (made.gap.robust_error, made.gap.robust_loss) == (0.0, 0.625)
+
+
+def test_numbers_have_the_standard_errors_of_their_samples():
+    """A fraction p of n: sqrt(p (1 - p) / (n - 1)); a difference of independent means: in quadrature."""
+    found = {tuple(number[:3]): number for number in numbers("best", result(), OUTCOMES)}
+    assert set(found) == {
+        *(("clean_error", "", split) for split in ("test", "train")),
+        *(("robust_error", "pgd", split) for split in ("test", "train")),
+        ("robust_error", "fgsm", "test"),
+        *(("robust_loss", "pgd", split) for split in ("test", "train")),
+        *((gap, "pgd", "test-train") for gap in ("gap_robust_error", "gap_robust_loss")),
+        *(("measure", name, "test") for name in ("flat", "sharp")),
+    }
+    clean = found["clean_error", "", "test"]
+    assert (clean.value, clean.n) == (0.25, 4)
+    assert clean.standard_error == pytest.approx(math.sqrt(0.25 * 0.75 / 3))
+    fgsm = found["robust_error", "fgsm", "test"]
+    assert (fgsm.value, fgsm.n) == (2 / 3, 3)
+    assert fgsm.standard_error == pytest.approx(math.sqrt(2 / 3 * 1 / 3 / 2))
+    gap = found["gap_robust_error", "pgd", "test-train"]
+    assert gap.standard_error == pytest.approx(math.sqrt(0.5 * 0.5 / 3 + 0.5 * 0.5 / 1))
+    loss = found["robust_loss", "pgd", "test"]
+    assert loss.standard_error == pytest.approx(math.sqrt((0 + 1 + 0.25 + 0.25) / 3 / 4))
+    assert found["measure", "flat", "test"][3:] == (1.0, 0.5, 2)
+
+
+def test_a_single_example_has_no_standard_error():
+    assert standard_error(np.array([True])) is None
+    assert standard_error(np.array([1.0, 3.0]), np.array([1.0])) is None
+    assert standard_error(np.array([1.0, 3.0])) == 1.0
 
 
 def test_without_training_examples_there_is_no_gap():

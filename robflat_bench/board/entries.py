@@ -30,7 +30,7 @@ from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.registry import Registry
 from robflat_bench.spec import RunSpec, make_spec
 from robflat_bench.store import MAX_OUTCOMES as MAX_UNPACKED
-from robflat_bench.store import RunFolder, Store, read_outcomes, read_record, write_json
+from robflat_bench.store import RunFolder, Store, read_record, write_json
 
 RECORDS, REFERENCES = "records", "references"
 ENTRY = "entry.json"
@@ -200,13 +200,7 @@ def own(store: Path, registry: Registry) -> list[Submission]:
 
 def _evidence(run: RunFolder, limit: int = MAX_UNPACKED) -> tuple[RunRecord, Outcomes, Evaluations]:
     """A run's record and what was measured later, each with its outcomes, checked, each file read once."""
-    record: RunRecord = read_record(run.record_file, RunRecord)
-    outcomes = read_outcomes(record, run.outcomes_file, limit)
-    evaluations = []
-    for path in sorted((run.path / "evaluations").glob("*.json")):
-        evaluation = read_record(path, EvaluationRecord)
-        evaluations.append((evaluation, read_outcomes(evaluation, path.with_suffix(".npz"), limit)))
-    return record, outcomes, tuple(evaluations)
+    return *run.evidence(limit), tuple(run.evaluations(limit))
 
 
 def _entry(record: RunRecord, raw: bytes, today: str) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import rich_click as click
 
@@ -63,7 +64,7 @@ def evaluate(
     from robflat_bench.data.splits import load_splits
     from robflat_bench.evaluation.evaluate import choose_plan
     from robflat_bench.runner import choose_device, evaluate_model, find_model
-    from robflat_bench.store import Store
+    from robflat_bench.store import Store, read_outcomes
 
     place = choose_device(device)
     runs = Store(store)
@@ -84,10 +85,11 @@ def evaluate(
         output.emit_json(record.model_dump(mode="json"))
         return
     title = f"{record.model}  |  {record.protocol.name} {record.protocol.version}"
-    results = list(record.results.values())
-    attacked = [result.model_copy(update={"measures": {}}) for result in results]
-    output.console().print(output.table(title, ["", *record.results], output.result_rows(registry, attacked), right=1))
-    if measured := output.measure_rows(registry, results):
+    unmeasured: dict[str, Any] = {"measures": {}, "measures_train": {}}
+    attacked = {name: result.model_copy(update=unmeasured) for name, result in record.results.items()}
+    rows = output.result_rows(registry, attacked, read_outcomes(record, path.with_suffix(".npz")))
+    output.console().print(output.table(title, ["", *attacked], rows, right=1))
+    if measured := output.measure_rows(registry, list(record.results.values())):
         columns = ["measure", "split", "value ± standard error", "n", "s", "image passes"]
         output.console().print(output.table("forward + backward passes", columns, measured, right=2))
     output.console().print(f"evaluation: {path}", markup=False, soft_wrap=True)

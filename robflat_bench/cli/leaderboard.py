@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from robflat_bench.cli import output
+from robflat_bench.cli import boards, output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from robflat_bench.board.entries import Submission
-    from robflat_bench.board.model import Board, Place, Quantity, Row, Value
     from robflat_bench.registry import Registry
 
 root_option = click.option(
@@ -50,17 +47,23 @@ def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path,
     registry = output.registry(files)
     committed = _checked(root, registry)
     known = {one.record.key for one in committed}
-    mine = [one for one in own(store, registry) if one.record.key not in known]
+    found = own(store, registry)
+    mine = [one for one in found if one.record.key not in known]
+    if again := len(found) - len(mine):
+        output.note(f"{again} of your runs are in {root} already and are shown as they are there")
     made = build([*committed, *mine], root, registry)
-    boards = [board for board in made.boards if not protocols or board.protocol in protocols]
+    chosen = [board for board in made.boards if not protocols or board.protocol in protocols]
     if as_json:
         output.emit_json(
-            {**made.model_dump(mode="json"), "boards": [board.model_dump(mode="json") for board in boards]}
+            {**made.model_dump(mode="json"), "boards": [board.model_dump(mode="json") for board in chosen]}
         )
         return
-    filled = [board for board in boards if board.rows]
+    filled = [board for board in chosen if board.rows]
+    out = output.console()
     for board in filled:
-        _show_board(board, {one.record.key for one in mine})
+        heading = f"{board.id} {board.version}, {board.checkpoint} checkpoint"
+        out.print(output.table(heading, *boards.table(board, {one.record.key for one in mine}), right=2))
+        out.print(boards.LEGEND + ("; * yours, not submitted" if mine else ""), markup=False)
     if not filled:
         output.note(f"nothing is ranked yet in {root}; `robflat-bench leaderboard submit RUN` sends a finished run")
 
@@ -69,13 +72,14 @@ def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path,
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @output.store_option
 @root_option
+@output.plugin_option
 @output.json_option
-def submit(runs: tuple[str, ...], store: Path, root: Path, as_json: bool) -> None:
+def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
     from robflat_bench.board import entries
     from robflat_bench.store import Store
 
-    registry = output.registry()
+    registry = output.registry(files)
     everything = Store(store)
     chosen = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
     packed = [entries.submit(root, run, _today()) for run in chosen]
@@ -228,53 +232,3 @@ def _checked(root: Path, registry: Registry) -> list[Submission]:
     if problems:
         raise CheckFailed(f"{len(problems)} entries in {root} cannot be trusted, as listed")
     return found
-
-
-SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
-
-
-def _show_board(board: Board, mine: set[str]) -> None:
-    """One table of a board: what ranks and what it is compared with; the site has the rest. One's own are marked."""
-    shown = [quantity for name in SHOWN for quantity in board.quantities if quantity.id == name]
-    shown += [quantity for name in board.rankings[1:] for quantity in board.quantities if quantity.id == name]
-    rows = [_cells(row, board, shown, mine) for row in board.rows]
-    names = ["rank", "method", "seeds", *(quantity.title for quantity in shown)]
-    out = output.console()
-    out.print(output.table(f"{board.id} {board.version}, {board.checkpoint} checkpoint", names, rows, right=2))
-    notes = (
-        "rank: 95 % of bootstrap ranks; rows that share a letter are not told apart. ±: 95 % over seeds and examples"
-    )
-    out.print(notes + ("; * yours, not submitted" if mine else ""), markup=False)
-
-
-def _cells(row: Row, board: Board, shown: Sequence[Quantity], mine: set[str]) -> list[str]:
-    values = row.values[board.checkpoint]
-    place = row.places.get(board.rankings[0])
-    return [
-        f"{_place(place)} {place.letters}" if place else "-",
-        row.label + " *" * any(run.key in mine for run in row.runs),
-        str(len(row.runs)),
-        *(
-            _value(values.get(quantity.id), quantity.unit == "fraction")
-            + (
-                f"  [{_place(row.places[quantity.id])}]"
-                if quantity.id in row.places and quantity is not shown[0]
-                else ""
-            )
-            for quantity in shown
-        ),
-    ]
-
-
-def _place(place: Place) -> str:
-    return f"{place.rank} ({place.low}-{place.high})"
-
-
-def _value(value: Value | None, fraction: bool) -> str:
-    """`35.0 ± 1.2 %`; half the 95 % interval, where there is one."""
-    if value is None:
-        return "-"
-    half = None if value.low is None or value.high is None else (value.high - value.low) / 2
-    if not fraction:
-        return output.number(value.mean, half)
-    return output.percent(value.mean) if half is None else f"{100 * value.mean:.1f} ± {100 * half:.1f} %"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from robflat_bench.plugins import Plugins
-    from robflat_bench.record import Result, RunRecord
+    from robflat_bench.record import Number, Outcomes, Result
     from robflat_bench.registry import Registry
+    from robflat_bench.store import RunFolder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -105,8 +106,11 @@ def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[str]], r
     return made
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+def percent(value: float | None, error: float | None = None) -> str:
+    """`35.0 %` or `35.0 ± 2.1 %`."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
 
 
 def number(value: float | None, error: float | None = None) -> str:
@@ -148,58 +152,44 @@ def measure_rows(registry: Registry, results: Sequence[Result]) -> list[list[str
     return rows
 
 
-def result_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:
-    """Rows of the result table, one column per checkpoint."""
+QUANTITIES = {
+    "clean_error": ("clean error, {split}", percent),
+    "robust_error": ("robust error, {split}: {of}", percent),
+    "robust_loss": ("robust loss, {split} (nats)", number),
+    "gap_robust_error": ("gap in robust error (test - train)", percent),
+    "gap_robust_loss": ("gap in robust loss (test - train)", number),
+    "measure": ("{of}, {split}", number),
+}
+"""What each `record.Number` is called in a table, and how it is written."""
+
+
+def result_rows(registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes) -> list[list[str]]:
+    """Rows of the result table, one column per checkpoint: values with their standard errors over examples."""
     from robflat_bench.components import title
+    from robflat_bench.record import numbers
 
-    first = results[0]
-    measures = list(dict.fromkeys(name for result in results for name in result.measures))
-    attacks = list(dict.fromkeys(name for result in results for name in result.robust_error))
+    def called(found: Number) -> str:
+        of = title(registry, "measure" if found.quantity == "measure" else "attack", found.of) if found.of else ""
+        return QUANTITIES[found.quantity][0].format(of=of, split=found.split)
 
-    def row(title: str, cell: Callable[[Result], str]) -> list[str]:
-        return [title, *(cell(result) for result in results)]
-
-    def error(name: str, split: str) -> Callable[[Result], str]:
-        return lambda result: percent(getattr(result.robust_error.get(name), split, None))
-
-    def loss(split: str) -> Callable[[Result], str]:
-        return lambda result: number(getattr(result.robust_loss, split, None))
-
-    def measured(name: str) -> Callable[[Result], str]:
-        def cell(result: Result) -> str:
-            found = result.measures.get(name)
-            return "-" if found is None else number(found.value, found.standard_error)
-
-        return cell
-
-    rows = [
-        row("epoch", lambda result: "-" if result.epoch is None else str(result.epoch)),
-        row("clean error, test", lambda result: percent(result.clean_error)),
-    ]
-    for name in attacks:
-        called = title(registry, "attack", name)
-        rows.append(row(f"robust error, test: {called}", error(name, "test")))
-        if any(getattr(result.robust_error.get(name), "train", None) is not None for result in results):
-            rows.append(row(f"robust error, train: {called}", error(name, "train")))
-    if first.robust_loss is not None:
-        rows += [
-            row("robust loss, test (nats)", loss("test")),
-            row("robust loss, train (nats)", loss("train")),
-            row("gap in robust error (test - train)", lambda result: percent(result.gap.robust_error)),
-            row("gap in robust loss (test - train)", lambda result: number(result.gap.robust_loss)),
-        ]
-    rows += [row(title(registry, "measure", name), measured(name)) for name in measures]
-    known = [row for row in rows if set(row[1:]) != {"-"}]
-    return [*known, row("flags", lambda result: ", ".join(result.flags.reasons()) or "none")]
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for column, (checkpoint, result) in enumerate(results.items(), 1):
+        for found in numbers(checkpoint, result, outcomes):
+            row = cells.setdefault(found[:3], [called(found), *("-" for _ in results)])
+            row[column] = QUANTITIES[found.quantity][1](found.value, found.standard_error)
+    epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch) for result in results.values())]
+    flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
+    return [row for row in (epochs, *cells.values(), flags) if set(row[1:]) != {"-"}]
 
 
-def show_record(registry: Registry, record: RunRecord, path: Path) -> None:
-    """The result of a run as a person reads it."""
+def show_run(registry: Registry, folder: RunFolder) -> None:
+    """The result of a finished run as a person reads it."""
+    record, outcomes = folder.evidence()
     spec, budget = record.spec, record.budget
     out = console()
-    names = list(record.results)
     heading = f"{spec.label}  |  {spec.protocol.name} {spec.protocol.version}, seed {spec.seed}"
-    out.print(table(heading, ["", *names], result_rows(registry, list(record.results.values())), right=1))
+    rows = result_rows(registry, record.results, outcomes)
+    out.print(table(heading, ["", *record.results], rows, right=1))
     if not spec.dataset.canonical:
         out.print(f"data: {spec.dataset.origin} is not the canonical copy; such rows are ranked apart", markup=False)
     out.print(
@@ -208,5 +198,9 @@ def show_record(registry: Registry, record: RunRecord, path: Path) -> None:
         f"{budget.backward:,} backward image passes",
         markup=False,
     )
-    out.print("values ± standard error; one seed: no ranking follows from one run", markup=False)
-    out.print(f"record: {path}", markup=False, soft_wrap=True)
+    out.print(
+        "values ± standard error over examples, of this one network; another seed may differ by more: "
+        "no ranking follows from one run",
+        markup=False,
+    )
+    out.print(f"record: {folder.record_file}", markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -11,6 +11,7 @@ from robflat_bench.cli import output
 
 if TYPE_CHECKING:
     from robflat_bench.protocol import Checkpoint
+    from robflat_bench.record import EvaluationRecord, Outcomes, RunRecord
 
 
 @click.group()
@@ -42,7 +43,7 @@ def ls(store: Path, as_json: bool) -> None:
                 "protocol": spec.protocol.name,
                 "run": spec.label,
                 "seed": spec.seed,
-                "state": "done" if record else "failed" if run.failed_file.is_file() else "unfinished",
+                "state": run.state,
                 "clean_error": last.clean_error if last else None,
                 "robust_error": {name: pair.test for name, pair in last.robust_error.items()} if last else {},
                 "measures": {name: found.value for name, found in last.measures.items()} if last else {},
@@ -76,8 +77,9 @@ def ls(store: Path, as_json: bool) -> None:
 @results.command()
 @click.argument("run")
 @output.store_option
+@output.plugin_option
 @output.json_option
-def show(run: str, store: Path, as_json: bool) -> None:
+def show(run: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Show one RUN (a folder, or a key or its beginning), its evaluations merged in."""
     from robflat_bench.base import UsageError
     from robflat_bench.store import Store
@@ -91,14 +93,14 @@ def show(run: str, store: Path, as_json: bool) -> None:
         output.emit_json(
             {
                 **record.model_dump(mode="json"),
-                "evaluations": [item.model_dump(mode="json") for item in added],
+                "evaluations": [item.model_dump(mode="json") for item, _ in added],
             }
         )
         return
-    registry = output.registry()
-    output.show_record(registry, record, folder.record_file)
-    for evaluation in added:
-        rows = output.result_rows(registry, list(evaluation.results.values()))
+    registry = output.registry(files)
+    output.show_run(registry, folder)
+    for evaluation, outcomes in added:
+        rows = output.result_rows(registry, evaluation.results, outcomes)
         output.console().print(output.table(f"added: {evaluation.key}", ["", *evaluation.results], rows, right=1))
 
 
@@ -111,8 +113,11 @@ checkpoint_option = click.option("--checkpoint", type=click.Choice(["last", "bes
 @click.option("--protocol", default="digits-linf", show_default=True, help="Under which both were run.")
 @checkpoint_option
 @output.store_option
+@output.plugin_option
 @output.json_option
-def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, as_json: bool) -> None:
+def compare(
+    a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, files: tuple[Path, ...], as_json: bool
+) -> None:
     """Compare two methods A and B (as `results ls` names their runs) over all their seeds in the store.
 
     The difference of the methods with its 95 % interval, and the smallest difference that so many seeds and examples
@@ -128,7 +133,7 @@ def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, 
     from robflat_bench.components import title
     from robflat_bench.registry import did_you_mean
 
-    registry = output.registry()
+    registry = output.registry(files)
     rows = {
         row.label: row for row in together(run for run in own(store, registry) if run.record.protocol.name == protocol)
     }
@@ -182,8 +187,17 @@ def compare(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path, 
 @click.option("--protocol", default="digits-linf", show_default=True, help="Under which all were run.")
 @checkpoint_option
 @output.store_option
+@output.plugin_option
 @output.json_option
-def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, store: Path, as_json: bool) -> None:
+def correlate(
+    measure: str,
+    target: str,
+    protocol: str,
+    checkpoint: Checkpoint,
+    store: Path,
+    files: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Say how each MEASURE (a name, or a pattern) goes with a target over all methods in the store."""
     from fnmatch import fnmatchcase
 
@@ -194,7 +208,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
-    registry = output.registry()
+    registry = output.registry(files)
     runs = [run for run in own(store, registry) if run.record.protocol.name == protocol]
     found = [
         one
@@ -217,3 +231,141 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
         ]
         heading = f"{called} with {target.replace('_', ' ')}, {checkpoint}, {one.models} models"
         out.print(output.table(heading, ["", "value", "95 % from", "to", ""], cells))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Out of the store
+# ---------------------------------------------------------------------------------------------------------
+
+
+@results.command()
+@click.option("--output", "file", type=click.Path(path_type=Path), help="Write the CSV there, instead of to stdout.")
+@output.store_option
+@output.json_option
+def export(file: Path | None, store: Path, as_json: bool) -> None:
+    """Every number of every finished run, one per line (CSV), for a spreadsheet, pandas or R.
+
+    Errors are fractions, losses and gaps nats; standard errors are over examples, of that one network. `added` tells
+    what `evaluate` added from what the run itself measured.
+    """
+    import csv
+    import io
+
+    from robflat_bench.record import numbers
+    from robflat_bench.store import Store, write_atomically
+
+    rows = []
+    for run in Store(store).runs("record.json"):
+        record, outcomes = run.evidence()
+        spec = record.spec
+        parts: list[tuple[bool, RunRecord | EvaluationRecord, Outcomes]] = [(False, record, outcomes)]
+        parts += [(True, evaluation, arrays) for evaluation, arrays in run.evaluations()]
+        for added, one, arrays in parts:
+            rows += [
+                {
+                    "key": record.key,
+                    "protocol": spec.protocol.name,
+                    "version": spec.protocol.version,
+                    "canonical_data": spec.dataset.canonical,
+                    "run": spec.label,
+                    "seed": spec.seed,
+                    "checkpoint": checkpoint,
+                    "added": added,
+                    **number._asdict(),
+                }
+                for checkpoint, result in one.results.items()
+                for number in numbers(checkpoint, result, arrays)
+            ]
+    if as_json:
+        output.emit_json(rows)
+        return
+    if not rows:
+        output.note(f"there is no finished run in {store}; `robflat-bench run --method at` makes one")
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    if file is None:
+        click.echo(text.getvalue(), nl=False)
+    else:
+        write_atomically(file, text.getvalue().encode())
+        click.echo(f"{len(rows)} numbers in {file}")
+
+
+@results.command()
+@click.option("--protocol", "protocols", multiple=True, help="Only runs under this one; repeatable.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["markdown", "latex"]),
+    default="markdown",
+    show_default=True,
+    help="Of tables.",
+)
+@output.store_option
+@output.plugin_option
+def report(protocols: tuple[str, ...], style: str, store: Path, files: tuple[Path, ...]) -> None:
+    """Your methods, ranked among themselves, as a table to paste into a text, with what it was made on and with."""
+    from robflat_bench.board.build import build
+    from robflat_bench.board.entries import own
+    from robflat_bench.cli import boards
+
+    registry = output.registry(files)
+    runs = [run for run in own(store, registry) if not protocols or run.record.protocol.name in protocols]
+    made = [board for board in build(runs, store, registry).boards if board.rows]
+    if not made:
+        output.note(f"there is no finished run in {store}; `robflat-bench run --method at` makes one")
+    start = {"markdown": "", "latex": "% "}[style]
+    for board in made:
+        keys = {run.key for row in board.rows for run in row.runs}
+        of = [run.record for run in runs if run.record.key in keys]
+        lines = [
+            boards.LEGEND,
+            "; ".join(f"{quantity.title}: {quantity.n} test images" for quantity in boards.columns(board)),
+            "made with " + ", ".join(sorted({_made_with(record.environment) for record in of})),
+        ]
+        heading = f"{board.id} {board.version} ({board.hash[:8]}), {board.checkpoint} checkpoint"
+        click.echo(f"{start or '## '}{heading}\n\n{boards.FORMATS[style](*boards.table(board))}\n")
+        click.echo("\n".join(start + line for line in lines) + "\n")
+
+
+def _made_with(environment: dict[str, Any]) -> str:
+    packages = environment.get("packages", {})
+    return f"torch {packages.get('torch', '?')} on {environment.get('device_name', '?')}"
+
+
+@results.command()
+@click.option("--unfinished", is_flag=True, help="Also runs that were interrupted; they could still be resumed.")
+@click.option("--weights", is_flag=True, help="Also the weights of finished runs; `evaluate` and `verify` need them.")
+@click.option("--yes", is_flag=True, help="Do it. Without, only what would go is listed.")
+@output.store_option
+@output.json_option
+def prune(unfinished: bool, weights: bool, yes: bool, store: Path, as_json: bool) -> None:
+    """Remove runs that failed; records of finished runs always stay."""
+    import shutil
+
+    from robflat_bench.store import Busy, Store
+
+    whole = {"failed", *(["unfinished"] if unfinished else [])}
+    rows: list[dict[str, Any]] = []
+    for run in Store(store).runs():
+        target = run.path if run.state in whole else run.checkpoints
+        if run.state in whole or (weights and run.state == "done" and target.is_dir()):
+            size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+            rows.append({"folder": str(target), "state": run.state, "bytes": size, "removed": False, "error": ""})
+            if yes:
+                try:
+                    with run.locked():
+                        shutil.rmtree(target)
+                    rows[-1]["removed"] = True
+                except Busy as error:
+                    rows[-1]["error"] = str(error)
+    if as_json:
+        output.emit_json(rows)
+        return
+    cells = [[row["folder"], row["state"], f"{row['bytes'] / 1e6:.1f}", row["error"]] for row in rows]
+    heading = f"{'removed from' if yes else 'to remove from'} {store}"
+    output.console().print(output.table(heading, ["", "state", "MB", ""], cells))
+    if rows and not yes:
+        output.note("nothing was removed; add --yes")

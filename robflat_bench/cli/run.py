@@ -98,4 +98,4 @@ def run(
     if as_json:
         output.emit_json(record.model_dump(mode="json"))
     else:
-        output.show_record(registry, record, folder.record_file)
+        output.show_run(registry, folder)
