@@ -309,14 +309,18 @@ class Store:
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.root / spec.folder)
 
-    def runs(self, holds: str = "spec.json") -> list[RunFolder]:
-        """Every run folder, finished or not, by path: every folder in a run's place that holds that file."""
-        return [RunFolder(path.parent) for path in sorted(self.root.glob(f"*/*/seed-*/{holds}"))]
+    def runs(self, *holds: str) -> list[RunFolder]:
+        """Every folder in a run's place that holds one of these files, by path: by default a spec, or the record of an
+        entry that was submitted."""
+        found = (
+            path for name in holds or ("spec.json", "record.json") for path in self.root.glob(f"*/*/seed-*/{name}")
+        )
+        return [RunFolder(folder) for folder in sorted({path.parent for path in found})]
 
     def find(self, name: str) -> RunFolder:
         """A run by folder, or by key (or the beginning of one) within this store."""
         path = Path(name)
-        if (path / "spec.json").is_file():
+        if (path / "spec.json").is_file() or (path / "record.json").is_file():
             return RunFolder(path)
         matches = [run for run in self.runs() if run.path.name.rpartition("-")[2].startswith(name)]
         if len(matches) == 1:

@@ -38,6 +38,16 @@ def test_submit_packs_checks_and_says_what_comes_next(command, root, store):
     assert command("leaderboard", "check", "--leaderboard", root).out.strip() == "9 entries checked, 0 refused"
 
 
+def test_what_was_submitted_is_listed_and_shown_as_any_run(command, root, store):
+    listed = [command("results", "ls", "--store", where, "--json").document for where in (store, root / "records")]
+    assert [row["key"] for row in listed[0]] == [row["key"] for row in listed[1]]
+    key = listed[0][0]["key"]
+    shown = [
+        command("results", "show", key, "--store", where, "--json").document for where in (store, root / "records")
+    ]
+    assert shown[0] == shown[1]
+
+
 def test_check_names_what_is_wrong_and_exits_with_3(command, root):
     folder = next(root.glob("records/*/at/*"))
     (folder / "notes.txt").write_text("mine")

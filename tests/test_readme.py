@@ -54,6 +54,12 @@ def test_there_are_commands_of_every_kind():
     }
 
 
+def test_the_first_result_shown_is_a_committed_one(command):
+    shown = command("results", "show", "349043bd", "--store", REPOSITORY / "leaderboard" / "records").out.splitlines()
+    table = README[README.index("    trades  |  digits-linf") :].split("\n\n")[0].splitlines()
+    assert [line.removeprefix("    ") for line in table] == [line.rstrip() for line in shown[: len(table)]]
+
+
 def test_the_plugin_passes_the_kit(place):
     registry = discover((Path("my_at.py"),))
     assert not registry.plugins.broken

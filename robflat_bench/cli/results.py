@@ -28,11 +28,12 @@ def ls(store: Path, as_json: bool) -> None:
     from robflat_bench.spec import RunSpec
     from robflat_bench.store import Store, read_record
 
-    rows, problems = [], []
+    rows: list[dict[str, Any]] = []
+    problems = []
     for run in Store(store).runs():
         try:
-            spec = read_record(run.path / "spec.json", RunSpec)
             record = run.record() if run.record_file.is_file() else None
+            spec = record.spec if record else read_record(run.path / "spec.json", RunSpec)
         except CheckFailed as error:
             problems.append(str(error))
             continue
