@@ -289,6 +289,21 @@ def test_a_row_may_stand_in_two_groups():
     assert letters([2, 1, 0], different) == ["b", "ab", "a"]
 
 
+@pytest.mark.parametrize("number", range(8))
+def test_rows_share_no_letter_where_holm_rejects_their_pair_and_only_there(number):
+    """All p, each found by the pair's own comparison, corrected by Holm: the same pairs, in leagues near the border."""
+    source = np.random.default_rng(number)
+    skills = source.choice([0.0, 0.1, 0.2, 0.4, 1.0], 9)
+    difficulty = source.normal(size=500)
+    tables = [source.normal(skill, 0.05, (5, 1)) + difficulty + source.normal(size=(5, 500)) > 0 for skill in skills]
+    tables += [tables[0], np.zeros((5, 500), bool), np.zeros((5, 500), bool)]
+    found = places(tables, draws=1)
+    pairs = [(i, j) for i in range(len(tables)) for j in range(i + 1, len(tables))]
+    apart = holm([compare(tables[i], tables[j]).p for i, j in pairs]) <= 0.05
+    assert 0 < apart.sum() < len(pairs)
+    assert [not {*found[i].letters} & {*found[j].letters} for i, j in pairs] == apart.tolist()
+
+
 def test_letters_do_not_end_with_the_alphabet():
     """More rows than letters: A-Z, then other alphabets, one character each."""
     found = letters(range(70), ~np.eye(70, dtype=bool))

@@ -139,9 +139,9 @@ def places(tables: Sequence[NDArray[Any]], draws: int = 1000) -> list[Place]:
         return []
     _same_examples(methods)
     pairs = list(combinations(methods, 2))
-    spread = _Spread(*np.array([_difference(a, b) for a, b in pairs]).reshape(-1, 3).T)
+    spreads = np.array([_difference(a, b) for a, b in pairs]).reshape(-1, 3)
     different = np.zeros((len(methods), len(methods)), bool)
-    different[np.triu_indices(len(methods), 1)] = holm(spread.p([a.mean - b.mean for a, b in pairs])) <= LEVEL
+    different[np.triu_indices(len(methods), 1)] = _told_apart(spreads, np.array([a.mean - b.mean for a, b in pairs]))
     order = sorted(range(len(methods)), key=lambda m: (methods[m].mean, methods[m].key))
     ranks = _ranks(_bootstrap(methods, draws))
     low, high = np.quantile(ranks, [LEVEL / 2, 1 - LEVEL / 2], axis=1, method="inverted_cdf")
@@ -178,6 +178,19 @@ def holm(p: ArrayLike) -> Floats:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return adjusted
+
+
+def _told_apart(spreads: Floats, distance: Floats) -> NDArray[np.bool_]:
+    """Pairs, each a `_Spread` [m, 3] and a difference of means [m], that Holm's method rejects at LEVEL. One with
+    p <= LEVEL / m it rejects whatever its rank and one with p > LEVEL never: p, which is a search, is found for the
+    others only."""
+    spread, distance = _Spread(*spreads.T), np.abs(distance)
+    never = (distance == 0) | (spread.reach(LEVEL) > distance)
+    always = ~never & (spread.reach(LEVEL / max(len(distance), 1)) <= distance)
+    p = np.where(always, 0.0, 1.0)
+    between = ~never & ~always
+    p[between] = _Spread(*spreads[between].T).p(distance[between])
+    return holm(p) <= LEVEL
 
 
 def letters(order: Sequence[int], different: NDArray[np.bool_]) -> list[str]:
