@@ -97,6 +97,13 @@ class HistoryFile(Observer):
 # Observers of plugins
 # ---------------------------------------------------------------------------------------------------------
 
+
+def _set_default_device(device: torch.device) -> None:
+    """Only where it differs: any default that was set, the usual one too, slows every call of torch down."""
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+
+
 _GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (os.getcwd, os.chdir),
     (random.getstate, random.setstate),
@@ -105,8 +112,12 @@ _GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_default_device),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all),
 )
-"""How to read and how to set what a plugin shares with the run's numbers."""
+"""How to read and how to set what a plugin shares with the run's numbers. (Without CUDA its states are none.)"""
 
 SLOW = 0.1
 """A plugin that takes more of a run's time than this is told of."""

@@ -228,8 +228,8 @@ def test_a_robustbench_overwritten_by_another_package_is_refused(tmp_path, monke
 
 
 @pytest.fixture
-def fewer_steps(monkeypatch):
-    """pyautoattack's own budget cut to two steps and one target class, whoever constructs it."""
+def budget(request, monkeypatch):
+    """pyautoattack's own budget, or one cut to two steps and one target class, whoever constructs it."""
     set_version = pyautoattack.AutoAttack._set_version
 
     def smaller(self, version="standard"):
@@ -237,7 +237,8 @@ def fewer_steps(monkeypatch):
         self.apgd.n_iter = self.apgd_targeted.n_iter = 2
         self.apgd_targeted.n_target_classes = 1
 
-    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", smaller)
+    if request.param == "cut":
+        monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", smaller)
 
 
 def half_falls(model, x):
@@ -251,14 +252,17 @@ def half_falls(model, x):
 
 
 @pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")  # in RobustBench's own SiLU
-@pytest.mark.usefixtures("fewer_steps")
+@pytest.mark.usefixtures("budget")
 @pytest.mark.parametrize(
-    "name",
+    ("name", "budget"),
     [
-        "Wong2020Fast",  # PreActResNet-18
-        "Rebuffi2021Fixing_R18_ddpm",  # another PreActResNet-18, with SiLU, by other hands
-        pytest.param("Carmon2019Unlabeled", marks=pytest.mark.slow),  # WRN-28-10
+        ("Wong2020Fast", "cut"),  # PreActResNet-18
+        ("Rebuffi2021Fixing_R18_ddpm", "cut"),  # another PreActResNet-18, with SiLU, by other hands
+        pytest.param("Wong2020Fast", "full", marks=pytest.mark.slow),
+        pytest.param("Carmon2019Unlabeled", "cut", marks=pytest.mark.slow),  # WRN-28-10
+        pytest.param("Carmon2019Unlabeled", "full", marks=pytest.mark.slow),
     ],
+    indirect=["budget"],
 )
 def test_apgd_breaks_the_images_that_its_authors_code_breaks(build, registry, tmp_path, name):
     path = tmp_path / "weights.pt"
@@ -279,4 +283,5 @@ def test_apgd_breaks_the_images_that_its_authors_code_breaks(build, registry, tm
         standing = model(ours).argmax(1) == y
     assert torch.equal(standing, predicted == y)
     assert torch.equal(ours, theirs)
-    assert 0.2 <= standing.float().mean() <= 0.8
+    survive = int(standing.sum())
+    assert 0.2 <= survive / 16 <= 0.8
