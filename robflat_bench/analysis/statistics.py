@@ -106,7 +106,7 @@ def crossed(*tables: NDArray[Any], signs: Sequence[int] | None = None) -> Estima
         error = math.sqrt(sum(_variance(part.profile) / part.n for part in parts))
         return Estimate(mean, None, None, None, error, seeds)
     variance = _variance(weights @ [part.means for part in parts])
-    spread = _Spread(variance / seeds, seeds - 1, sum(_example_part(part.profile, part) for part in parts))
+    spread = _Spread(variance / seeds, seeds - 1, sum(map(_example_part, parts)))
     reach = float(spread.reach(LEVEL))
     low, high = mean - reach, mean + reach
     if all(table.dtype == bool for table in tables):
@@ -138,10 +138,10 @@ def places(tables: Sequence[NDArray[Any]], draws: int = 1000) -> list[Place]:
     if not methods:
         return []
     _same_examples(methods)
-    pairs = list(combinations(methods, 2))
-    spreads = np.array([_difference(a, b) for a, b in pairs]).reshape(-1, 3)
+    first, second = np.triu_indices(len(methods), 1)
+    means = np.array([method.mean for method in methods])
     different = np.zeros((len(methods), len(methods)), bool)
-    different[np.triu_indices(len(methods), 1)] = _told_apart(spreads, np.array([a.mean - b.mean for a, b in pairs]))
+    different[first, second] = _told_apart(_differences(methods), means[first] - means[second])
     order = sorted(range(len(methods)), key=lambda m: (methods[m].mean, methods[m].key))
     ranks = _ranks(_bootstrap(methods, draws))
     low, high = np.quantile(ranks, [LEVEL / 2, 1 - LEVEL / 2], axis=1, method="inverted_cdf")
@@ -165,7 +165,7 @@ def compare(a: NDArray[Any], b: NDArray[Any]) -> Comparison:
     networks = tuple(map(_mcnemar, a, b)) if a.dtype == b.dtype == bool else ()
     if min(method.seeds for method in methods) == 1:
         return Comparison(difference, None, None, None, None, networks)
-    spread = _Spread(*_difference(*methods))
+    spread = _Spread(*_differences(methods)[0])
     reach, p, detectable = float(spread.reach(LEVEL)), float(spread.p(difference)), float(spread.detectable())
     return Comparison(difference, difference - reach, difference + reach, p, detectable, networks)
 
@@ -276,18 +276,28 @@ class _Spread:
         return np.sqrt(student**2 * self.seed + normal**2 * self.example)
 
 
-def _example_part(profile: Floats, *methods: _Outcomes) -> float:
-    """Of the variance of the mean of `profile`, [n], which is made of these methods' profiles."""
-    noise = sum(method.residual / method.seeds for method in methods)
-    return max(_variance(profile) - noise, 0.0) / len(profile)
+def _example_part(method: _Outcomes) -> float:
+    """Of the variance of a method's mean, what its examples make of it."""
+    return max(_variance(method.profile) - method.residual / method.seeds, 0.0) / method.n
 
 
-def _difference(a: _Outcomes, b: _Outcomes) -> tuple[float, float, float]:
-    """What a `_Spread` is made of. Seeds are independent (freedom: Welch, Biometrika 1947), examples are shared."""
-    seed = a.seed_part + b.seed_part
-    squares = a.seed_part**2 / (a.seeds - 1) + b.seed_part**2 / (b.seeds - 1)
-    freedom = seed**2 / squares if squares else a.seeds + b.seeds - 2
-    return seed, freedom, _example_part(a.profile - b.profile, a, b)
+def _differences(methods: Sequence[_Outcomes]) -> Floats:
+    """What the `_Spread` of each pair's difference is made of, [pairs, 3], in the order of `np.triu_indices`. Seeds are
+    independent (freedom: Welch, Biometrika 1947), examples are shared."""
+    first, second = np.triu_indices(len(methods), 1)
+    part = np.array([method.seed_part for method in methods])
+    free = np.array([method.seeds - 1 for method in methods])
+    noise = np.array([method.residual / method.seeds for method in methods])
+    profiles = np.array([method.profile for method in methods])
+    seed = part[first] + part[second]
+    squares = (part**2 / free)[first] + (part**2 / free)[second]
+    freedom = np.where(squares > 0, seed**2 / np.where(squares > 0, squares, 1), free[first] + free[second])
+    n = profiles.shape[1]
+    if n > 1:
+        shared = np.concatenate([(profiles[m] - profiles[m + 1 :]).var(1, ddof=1) for m in range(len(methods))])
+    else:
+        shared = np.zeros(len(first))
+    return np.stack([seed, freedom, np.maximum(shared - noise[first] - noise[second], 0) / n], axis=1)
 
 
 def _mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> McNemar:
