@@ -98,7 +98,7 @@ def overwritten() -> list[str]:
     changed = []
     for file in metadata.files("robustbench") or ():
         if file.suffix == ".py" and file.parts[0] == "robustbench" and file.hash:
-            found = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
+            found = hashlib.new(file.hash.mode, Path(file.locate()).read_bytes()).digest()
             if base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value:
                 changed.append(str(file))
     return changed

@@ -54,7 +54,7 @@ class MLflow:
     def ends(self, record: Mapping[str, Any]) -> None:
         last = record["history"][-1]["epoch"]
         self._log({f"budget/{name}": value for name, value in record["budget"].items()}, last)
-        self.client.log_dict(self.id, record, "record.json")
+        self.client.log_dict(self.id, dict(record), "record.json")
         self.client.set_terminated(self.id, "FINISHED")
 
     def fails(self, error: Exception) -> None:
@@ -84,7 +84,7 @@ class MLflow:
         if ERROR in found.data.tags:
             self.client.delete_tag(found.info.run_id, ERROR)
         self.client.update_run(found.info.run_id, status="RUNNING")
-        return found.info.run_id
+        return str(found.info.run_id)
 
     def _new(self, run: RunView, experiment: str) -> str:
         tags = {
@@ -93,7 +93,7 @@ class MLflow:
             "robflat.protocol.hash": run.spec["protocol"]["hash"],
             "robflat.version": metadata.version("robflat-bench"),
         }
-        made = self.client.create_run(experiment, tags=tags, run_name=f"{run.label} seed {run.seed}").info.run_id
+        made: str = self.client.create_run(experiment, tags=tags, run_name=f"{run.label} seed {run.seed}").info.run_id
         recipe = {f"recipe.{name}": value for name, value in run.spec["recipe"].items()}
         params = {"method": run.method, "seed": run.seed, "dataset": run.spec["dataset"]["name"], **recipe}
         self.client.log_batch(made, params=[Param(name, str(value)) for name, value in params.items()])
