@@ -163,23 +163,29 @@ QUANTITIES = {
 """What each `record.Number` is called in a table, and how it is written."""
 
 
+def called(registry: Registry, found: Number) -> str:
+    from robflat_bench.components import title
+
+    of = title(registry, "measure" if found.quantity == "measure" else "attack", found.of) if found.of else ""
+    return QUANTITIES[found.quantity][0].format(of=of, split=found.split)
+
+
+def written(found: Number) -> str:
+    return QUANTITIES[found.quantity][1](found.value, found.standard_error)
+
+
 def result_rows(registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes) -> list[list[str]]:
     """Rows of the result table, one column per checkpoint: values with their standard errors over examples."""
-    from robflat_bench.components import title
     from robflat_bench.record import numbers
 
-    def called(found: Number) -> str:
-        of = title(registry, "measure" if found.quantity == "measure" else "attack", found.of) if found.of else ""
-        return QUANTITIES[found.quantity][0].format(of=of, split=found.split)
-
-    cells: dict[tuple[str, str, str], list[str]] = {}
-    for column, (checkpoint, result) in enumerate(results.items(), 1):
+    rows: dict[str, dict[str, str]] = {}
+    for checkpoint, result in results.items():
         for found in numbers(checkpoint, result, outcomes):
-            row = cells.setdefault(found[:3], [called(found), *("-" for _ in results)])
-            row[column] = QUANTITIES[found.quantity][1](found.value, found.standard_error)
+            rows.setdefault(called(registry, found), {})[checkpoint] = written(found)
     epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch) for result in results.values())]
+    shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
-    return [row for row in (epochs, *cells.values(), flags) if set(row[1:]) != {"-"}]
+    return [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]
 
 
 def show_run(registry: Registry, folder: RunFolder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import rich_click as click
 
@@ -14,7 +14,7 @@ from robflat_bench.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from robflat_bench.record import RunRecord
+    from robflat_bench.record import Outcomes, RunRecord
     from robflat_bench.registry import Registry
     from robflat_bench.study import Study
     from robflat_bench.sweep import Event
@@ -99,7 +99,7 @@ def sweep(
         rows = [_row(ended[task.spec.key]) for task in wanted]
         output.emit_json({"study": chosen.name, "runs": [*rows, *map(_refusal, refused)]})
     else:
-        _show_results(registry, chosen, [task for task in wanted if ended[task.spec.key].what == "done"])
+        _show_results(registry, chosen, [task for task in wanted if ended[task.spec.key].what == "done"], store)
     lacking = [event for event in ended.values() if event.what != "done"]
     for event in lacking:
         output.note(f"{event.what}: {event.task.title}: {event.why}")
@@ -223,51 +223,46 @@ def _row(event: Event) -> dict[str, Any]:
     return row
 
 
-def _show_results(registry: Registry, study: Study, done: Sequence[Task]) -> None:
+def _show_results(registry: Registry, study: Study, done: Sequence[Task], store: Path) -> None:
     """One row per run, one table per checkpoint."""
-    records = [(task, task.folder.record()) for task in done]
-    if not records:
+    runs = [task.folder.evidence() for task in done]
+    if not runs:
         return
     out = output.console()
-    for checkpoint in ("best", "last"):
+    checkpoints: tuple[Literal["best", "last"], ...] = ("best", "last")
+    for checkpoint in checkpoints:
         heading = f"{study.name} {study.version} under {study.protocol}: {checkpoint} checkpoint"
-        columns, rows = summary(registry, records, checkpoint)
+        columns, rows = summary(registry, runs, checkpoint)
         out.print(output.table(heading, columns, rows, right=2))
-    out.print("errors on test images; loss and gap of the protocol's first attack, in nats; values ± standard error")
+    out.print(
+        "on test images; loss and gap of the protocol's first attack, in nats; values ± standard error over examples"
+    )
+    out.print(f"over seeds: robflat-bench results report --store {store}", markup=False, soft_wrap=True)
+
+
+SHOWN = {
+    *((quantity, "test") for quantity in ("clean_error", "robust_error", "robust_loss", "measure")),
+    ("gap_robust_loss", "test-train"),
+}
 
 
 def summary(
-    registry: Registry, records: Sequence[tuple[Task, RunRecord]], checkpoint: str
+    registry: Registry, runs: Sequence[tuple[RunRecord, Outcomes]], checkpoint: Literal["best", "last"]
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table of one checkpoint."""
-    from robflat_bench.components import title
+    from robflat_bench.record import numbers
 
-    first = records[0][1].results[checkpoint]  # type: ignore[index]
-    attacks, measures = list(first.robust_error), list(first.measures)
-    columns = [
-        "run",
-        "seed",
-        "clean",
-        *(title(registry, "attack", name) for name in attacks),
-        "robust loss",
-        "gap",
-        *(title(registry, "measure", name) for name in measures),
-        "seconds",
+    found = [
+        {
+            output.called(registry, number): output.written(number)
+            for number in numbers(checkpoint, record.results[checkpoint], outcomes)
+            if (number.quantity, number.split) in SHOWN
+        }
+        for record, outcomes in runs
     ]
-    rows = []
-    for task, record in records:
-        result = record.results[checkpoint]  # type: ignore[index]
-        flatness = [result.measures[name] for name in measures]
-        rows.append(
-            [
-                task.spec.label,
-                str(task.spec.seed),
-                output.percent(result.clean_error),
-                *(output.percent(result.robust_error[name].test) for name in attacks),
-                output.number(result.robust_loss.test if result.robust_loss else None),
-                output.number(result.gap.robust_loss),
-                *(output.number(found.value, found.standard_error) for found in flatness),
-                f"{record.budget.seconds:.0f}",
-            ]
-        )
-    return columns, rows
+    names = list(dict.fromkeys(name for row in found for name in row))
+    rows = [
+        [record.spec.label, str(record.seed), *(row.get(name, "-") for name in names), f"{record.budget.seconds:.0f}"]
+        for (record, _), row in zip(runs, found, strict=True)
+    ]
+    return ["run", "seed", *names, "seconds"], rows
