@@ -414,7 +414,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def canonical(self, source: Source) -> bool:
-        """Whether the pixels are byte-identical to the canonical dataset, as far as its known digests tell."""
+        """Whether pixels and labels are byte-identical to the canonical dataset, as far as its known digests tell."""
 
     @abstractmethod
     def sources(self, root: str | None, download: bool = True) -> list[Callable[[], Source]]:

@@ -235,9 +235,19 @@ def title(registry: Registry, kind: Kind, text: str) -> str:
 
 
 def write(name: str, values: dict[str, Any]) -> str:
-    """`name(key=value, ...)`, keys sorted, what is None left out."""
-    inside = ", ".join(f"{key}={json.dumps(values[key])}" for key in sorted(values) if values[key] is not None)
+    """`name(key=value, ...)`, keys sorted, what is None left out; -0.0 is 0.0."""
+    kept = without_negative_zeros({key: value for key, value in sorted(values.items()) if value is not None})
+    inside = ", ".join(f"{key}={json.dumps(value)}" for key, value in kept.items())
     return f"{name}({inside})" if inside else name
+
+
+def without_negative_zeros(value: Any) -> Any:
+    """The same value, written in one way."""
+    if isinstance(value, float):
+        return value + 0.0
+    if isinstance(value, dict):
+        return {key: without_negative_zeros(item) for key, item in value.items()}
+    return [without_negative_zeros(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def slug(text: str) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +99,46 @@ class HistoryFile(Observer):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _set_default_device(device: torch.device) -> None:
-    """Only where it differs: any default that was set, the usual one too, slows every call of torch down."""
-    if torch.get_default_device() != device:
-        torch.set_default_device(device)
+Access = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
-_GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+def _where_it_differs(read: Callable[[], Any], write: Callable[[Any], Any]) -> Access:
+    """Of what is not written for nothing: any default device, the usual one too, slows every call of torch down, and
+    determinism imports the compiler."""
+    return read, lambda value: None if read() == value else write(value)
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    """Of no device that this process has not touched: asking would take memory on each."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _flag(owner: Any, name: str) -> Access:
+    return (lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+_GLOBALS: tuple[Access, ...] = (
     (os.getcwd, os.chdir),
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
+    (np.geterr, lambda kinds: np.seterr(**kinds)),
     (torch.get_rng_state, torch.set_rng_state),
+    (_cuda_states, torch.cuda.set_rng_state_all),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, _set_default_device),
+    _where_it_differs(torch.get_default_device, torch.set_default_device),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all),
+    _where_it_differs(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (lambda: False, torch.set_flush_denormal),  # which nobody can ask for
+    *(
+        (partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
+        for device in ("cpu", "cuda")
+    ),
+    _flag(torch.backends.mkldnn, "enabled"),
+    *(_flag(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
 )
-"""How to read and how to set what a plugin shares with the run's numbers. (Without CUDA its states are none.)"""
+"""How to read and how to set what a plugin shares with the run's numbers."""
 
 SLOW = 0.1
 """A plugin that takes more of a run's time than this is told of."""
@@ -126,13 +147,11 @@ SLOW = 0.1
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """After the block this process is as before: its stdout, random numbers, threads, gradients, precision, folder."""
-    before = [read() for read, _ in _GLOBALS]
-    try:
+    with contextlib.ExitStack() as stack:  # which goes on where one cannot be put back
+        for read, write in _GLOBALS:
+            stack.callback(write, read())
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    finally:
-        for (_, write), value in zip(_GLOBALS, before, strict=True):
-            write(value)
 
 
 class PluginObservers(Observer):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.base import Kind, Number, PluginError, UsageError
-from robflat_bench.components import parse_value, resolve, validate
+from robflat_bench.components import parse_value, resolve, validate, without_negative_zeros
 from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry, did_you_mean
 
@@ -160,15 +160,7 @@ class _File(Strict):
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces; -0.0 is 0.0."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value + 0.0
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return json.dumps(without_negative_zeros(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(value: Any) -> str:

@@ -104,6 +104,7 @@ def execute(bench: Bench, spec: RunSpec, fresh: bool = False) -> RunRecord:
             return folder.record()
         document = spec.model_dump(mode="json")
         write_json(folder.path / "spec.json", document)
+        folder.failed_file.unlink(missing_ok=True)  # it is being tried again
         run = RunView(spec.key, spec.label, spec.method, spec.protocol.name, spec.seed, folder.path, document)
         watchers = PluginObservers(bench.registry.plugins, run, bench.observer.note)
         try:
@@ -234,14 +235,14 @@ def _helper(bench: Bench, method: str, seed: int) -> tuple[nn.Module, Budget]:
     store and is trained, but not evaluated, where that has not happened yet."""
     spec = bench.spec(method, seed)
     folder = bench.store.folder(spec)
+    weights = folder.weights("last")
     with folder.locked(wait=True):
-        if folder.record_file.is_file():
+        if folder.record_file.is_file() and weights.is_file():
             cost = folder.record().budget
         else:
             write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
             cost = _budget(_train(bench, spec, folder)[1], 0.0)
     network = _network(bench, seed)
-    weights = folder.weights("last")
     load_weights(network, read_weights(weights), str(weights))
     return network.eval().requires_grad_(False), cost
 

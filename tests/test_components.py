@@ -140,6 +140,12 @@ def test_a_component_without_parameters_is_its_name(registry):
     assert (component.canonical, component.brief) == ("at", "at")
 
 
+def test_a_negative_zero_is_zero(registry):
+    one, other = (resolve(registry, "method", f"trades(beta={zero})") for zero in ("0.0", "-0.0"))
+    assert one.canonical == other.canonical == "trades(beta=0.0)"
+    assert write("cosine", {"final": -0.0, "milestones": [-0.0]}) == "cosine(final=0.0, milestones=[0.0])"
+
+
 def test_titles_name_parameters_and_survive_a_missing_plugin(registry):
     assert title(registry, "attack", "pgd(restarts=3, steps=20)") == "PGD-20 x 3"
     assert title(registry, "attack", "gone(x=1)") == "gone(x=1)"

@@ -136,6 +136,8 @@ def test_subset_is_canonical():
     one_short = Pool(train.x[1:], train.y[1:], train.index[1:])
     assert not dataset.canonical(Source({"train": one_short, "test": test}, 10, ""))
     assert not dataset.canonical(Source({"train": train}, 10, ""))
+    relabelled = Pool(test.x, (test.y + 1) % 10, test.index)
+    assert not dataset.canonical(Source({"train": train, "test": relabelled}, 10, ""))
     test.x[-1, -1, -1, -1] ^= 1
     assert not dataset.canonical(source)
 

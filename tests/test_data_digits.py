@@ -37,11 +37,14 @@ def test_levels_keep_their_order_and_span_the_range(source):
     assert pool.x[..., 0][raw.images == 8].min() == 128
 
 
-def test_canonical_means_every_pixel(source):
+def test_canonical_means_every_pixel_and_label(source):
     digits = Digits(Params())
     assert digits.canonical(source)
     pool = source.pools["train"]
     x = pool.x.copy()
     x[-1, -1, -1] ^= 1
-    assert not digits.canonical(dataclasses.replace(source, pools={"train": dataclasses.replace(pool, x=x)}))
+    y = pool.y.copy()
+    y[-1] = (y[-1] + 1) % 10
+    for other in (dataclasses.replace(pool, x=x), dataclasses.replace(pool, y=y)):
+        assert not digits.canonical(dataclasses.replace(source, pools={"train": other}))
     assert not digits.canonical(Source({}, 10, "nothing"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -65,6 +66,10 @@ def meddle(run, **what):
     torch.set_default_device("meta")
     torch.set_float32_matmul_precision("medium")
     torch.use_deterministic_algorithms(True)
+    torch.set_flush_denormal(True)
+    torch.set_autocast_enabled("cpu", True)
+    torch.backends.mkldnn.enabled = False
+    numpy.seterr(all="raise")
     os.chdir("/")
     run.spec["recipe"]["learning_rate"] = 100.0
     for document in what.values():
@@ -193,6 +198,28 @@ def test_an_observer_that_raises_is_told_of_once_and_called_no_more(site, run, t
         observers = json.loads(record.read_text())["provenance"]["observers"]
         assert observers["bad-plugin 0.3"]["error"] == f"{event}: RuntimeError: no luck"
         assert "error" not in observers["notes-plugin 1.0"]
+
+
+def test_what_can_be_put_back_is_where_something_cannot(tmp_path, monkeypatch):
+    """A folder that is gone is the run's trouble; the random state is put back all the same."""
+    torch = pytest.importorskip("torch")
+    observers = pytest.importorskip("robflat_bench.observers")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    before = torch.get_rng_state()
+
+    def disturb():
+        with observers.undisturbed():
+            torch.manual_seed(7)
+            torch.set_default_dtype(torch.float64)
+            os.chdir(tmp_path)
+            gone.rmdir()
+
+    with pytest.raises(FileNotFoundError):
+        disturb()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_an_observer_that_exits_ends_nothing(site, run):

@@ -4,7 +4,6 @@ way and fails that check alone. `HONEST` and `BROKEN` are the catalogue."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -512,8 +511,8 @@ class HonestDataset(Dataset):
         return Pool(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1], np.uint8), np.arange(4))
 
     def canonical(self, source):
-        digest = hashlib.sha256(source.pools["train"].x.tobytes()).hexdigest()
-        return digest == hashlib.sha256(bytes(4 * 8 * 8)).hexdigest()
+        pool, own = source.pools["train"], self.pool()
+        return pool.x.tobytes() + pool.y.tobytes() == own.x.tobytes() + own.y.tobytes()
 
 
 class Oblong(HonestDataset):

@@ -358,8 +358,9 @@ def prune(unfinished: bool, weights: bool, yes: bool, store: Path, as_json: bool
             if yes:
                 try:
                     with run.locked():
-                        shutil.rmtree(target)
-                    rows[-1]["removed"] = True
+                        if run.state == rows[-1]["state"]:  # nobody ended it in the meantime
+                            shutil.rmtree(target)
+                            rows[-1]["removed"] = True
                 except Busy as error:
                     rows[-1]["error"] = str(error)
     if as_json:

@@ -65,21 +65,22 @@ class Cifar10(Dataset):
         return [copy.load for copy in sorted(copies, key=lambda copy: -copy.images)]
 
     def canonical(self, source: Source) -> bool:
-        """Whether the pixels are byte-identical to the canonical dataset, as far as its known digests tell:
+        """Whether pixels and labels are byte-identical to the canonical dataset, as far as its known digests tell:
         those of the first 1,000 images of each batch, which must all be there."""
         return all(_digest(source.pools.get(split), *known) for split, known in CANONICAL.items())
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Canonical pixels
+# Canonical pixels and labels
 # ---------------------------------------------------------------------------------------------------------
 
 BATCH = 10_000
 KNOWN_PER_BATCH = 1_000
-# Number of images and SHA-256 of their pixels: uint8 NHWC in order of position, position % 10000 < 1000.
+# Number of images with position % 10000 < 1000, and SHA-256, in order of position, of their pixels (uint8 NHWC), then
+# their labels (uint8).
 CANONICAL = {
-    "train": (5_000, "8ed800dfd8f17bb9d8922112293045c000f29a0128707d972c74f3ca5ce949d2"),
-    "test": (1_000, "da362006b99671213d1a5d856cab2bedf64d40bad4501630ee60f4ceb2d3ec7f"),
+    "train": (5_000, "3660ed9cecca126062f6710cbb323e5a1215dc16061429a5550fc578b4466ee8"),
+    "test": (1_000, "3bbdff8a1946fbed0a833aaf37c6ffbb3d391356d3e79d47a8030d5ee93186db"),
 }
 
 
@@ -88,7 +89,7 @@ def _digest(pool: Pool | None, count: int, sha256: str) -> bool:
         return False
     rows = np.flatnonzero(pool.index % BATCH < KNOWN_PER_BATCH)
     rows = rows[np.argsort(pool.index[rows])]
-    return len(rows) == count and hashlib.sha256(pool.x[rows].tobytes()).hexdigest() == sha256
+    return len(rows) == count and hashlib.sha256(pool.x[rows].tobytes() + pool.y[rows].tobytes()).hexdigest() == sha256
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def _splits(protocol: Protocol, name: str, dataset: Dataset, source: Source) -> 
         digest.update(pixel_hash(pools[split]).encode())
         digest.update(pools[split].y.astype(np.uint8).tobytes())
     pinned = {split: pixel_hash(pools[split]) for split in data.pixels}
-    canonical = pinned == data.pixels if data.pixels else dataset.canonical(source)
+    canonical = pinned == data.pixels and dataset.canonical(source)
     spare = _spare(source, data)
     x = pools["train"].x
     mean, std = channel_statistics(x)

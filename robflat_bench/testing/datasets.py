@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from robflat_bench.base import Dataset, Source, UsageError
@@ -49,13 +51,15 @@ def check_indices(component: Component, registry: Registry) -> None:
 
 
 def check_canonical(component: Component, registry: Registry) -> None:
-    """A copy with one pixel changed is not called canonical."""
+    """A copy with one pixel or one label changed is not called canonical."""
     dataset, source = _loaded(component, registry)
     for name, pool in source.pools.items():
-        x = pool.x.copy()
+        x, y = pool.x.copy(), pool.y.copy()
         x[0, 0, 0, 0] ^= 1
-        changed = Source({**source.pools, name: type(pool)(x, pool.y, pool.index)}, source.classes, source.origin)
-        expect(not dataset.canonical(changed), f"a copy with another '{name}' pixel is called canonical")
+        y[0] = (y[0] + 1) % source.classes
+        for what, other in (("pixel", replace(pool, x=x)), ("label", replace(pool, y=y))):
+            changed = replace(source, pools={**source.pools, name: other})
+            expect(not dataset.canonical(changed), f"a copy with another '{name}' {what} is called canonical")
 
 
 def check_deterministic(component: Component, registry: Registry) -> None:
