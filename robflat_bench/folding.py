@@ -3,7 +3,8 @@ r"""Batch normalisation folded into the convolution in front of it, as both act 
     w <- s w,   b <- s (b - mean) + beta,   s = gamma / sqrt(var + eps)
 
 A pair is found, not guessed from names: in the graph of one forward pass, the normalisation is the only reader of
-the convolution's output. One whose output also enters a shortcut stays, and so does what is used twice.
+the convolution's output. One whose output also enters a shortcut stays, and so does what is used twice or has hooks;
+and a network whose logits would change, since something reads past the graph, is not folded at all.
 
 `folded` lends the model itself such weights while an attack runs: its own parameters are not touched, so whatever
 moves them (a draw of a flatness measure) moves them unfolded. `fold` makes a copy.
@@ -42,7 +43,13 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
     Within, no gradient reaches a folded weight. Afterwards every parameter is the object it was."""
     if model not in _KNOWN:
         _KNOWN[model] = pairs(model, x)
-    known = [pair for pair, _ in _KNOWN[model]]
+    with _lent([pair for pair, _ in _KNOWN[model]]):
+        yield
+
+
+@contextmanager
+def _lent(known: list[Pair]) -> Iterator[None]:
+    """Each convolution does what its norm does, and the norm does nothing."""
     own = [dict(layer._parameters) for layer, _ in known]
     try:
         for layer, norm in known:
@@ -119,11 +126,28 @@ def pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
     by_node = {node: layer for layer, node in made.items() if isinstance(layer, _ConvNd) and calls[layer] == 1}
     found = []
     for name, norm in network.named_modules():
-        if isinstance(norm, _BatchNorm) and calls[norm] == 1 and norm.running_mean is not None:
+        if isinstance(norm, _BatchNorm) and calls[norm] == 1 and norm.running_mean is not None and not _watched(norm):
             source = made[norm].next_functions[0][0]
-            if source in by_node and readers[source] == 1:
+            if source in by_node and readers[source] == 1 and not _watched(by_node[source]):
                 found.append(((by_node[source], norm), name))
-    return found
+    return found if _same_logits(network, found, x) else []
+
+
+@torch.no_grad()
+def _same_logits(network: nn.Module, found: list[tuple[Pair, str]], x: Tensor) -> bool:
+    """What reads a convolution's output past the graph (a detached gate) is seen in the logits only."""
+    images = x[:16].detach()
+    with uncounted(), torch.autocast(images.device.type, enabled=False):
+        plain = network.forward(images)
+        with _lent([pair for pair, _ in found]):
+            other = network.forward(images)
+    return torch.allclose(other, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a hook may read what goes in or out, or makes the weight anew at each pass (old weight norms)."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or (isinstance(module, _ConvNd) and "weight" not in module._parameters)
 
 
 def _readers(root: Any) -> Counter[Any]:

@@ -153,6 +153,8 @@ class RunRecord(Versioned):
         for name in ("key", "protocol", "method", "seed", "dataset"):
             if getattr(self, name) != getattr(self.spec, name):
                 raise ValueError(f"its {name} is not that of its spec")
+        if self.extra_data != bool(self.spec.extra_data):
+            raise ValueError("its extra_data is not that of its spec")
         return self
 
 

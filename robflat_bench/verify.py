@@ -1,8 +1,8 @@
 """Looks at an entry again, in a fresh process: from its weights (re-evaluated) or from its spec (reproduced).
 
 Other machines round differently, so agreement is not equality: a re-evaluation may differ in 0.5 % of the examples'
-outcomes and by one standard error in a measure; a retrained network is another network where a single bit differs, so
-its error rates and measures may differ by three standard errors.
+outcomes and by one standard error in a loss or a measure; a retrained network is another network where a single bit
+differs, so its error rates, losses and measures may differ by three standard errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from robflat_bench.base import CheckFailed, RunFailed
 from robflat_bench.board.entries import Submission, Verification
 from robflat_bench.protocol import Checkpoint, load
-from robflat_bench.record import EvaluationRecord, Result, RunRecord
+from robflat_bench.record import EvaluationRecord, Result, RunRecord, standard_error
 from robflat_bench.registry import Registry
 from robflat_bench.store import RunFolder, read_outcomes, read_record
 from robflat_bench.weights import digest, read_weights
@@ -46,6 +46,8 @@ class Bound(NamedTuple):
     deviation: float
 
 
+ROUNDING = 1e-5
+"""Relative: what float32 makes of sums in another order."""
 BOUNDS: dict[Granted, Bound] = {"re-evaluated": Bound(0.005, 1.0), "reproduced": Bound(1.0, 3.0)}
 
 
@@ -69,6 +71,8 @@ def reevaluate(entry: Submission, weights: Path, options: list[str], today: str)
             entry.record.protocol.name,
             "--set",
             activation,
+            "--checkpoint",
+            names[0],
             "--store",
             store,
             *options,
@@ -139,14 +143,22 @@ def difference(
         raise CheckFailed(f"{entry.folder}: evaluated again it has other outcomes")
     pairs = {name: (entry.outcomes[name], outcomes[name]) for name in names}
     errors = [pair for name, pair in pairs.items() if name.endswith("/error")]
+    losses = [pair for name, pair in pairs.items() if name.endswith("/loss")]
     apart = [_apart(float(a.mean()), float(b.mean()), _deviation(a), _deviation(b)) for a, b in errors]
+    apart += [
+        _apart(float(a.mean()), float(b.mean()), standard_error(a) or 0.0, standard_error(b) or 0.0) for a, b in losses
+    ]
     for checkpoint in checkpoints:
-        for name, one in entry.record.results[checkpoint].measures.items():
-            other = results[checkpoint].measures[name]
-            if one.value is None or other.value is None:
-                apart.append(0.0 if one.value == other.value else math.inf)
-            else:
-                apart.append(_apart(one.value, other.value, one.standard_error or 0.0, other.standard_error or 0.0))
+        for split in ("measures", "measures_train"):
+            mine, again = (getattr(one, split) for one in (entry.record.results[checkpoint], results[checkpoint]))
+            if mine.keys() != again.keys():
+                raise CheckFailed(f"{entry.folder}: evaluated again it has other measures")
+            for name, one in mine.items():
+                other = again[name]
+                if one.value is None or other.value is None:
+                    apart.append(0.0 if one.value == other.value else math.inf)
+                else:
+                    apart.append(_apart(one.value, other.value, one.standard_error or 0.0, other.standard_error or 0.0))
     return Difference(
         all(np.array_equal(a, b) for a, b in pairs.values()),
         (sum(int((a != b).sum()) for a, b in errors), sum(len(a) for a, _ in errors)),
@@ -161,5 +173,5 @@ def _deviation(bits: np.ndarray) -> float:
 
 
 def _apart(a: float, b: float, one: float, other: float) -> float:
-    """|a - b| in standard errors of the difference."""
-    return abs(a - b) / max(math.hypot(one, other), 1e-12)
+    """|a - b| in standard errors of the difference, of which rounding is the least."""
+    return abs(a - b) / max(math.hypot(one, other), ROUNDING * max(abs(a), abs(b)), 1e-12)

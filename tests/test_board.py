@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_records import DATASET, REGISTRY, fake_run, league, submitted
@@ -12,6 +13,7 @@ from robflat_bench.base import CheckFailed
 from robflat_bench.board import entries
 from robflat_bench.board.build import build
 from robflat_bench.board.entries import Submission, read
+from robflat_bench.record import MeasureResult
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}
 GOLDEN = Path(__file__).parent / "golden_board.json"
@@ -195,3 +197,28 @@ def test_correlations_name_their_models_and_have_no_interval_below_ten(board):
         "gap_robust_error",
     }
     assert all(statistic.low is None for one in board.correlations for statistic in one.statistics)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Added measures
+# ---------------------------------------------------------------------------------------------------------
+
+
+def with_added(one, *values):
+    """The submission with added evaluations of one measure: (value, n)."""
+    measured = [MeasureResult(value=value, standard_error=None, n=n, seconds=0) for value, n in values]
+    added = [SimpleNamespace(results={"last": SimpleNamespace(measures={"margin": found})}) for found in measured]
+    return replace(one, evaluations=tuple((evaluation, {}) for evaluation in added))
+
+
+def test_an_added_measure_counts_on_the_examples_that_most_runs_have_and_nobody_chooses(root, submissions):
+    """One column, one n: a value on other examples is another quantity, whichever is more flattering."""
+    found = [with_added(one, (1.0, 100)) for one in submissions if one.record.spec.label in ("at", "trades")]
+    found[0] = with_added(found[0], (0.1, 20), (1.0, 100), (0.2, 300))
+    found[1] = with_added(found[1], (0.1, 20))
+    board = build(found, root, REGISTRY).boards[0]
+    (quantity,) = [quantity for quantity in board.quantities if quantity.id == "measure:margin"]
+    assert quantity.n == 100
+    values = [run.values["last"].get("measure:margin") for row in board.rows for run in row.runs]
+    assert sorted(values, key=str) == [1.0] * 5 + [None]
+    assert [row.label for row in board.rows if "measure:margin" in row.values["last"]] == ["trades"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import preact_resnet18, resnet8
 from robflat_bench.base import Examples, ImageShape, Journal, Measurement, NoValue, Threat, Workspace
 from robflat_bench.components import resolve
-from robflat_bench.folding import fold
+from robflat_bench.folding import fold, folded
 from robflat_bench.measures.gradient_alignment import GradientAlignment
 from robflat_bench.randomness import generator, per_example_uniform
 
@@ -498,6 +499,47 @@ def test_folding_reads_running_statistics_in_train_mode_too():
     assert model.training
     assert not folded.training
     assert torch.allclose(folded(x), model.eval()(x), atol=1e-12)
+
+
+class Gated(nn.Module):
+    """What its convolution makes is read past the graph, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (self.norm(y) * (y.detach() > y.detach().mean())).flatten(1)
+
+
+def doubled() -> nn.Module:
+    conv = nn.Conv2d(2, 3, 3)
+    conv.register_forward_hook(lambda module, given, made: 2 * made)
+    return nn.Sequential(conv, nn.BatchNorm2d(3), nn.Flatten())
+
+
+def normed() -> nn.Module:
+    """A weight that is made anew before each pass is no parameter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        conv = nn.utils.weight_norm(nn.Conv2d(2, 3, 3))
+    return nn.Sequential(conv, nn.BatchNorm2d(3), nn.Flatten())
+
+
+@pytest.mark.parametrize("make", [Gated, doubled, normed])
+def test_what_reads_a_convolution_past_the_graph_keeps_it_unfolded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+        stir(model)
+    model = model.eval()
+    x = torch.rand(5, 2, 5, 5, generator=generator("past"))
+    with torch.no_grad():
+        logits = model(x)
+    assert torch.equal(fold(model, x)(x), logits)
+    with folded(model, x):
+        assert torch.equal(model(x), logits)
 
 
 class Activating(nn.BatchNorm2d):

@@ -1,5 +1,7 @@
 """Somebody else's look at an entry: what agrees moves its tier, what does not is refused with how far it is off."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from fake_records import REGISTRY, fake_run, submitted
@@ -55,6 +57,31 @@ def test_a_measure_counts_in_its_own_standard_errors(entry):
     seen = difference(entry, results, entry.outcomes, ["last"])
     assert seen.deviation == pytest.approx(2 / np.sqrt(2))
     assert BOUNDS["re-evaluated"].deviation < seen.deviation < BOUNDS["reproduced"].deviation
+
+
+def test_a_loss_counts_in_standard_errors_of_the_difference(entry):
+    """A robust loss that was made smaller, with totals to match, is far from what the weights give."""
+    losses = entry.outcomes["last/test/clean/loss"]
+    offset = 3 * losses.std(ddof=1) / np.sqrt(len(losses))
+
+    def easier(outcomes):
+        outcomes["last/test/clean/loss"] -= offset
+
+    assert seen_again(entry, easier).deviation == pytest.approx(3 / np.sqrt(2))
+
+
+def test_a_measure_without_a_standard_error_may_differ_by_rounding(entry):
+    def with_value(value):
+        results = dict(entry.record.results)
+        name, found = next(iter(results["last"].measures.items()))
+        exact = found.model_copy(update={"value": value, "standard_error": None})
+        results["last"] = results["last"].model_copy(update={"measures": {**results["last"].measures, name: exact}})
+        return results
+
+    exact = dataclasses.replace(entry, record=entry.record.model_copy(update={"results": with_value(2.0)}))
+    for value, agrees in ((2.00001, True), (2.001, False)):
+        found = difference(exact, with_value(value), entry.outcomes, ["last"])
+        assert (found.deviation <= BOUNDS["re-evaluated"].deviation) == agrees
 
 
 def test_other_examples_are_refused(entry):

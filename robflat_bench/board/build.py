@@ -7,7 +7,7 @@ protocol meets and which no selection has touched. Statistics are `robflat_bench
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,12 +68,28 @@ class Network:
         return test - sum(train)
 
 
-def networks(submission: Submission) -> dict[Checkpoint, Network]:
-    """What a run's networks did, by checkpoint."""
-    return {name: _network(submission, name, result) for name, result in submission.record.results.items()}
+def sizes(submissions: Iterable[Submission]) -> dict[str, int]:
+    """Of each measure that somebody added, on how many examples it counts: the number most runs have, of several the
+    largest. Values on another number are another quantity, and nobody may choose among several."""
+    runs = Counter(
+        pair
+        for one in submissions
+        for pair in {
+            (measure, found.n)
+            for evaluation, _ in one.evaluations
+            for result in evaluation.results.values()
+            for measure, found in result.measures.items()
+        }
+    )
+    return {measure: n for (measure, n), _ in sorted(runs.items(), key=lambda item: (item[1], item[0][1]))}
 
 
-def _network(submission: Submission, checkpoint: Checkpoint, result: Result) -> Network:
+def networks(submission: Submission, counting: Mapping[str, int]) -> dict[Checkpoint, Network]:
+    """What a run's networks did, by checkpoint. counting: the `sizes` of added measures."""
+    return {name: _network(submission, name, result, counting) for name, result in submission.record.results.items()}
+
+
+def _network(submission: Submission, checkpoint: Checkpoint, result: Result, counting: Mapping[str, int]) -> Network:
     outcomes = submission.outcomes
 
     def arrays(split: str, attack: str, kind: str) -> NDArray[Any] | None:
@@ -99,7 +115,8 @@ def _network(submission: Submission, checkpoint: Checkpoint, result: Result) -> 
     measures = dict(result.measures)
     for evaluation, _ in submission.evaluations:
         if checkpoint in evaluation.results:
-            measures = {**evaluation.results[checkpoint].measures, **measures}
+            added = evaluation.results[checkpoint].measures
+            measures = {name: found for name, found in added.items() if found.n == counting[name]} | measures
     read = {f"measure:{name}": found for name, found in measures.items()}
     return Network(
         {name: parts for name, parts in wanted.items() if all(part is not None for part in parts)},  # type: ignore[misc]
@@ -162,6 +179,8 @@ class Seeds:
 
 def together(submissions: Iterable[Submission]) -> list[Seeds]:
     """Runs that differ in nothing but their seed belong together; rows by label."""
+    submissions = list(submissions)
+    counting = sizes(submissions)
     rows: dict[str, dict[int, Submission]] = defaultdict(dict)
     for one in submissions:
         spec = one.record.spec
@@ -172,7 +191,7 @@ def together(submissions: Iterable[Submission]) -> list[Seeds]:
     made = []
     for content, runs in rows.items():
         ordered = tuple(runs[seed] for seed in sorted(runs))
-        made.append(Seeds(content, ordered, tuple(map(networks, ordered))))
+        made.append(Seeds(content, ordered, tuple(networks(one, counting) for one in ordered)))
     return sorted(made, key=lambda row: (row.label, row.content))
 
 
@@ -321,14 +340,7 @@ def _quantities(rows: Sequence[Seeds], protocol: Protocol, registry: Registry) -
         Quantity(id="gap_robust_loss", title=f"gap in loss, {name}", unit="nats", n=reference.test),
     ]
     own = {f"measure:{row.measure}": row.test for row in fixed.measures}
-    added = {
-        f"measure:{measure}": found.n
-        for row in rows
-        for one in row.runs
-        for evaluation, _ in one.evaluations
-        for result in evaluation.results.values()
-        for measure, found in result.measures.items()
-    }
+    added = {f"measure:{measure}": n for measure, n in sizes(one for row in rows for one in row.runs).items()}
     measures = [
         Quantity(
             id=id,

@@ -243,11 +243,12 @@ def known_protocol(registry: Registry, name: str) -> Protocol | None:
 
 
 @lru_cache(maxsize=4096)
-def _label_and_method(registry: Registry, name: str, recipe: Any, method: str, dataset: Any) -> tuple[str, str]:
+def _derived(registry: Registry, name: str, recipe: Any, method: str, dataset: Any) -> tuple[str, str, str]:
+    """Label, method and extra data of a spec, which follow from the rest."""
     protocol = known_protocol(registry, name)
     assert protocol is not None
     spec = make_spec(registry, replace(protocol, recipe=recipe), compose(registry, method), dataset, 0)
-    return spec.label, spec.method
+    return spec.label, spec.method, spec.extra_data
 
 
 def _protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes) -> Iterator[str]:
@@ -297,13 +298,15 @@ def _spec_problems(registry: Registry, spec: RunSpec) -> Iterator[str]:
     if spec.numerics > NUMERICS:
         yield f"made with numerics {spec.numerics}, which this version ({NUMERICS}) does not know"
     try:
-        made = _label_and_method(registry, spec.protocol.name, spec.recipe, spec.method, spec.dataset)
+        made = _derived(registry, spec.protocol.name, spec.recipe, spec.method, spec.dataset)
     except RobflatError as error:
         if not spec.plugins:
             yield f"its method cannot be made here: {str(error).splitlines()[0]}"
         return
-    if made != (spec.label, spec.method):
+    if made[:2] != (spec.label, spec.method):
         yield f"a run of {spec.method!r} with this recipe is called {made[0]!r}, not {spec.label!r}"
+    if made[2] != spec.extra_data:
+        yield "its spec is wrong about the images it trained on beyond the protocol's"
 
 
 def _evaluation_problems(record: RunRecord, evaluation: EvaluationRecord) -> str:
