@@ -94,7 +94,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """'trades(beta=6)' -> ('trades', {'beta': 6}); UsageError where it is malformed."""
     match = _SPEC.fullmatch(text)
     if match is None:
-        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...)")
+        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), names in lower case")
     values: dict[str, Any] = {}
     for argument in _split(match["arguments"] or "", ",", text):
         pair = _KEY.fullmatch(argument)

@@ -68,10 +68,11 @@ class Flags(Strict):
     def reasons(self, examples: int = 0) -> tuple[str, ...]:
         """Those that were raised, in words; what concerns at most 1 % of so many examples is left out."""
         few = 0.01 * examples
+        beaten = self.pgd_beats_autoattack or 0
         raised = {
             f"zero gradients on {self.zero_gradients:.1%}": self.zero_gradients > 0.01,
             "random forward": self.random_forward,
-            f"another attack broke {self.pgd_beats_autoattack} more": (self.pgd_beats_autoattack or 0) > few,
+            f"another attack broke {beaten} that AutoAttack did not": beaten > few,
             f"only Square broke {self.square_beats_white_box}": (self.square_beats_white_box or 0) > few,
         }
         return tuple(reason for reason, holds in raised.items() if holds)

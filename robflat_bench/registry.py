@@ -106,6 +106,10 @@ class Registry:
             raise _twice("protocol", name, [provider, *(other for _, other in others)])
         return file.read_text("utf-8"), provider
 
+    def admit_protocol(self, name: str, file: Path) -> None:
+        """The file is the protocol of that name for this session, whoever else offers it."""
+        self._protocols[name] = [(file, Provider(file.name, "file", file.stem))]
+
     def duplicates(self) -> list[str]:
         """One line for each name that more than one plugin offers."""
         offered: list[tuple[str, str, list[Provider]]] = [

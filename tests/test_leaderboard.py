@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import pytest
 from fake_records import REGISTRY, fake_run, league
 
 from robflat_bench.board import publish
 from robflat_bench.board.entries import read
+from robflat_bench.spec import RunSpec
 from robflat_bench.store import Store
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1}
@@ -35,7 +37,7 @@ def test_submit_packs_checks_and_says_what_comes_next(command, root, store):
     assert done.code == 0
     assert len(done.out.splitlines()) == 9
     assert "9 packed and checked. Next: `robflat-bench leaderboard build`" in done.err
-    assert command("leaderboard", "check", "--leaderboard", root).out.strip() == "9 entries checked, 0 refused"
+    assert command("leaderboard", "check", "--leaderboard", root).out.strip() == "9 checked, 0 refused"
 
 
 def test_what_was_submitted_is_listed_and_shown_as_any_run(command, root, store):
@@ -146,6 +148,56 @@ def test_compare_two_methods_and_their_networks(command, store):
     assert len(error["networks"]) == 3
     back = json.loads(command("results", "compare", "at", "trades", "--store", store, "--json").out)
     assert back["quantities"]["robust_error"]["difference"] == -error["difference"]
+
+
+@pytest.fixture
+def edited(tmp_path, store):
+    """A store with runs under the protocol and under an edited file of the same name; the file."""
+    file = tmp_path / "edited" / "digits-linf.toml"
+    file.parent.mkdir()
+    text, _ = REGISTRY.protocol("digits-linf")
+    file.write_text(text.replace("epsilon = 0.2", "epsilon = 0.1", 1))
+    shutil.copytree(store, tmp_path / "mixed")
+    fake_run(tmp_path / "mixed", "at", 4, protocol=str(file))
+    return tmp_path / "mixed", file
+
+
+def test_a_name_alone_does_not_make_a_protocol(command, edited):
+    """A run under an edited file is ranked with its like, not with those whose name it bears."""
+    mixed, file = edited
+    done = command("results", "report", "--store", mixed, "--json")
+    (board,) = done.document
+    assert [(row["label"], len(row["runs"])) for row in board["rows"]] == [("trades", 3), ("mart", 3), ("at", 3)]
+    assert f"in {mixed} 1 under digits-linf 1.0 (" in done.err
+    (board,) = command("results", "report", "--store", mixed, "--json", "--protocol", file).document
+    assert [(row["label"], len(row["runs"])) for row in board["rows"]] == [("at", 1)]
+    assert board["epsilon"] == 0.1
+    done = command("results", "compare", "at", "trades", "--store", mixed, "--protocol", file)
+    assert done.code == 2
+    assert "no finished run of 'trades'" in done.err
+
+
+def test_versions_of_a_method_are_told_apart(command, tmp_path):
+    """Other code under one name: rows of their own, and nobody guesses which was meant."""
+    runs = [fake_run(tmp_path, "at", 1), fake_run(tmp_path, "trades", 1)]
+    document = json.loads(runs[0].record_file.read_text())
+    for name, code in (("a", "1" * 64), ("b", "2" * 64)):
+        changed = json.loads(json.dumps(document))
+        changed["spec"]["plugins"] = {f"{name}.py file": code}
+        key = RunSpec.model_validate(changed["spec"]).key
+        changed["key"] = key
+        copy = runs[0].path.parent / f"seed-1-{key}"
+        shutil.copytree(runs[0].path, copy)
+        (copy / "record.json").write_text(json.dumps(changed))
+    shutil.rmtree(runs[0].path)
+    keys = [run.record().key for run in Store(tmp_path).runs() if run.record().spec.label == "at"]
+    done = command("results", "compare", "at", "trades", "--store", tmp_path)
+    assert done.code == 2
+    assert "'at' has 2 versions" in done.err
+    assert all(key[:8] in done.err for key in keys)
+    assert command("results", "compare", keys[0], "trades", "--store", tmp_path).code == 0
+    shown = command("results", "report", "--store", tmp_path).out
+    assert all(f"at {{{key[:8]}}}" in shown for key in keys)
 
 
 def test_compare_names_what_there_is(command, store):

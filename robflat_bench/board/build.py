@@ -388,7 +388,9 @@ def _axes(row: Row) -> dict[str, str]:
 def _correlations(
     rows: Sequence[Seeds], made: Sequence[Row], quantities: Sequence[Quantity]
 ) -> tuple[Correlation, ...]:
-    """Every measure with every target, over all rows that have both."""
+    """Every measure with every target, over the ranked rows that have both; where none is ranked, over all of them,
+    which says something of these networks and nothing of methods."""
+    ranked = any(seeds.ranked for seeds in rows)
     measures = [quantity.id for quantity in quantities if quantity.id.startswith("measure:")]
     found = []
     for checkpoint, measure, target in itertools.product(CHECKPOINTS, measures, TARGETS):
@@ -401,7 +403,7 @@ def _correlations(
                 [each[checkpoint].confidence for each in seeds.networks],
             )
             for seeds, row in zip(rows, made, strict=True)
-            if {measure, target} <= {*row.values[checkpoint]}
+            if seeds.ranked == ranked and {measure, target} <= {*row.values[checkpoint]}
         ]
         if models:
             few, many = RESAMPLES

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -187,15 +188,19 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     return Submission(name, entry, record, outcomes, evaluations)
 
 
-def own(store: Path, registry: Registry) -> list[Submission]:
-    """The finished runs of a store, under protocols that have a board, as if they had been submitted."""
-    found = []
+def own(store: Path, registry: Registry) -> tuple[list[Submission], Counter[str]]:
+    """The finished runs of a store, under protocols that are known here, as if they had been submitted; and how many
+    are under which others (a name alone does not make a protocol: its hash must be the same)."""
+    found, others = [], Counter[str]()
     for run in Store(store).runs("record.json"):
         record, outcomes, evaluations = _evidence(run)
-        if record.protocol.name in registry.protocols:
+        ref, known = record.protocol, known_protocol(registry, record.protocol.name)
+        if known is not None and known.hash == ref.hash:
             entry = _entry(record, run.record_file.read_bytes(), "1970-01-01")
             found.append(Submission(record.spec.folder, entry, record, outcomes, evaluations))
-    return found
+        else:
+            others[f"{ref.name} {ref.version} ({ref.hash[:8]})"] += 1
+    return found, others
 
 
 def _evidence(run: RunFolder, limit: int = MAX_UNPACKED) -> tuple[RunRecord, Outcomes, Evaluations]:

@@ -191,12 +191,13 @@ class _Site:
 
 
 def command(row: Row, board: Board) -> str:
-    """How anyone installs a row's plugins and trains its first seed."""
+    """How anyone installs a row's plugins (or names their files) and trains its first seed."""
     plugins = [name.rpartition(" ") for name in row.plugins]
     wanted = [part for name, _, version in plugins if version != "file" for part in ("--with", f"{name}=={version}")]
+    files = [part for name, _, version in plugins if version == "file" for part in ("--plugin", name)]
     changes = [part for key, value in row.changes.items() for part in ("--set", f"recipe.{key}={value}")]
     method = ["--method", row.label.partition(" [")[0], "--protocol", board.protocol]
-    return shlex.join(["uv", "run", *wanted, "robflat-bench", "run", *method, *changes, "--seed", "1"])
+    return shlex.join(["uv", "run", *wanted, "robflat-bench", "run", *method, *changes, "--seed", "1", *files])
 
 
 def _markdown() -> MarkdownIt:

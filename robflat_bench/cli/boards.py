@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,19 +28,22 @@ def columns(board: Board) -> list[Quantity]:
 
 
 def table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Rows]:
-    """The names of the columns and the rows; those with a key of `mine` are marked."""
+    """The names of the columns and the rows; those with a key of `mine` are marked, and versions of one method (of
+    other plugin code, say) told apart by the key of a run."""
     shown = columns(board)
+    labels = Counter(row.label for row in board.rows)
+    names = [row.label + f" {{{row.runs[0].key[:8]}}}" * (labels[row.label] > 1) for row in board.rows]
     return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], [
-        _cells(row, board, shown, mine) for row in board.rows
+        _cells(row, name, board, shown, mine) for row, name in zip(board.rows, names, strict=True)
     ]
 
 
-def _cells(row: Row, board: Board, shown: Sequence[Quantity], mine: Collection[str]) -> list[str]:
+def _cells(row: Row, name: str, board: Board, shown: Sequence[Quantity], mine: Collection[str]) -> list[str]:
     values = row.values[board.checkpoint]
     place = row.places.get(board.rankings[0])
     return [
         f"{_place(place)} {place.letters}" if place else "-",
-        row.label + " *" * any(run.key in mine for run in row.runs),
+        name + " *" * any(run.key in mine for run in row.runs),
         str(len(row.runs)),
         *(
             _value(values.get(quantity.id), quantity.unit == "fraction")

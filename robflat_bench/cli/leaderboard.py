@@ -34,7 +34,7 @@ def leaderboard() -> None:
 
 
 @leaderboard.command()
-@click.option("--protocol", "protocols", multiple=True, help="Only this board; repeatable.")
+@click.option("--protocol", "protocols", multiple=True, help="Only this board, a name or a TOML file; repeatable.")
 @output.store_option
 @root_option
 @output.plugin_option
@@ -42,17 +42,21 @@ def leaderboard() -> None:
 def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Print the rankings, with your own finished runs (those of --store) beside the committed ones."""
     from robflat_bench.board.build import build
-    from robflat_bench.board.entries import own
 
     registry = output.registry(files)
+    names = {output.protocol(registry, text).name for text in protocols}
     committed = _checked(root, registry)
-    known = {one.record.key for one in committed}
-    found = own(store, registry)
+    known = {one.record.key: one.record.outcomes for one in committed}
+    found = output.own_runs(store, registry, protocols)
     mine = [one for one in found if one.record.key not in known]
-    if again := len(found) - len(mine):
-        output.note(f"{again} of your runs are in {root} already and are shown as they are there")
+    again = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
+    if again:
+        other = (
+            f", {again.count(False)} with other outcomes (another machine rounds differently)" if not all(again) else ""
+        )
+        output.note(f"{len(again)} of your runs are in {root} already{other}; they are shown as they are there")
     made = build([*committed, *mine], root, registry)
-    chosen = [board for board in made.boards if not protocols or board.protocol in protocols]
+    chosen = [board for board in made.boards if not names or board.protocol in names]
     if as_json:
         output.emit_json(
             {**made.model_dump(mode="json"), "boards": [board.model_dump(mode="json") for board in chosen]}
@@ -90,6 +94,8 @@ def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ..
         return
     for folder in packed:
         click.echo(str(folder))
+    if files:
+        output.note("nobody can check or build this leaderboard without these plugin files: send them along")
     output.note(
         f"{len(packed)} packed and checked. Next: `robflat-bench leaderboard build`, look at the pages, commit {root}/ "
         "and open a pull request; keep the weights (checkpoints/*.safetensors): verification asks for them"
@@ -119,7 +125,7 @@ def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_jso
     else:
         for problem in problems.values():
             click.echo(problem)
-        click.echo(f"{len(chosen)} entries checked, {len(problems)} refused")
+        click.echo(f"{len(chosen)} checked, {len(problems)} refused")
     if problems:
         raise CheckFailed(f"{len(problems)} of {len(chosen)} entries cannot be trusted")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from robflat_bench.board.entries import Submission
     from robflat_bench.plugins import Plugins
+    from robflat_bench.protocol import Protocol
     from robflat_bench.record import Number, Outcomes, Result
     from robflat_bench.registry import Registry
     from robflat_bench.store import RunFolder
@@ -69,6 +72,30 @@ def note_broken(plugins: Plugins) -> None:
         note(f"{broken}; `robflat-bench plugin list` shows all")
 
 
+def protocol(registry: Registry, name: str) -> Protocol:
+    """A protocol by name or file; a file's is known under its name from then on."""
+    from robflat_bench.protocol import load
+
+    found = load(registry, name)
+    if name not in registry.protocols:
+        registry.admit_protocol(found.name, Path(name))
+    return found
+
+
+def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Submission]:
+    """The finished runs of a store under these protocols (names or files; none: all that are known here), after a line
+    on stderr about those under others that nobody asked to leave out."""
+    from robflat_bench.board.entries import own
+
+    hashes = {protocol(registry, name).hash for name in names}
+    found, others = own(store, registry)
+    chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
+    if others and (not names or not chosen):
+        listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
+        note(f"left out, since no such protocol is known here: in {store} {listed}; --protocol FILE.toml names one")
+    return chosen
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Writing
 # ---------------------------------------------------------------------------------------------------------
@@ -84,7 +111,13 @@ def console(stderr: bool = False) -> Console:
 
 def note(text: str) -> None:
     """One line for the person, on stderr."""
-    click.echo(f"robflat-bench: {text}", err=True)
+    say(f"robflat-bench: {text}")
+
+
+def say(line: str) -> None:
+    """On stderr, if anybody still reads it: a closed pipe is no reason to end a run."""
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(line, err=True)
 
 
 def emit_json(value: Any) -> None:
@@ -182,7 +215,7 @@ def result_rows(registry: Registry, results: Mapping[Any, Result], outcomes: Out
     for checkpoint, result in results.items():
         for found in numbers(checkpoint, result, outcomes):
             rows.setdefault(called(registry, found), {})[checkpoint] = written(found)
-    epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch) for result in results.values())]
+    epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch + 1) for result in results.values())]
     shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
     return [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]

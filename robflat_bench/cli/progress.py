@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Self
 
-import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -57,7 +56,7 @@ class Progress(_Drawn, Observer):
     def line(self, text: str) -> None:
         """One plain line, where there is no terminal."""
         if not self.bars:
-            click.echo(f"[{time.perf_counter() - self.began:6.1f} s] {text}", err=True)
+            output.say(f"[{time.perf_counter() - self.began:6.1f} s] {text}")
 
     def note(self, text: str) -> None:
         if self.bars:
@@ -150,7 +149,7 @@ class SweepProgress(_Drawn):
         if self.bars:
             self.bars.console.print(text, markup=False, soft_wrap=True)
         else:
-            click.echo(text, err=True)
+            output.say(text)
 
     def _draw(self, shown: Bars, sweep: Sweep) -> None:
         for key in self.rows.keys() - sweep.running.keys():

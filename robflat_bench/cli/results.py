@@ -10,6 +10,9 @@ import rich_click as click
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from robflat_bench.board.build import Seeds
     from robflat_bench.protocol import Checkpoint
     from robflat_bench.record import EvaluationRecord, Outcomes, RunRecord
 
@@ -87,7 +90,8 @@ def show(run: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
 
     folder = Store(store).find(run)
     if not folder.record_file.is_file():
-        raise UsageError(f"{folder.path} is not finished; type its `robflat-bench run` again and it resumes")
+        failed = f"it failed, see {folder.failed_file}; " if folder.state == "failed" else ""
+        raise UsageError(f"{folder.path} is not finished; {failed}type its `robflat-bench run` again and it resumes")
     record = folder.record()
     added = folder.evaluations()
     if as_json:
@@ -111,7 +115,7 @@ checkpoint_option = click.option("--checkpoint", type=click.Choice(["last", "bes
 @results.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--protocol", default="digits-linf", show_default=True, help="Under which both were run.")
+@output.protocol_option
 @checkpoint_option
 @output.store_option
 @output.plugin_option
@@ -128,20 +132,12 @@ def compare(
     from dataclasses import asdict
 
     from robflat_bench.analysis.statistics import compare as compared
-    from robflat_bench.base import UsageError
     from robflat_bench.board.build import together
-    from robflat_bench.board.entries import own
     from robflat_bench.components import title
-    from robflat_bench.registry import did_you_mean
 
     registry = output.registry(files)
-    rows = {
-        row.label: row for row in together(run for run in own(store, registry) if run.record.protocol.name == protocol)
-    }
-    for name in (a, b):
-        if name not in rows:
-            raise UsageError(f"no finished run of '{name}' under {protocol} in {store}" + did_you_mean(name, rows))
-    one, other = rows[a], rows[b]
+    rows = together(output.own_runs(store, registry, [protocol]))
+    one, other = (_row(rows, name, f"under {protocol} in {store}") for name in (a, b))
     measures = [name for name in one.networks[0][checkpoint].numbers if name in other.networks[0][checkpoint].numbers]
     found = {
         quantity: compared(x, y)
@@ -180,12 +176,29 @@ def compare(
         out.print(output.table(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1))
 
 
+def _row(rows: Sequence[Seeds], name: str, where: str) -> Seeds:
+    """The row of that label, or with a run of that key (or beginning of one)."""
+    from robflat_bench.base import UsageError
+    from robflat_bench.registry import did_you_mean
+
+    found = [row for row in rows if row.label == name]
+    found = found or [row for row in rows if any(run.record.key.startswith(name) for run in row.runs)]
+    if not found:
+        raise UsageError(f"no finished run of '{name}' {where}" + did_you_mean(name, [row.label for row in rows]))
+    if len(found) > 1:
+        keys = ", ".join(row.runs[0].record.key[:8] for row in found)
+        raise UsageError(
+            f"'{name}' has {len(found)} versions {where}, of other code or data; name one by a run's key: {keys}"
+        )
+    return found[0]
+
+
 @results.command()
 @click.argument("measure", default="*")
 @click.option(
     "--target", default="robust_loss", show_default=True, help="robust_loss, robust_error or the gap_ of each."
 )
-@click.option("--protocol", default="digits-linf", show_default=True, help="Under which all were run.")
+@output.protocol_option
 @checkpoint_option
 @output.store_option
 @output.plugin_option
@@ -204,13 +217,12 @@ def correlate(
 
     from robflat_bench.base import UsageError
     from robflat_bench.board.build import TARGETS, build
-    from robflat_bench.board.entries import own
     from robflat_bench.components import parse, title
 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
     registry = output.registry(files)
-    runs = [run for run in own(store, registry) if run.record.protocol.name == protocol]
+    runs = output.own_runs(store, registry, [protocol])
     found = [
         one
         for board in build(runs, store, registry).boards
@@ -295,7 +307,7 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
 
 
 @results.command()
-@click.option("--protocol", "protocols", multiple=True, help="Only runs under this one; repeatable.")
+@click.option("--protocol", "protocols", multiple=True, help="Only this board, a name or a TOML file; repeatable.")
 @click.option(
     "--format",
     "style",
@@ -306,17 +318,20 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
 )
 @output.store_option
 @output.plugin_option
-def report(protocols: tuple[str, ...], style: str, store: Path, files: tuple[Path, ...]) -> None:
+@output.json_option
+def report(protocols: tuple[str, ...], style: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Your methods, ranked among themselves, as a table to paste into a text, with what it was made on and with."""
     from robflat_bench.board.build import build
-    from robflat_bench.board.entries import own
     from robflat_bench.cli import boards
 
     registry = output.registry(files)
-    runs = [run for run in own(store, registry) if not protocols or run.record.protocol.name in protocols]
+    runs = output.own_runs(store, registry, protocols)
     made = [board for board in build(runs, store, registry).boards if board.rows]
+    if as_json:
+        output.emit_json([board.model_dump(mode="json") for board in made])
+        return
     if not made:
-        output.note(f"there is no finished run in {store}; `robflat-bench run --method at` makes one")
+        output.note(f"there is no finished run to rank in {store}; `robflat-bench run --method at` makes one")
     start = {"markdown": "", "latex": "% "}[style]
     for board in made:
         keys = {run.key for row in board.rows for run in row.runs}

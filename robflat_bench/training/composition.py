@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
-from robflat_bench.base import Joint, ModifierInfo
+from robflat_bench.base import Joint, ModifierInfo, RunFailed
 from robflat_bench.compilation import fused
 from robflat_bench.components import Composed
 from robflat_bench.cost import updates_per_batch
@@ -84,7 +84,7 @@ class Composition:
         attack: Attacker = self.method.attack
         for modifier in self.at("attack"):
             attack = _around(modifier, attack)
-        return attack(model, batch, inner)
+        return _shaped(attack(model, batch, inner), batch.x.shape, f"the attack of {type(self.method).__name__}")
 
     def update(self, model: nn.Module, batch: Batch, inner: InnerAttack, optimizer: Optimizer) -> float:
         """Attack, loss, one update of the weights; the loss before it."""
@@ -98,6 +98,7 @@ class Composition:
             still = frozen_statistics(model, *self.parts().values()) if frozen else nullcontext()
             with still, fused(model):
                 values = self.method.loss(model, batch, x_adv)
+                values = _shaped(values, batch.weight.shape, f"the loss of {type(self.method).__name__}")
                 if keep is not None:
                     values = keep(values.detach()) * values
                 value = weighted_mean(values, batch.weight)
@@ -134,6 +135,15 @@ class Composition:
             member.load_state_dict(_below(f"{owner}.state.", tensors))
         for owner, part in self.parts().items():
             part.load_state_dict(_below(f"{owner}.", tensors))
+
+
+def _shaped(tensor: Tensor, shape: torch.Size, what: str) -> Tensor:
+    """Itself; RunFailed for another shape, which broadcasting would take for something else in silence."""
+    if tensor.shape != shape:
+        raise RunFailed(
+            f"{what} has shape {tuple(tensor.shape)}, not {tuple(shape)}; `robflat-bench plugin check` looks for more"
+        )
+    return tensor
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
