@@ -11,6 +11,7 @@ from fake_records import REGISTRY, fake_run, league
 
 from robflat_bench.board import publish
 from robflat_bench.board.entries import read
+from robflat_bench.record import numbers
 from robflat_bench.spec import RunSpec
 from robflat_bench.store import Store
 
@@ -102,6 +103,15 @@ def test_build_writes_the_committed_board_and_the_site_and_check_proves_it(comma
     done = command("leaderboard", "build", "--check", "--leaderboard", root)
     assert done.code == 3
     assert "board.json is not what its entries give" in done.err
+
+
+def test_the_page_of_a_run_has_standard_errors_and_n(command, root, store, tmp_path):
+    command("leaderboard", "build", "--leaderboard", root, "--site", tmp_path / "site")
+    record, outcomes = Store(store).runs("record.json")[0].evidence()
+    page = (tmp_path / "site" / "r" / record.key / "index.html").read_text()
+    for number in numbers("last", record.results["last"], outcomes):
+        if number.quantity in ("clean_error", "robust_error") and number.split == "test":
+            assert f'<td class="n">{100 * number.standard_error:.1f}</td><td class="n">{number.n}</td>' in page
 
 
 def test_pages_of_an_earlier_build_go(command, root, tmp_path, store):

@@ -23,6 +23,7 @@ from robflat_bench.board.model import Board, Leaderboard
 from robflat_bench.board.site import Sources, render
 from robflat_bench.components import slug
 from robflat_bench.protocol import read_text
+from robflat_bench.record import numbers
 from robflat_bench.registry import Registry, discover
 from robflat_bench.store import read_record
 
@@ -36,6 +37,13 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
     protocols = {one.id: known_protocol(registry, one.protocol) for one in board.boards}
     return Sources(
         records={one.record.key: one.record for one in submissions},
+        numbers={
+            one.record.key: {
+                checkpoint: [*numbers(checkpoint, result, one.outcomes)]
+                for checkpoint, result in one.record.results.items()
+            }
+            for one in submissions
+        },
         cards={row.method: card(registry, row.method) for one in board.boards for row in one.rows},
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},

@@ -21,14 +21,15 @@ from robflat_bench.board import columns, curves, export, figures, words
 from robflat_bench.board.cards import Card, equation
 from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.protocol import Protocol
-from robflat_bench.record import RunRecord
+from robflat_bench.record import Number, RunRecord
 
 
 @dataclass(frozen=True)
 class Sources:
     """What the pages show beside the leaderboard.
 
-    records: by run key, of every run it names (and of withdrawn ones, where they are kept). cards: by canonical method.
+    records: by run key, of every run it names (and of withdrawn ones, where they are kept). numbers: by run key and
+    checkpoint, what its outcomes give with standard errors. cards: by canonical method.
     protocols: by board. pages: name -> Markdown of the site's text ("rules", "submit", ...; "about" opens the site).
     trainings: documents of `experiment training`, shown on the board of their protocol. columns: by board, those that
     plugins add to its table. address: where the site will
@@ -36,6 +37,7 @@ class Sources:
     """
 
     records: Mapping[str, RunRecord]
+    numbers: Mapping[str, Mapping[str, Sequence[Number]]] = field(default_factory=dict)
     cards: Mapping[str, Card] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
@@ -184,6 +186,10 @@ class _Site:
             row=row,
             run=run,
             record=record,
+            numbers={
+                checkpoint: {found[:3]: found for found in numbers}
+                for checkpoint, numbers in self.sources.numbers.get(run.key, {}).items()
+            },
             raw=raw,
             curves=curves.histories([record], "history"),
         )
