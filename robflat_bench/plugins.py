@@ -105,6 +105,8 @@ class Plugins:
 
     def register(self, module: ModuleType, provider: Provider) -> None:
         """Add one plugin; a hook it misspells, or whose arguments do not exist, makes it unusable."""
+        if module in self.providers:  # said first: what fails below is taken back, and must not be the other's
+            raise ValueError(f"module {module.__name__} is already the plugin {self.providers[module]}")
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")

@@ -208,6 +208,26 @@ def test_an_entry_point_names_a_module(site, command):
     assert "must name a module" in row["error"]
 
 
+@pytest.mark.parametrize(
+    ("names", "whose"),
+    [
+        pytest.param({"rival": "robflat_bench.methods"}, "robflat-bench ", id="a built-in's"),
+        pytest.param({"a": "good_plugin", "b": "good_plugin"}, "good-plugin 1.0", id="its own"),
+    ],
+)
+def test_a_module_registered_twice_stays_what_it_was(site, command, names, whose):
+    """The entry point that names it again is broken, and nothing that worked before is lost."""
+    site.install("good-plugin", GOOD, points=names)
+    done = command("list", "methods", "--json")
+    assert done.code == 0
+    expected = BUILT_IN | ({"good"} if "good_plugin" in names.values() else set())
+    assert {row["name"] for row in done.document} == expected
+    *_, again = names
+    (said,) = done.err.splitlines()
+    assert f"plugin good-plugin 1.0 ({again}) is broken: ValueError: module {names[again]} is already" in said
+    assert f"the plugin {whose}" in said
+
+
 def test_without_a_broken_plugin_an_unknown_name_is_the_users_mistake(site, command):
     site.install("good-plugin", GOOD)
     done = command("run", "--method", "mine", "--plan")
