@@ -7,6 +7,7 @@ What the plugins offer is collected by `registry`; what their observers see is d
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.abc
@@ -186,11 +187,12 @@ class Plugins:
     def _answers(
         self, hook: str, read: Callable[[Any], Answer], failed: Callable[[str], Answer], **arguments: Any
     ) -> Iterator[tuple[Provider, Answer]]:
-        """What each plugin answers, read; of one that raises, what `failed` makes of the error."""
+        """What each plugin answers, read; of one that raises, what `failed` makes of the error. Each is given copies:
+        what it changes, the next one does not see."""
         for provider, call in self.callers(hook):
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    answer = read(call(**arguments))
+                    answer = read(call(**copy.deepcopy(arguments)))
             except (Exception, SystemExit) as error:
                 answer = failed(f"{type(error).__name__}: {error}")
             yield provider, answer
