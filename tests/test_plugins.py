@@ -200,6 +200,37 @@ def test_a_broken_plugin_is_one_line_and_the_rest_works(site, command, source, l
     assert any(line in problem for problem in checked.document["problems"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "line"),
+    [
+        ("method", "MethodInfo('mine', 's', 'm:C', dict)", "'params' = <class 'dict'>: "),
+        ("method", "MethodInfo('mine', None, 'm:C')", "'summary' = None: "),
+        ("method", "MethodInfo('mine', 's', 'm:C', untrained=['a'])", "'untrained' = ['a']: "),
+        ("method", "MethodInfo('mine', 's', 'm:C', attack=Passes(1))", "'attack.forward' = 1: "),
+        ("method", "MethodInfo(7, 's', 'm:C')", "'name' = 7: "),
+        ("modifier", "ModifierInfo('mine', 's', 'm:C', joints=(1,))", "'joints.0' = 1: "),
+        ("modifier", "ModifierInfo('mine', 's', 'm:C', joints=('target', 'loose'))", "'joints.1' = 'loose': "),
+        ("measure", "MeasureInfo('mine', 's', 'm:C', powers={'layers': 'a'})", "'powers.layers' = 'a': "),
+        ("protocol", "pathlib.Path(__file__).with_name('none.toml')", "must return files called NAME.toml, got "),
+        ("protocol", "pathlib.Path(__file__).with_name('folder.toml')", "must return files called NAME.toml, got "),
+        ("protocol", "'digits.toml'", "must return files called NAME.toml, got "),
+    ],
+)
+def test_a_malformed_row_breaks_its_plugin_only(site, command, kind, row, line):
+    """No table, document or page meets a field of another type than its annotation's."""
+    source = (
+        f"import pathlib\nfrom robflat_bench.api import *\n@hookimpl\ndef robflat_bench_{kind}s(): return [{row}]\n"
+    )
+    site.install("aaa-broken", {"aaa_broken.py": source, "folder.toml/inside": ""})
+    for arguments in ([f"{kind}s"], [f"{kind}s", "--json"]):
+        done = command("list", *arguments)
+        assert done.code == 0, done.err
+        (said,) = done.err.splitlines()
+        assert "plugin aaa-broken 1.0 (aaa_broken) is broken: TypeError: " in said
+        assert line in said
+    assert command("info", "at").code == 0
+
+
 def test_an_entry_point_names_a_module(site, command):
     site.install("object-plugin", {"object_plugin.py": "class plugin: pass"}, module="object_plugin:plugin")
     done = command("plugin", "list", "--json")
