@@ -578,7 +578,9 @@ class Sized(Params):
 
 
 class Loose(Sized):
-    model_config = ConfigDict(frozen=False)
+    """Refuses what is not valid, and may yet change."""
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
 
 
 class Lenient(Sized):
