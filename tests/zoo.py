@@ -552,6 +552,13 @@ class HonestLauncher(Local):
     pass
 
 
+class Polls(Local):
+    """Never waits: at most so long is no less."""
+
+    def wait(self, seconds):
+        return super().wait(0)
+
+
 class HidesFailures(Local):
     def wait(self, seconds):
         return {name: 0 if code == 3 else code for name, code in super().wait(seconds).items()}
@@ -614,6 +621,7 @@ ALSO_HONEST: list[Info] = [
         "exempt", "declares what it leaves", "zoo:BlindToHead", untrained={"network.head.*": "a fixed classifier"}
     ),
     MethodInfo("frugal", "an upper bound", "zoo:HonestMethod", loss=Passes("3", "2", at_most=True)),
+    LauncherInfo("impatient", "a look at a time", "zoo:Polls"),
 ]
 
 
