@@ -38,6 +38,7 @@ from robflat_bench.base import (
 )
 from robflat_bench.launchers.local import Local
 from robflat_bench.method import Method, Modifier
+from robflat_bench.randomness import per_example_uniform
 
 
 def draw() -> float:
@@ -276,7 +277,7 @@ class ModifierLeavesABuffer(HonestModifier):
 
 
 class HonestAttack(Attack):
-    """Along the sign of the gradient."""
+    """Along the sign of the gradient, for most of the radius: how far in each pixel is drawn."""
 
     direction = 1.0
 
@@ -284,7 +285,8 @@ class HonestAttack(Attack):
         with attacked(model):
             x = examples.x.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(cross_entropy(examples.y)(model(x)).sum(), x)
-        return self.moved(examples.x, self.direction * self.threat.epsilon * gradient.sign())
+        length = 0.9 + 0.1 * per_example_uniform(examples.x, examples.index, seed, "zoo")
+        return self.moved(examples.x, self.direction * self.threat.epsilon * length * gradient.sign())
 
     def moved(self, x: Tensor, step: Tensor) -> Tensor:
         return (x + step).clamp(0, 1)
@@ -330,6 +332,16 @@ class AttackDrawsGlobally(HonestAttack):
         return super().perturb(model, examples, seed)
 
 
+class DrawsByPosition(HonestAttack):
+    def perturb(self, model, examples, seed):
+        return super().perturb(model, replace(examples, index=torch.arange(len(examples))), seed)
+
+
+class IgnoresTheSeed(HonestAttack):
+    def perturb(self, model, examples, seed):
+        return super().perturb(model, examples, 0)
+
+
 class Helps(HonestAttack):
     direction = -0.05
 
@@ -356,6 +368,12 @@ class NotANumber(HonestMeasure):
 class NegativeError(HonestMeasure):
     def measure(self, model, examples, workspace):
         return replace(super().measure(model, examples, workspace), standard_error=-1.0)
+
+
+class KeepsInfinity(HonestMeasure):
+    def measure(self, model, examples, workspace):
+        found = super().measure(model, examples, workspace)
+        return replace(found, arrays={"per_example": np.full(len(examples), np.inf)})
 
 
 class MovesWeights(HonestMeasure):
@@ -706,6 +724,8 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_examples_untouched", "ForgetsIndices"),
         ("check_random_state_untouched", "AttackMovesGlobalState"),
         ("check_deterministic", "AttackDrawsGlobally"),
+        ("check_examples_are_alone", "DrawsByPosition"),
+        ("check_seed", "IgnoresTheSeed"),
         ("check_no_weaker_than_nothing", "Helps"),
         ("check_declared_passes", "HonestAttack", {"passes": Passes("2", "1")}),
     ),
@@ -713,6 +733,7 @@ BROKEN: list[tuple[Info, str]] = [
         3,
         ("check_value_is_finite", "NotANumber"),
         ("check_standard_error", "NegativeError"),
+        ("check_arrays", "KeepsInfinity"),
         ("check_model_restored", "MovesWeights"),
         ("check_examples_untouched", "ForgetsLabels"),
         ("check_random_state_untouched", "MeasureMovesGlobalState"),
