@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,9 @@ from robflat_bench.base import PROJECT, UsageError
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
+
+IGNORED = ("__pycache__", "*.py[co]", ".*_cache", ".git", ".hg", ".svn")
+"""Bytecode, caches and version control: files and folders in a package that are not the package."""
 
 Answer = TypeVar("Answer")
 
@@ -52,8 +56,9 @@ class Provider:
         return self.distribution == "robflat-bench"
 
     def source_hash(self, factory: str = "") -> str:
-        """SHA-256 over the Python files, by path, of the plugin's top-level package (or its single file), and of
-        the one where `factory` ("package.module:Class") lies, if that is another one and not ours."""
+        """SHA-256 over the files, by path, of the plugin's top-level package (or its single file), and of the one where
+        `factory` ("package.module:Class") lies, if that is another one and not ours. Data count as code does: both may
+        change numbers. What is IGNORED does not."""
         if self.module is None or self.module.__file__ is None:
             return ""
         if self.version == "file":
@@ -63,10 +68,20 @@ class Provider:
             roots = [*_roots(own), *(_roots(other) if other not in ("", own, PROJECT) else [])]
         digest = hashlib.sha256()
         for root in roots:
-            for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            for path in _files(root) if root.is_dir() else [root]:
                 digest.update(path.relative_to(root).as_posix().encode())
                 digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def _files(root: Path) -> list[Path]:
+    """All below a package's folder but what is IGNORED, in a fixed order."""
+
+    def counts(path: Path) -> bool:
+        names = path.relative_to(root).parts
+        return path.is_file() and not any(fnmatch(name, pattern) for name in names for pattern in IGNORED)
+
+    return sorted(filter(counts, root.rglob("*")))
 
 
 def _roots(name: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """Plugins: a stranger's distribution works like a built-in one, and a broken one breaks nothing but itself."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from robflat_bench.base import PluginError, UsageError
 from robflat_bench.components import compose, resolve
 from robflat_bench.methods import robflat_bench_methods
+from robflat_bench.plugins import Provider
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
 from robflat_bench.spec import DatasetRef, make_spec
@@ -411,6 +413,47 @@ def test_code_beside_the_entry_points_module_counts_too(site):
     before = spec_of(discover(), "good").key
     site.install("flat-plugin", files | {"flat_code.py": files["flat_code.py"] + "\n# changed\n"})
     assert spec_of(discover(), "good").key != before
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("table.json", True),
+        ("data/weights.bin", True),
+        (".hidden", True),
+        ("__pycache__/code.cpython-311.pyc", False),
+        ("code.pyc", False),
+        (".mypy_cache/x.json", False),
+        (".git/HEAD", False),
+    ],
+)
+def test_data_of_a_plugin_are_in_the_run_key_and_caches_are_not(site, name, counts):
+    site.install("good-plugin", GOOD)
+    registry = discover()
+    before = spec_of(registry, "good").key
+    file = site.folder / "good_plugin" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    keys = []
+    for text in ("one", "two"):
+        file.write_text(text)
+        keys.append(spec_of(registry, "good").key)
+    assert len({before, *keys}) == (3 if counts else 1)
+
+
+def test_the_hash_of_code_alone_is_what_it_always_was(site):
+    """Over each path and its bytes: runs of plugins without data keep their keys."""
+    site.install("good-plugin", GOOD)
+    files = sorted((name.removeprefix("good_plugin/"), text) for name, text in GOOD.items())
+    expected = hashlib.sha256("".join(name + text for name, text in files).encode()).hexdigest()
+    assert spec_of(discover(), "good").plugins == {"good-plugin 1.0": expected}
+
+
+def test_a_list_reads_no_files_of_plugins(site, command, monkeypatch):
+    """They may be large; `info`, of one component, tells the hash."""
+    site.install("good-plugin", GOOD)
+    assert len(command("info", "good", "--json").document["source"]) == 64
+    monkeypatch.setattr(Provider, "source_hash", lambda *_: pytest.fail("hashed"))
+    assert "good" in listed(command)
 
 
 # ---------------------------------------------------------------------------------------------------------
