@@ -7,6 +7,7 @@ What the plugins offer is collected by `registry`; what their observers see is d
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.abc
@@ -18,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,9 @@ from robflat_bench.base import PROJECT, UsageError
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
+
+IGNORED = ("__pycache__", "*.py[co]", ".*_cache", ".git", ".hg", ".svn")
+"""Bytecode, caches and version control: files and folders in a package that are not the package."""
 
 Answer = TypeVar("Answer")
 
@@ -51,8 +56,9 @@ class Provider:
         return self.distribution == "robflat-bench"
 
     def source_hash(self, factory: str = "") -> str:
-        """SHA-256 over the Python files, by path, of the plugin's top-level package (or its single file), and of
-        the one where `factory` ("package.module:Class") lies, if that is another one and not ours."""
+        """SHA-256 over the files, by path, of the plugin's top-level package (or its single file), and of the one where
+        `factory` ("package.module:Class") lies, if that is another one and not ours. Data count as code does: both may
+        change numbers. What is IGNORED does not."""
         if self.module is None or self.module.__file__ is None:
             return ""
         if self.version == "file":
@@ -62,10 +68,20 @@ class Provider:
             roots = [*_roots(own), *(_roots(other) if other not in ("", own, PROJECT) else [])]
         digest = hashlib.sha256()
         for root in roots:
-            for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            for path in _files(root) if root.is_dir() else [root]:
                 digest.update(path.relative_to(root).as_posix().encode())
                 digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def _files(root: Path) -> list[Path]:
+    """All below a package's folder but what is IGNORED, in a fixed order."""
+
+    def counts(path: Path) -> bool:
+        names = path.relative_to(root).parts
+        return path.is_file() and not any(fnmatch(name, pattern) for name in names for pattern in IGNORED)
+
+    return sorted(filter(counts, root.rglob("*")))
 
 
 def _roots(name: str) -> list[Path]:
@@ -105,6 +121,8 @@ class Plugins:
 
     def register(self, module: ModuleType, provider: Provider) -> None:
         """Add one plugin; a hook it misspells, or whose arguments do not exist, makes it unusable."""
+        if module in self.providers:  # said first: what fails below is taken back, and must not be the other's
+            raise ValueError(f"module {module.__name__} is already the plugin {self.providers[module]}")
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -184,11 +202,12 @@ class Plugins:
     def _answers(
         self, hook: str, read: Callable[[Any], Answer], failed: Callable[[str], Answer], **arguments: Any
     ) -> Iterator[tuple[Provider, Answer]]:
-        """What each plugin answers, read; of one that raises, what `failed` makes of the error."""
+        """What each plugin answers, read; of one that raises, what `failed` makes of the error. Each is given copies:
+        what it changes, the next one does not see."""
         for provider, call in self.callers(hook):
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    answer = read(call(**arguments))
+                    answer = read(call(**copy.deepcopy(arguments)))
             except (Exception, SystemExit) as error:
                 answer = failed(f"{type(error).__name__}: {error}")
             yield provider, answer

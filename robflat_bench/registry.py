@@ -11,11 +11,14 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from robflat_bench import base
 from robflat_bench.base import Info, Kind, PluginError, UsageError
 from robflat_bench.plugins import Plugins, Provider, load
 
@@ -133,13 +136,30 @@ def _twice(kind: str, name: str, providers: Sequence[Provider]) -> PluginError:
 
 
 def _check_protocol(file: Any) -> None:
-    if not re.fullmatch(rf"{_NAME}\.toml", getattr(file, "name", "")):
+    if not re.fullmatch(rf"{_NAME}\.toml", getattr(file, "name", "")) or not file.is_file():
         raise TypeError(f"robflat_bench_protocols must return files called NAME.toml, got {file!r}")
 
 
+@functools.cache
+def _row(kind: Kind) -> tuple[type[Info], type[BaseModel]]:
+    """The class of a kind's rows, and its annotations as a model: a dataclass alone checks none of its fields."""
+    row: type[Info] = getattr(base, f"{kind.capitalize()}Info")
+    types = get_type_hints(row)
+    annotated: dict[str, Any] = {field.name: (types[field.name], ...) for field in fields(row)}
+    strict = ConfigDict(strict=True, revalidate_instances="always")
+    return row, create_model(row.__name__, __config__=strict, **annotated)
+
+
 def _check_row(kind: Kind, info: object) -> None:
-    if not isinstance(info, Info) or info.kind != kind:
-        raise TypeError(f"robflat_bench_{kind}s must return {kind.capitalize()}Info rows, got {info!r}")
+    row, annotated = _row(kind)
+    if not isinstance(info, row):
+        raise TypeError(f"robflat_bench_{kind}s must return {row.__name__} rows, got {info!r}")
+    try:
+        annotated.model_validate(vars(info))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TypeError(f"{kind} {info.name!r}: '{where}' = {first['input']!r:.100}: {first['msg']}") from None
     if not re.fullmatch(_NAME, info.name) or info.factory.count(":") != 1:
         raise ValueError(f"{kind} {info.name!r}: names are [a-z0-9-], factories 'module:attribute'")
 

@@ -231,13 +231,22 @@ class Site:
         folder.mkdir(parents=True)
         patch.syspath_prepend(str(folder))
 
-    def install(self, distribution: str, files: dict[str, str], version: str = "1.0", module: str = "") -> None:
-        """Write the files and a dist-info whose one entry point is `module`, by default the first file's."""
+    def install(
+        self,
+        distribution: str,
+        files: dict[str, str],
+        version: str = "1.0",
+        module: str = "",
+        points: dict[str, str] | None = None,
+    ) -> None:
+        """Write the files and a dist-info whose entry points are `points` (name -> module), by default the one of
+        `module`, by default the first file's."""
         module = module or next(iter(files)).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        points = points or {module.partition(":")[0]: module}
         about = f"{distribution.replace('-', '_')}-{version}.dist-info"
         files = files | {
             f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n",
-            f"{about}/entry_points.txt": f"[robflat_bench]\n{module.partition(':')[0]} = {module}\n",
+            f"{about}/entry_points.txt": "\n".join(["[robflat_bench]", *map(" = ".join, points.items()), ""]),
         }
         files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in files)
         for name, text in files.items():

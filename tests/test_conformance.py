@@ -27,6 +27,8 @@ NOT_DECLARED = {
         *("measure:distance-from-init", "measure:keskar", "measure:lpf", "measure:m-sharpness"),
         "measure:sam-sharpness",
     },
+    "check_examples_are_alone": {"attack:autoattack"},
+    "check_seed": {"attack:autoattack", "attack:fgsm"},
     "check_log": {"launcher:inline"},
 }
 """Check -> the built-in components that have nothing to check: nothing else may be skipped, but a dataset that is not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
@@ -323,6 +324,16 @@ def test_plugins_find_problems_with_a_record(site, finished):
         "falters-plugin 1.0: could not check this record: ZeroDivisionError: division by zero",
         "tells-plugin 1.0: it does not say by which library",
     ]
+
+
+def test_a_plugin_that_changes_the_record_it_is_shown_changes_its_own_copy(site, finished):
+    clears = TELLS.replace("    facts =", "    record['environment'].clear()\n    return []\n    facts =")
+    site.install("a-clears-plugin", {"clears_plugin.py": clears})
+    site.install("tells-plugin", {"tells_plugin.py": TELLS})
+    before = copy.deepcopy(finished.record)
+    said = discover().plugins.problems(finished.record)
+    assert said == ["tells-plugin 1.0: it does not say by which library"]
+    assert finished.record == before
 
 
 def test_an_entry_that_a_plugin_finds_wrong_is_refused(site, tmp_path):

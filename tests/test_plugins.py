@@ -1,5 +1,6 @@
 """Plugins: a stranger's distribution works like a built-in one, and a broken one breaks nothing but itself."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from robflat_bench.base import PluginError, UsageError
 from robflat_bench.components import compose, resolve
 from robflat_bench.methods import robflat_bench_methods
+from robflat_bench.plugins import Provider
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
 from robflat_bench.spec import DatasetRef, make_spec
@@ -200,12 +202,63 @@ def test_a_broken_plugin_is_one_line_and_the_rest_works(site, command, source, l
     assert any(line in problem for problem in checked.document["problems"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "line"),
+    [
+        ("method", "MethodInfo('mine', 's', 'm:C', dict)", "'params' = <class 'dict'>: "),
+        ("method", "MethodInfo('mine', None, 'm:C')", "'summary' = None: "),
+        ("method", "MethodInfo('mine', 's', 'm:C', untrained=['a'])", "'untrained' = ['a']: "),
+        ("method", "MethodInfo('mine', 's', 'm:C', attack=Passes(1))", "'attack.forward' = 1: "),
+        ("method", "MethodInfo(7, 's', 'm:C')", "'name' = 7: "),
+        ("modifier", "ModifierInfo('mine', 's', 'm:C', joints=(1,))", "'joints.0' = 1: "),
+        ("modifier", "ModifierInfo('mine', 's', 'm:C', joints=('target', 'loose'))", "'joints.1' = 'loose': "),
+        ("measure", "MeasureInfo('mine', 's', 'm:C', powers={'layers': 'a'})", "'powers.layers' = 'a': "),
+        ("protocol", "pathlib.Path(__file__).with_name('none.toml')", "must return files called NAME.toml, got "),
+        ("protocol", "pathlib.Path(__file__).with_name('folder.toml')", "must return files called NAME.toml, got "),
+        ("protocol", "'digits.toml'", "must return files called NAME.toml, got "),
+    ],
+)
+def test_a_malformed_row_breaks_its_plugin_only(site, command, kind, row, line):
+    """No table, document or page meets a field of another type than its annotation's."""
+    source = (
+        f"import pathlib\nfrom robflat_bench.api import *\n@hookimpl\ndef robflat_bench_{kind}s(): return [{row}]\n"
+    )
+    site.install("aaa-broken", {"aaa_broken.py": source, "folder.toml/inside": ""})
+    for arguments in ([f"{kind}s"], [f"{kind}s", "--json"]):
+        done = command("list", *arguments)
+        assert done.code == 0, done.err
+        (said,) = done.err.splitlines()
+        assert "plugin aaa-broken 1.0 (aaa_broken) is broken: TypeError: " in said
+        assert line in said
+    assert command("info", "at").code == 0
+
+
 def test_an_entry_point_names_a_module(site, command):
     site.install("object-plugin", {"object_plugin.py": "class plugin: pass"}, module="object_plugin:plugin")
     done = command("plugin", "list", "--json")
     (row,) = [row for row in done.document if row["distribution"] == "object-plugin"]
     assert row["state"] == "broken"
     assert "must name a module" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("names", "whose"),
+    [
+        pytest.param({"rival": "robflat_bench.methods"}, "robflat-bench ", id="a built-in's"),
+        pytest.param({"a": "good_plugin", "b": "good_plugin"}, "good-plugin 1.0", id="its own"),
+    ],
+)
+def test_a_module_registered_twice_stays_what_it_was(site, command, names, whose):
+    """The entry point that names it again is broken, and nothing that worked before is lost."""
+    site.install("good-plugin", GOOD, points=names)
+    done = command("list", "methods", "--json")
+    assert done.code == 0
+    expected = BUILT_IN | ({"good"} if "good_plugin" in names.values() else set())
+    assert {row["name"] for row in done.document} == expected
+    *_, again = names
+    (said,) = done.err.splitlines()
+    assert f"plugin good-plugin 1.0 ({again}) is broken: ValueError: module {names[again]} is already" in said
+    assert f"the plugin {whose}" in said
 
 
 def test_without_a_broken_plugin_an_unknown_name_is_the_users_mistake(site, command):
@@ -360,6 +413,47 @@ def test_code_beside_the_entry_points_module_counts_too(site):
     before = spec_of(discover(), "good").key
     site.install("flat-plugin", files | {"flat_code.py": files["flat_code.py"] + "\n# changed\n"})
     assert spec_of(discover(), "good").key != before
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("table.json", True),
+        ("data/weights.bin", True),
+        (".hidden", True),
+        ("__pycache__/code.cpython-311.pyc", False),
+        ("code.pyc", False),
+        (".mypy_cache/x.json", False),
+        (".git/HEAD", False),
+    ],
+)
+def test_data_of_a_plugin_are_in_the_run_key_and_caches_are_not(site, name, counts):
+    site.install("good-plugin", GOOD)
+    registry = discover()
+    before = spec_of(registry, "good").key
+    file = site.folder / "good_plugin" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    keys = []
+    for text in ("one", "two"):
+        file.write_text(text)
+        keys.append(spec_of(registry, "good").key)
+    assert len({before, *keys}) == (3 if counts else 1)
+
+
+def test_the_hash_of_code_alone_is_what_it_always_was(site):
+    """Over each path and its bytes: runs of plugins without data keep their keys."""
+    site.install("good-plugin", GOOD)
+    files = sorted((name.removeprefix("good_plugin/"), text) for name, text in GOOD.items())
+    expected = hashlib.sha256("".join(name + text for name, text in files).encode()).hexdigest()
+    assert spec_of(discover(), "good").plugins == {"good-plugin 1.0": expected}
+
+
+def test_a_list_reads_no_files_of_plugins(site, command, monkeypatch):
+    """They may be large; `info`, of one component, tells the hash."""
+    site.install("good-plugin", GOOD)
+    assert len(command("info", "good", "--json").document["source"]) == 64
+    monkeypatch.setattr(Provider, "source_hash", lambda *_: pytest.fail("hashed"))
+    assert "good" in listed(command)
 
 
 # ---------------------------------------------------------------------------------------------------------

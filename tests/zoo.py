@@ -37,6 +37,7 @@ from robflat_bench.base import (
 )
 from robflat_bench.launchers.local import Local
 from robflat_bench.method import Method, Modifier
+from robflat_bench.randomness import per_example_uniform
 
 
 def draw() -> float:
@@ -275,7 +276,7 @@ class ModifierLeavesABuffer(HonestModifier):
 
 
 class HonestAttack(Attack):
-    """Along the sign of the gradient."""
+    """Along the sign of the gradient, for most of the radius: how far in each pixel is drawn."""
 
     direction = 1.0
 
@@ -283,7 +284,8 @@ class HonestAttack(Attack):
         with attacked(model):
             x = examples.x.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(cross_entropy(examples.y)(model(x)).sum(), x)
-        return self.moved(examples.x, self.direction * self.threat.epsilon * gradient.sign())
+        length = 0.9 + 0.1 * per_example_uniform(examples.x, examples.index, seed, "zoo")
+        return self.moved(examples.x, self.direction * self.threat.epsilon * length * gradient.sign())
 
     def moved(self, x: Tensor, step: Tensor) -> Tensor:
         return (x + step).clamp(0, 1)
@@ -329,6 +331,16 @@ class AttackDrawsGlobally(HonestAttack):
         return super().perturb(model, examples, seed)
 
 
+class DrawsByPosition(HonestAttack):
+    def perturb(self, model, examples, seed):
+        return super().perturb(model, replace(examples, index=torch.arange(len(examples))), seed)
+
+
+class IgnoresTheSeed(HonestAttack):
+    def perturb(self, model, examples, seed):
+        return super().perturb(model, examples, 0)
+
+
 class Helps(HonestAttack):
     direction = -0.05
 
@@ -355,6 +367,12 @@ class NotANumber(HonestMeasure):
 class NegativeError(HonestMeasure):
     def measure(self, model, examples, workspace):
         return replace(super().measure(model, examples, workspace), standard_error=-1.0)
+
+
+class KeepsInfinity(HonestMeasure):
+    def measure(self, model, examples, workspace):
+        found = super().measure(model, examples, workspace)
+        return replace(found, arrays={"per_example": np.full(len(examples), np.inf)})
 
 
 class MovesWeights(HonestMeasure):
@@ -551,6 +569,13 @@ class HonestLauncher(Local):
     pass
 
 
+class Polls(Local):
+    """Never waits: at most so long is no less."""
+
+    def wait(self, seconds):
+        return super().wait(0)
+
+
 class HidesFailures(Local):
     def wait(self, seconds):
         return {name: 0 if code == 3 else code for name, code in super().wait(seconds).items()}
@@ -577,7 +602,9 @@ class Sized(Params):
 
 
 class Loose(Sized):
-    model_config = ConfigDict(frozen=False)
+    """Refuses what is not valid, and may yet change."""
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
 
 
 class Lenient(Sized):
@@ -611,6 +638,7 @@ ALSO_HONEST: list[Info] = [
         "exempt", "declares what it leaves", "zoo:BlindToHead", untrained={"network.head.*": "a fixed classifier"}
     ),
     MethodInfo("frugal", "an upper bound", "zoo:HonestMethod", loss=Passes("3", "2", at_most=True)),
+    LauncherInfo("impatient", "a look at a time", "zoo:Polls"),
 ]
 
 
@@ -695,6 +723,8 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_examples_untouched", "ForgetsIndices"),
         ("check_random_state_untouched", "AttackMovesGlobalState"),
         ("check_deterministic", "AttackDrawsGlobally"),
+        ("check_examples_are_alone", "DrawsByPosition"),
+        ("check_seed", "IgnoresTheSeed"),
         ("check_no_weaker_than_nothing", "Helps"),
         ("check_declared_passes", "HonestAttack", {"passes": Passes("2", "1")}),
     ),
@@ -702,6 +732,7 @@ BROKEN: list[tuple[Info, str]] = [
         3,
         ("check_value_is_finite", "NotANumber"),
         ("check_standard_error", "NegativeError"),
+        ("check_arrays", "KeepsInfinity"),
         ("check_model_restored", "MovesWeights"),
         ("check_examples_untouched", "ForgetsLabels"),
         ("check_random_state_untouched", "MeasureMovesGlobalState"),

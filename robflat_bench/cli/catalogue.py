@@ -98,7 +98,9 @@ def _components(registry: Registry, kind: str, pattern: str) -> list[dict[str, A
 
 
 def _one(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
-    return _component(registry.get(kind, name))
+    """With the hash of its source: of one component; for a whole list, every file of every plugin would be read."""
+    offer = registry.get(kind, name)
+    return _component(offer) | {"source": offer.provenance["source"]}
 
 
 def _component(offer: Offer) -> dict[str, Any]:
@@ -106,8 +108,7 @@ def _component(offer: Offer) -> dict[str, Any]:
 
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
-    row |= {"provider": str(offer.provider), "citation": info.citation, "source": offer.provenance["source"]}
-    row["factory"] = info.factory
+    row |= {"provider": str(offer.provider), "citation": info.citation, "factory": info.factory}
     for name in _LISTS:
         row |= {name: ", ".join(value)} if (value := getattr(info, name, ())) else {}
     if isinstance(info, MethodInfo | ModifierInfo):

@@ -64,8 +64,8 @@ def check_unknown_parameter_is_refused(component: Component, registry: Registry)
 def check_parameters_are_frozen(component: Component, registry: Registry) -> None:
     """No parameter can change after it was validated."""
     for name in component.info.params.model_fields:
-        try:
-            setattr(component.params.model_copy(), name, None)
+        try:  # the value that it has is a valid one: only being frozen refuses it
+            setattr(component.params.model_copy(), name, getattr(component.params, name))
         except ValidationError:
             continue
         raise Broken(f"parameter '{name}' can be changed after validation")

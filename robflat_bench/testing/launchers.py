@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from robflat_bench.base import Job, Launcher, Resources
@@ -27,9 +28,8 @@ time.sleep(20)
 """
 """Tells by a file that it is ready for SIGINT, and answers that with the exit code 7."""
 
-
-PATIENCE = 60
-"""Seconds until a launcher that says nothing is given up."""
+PATIENCE, POLL = 60.0, 0.02
+"""Seconds until a launcher that says nothing is given up, and between two waits: one may end at once."""
 
 
 def _run(component: Component, folder: str, *programs: tuple[str, str]) -> tuple[dict[str, int], list[str]]:
@@ -43,12 +43,18 @@ def _run(component: Component, folder: str, *programs: tuple[str, str]) -> tuple
     return ended, [log.read_text() if log.exists() else "" for log in logs]
 
 
+def _waits(launcher: Launcher, seconds: float) -> Iterator[Mapping[str, int]]:
+    """What each wait of at most so many seconds tells, until it is given up."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        yield launcher.wait(seconds)
+        time.sleep(POLL)
+    raise Broken(f"in {PATIENCE:g} s, a process has not begun, or nothing is reported of one that has ended")
+
+
 def _awaited(launcher: Launcher) -> Mapping[str, int]:
     """What ends next."""
-    for _ in range(PATIENCE):
-        if ended := launcher.wait(1.0):
-            return ended
-    raise Broken(f"in {PATIENCE} s, nothing is reported of a process that has ended")
+    return next(ended for ended in _waits(launcher, 1.0) if ended)
 
 
 def check_exit_codes(component: Component, registry: Registry) -> None:
@@ -75,8 +81,8 @@ def check_interrupt(component: Component, registry: Registry) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
         launcher.start(Job("sleeper", (sys.executable, "-c", WAITS, str(ready)), Path(folder) / "log.txt"))
-        for _ in range(20 * PATIENCE):
-            expect(not launcher.wait(0.05), "a process that waits is reported as ended")
+        for ended in _waits(launcher, 0.05):
+            expect(not ended, "a process that waits is reported as ended")
             if ready.exists():
                 break
         launcher.interrupt()

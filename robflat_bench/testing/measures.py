@@ -19,6 +19,7 @@ from robflat_bench.cost import declared_by_measure, passes_of_measure
 from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.randomness import generator, global_state
+from robflat_bench.record import malformed, measure_path
 from robflat_bench.registry import Registry
 from robflat_bench.testing.training import trained_world
 from robflat_bench.testing.world import (
@@ -62,6 +63,13 @@ def check_standard_error(component: Component, registry: Registry) -> None:
     error = found.standard_error
     expect(error is None or (math.isfinite(error) and error >= 0), f"the standard error is {error}")
     expect(0 <= found.n <= COUNT, f"n is {found.n}, of {COUNT} examples")
+
+
+def check_arrays(component: Component, registry: Registry) -> None:
+    """What it returns as arrays is what a record keeps: numbers, and of each example one that is finite."""
+    path = measure_path("last", "test", component.canonical)
+    problems = malformed({f"{path}/{name}": array for name, array in _watched(component, registry).made.arrays.items()})
+    expect(not problems, "; ".join(problems))
 
 
 def check_deterministic(component: Component, registry: Registry) -> None:
@@ -173,6 +181,7 @@ def _rescaled_value(component: Component, rescaling: Rescaling, c: float, alone_
 CHECKS = (
     check_value_is_finite,
     check_standard_error,
+    check_arrays,
     *leaves_no_trace(_watched),
     check_deterministic,
     check_declared_couplings,

@@ -61,7 +61,8 @@ def spelled(library: str, name: str) -> str:
 def test_the_conformance_kit_passes(registry, name):
     results = run_checks(registry, "attack", name)
     others = {(result.check, result.outcome) for result in results if result.outcome != "passed"}
-    assert others == {("check_declared_passes", "skipped")}, results  # each attack of the library takes its own
+    # Each attack of the library takes its own passes, and draws for a whole batch.
+    assert others == {("check_declared_passes", "skipped"), ("check_examples_are_alone", "skipped")}, results
 
 
 @pytest.mark.parametrize(("library", "name"), EVERY)
