@@ -147,7 +147,7 @@ class Plugins:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
         except (Exception, SystemExit) as error:
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            line = " ".join(f"{type(error).__name__}: {error}".split())
             found = Broken(provider.distribution, provider.version, provider.entry_point, line, traceback.format_exc())
             self.broken.append(found)
 

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from robflat_bench.base import Kind, Number, PluginError, UsageError
 from robflat_bench.components import parse_value, resolve, validate, without_negative_zeros
 from robflat_bench.recipe import Recipe
-from robflat_bench.registry import Registry, did_you_mean
+from robflat_bench.registry import Registry
 
 DEFAULT = "digits-linf"
 MAX_BYTES = 64 * 1024
@@ -202,8 +202,7 @@ def _text(registry: Registry, name: str) -> str:
         return registry.protocol(name)[0]
     path = Path(name)
     if path.suffix != ".toml":
-        hint = did_you_mean(name, registry.protocols)
-        raise UsageError(f"unknown protocol '{name}'{hint}; see `robflat-bench list protocols`")
+        raise registry.unknown("protocol", name, registry.protocols)
     return read_text(path, "protocol")
 
 

@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from robflat_bench import base
-from robflat_bench.base import Info, Kind, PluginError, UsageError
+from robflat_bench.base import Info, Kind, PluginError, RobflatError, UsageError
 from robflat_bench.plugins import Plugins, Provider, load
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -87,11 +87,15 @@ class Registry:
             return offers[0]
         if offers:
             raise _twice(kind, name, [offer.provider for offer in offers])
-        message = f"unknown {kind} '{name}'" + did_you_mean(name, self._offers[kind])
+        raise self.unknown(kind, name, self._offers[kind])
+
+    def unknown(self, what: str, name: str, known: Iterable[str]) -> RobflatError:
+        """What is wrong with a name that nobody offers, with a did-you-mean; while a plugin is broken it may be its."""
+        message = f"unknown {what} '{name}'" + did_you_mean(name, known)
         if self.plugins.broken:
             traces = "\n".join(f"{broken}\n{broken.trace}" for broken in self.plugins.broken)
-            raise PluginError(f"{message}; it may belong to a plugin that is broken:\n{traces}")
-        raise UsageError(f"{message}; see `robflat-bench list {kind}s`")
+            return PluginError(f"{message}; it may belong to a plugin that is broken:\n{traces}")
+        return UsageError(f"{message}; see `robflat-bench list {what}s`")
 
     def offers(self, kind: Kind) -> list[Offer]:
         """Every offer of a kind, duplicates included, by name."""
