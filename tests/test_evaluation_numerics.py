@@ -168,6 +168,23 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
     assert other.measures[text].value != first.measures[text].value, "other weights, other units"
 
 
+def test_equal_weights_under_two_counts_share_no_units(registry, fixed, tmp_path):
+    """Best and last may be the same weights, and a protocol may ask each for its own number of examples."""
+    data, alone = splits([1, 3, 4, 2, 0], [1, 3, 4, 2, 0]), {}
+    text = resolve(registry, "measure", "hessian-trace(probes=2)").canonical
+    for folder in ("shared", "alone"):
+        for count in (4, 2):
+            plan = Plan(
+                (Attacked(attack="fgsm", test=count, train=count),), (Measured(measure=text, test=count, train=count),)
+            )
+            where = tmp_path / folder / str(count if folder == "alone" else "")
+            result, outcomes = evaluated(registry, fixed, Wave(), data, plan, where)
+            lengths = [len(outcomes[f"last/{split}/fgsm/error"]) for split in ("test", "train")]
+            assert lengths == [count, count]
+            values = [found[text].value for found in (result.measures, result.measures_train)]
+            assert alone.setdefault(count, values) == values
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Flags
 # ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robflat_bench import clock
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.base import Examples, Measure, MeasureInfo, Measurement, NoValue, Threat, UsageError, Workspace
+from robflat_bench.base import Examples, Kind, Measure, MeasureInfo, Measurement, NoValue, Threat, UsageError, Workspace
 from robflat_bench.components import Component, resolve, title
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
@@ -151,8 +151,9 @@ def evaluate(
     def examples(split: SplitName, count: int) -> Examples:
         return splits.examples(split, device, dtype, count)
 
-    def workspace(stage: str) -> Workspace:
-        return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage), trained.initial)
+    def workspace(kind: Kind, text: str, split: SplitName, count: int) -> Workspace:
+        units = journal.section(f"{kind} {text}, {count} {split} examples")  # equal weights may meet different counts
+        return Workspace(MEMORY_BATCH, fixed.seed, units, trained.initial)
 
     # ---- clean ------------------------------------------------------------------------------------------
     began = clock.now()
@@ -173,7 +174,7 @@ def evaluate(
         for split in _splits(row):
             here = examples(split, getattr(row, split))
             attack = resolve(registry, "attack", row.attack).build(threat)
-            place = workspace(f"{row.attack}, {split}")
+            place = workspace("attack", row.attack, split, len(here))
             x_adv = attack.run(model, here, place)
             error, loss = _outcome(model, here, x_adv)
             outcomes[f"{checkpoint}/{split}/{row.attack}/error"] = error
@@ -188,9 +189,10 @@ def evaluate(
     measures: dict[SplitName, dict[str, MeasureResult]] = {"test": {}, "train": {}}
     for measured in plan.measures:
         for split in _splits(measured):
-            place = workspace(_stage(measured.measure, split))
-            component = resolve(registry, "measure", measured.measure)
-            found, arrays = _measured(component.build(threat), model, examples(split, getattr(measured, split)), place)
+            here = examples(split, getattr(measured, split))
+            place = workspace("measure", measured.measure, split, len(here))
+            measure = resolve(registry, "measure", measured.measure).build(threat)
+            found, arrays = _measured(measure, model, here, place)
             measures[split][measured.measure] = found
             for name, array in arrays.items():
                 outcomes[f"{measure_path(checkpoint, split, measured.measure)}/{name}"] = array
@@ -245,7 +247,7 @@ def _measured(
 
 
 def _stage(component: str, split: SplitName) -> str:
-    """Of a measure, as the record and the journal name it."""
+    """Of a measure, as the record and the observer name it."""
     return component if split == "test" else f"{component}, {split}"
 
 
