@@ -28,7 +28,7 @@ from robflat_bench.randomness import generator
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry import Registry
 from robflat_bench.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
-from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
+from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, outcomes_bytes, write_atomically, write_json
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
 from robflat_bench.weights import digest, load_weights, read_weights
@@ -140,7 +140,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
         )
         outcomes |= arrays
         watchers.evaluation_ends(checkpoint, results[checkpoint])
-    raw = arrays_bytes(outcomes)
+    raw = outcomes_bytes(results, outcomes)
     record = RunRecord(
         key=spec.key,
         spec=spec,
@@ -158,7 +158,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
     )
     watchers.ends(record)
     record = record.model_copy(update={"provenance": record.provenance | {"observers": watchers.report}})
-    folder.finish(record, outcomes, raw)
+    folder.finish(record, raw)
     return record
 
 
@@ -376,7 +376,7 @@ def evaluate_model(
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
         subject = Trained(model, found.name, found.epoch, initial)
         result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
-        raw = arrays_bytes(outcomes)
+        raw = outcomes_bytes({found.name: result}, outcomes)
         record = EvaluationRecord(
             key=key,
             model=found.name,

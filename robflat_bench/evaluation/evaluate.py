@@ -252,9 +252,10 @@ def _measured(
         found = measure.measure(model, examples, place)
     except NoValue as error:
         reason = str(error)
-    value: float | None = found.value
-    if not math.isfinite(found.value):
-        value, reason = None, reason or f"it is {found.value} here"
+    told = {"it": found.value, "its standard error": found.standard_error or 0.0}
+    told |= {f"its detail {name}": detail for name, detail in found.details.items()}
+    wrong = [f"{what} is {number} here" for what, number in told.items() if not math.isfinite(number)]
+    value = None if wrong else found.value
     spent = place.journal.spent
     result = MeasureResult(
         value=value,
@@ -263,10 +264,13 @@ def _measured(
         seconds=spent.seconds,
         forward=spent.forward,
         backward=spent.backward,
-        reason=reason,
+        reason=reason or next(iter(wrong), ""),
         details={} if value is None else dict(found.details),
     )
-    return result, found.arrays
+    arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
+    if value is None:
+        arrays.pop("per_example", None)  # it would have to be finite, as its mean
+    return result, arrays
 
 
 def _admit(who: str, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
