@@ -7,7 +7,7 @@ total from the outcomes; a record that disagrees with its own outcomes is refuse
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -270,11 +270,11 @@ def _difference(pair: TestTrain | None) -> float | None:
     return None if pair is None or pair.train is None else pair.test - pair.train
 
 
-def malformed(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:
+def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
     """Arrays that no evaluation writes: every array holds numbers; what a total or a measure's value is the mean of is
-    finite and one-dimensional, errors are bits, and no attack met more examples than were there. Of a measure only
-    `per_example` has a meaning here: its other arrays have any name and shape."""
-    attacked = tuple(f"{checkpoint}/{split}/" for checkpoint in results for split in SPLITS)
+    finite and one-dimensional, errors of the checkpoints are bits, and no attack met more examples than were there. Of
+    a measure only `per_example` has a meaning here: its other arrays have any name and shape."""
+    attacked = tuple(f"{checkpoint}/{split}/" for checkpoint in checkpoints for split in SPLITS)
     problems = []
     for name, array in outcomes.items():
         folder, _, kind = name.rpartition("/")

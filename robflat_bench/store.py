@@ -306,7 +306,7 @@ def outcomes_bytes(results: Mapping[Any, Result], outcomes: Mapping[str, np.ndar
 
 
 def _problems(results: Mapping[Any, Result], outcomes: Mapping[str, np.ndarray]) -> list[str]:
-    return records.malformed(results, outcomes) or records.check(results, outcomes)
+    return records.malformed(outcomes, results) or records.check(results, outcomes)
 
 
 class Store:

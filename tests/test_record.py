@@ -334,7 +334,7 @@ BITS, LOSSES = np.ones(3, dtype=bool), np.ones(3)
 )
 def test_arrays_that_no_evaluation_writes_are_named(finished, name, array):
     results = RunFolder(finished.folder).record().results
-    (problem,) = malformed(results, {name: array})
+    (problem,) = malformed({name: array}, results)
     assert name in problem
 
 
@@ -343,7 +343,7 @@ def test_arrays_that_no_evaluation_writes_are_named(finished, name, array):
 @pytest.mark.parametrize("array", [np.ones((5, 3)), np.zeros(0), np.array(np.nan), BITS, np.zeros(3, dtype=np.uint8)])
 def test_a_measure_names_its_own_arrays_as_it_likes(finished, split, name, array):
     results = RunFolder(finished.folder).record().results
-    assert malformed(results, {f"last/{split}/mine(of=1)/{name}": array}) == []
+    assert malformed({f"last/{split}/mine(of=1)/{name}": array}, results) == []
 
 
 KEEPING = """
