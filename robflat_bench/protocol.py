@@ -123,6 +123,16 @@ class Fixed(Strict):
                     raise ValueError(f"{row} asks for more {split} examples than data.{split} has")
         return self
 
+    @model_validator(mode="after")
+    def _names_nothing_twice(self) -> Fixed:
+        """For one checkpoint: a record has one place for each attack and each measure."""
+        named = [("attack", row.attack, checkpoint) for row in self.attacks for checkpoint in row.checkpoints]
+        named += [("measure", row.measure, checkpoint) for row in self.measures for checkpoint in row.checkpoints]
+        for kind, text, checkpoint in named:
+            if named.count((kind, text, checkpoint)) > 1:
+                raise ValueError(f"the {kind} {text} is there twice for the checkpoint '{checkpoint}'")
+        return self
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -230,7 +240,7 @@ def _validated(registry: Registry, name: str, content: dict[str, Any]) -> _File:
     fixed = file.fixed.model_dump(mode="json")
     for path, kind in _COMPONENTS:
         _canonicalise(registry, fixed, path, kind)
-    return file.model_copy(update={"fixed": Fixed(**fixed)})
+    return file.model_copy(update={"fixed": validate(Fixed, fixed, f"protocol {name}")})
 
 
 def _canonicalise(registry: Registry, node: Any, path: tuple[str, ...], kind: Kind) -> None:

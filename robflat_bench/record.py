@@ -7,7 +7,7 @@ total from the outcomes; a record that disagrees with its own outcomes is refuse
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ MAX_BYTES = 8 * 1024 * 1024
 
 Outcomes = Mapping[str, np.ndarray]
 SPLITS: tuple[Literal["test", "train"], ...] = ("test", "train")
+NUMBERS = "biuf"
+"""Kinds of dtype that outcomes have."""
 
 
 class TestTrain(Strict):
@@ -271,15 +273,18 @@ def _difference(pair: TestTrain | None) -> float | None:
     return None if pair is None or pair.train is None else pair.test - pair.train
 
 
-def malformed(outcomes: Outcomes) -> list[str]:
-    """Arrays that no evaluation writes: errors are bits, losses and what a measure's value is the mean of are finite
-    numbers, each one-dimensional; every array holds numbers, and no attack met more examples than were there."""
+def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
+    """Arrays that no evaluation writes: every array holds numbers; what a total or a measure's value is the mean of is
+    finite and one-dimensional, errors of the checkpoints are bits, and no attack met more examples than were there. Of
+    a measure only `per_example` has a meaning here: its other arrays have any name and shape."""
+    attacked = tuple(f"{checkpoint}/{split}/" for checkpoint in checkpoints for split in SPLITS)
     problems = []
     for name, array in outcomes.items():
         folder, _, kind = name.rpartition("/")
-        bits, flat = kind == "error", kind in ("error", "loss", "per_example")
-        finite = array.dtype.kind in "bfi" and (not flat or bool(np.isfinite(array).all()))
-        if not finite or not array.size or (array.dtype.kind == "b") != bits or (flat and array.ndim != 1):
+        total = name.startswith(attacked)
+        bits, averaged = total and kind == "error", total or kind == "per_example"
+        flat = array.ndim == 1 and array.size and array.dtype.kind in NUMBERS and bool(np.isfinite(array).all())
+        if array.dtype.kind not in NUMBERS or (averaged and not flat) or (total and (array.dtype.kind == "b") != bits):
             problems.append(f"{name!r:.200} is {array.dtype}{list(array.shape)}, or not finite: no outcome")
         elif bits and len(array) > len(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error", ())):
             problems.append(f"{name!r:.200} has more examples than were clean")

@@ -27,8 +27,8 @@ from robflat_bench.protocol import Protocol, content_hash, load
 from robflat_bench.randomness import generator
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry import Registry
-from robflat_bench.spec import ProtocolRef, RunSpec, make_spec, used_components
-from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, arrays_bytes, write_atomically, write_json
+from robflat_bench.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
+from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, outcomes_bytes, write_atomically, write_json
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
 from robflat_bench.weights import digest, load_weights, read_weights
@@ -141,7 +141,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
         )
         outcomes |= arrays
         watchers.evaluation_ends(checkpoint, results[checkpoint])
-    raw = arrays_bytes(outcomes)
+    raw = outcomes_bytes(results, outcomes)
     record = RunRecord(
         key=spec.key,
         spec=spec,
@@ -159,7 +159,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
     )
     watchers.ends(record)
     record = record.model_copy(update={"provenance": record.provenance | {"observers": watchers.report}})
-    folder.finish(record, outcomes, raw)
+    folder.finish(record, raw)
     return record
 
 
@@ -344,7 +344,7 @@ def evaluate_model(
 ) -> tuple[EvaluationRecord, Path]:
     """What `evaluate` adds to a model: attacks and measures of `plan`, written beside it; and the file's path.
 
-    A finished evaluation of the same weights, plan and data answers from its file.
+    A finished evaluation of the same network, plan and data by the same code answers from its file.
     """
     protocol = found.protocol
     configure(protocol.fixed)
@@ -352,14 +352,20 @@ def evaluate_model(
     if compilation:
         compilation.add(model)
     weights = digest(model.state_dict())
+    initial = initial_weights(found.initial)
+    used = _evaluated(registry, protocol, found, plan)
     identity = {
         "name": found.name,
+        "backbone": resolve(registry, "backbone", found.backbone).canonical,
+        "activation": found.activation,
         "weights": weights,
+        "initial": digest(initial) if initial and plan.measures else None,  # no attack reads them
         "attacks": [row.model_dump(mode="json") for row in plan.attacks],
         "measures": [row.model_dump(mode="json") for row in plan.measures],
         "protocol": protocol.hash,
         "dataset": splits.ref.checksum,
         "numerics": NUMERICS,
+        "plugins": plugin_sources(used),
     }
     key = content_hash(identity)[:16]
     folder = RunFolder(found.home or store.root / protocol.name / "external" / weights[:16])
@@ -369,9 +375,9 @@ def evaluate_model(
             return next(item for item, _ in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        subject = Trained(model, found.name, found.epoch, initial_weights(found.initial))
+        subject = Trained(model, found.name, found.epoch, initial)
         result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
-        raw = arrays_bytes(outcomes)
+        raw = outcomes_bytes({found.name: result}, outcomes)
         record = EvaluationRecord(
             key=key,
             model=found.name,
@@ -380,7 +386,7 @@ def evaluate_model(
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
             environment=_environment(registry, device, compilation),
-            provenance=_provenance(_evaluated(registry, protocol, found, plan)),
+            provenance=_provenance(used),
         )
         write_atomically(path.with_suffix(".npz"), raw)
         write_json(path, record.model_dump(mode="json"))

@@ -104,7 +104,7 @@ def make_spec(
         dataset=dataset,
         seed=seed,
         numerics=NUMERICS,
-        plugins=_plugins(used),
+        plugins=plugin_sources(used),
         helpers={
             name: make_spec(registry, protocol, compose(registry, text), dataset, seed, (*helped, method.canonical)).key
             for name, text in sorted(method.helpers.items())
@@ -119,7 +119,7 @@ def used_components(registry: Registry, protocol: Protocol, method: Composed) ->
     return [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
 
 
-def _plugins(used: list[Component]) -> dict[str, str]:
+def plugin_sources(used: list[Component]) -> dict[str, str]:
     """ "distribution version" -> source hash of what is behind these components (several, where they lie apart)."""
     hashes: dict[str, set[str]] = {}
     for component in used:

@@ -30,7 +30,7 @@ from robflat_bench import clock
 from robflat_bench import record as records
 from robflat_bench.base import CheckFailed, Journal, RunFailed, Spent, UsageError
 from robflat_bench.components import explain
-from robflat_bench.record import EvaluationRecord, RunRecord
+from robflat_bench.record import EvaluationRecord, Result, RunRecord
 from robflat_bench.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -228,11 +228,8 @@ class RunFolder:
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def finish(self, record: RunRecord, outcomes: Mapping[str, np.ndarray], raw: bytes) -> None:
-        """Write outcomes, then the record that makes the run count as done; drop what only resuming needed."""
-        problems = records.check(record.results, outcomes)
-        if problems:
-            raise CheckFailed("; ".join(problems))
+    def finish(self, record: RunRecord, raw: bytes) -> None:
+        """Write `outcomes_bytes`, then the record that makes the run count as done; drop what only resuming needed."""
         write_atomically(self.outcomes_file, raw)
         write_json(self.record_file, record.model_dump(mode="json"))
         self.failed_file.unlink(missing_ok=True)
@@ -294,10 +291,22 @@ def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int =
         outcomes = read_arrays(path, limit)
     except (OSError, ValueError) as error:
         raise CheckFailed(f"{path}: {error}") from None
-    problems = records.malformed(outcomes) or records.check(record.results, outcomes)
+    problems = _problems(record.results, outcomes)
     if problems:
         raise CheckFailed(f"{path.parent}: {problems[0]}")
     return outcomes
+
+
+def outcomes_bytes(results: Mapping[Any, Result], outcomes: Mapping[str, np.ndarray]) -> bytes:
+    """The outcomes as a record of these results is made with; CheckFailed where they could not be read again."""
+    problems = _problems(results, outcomes)
+    if problems:
+        raise CheckFailed("; ".join(problems))
+    return arrays_bytes(outcomes)
+
+
+def _problems(results: Mapping[Any, Result], outcomes: Mapping[str, np.ndarray]) -> list[str]:
+    return records.malformed(outcomes, results) or records.check(results, outcomes)
 
 
 class Store:

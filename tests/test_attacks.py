@@ -23,6 +23,7 @@ from robflat_bench.attacks.engine import (
     attacked,
     cross_entropy,
     divergence_from,
+    frozen_statistics,
     margin,
     project,
 )
@@ -307,6 +308,17 @@ def test_train_mode_normalises_by_the_batch_and_moves_no_statistics():
     assert torch.allclose(by_running, (x - 5) / math.sqrt(9 + 1e-3), rtol=0, atol=1e-12)
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
     assert int(norm.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_frozen_statistics_do_not_move_whichever_layer_runs_them(kind):
+    model = nn.Sequential(kind(2, track_running_stats=True), kind(2)).double()
+    before, x = copy.deepcopy(model.state_dict()), small_examples().x
+    with frozen_statistics(model):
+        still = model(x)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(still, model(x)), "they are normalised as in training"
+    assert not torch.equal(model.state_dict()["0.running_mean"], before["0.running_mean"]), "and move again"
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -412,6 +412,50 @@ def test_measures_on_test_and_training_examples_each_with_its_value_or_the_reaso
     assert "the initial weights are not known" in next(iter(result["measures"].values()))["reason"]
 
 
+SHIFT = """
+from robflat_bench.api import Attack, AttackInfo, hookimpl
+
+class Shift(Attack):
+    def perturb(self, model, examples, seed):
+        return (examples.x + {step} * self.threat.epsilon).clamp(0, 1)
+
+@hookimpl
+def robflat_bench_attacks():
+    return [AttackInfo("shift", "-", "shifting:Shift")]
+"""
+
+
+def test_an_evaluation_answers_for_nothing_but_what_it_was_made_of(finished_copy, command, tiny, tmp_path, site):
+    """Weights fit other networks too; a plugin and the initial weights may change beneath an equal plan."""
+    begun = finished_copy.folder / "checkpoints" / "initial.safetensors"
+    weights = tmp_path / "mine.safetensors"
+    shutil.copy(finished_copy.folder / "checkpoints" / "last.safetensors", weights)
+    common = ["--protocol", tiny, "--store", finished_copy.store, "--json"]
+
+    def evaluated(*arguments) -> dict:
+        done = command("evaluate", *arguments, *common)
+        assert done.code == 0, done.err
+        (result,) = done.document["results"].values()
+        return {"key": done.document["key"], **{name: result[name] for name in ("robust_loss", "measures")}}
+
+    plain = evaluated(weights, "--attack", "fgsm")
+    silu = evaluated(weights, "--attack", "fgsm", "--set", "recipe.activation=silu")
+    strided = evaluated(weights, "--attack", "fgsm", "--backbone", "resnet8(width=4, strides=[1, 1, 1])")
+    assert len({found["robust_loss"]["test"] for found in (plain, silu, strided)}) == 3
+    assert evaluated(weights, "--attack", "fgsm") == plain
+
+    site.install("shifting", {"shifting.py": SHIFT.format(step=1)})
+    shifted = evaluated(weights, "--attack", "shift")
+    site.install("shifting", {"shifting.py": SHIFT.format(step=-1)})
+    assert evaluated(weights, "--attack", "shift")["robust_loss"] != shifted["robust_loss"]
+
+    asked = [finished_copy.key, "--attack", "fgsm"]
+    attack, distance = evaluated(*asked), evaluated(*asked, "--measure", "distance-from-init")
+    shutil.copy(weights, begun)
+    assert evaluated(*asked) == attack
+    assert evaluated(*asked, "--measure", "distance-from-init")["measures"] != distance["measures"]
+
+
 def test_a_weights_file_is_evaluated_without_a_run(finished, command, tiny, tmp_path):
     weights = tmp_path / "mine.safetensors"
     shutil.copy(finished.folder / "checkpoints" / "last.safetensors", weights)

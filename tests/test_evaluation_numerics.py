@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,22 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robflat_bench.attacks.fgsm import FGSM
-from robflat_bench.base import Examples, ImageShape, Journal, Params, Pool, Threat, Workspace
+from robflat_bench.base import (
+    Attack,
+    AttackInfo,
+    Examples,
+    ImageShape,
+    Journal,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    NoValue,
+    Params,
+    Pool,
+    RunFailed,
+    Threat,
+    Workspace,
+)
 from robflat_bench.batching import in_batches, padded_batches
 from robflat_bench.components import resolve
 from robflat_bench.data.splits import Splits
@@ -22,6 +38,7 @@ from robflat_bench.observers import Observer
 from robflat_bench.protocol import Attacked, Fixed, Measured, ThreatModel, load
 from robflat_bench.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.record import Result, check, mean_loss, totals, union_error
+from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef
 from robflat_bench.store import StoredJournal
 from robflat_bench.training.loop import heldout_check
@@ -166,6 +183,92 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
         model.gain.fill_(2.0)
     other, _ = evaluated(registry, fixed, model, data, plan, tmp_path)
     assert other.measures[text].value != first.measures[text].value, "other weights, other units"
+
+
+def test_equal_weights_under_two_counts_share_no_units(registry, fixed, tmp_path):
+    """Best and last may be the same weights, and a protocol may ask each for its own number of examples."""
+    data, alone = splits([1, 3, 4, 2, 0], [1, 3, 4, 2, 0]), {}
+    text = resolve(registry, "measure", "hessian-trace(probes=2)").canonical
+    for folder in ("shared", "alone"):
+        for count in (4, 2):
+            plan = Plan(
+                (Attacked(attack="fgsm", test=count, train=count),), (Measured(measure=text, test=count, train=count),)
+            )
+            where = tmp_path / folder / str(count if folder == "alone" else "")
+            result, outcomes = evaluated(registry, fixed, Wave(), data, plan, where)
+            lengths = [len(outcomes[f"last/{split}/fgsm/error"]) for split in ("test", "train")]
+            assert lengths == [count, count]
+            values = [found[text].value for found in (result.measures, result.measures_train)]
+            assert alone.setdefault(count, values) == values
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What components hand back
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Handing(Attack):
+    """Hands back what `made` makes of (attack, model, images)."""
+
+    made: Callable[[Attack, nn.Module, Tensor], Tensor]
+
+    def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        return type(self).made(self, model, examples.x)
+
+    def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
+        raise NotImplementedError
+
+
+class Spoiling(Measure):
+    def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
+        halved(self, model, examples.x)
+        raise NoValue("there is none")
+
+
+def halved(_: object, model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        model.gain.mul_(0.5)
+    return x
+
+
+@pytest.fixture
+def strangers(registry) -> Registry:
+    """The built-in components and two that misbehave: the attack `handing` as a test says, the measure `spoiling`."""
+    extended, provider = Registry(registry.plugins), registry.get("attack", "fgsm").provider
+    extended.add(AttackInfo("handing", "-", f"{__name__}:Handing"), provider)
+    extended.add(MeasureInfo("spoiling", "-", f"{__name__}:Spoiling"), provider)
+    return extended
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda attack, model, x: (x + 0.6).clamp(0, 1), "left the threat model: 0.6 from the images where 0.5 is"),
+        (lambda attack, model, x: x - 0.1, "pixels from -0.1 to"),
+        (lambda attack, model, x: torch.full_like(x, torch.nan), "nan from the images"),
+        (lambda attack, model, x: x.double(), r"made torch.float64\[5, 1, 1, 1\] of torch.float32"),
+        (lambda attack, model, x: x[:2], r"made torch.float32\[2, 1, 1, 1\]"),
+        (halved, "left the network changed"),
+        (lambda attack, model, x: x * model.train().gain, "left the network changed"),
+    ],
+)
+def test_an_attack_that_breaks_the_rules_is_named(strangers, fixed, tmp_path, monkeypatch, made, says):
+    monkeypatch.setattr(Handing, "made", made, raising=False)
+    plan = Plan((Attacked(attack="handing", test=5),), ())
+    with pytest.raises(RunFailed, match=f"the attack handing .*{says}"):
+        evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
+
+
+def test_an_attack_may_go_to_the_edge_of_ball_and_box(strangers, fixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(Handing, "made", lambda attack, model, x: (x + 0.5 + 5e-7).clamp(0, 1), raising=False)
+    plan = Plan((Attacked(attack="handing", test=5),), ())
+    evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
+
+
+def test_a_measure_that_leaves_other_weights_is_named(strangers, fixed, tmp_path):
+    plan = Plan((Attacked(attack="fgsm", test=5),), (Measured(measure="spoiling", test=5),))
+    with pytest.raises(RunFailed, match="the measure spoiling left the network changed"):
+        evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------

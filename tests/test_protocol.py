@@ -116,6 +116,17 @@ def test_an_unknown_protocol_is_answered_with_a_guess(registry):
         ("test = 30\n", "test = 31\n", "asks for more test examples than data.test has"),
         ("train = 20\n", "train = 61\n", "asks for more train examples than data.train has"),
         ('draws=2, steps=2)"\ntest = 30', 'draws=2, steps=2)"\ntest = 31', "asks for more test examples"),
+        (
+            'attack = "fgsm"\ntest = 20\n',
+            'attack = "pgd(restarts=1, steps=2)"\ntest = 20\n',
+            'the attack pgd(init="uniform", loss="ce", restarts=1, steps=2) is there twice',
+        ),
+        (
+            'restarts=1)"\ntest = 30\n',
+            'restarts=1)"\ntest = 30\n\n[[fixed.measures]]\n'
+            'measure = "worst-case(xi=0.03, steps=2, restarts=1)"\ntest = 20\n',
+            "for the checkpoint 'last'",
+        ),
         ("train = 20\n", "train = 20\ncheckpoints = ['last']\n", "must cover both checkpoints"),
         ("train = 20\n", "train = 20\ncheckpoints = []\n", "'fixed.attacks.0.checkpoints' = []"),
         ("train = 20\n", "train = 20\ncheckpoints = ['first']\n", "'fixed.attacks.0.checkpoints.0' = 'first'"),

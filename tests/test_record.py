@@ -15,13 +15,15 @@ from robflat_bench.record import (
     Result,
     RunRecord,
     check,
+    malformed,
     mean_loss,
     numbers,
     standard_error,
     totals,
     union_error,
 )
-from robflat_bench.store import RunFolder, arrays_bytes, read_arrays
+from robflat_bench.store import RunFolder, arrays_bytes, outcomes_bytes, read_arrays
+from robflat_bench.testing.tiny import tiny_protocol
 
 # ---------------------------------------------------------------------------------------------------------
 # Totals
@@ -303,15 +305,102 @@ def test_a_record_of_the_previous_schema_version_still_loads(finished_copy):
     assert {measure.forward for measure in record.results["last"].measures.values()} == {0}
 
 
-def test_disagreeing_results_are_never_written(finished_copy):
-    folder = RunFolder(finished_copy.folder)
-    record = folder.record()
-    outcomes = read_arrays(folder.outcomes_file)
+def test_disagreeing_results_are_never_written(finished):
+    record, outcomes = RunFolder(finished.folder).evidence()
     wrong = {**record.results, "last": record.results["last"].model_copy(update={"clean_error": 0.5e-3})}
-    folder.record_file.unlink()
     with pytest.raises(CheckFailed, match="clean_error"):
-        folder.finish(record.model_copy(update={"results": wrong}), outcomes, arrays_bytes(outcomes))
-    assert not folder.record_file.exists()
+        outcomes_bytes(wrong, outcomes)
+    assert hashlib.sha256(outcomes_bytes(record.results, outcomes)).hexdigest() == record.outcomes
+
+
+BITS, LOSSES = np.ones(3, dtype=bool), np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("last/test/clean/error", LOSSES),
+        ("last/test/clean/loss", BITS),
+        ("last/train/pgd/loss", np.ones((3, 2))),
+        ("last/train/pgd/loss", np.array([1.0, np.nan])),
+        ("last/train/pgd/loss", np.ones(0)),
+        ("last/train/pgd/error", BITS),
+        ("last/measure/mine/per_example", np.array([1.0, np.inf])),
+        ("last/measure/mine/per_example", np.ones(0)),
+        ("last/measure-train/mine/per_example", np.ones((3, 2))),
+        ("last/measure/mine/kept", np.array(["one"])),
+        ("last/measure/mine/kept", np.array([None])),
+    ],
+)
+def test_arrays_that_no_evaluation_writes_are_named(finished, name, array):
+    results = RunFolder(finished.folder).record().results
+    (problem,) = malformed({name: array}, results)
+    assert name in problem
+
+
+@pytest.mark.parametrize("split", ["measure", "measure-train"])
+@pytest.mark.parametrize("name", ["error", "loss", "kept"])
+@pytest.mark.parametrize("array", [np.ones((5, 3)), np.zeros(0), np.array(np.nan), BITS, np.zeros(3, dtype=np.uint8)])
+def test_a_measure_names_its_own_arrays_as_it_likes(finished, split, name, array):
+    results = RunFolder(finished.folder).record().results
+    assert malformed({f"last/{split}/mine(of=1)/{name}": array}, results) == []
+
+
+KEEPING = """
+import numpy as np
+from robflat_bench.api import Measure, MeasureInfo, Measurement, Params, hookimpl
+
+class Which(Params):
+    what: str
+
+class Keeping(Measure):
+    def measure(self, model, examples, workspace):
+        n = len(examples)
+        return {
+            "own": Measurement(1.0, None, n, arrays={"loss": np.zeros((5, n)), "error": np.zeros(0)}),
+            "words": Measurement(1.0, None, n, arrays={"kept": np.array(["one"])}),
+            "objects": Measurement(1.0, None, n, arrays={"kept": np.array([None])}),
+            "infinite": Measurement(np.inf, None, n, arrays={"per_example": np.full(n, np.inf), "kept": np.ones(2)}),
+            "unsure": Measurement(1.0, np.nan, n),
+            "detailed": Measurement(1.0, 0.5, n, details={"slope": -np.inf}),
+        }[self.params.what]
+
+@hookimpl
+def robflat_bench_measures():
+    return [MeasureInfo("keeping", "-", "keeping:Keeping", Which)]
+"""
+
+
+def test_what_a_measure_hands_back_is_written_so_that_it_can_be_read_or_not_at_all(command, tmp_path, site):
+    """A run that ended well is one that can be shown; a fault is a failed run, and a line that names the measure."""
+    site.install("keeping", {"keeping.py": KEEPING})
+
+    def run(*kinds: str):
+        path = tmp_path / "tiny.toml"
+        tables = [f'\n[[fixed.measures]]\nmeasure = "keeping(what={kind})"\ntest = 9\n' for kind in kinds]
+        path.write_text(tiny_protocol(more="".join(tables)))
+        return command("run", "--method", "standard", "--protocol", path, "--store", tmp_path / "store", "--json")
+
+    done = run("own", "infinite", "unsure", "detailed")
+    assert done.code == 0, done.err
+    shown = command("results", "show", done.document["key"], "--store", tmp_path / "store", "--json")
+    assert shown.code == 0, shown.err
+    own, *others = done.document["results"]["last"]["measures"].values()
+    assert (own["value"], own["reason"]) == (1.0, "")
+    assert [(found["value"], found["standard_error"], found["details"]) for found in others] == 3 * [(None, None, {})]
+    reasons = [found["reason"] for found in others]
+    assert reasons == ["it is inf here", "its standard error is nan here", "its detail slope is -inf here"]
+
+    for kind in ("words", "objects"):
+        failed = run(kind)
+        assert failed.code == 3
+        assert f"'best/measure/keeping(what=\"{kind}\")/kept' is " in failed.err.splitlines()[-1]
+        weights = next(tmp_path.glob("store/*/*/*/checkpoints/last.safetensors"))
+        model = ["evaluate", weights, "--protocol", tmp_path / "tiny.toml", "--store", tmp_path / "store"]
+        assert command(*model, "--measure", f"keeping(what={kind})").code == 3
+    assert len([*tmp_path.glob("store/*/*/*/failed.json")]) == 2
+    assert len([*tmp_path.glob("store/*/*/*/record.json")]) == 1
+    assert [*tmp_path.glob("store/*/external/*/evaluations/*.*")] == []
 
 
 def test_a_record_has_the_promised_fields():

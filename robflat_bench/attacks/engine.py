@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from robflat_bench.compilation import captured
 from robflat_bench.folding import folded
@@ -88,15 +89,20 @@ def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterato
 def frozen_statistics(*models: nn.Module) -> Iterator[None]:
     """Running statistics do not move: in train mode and without tracking, a norm layer normalises by the batch and
     updates nothing."""
-    norms = [module for model in models for module in model.modules() if isinstance(module, _BatchNorm)]
-    tracking = [(module, module.track_running_stats) for module in norms]
+    modules = [module for model in models for module in model.modules()]
+    tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _BatchNorm)]
+    buffers = [(module, {**module._buffers}) for module in modules if isinstance(module, _InstanceNorm)]
     try:
-        for module in norms:
+        for module, _ in tracking:
             module.track_running_stats = False
+        for norm, own in buffers:  # it has no such mode: it may move copies
+            norm._buffers.update({name: None if value is None else value.clone() for name, value in own.items()})
         yield
     finally:
         for module, tracks in tracking:
             module.track_running_stats = tracks
+        for norm, own in buffers:
+            norm._buffers.update(own)
 
 
 class Ascent(NamedTuple):

@@ -13,7 +13,18 @@ from torch.nn import functional as F
 
 from robflat_bench import clock
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.base import Examples, Measure, MeasureInfo, Measurement, NoValue, Threat, UsageError, Workspace
+from robflat_bench.base import (
+    Examples,
+    Kind,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    NoValue,
+    RunFailed,
+    Threat,
+    UsageError,
+    Workspace,
+)
 from robflat_bench.components import Component, resolve, title
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
@@ -25,6 +36,8 @@ from robflat_bench.store import StoredJournal
 from robflat_bench.weights import digest
 
 MEMORY_BATCH = 250
+ROUNDING = 1e-6
+"""By how much an attack's arithmetic may miss the radius."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -135,7 +148,8 @@ def evaluate(
 ) -> tuple[Result, dict[str, np.ndarray]]:
     """The result of one checkpoint, and its outcomes: `<checkpoint>/<split>/<attack>/{error,loss}` per example.
 
-    Units found in the journal are taken as done. A measure that has no value here says why in its result.
+    Units found in the journal are taken as done. A measure that has no value here says why in its result. RunFailed
+    where an attack leaves the threat model, or an attack or a measure the network changed.
     """
     model, checkpoint = trained.model.eval(), trained.checkpoint
     dtype = DTYPES[fixed.precision]
@@ -144,6 +158,7 @@ def evaluate(
     seconds: dict[str, float] = {}
     notes: dict[str, int] = {}
     weights = digest(model.state_dict())
+    modes = [(module, module.training) for module in model.modules()]
     counter = PassCounter(model)
     journal = journal.section(weights, counter)
     stages = iter(plan.stages(registry, checkpoint))
@@ -151,8 +166,14 @@ def evaluate(
     def examples(split: SplitName, count: int) -> Examples:
         return splits.examples(split, device, dtype, count)
 
-    def workspace(stage: str) -> Workspace:
-        return Workspace(MEMORY_BATCH, fixed.seed, journal.section(stage), trained.initial)
+    def workspace(kind: Kind, text: str, split: SplitName, count: int) -> Workspace:
+        units = journal.section(f"{kind} {text}, {count} {split} examples")  # equal weights may meet different counts
+        return Workspace(MEMORY_BATCH, fixed.seed, units, trained.initial)
+
+    def untouched(who: str) -> None:
+        """RunFailed where a component left another network than it met: what comes next would read that one."""
+        if digest(model.state_dict()) != weights or any(module.training != mode for module, mode in modes):
+            raise RunFailed(f"{who} left the network changed: its weights, buffers or mode are not what they were")
 
     # ---- clean ------------------------------------------------------------------------------------------
     began = clock.now()
@@ -173,8 +194,10 @@ def evaluate(
         for split in _splits(row):
             here = examples(split, getattr(row, split))
             attack = resolve(registry, "attack", row.attack).build(threat)
-            place = workspace(f"{row.attack}, {split}")
+            place = workspace("attack", row.attack, split, len(here))
             x_adv = attack.run(model, here, place)
+            untouched(f"the attack {row.attack}")
+            _admit(f"the attack {row.attack}", x_adv, here.x, threat)
             error, loss = _outcome(model, here, x_adv)
             outcomes[f"{checkpoint}/{split}/{row.attack}/error"] = error
             if row is plan.attacks[0]:
@@ -188,9 +211,11 @@ def evaluate(
     measures: dict[SplitName, dict[str, MeasureResult]] = {"test": {}, "train": {}}
     for measured in plan.measures:
         for split in _splits(measured):
-            place = workspace(_stage(measured.measure, split))
-            component = resolve(registry, "measure", measured.measure)
-            found, arrays = _measured(component.build(threat), model, examples(split, getattr(measured, split)), place)
+            here = examples(split, getattr(measured, split))
+            place = workspace("measure", measured.measure, split, len(here))
+            measure = resolve(registry, "measure", measured.measure).build(threat)
+            found, arrays = _measured(measure, model, here, place)
+            untouched(f"the measure {measured.measure}")
             measures[split][measured.measure] = found
             for name, array in arrays.items():
                 outcomes[f"{measure_path(checkpoint, split, measured.measure)}/{name}"] = array
@@ -227,9 +252,10 @@ def _measured(
         found = measure.measure(model, examples, place)
     except NoValue as error:
         reason = str(error)
-    value: float | None = found.value
-    if not math.isfinite(found.value):
-        value, reason = None, reason or f"it is {found.value} here"
+    told = {"it": found.value, "its standard error": found.standard_error or 0.0}
+    told |= {f"its detail {name}": detail for name, detail in found.details.items()}
+    wrong = [f"{what} is {number} here" for what, number in told.items() if not math.isfinite(number)]
+    value = None if wrong else found.value
     spent = place.journal.spent
     result = MeasureResult(
         value=value,
@@ -238,14 +264,29 @@ def _measured(
         seconds=spent.seconds,
         forward=spent.forward,
         backward=spent.backward,
-        reason=reason,
+        reason=reason or next(iter(wrong), ""),
         details={} if value is None else dict(found.details),
     )
-    return result, found.arrays
+    arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
+    if value is None:
+        arrays.pop("per_example", None)  # it would have to be finite, as its mean
+    return result, arrays
+
+
+def _admit(who: str, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
+    """RunFailed unless the threat model admits these images; it waits for the device once."""
+    if (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
+        raise RunFailed(f"{who} made {x_adv.dtype}{[*x_adv.shape]} of {x.dtype}{[*x.shape]}")
+    far, low, high = torch.stack([(x_adv - x).abs().max(), x_adv.min(), x_adv.max()]).tolist()
+    if not (far <= threat.epsilon + ROUNDING and low >= 0 and high <= 1):  # nor is NaN admitted
+        raise RunFailed(
+            f"{who} left the threat model: {far:.4g} from the images where {threat.epsilon:.4g} is allowed, "
+            f"pixels from {low:.4g} to {high:.4g}"
+        )
 
 
 def _stage(component: str, split: SplitName) -> str:
-    """Of a measure, as the record and the journal name it."""
+    """Of a measure, as the record and the observer name it."""
     return component if split == "test" else f"{component}, {split}"
 
 
