@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import torch
 
 from robflat_bench.base import Kind, PluginError, UsageError
 from robflat_bench.components import Component, validate
@@ -73,8 +77,19 @@ class Case:
         except Skipped as skip:
             return CheckResult(self.component, self.check.__name__, "skipped", str(skip))
         except Exception as error:
-            return CheckResult(self.component, self.check.__name__, "failed", f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}{_place(error)}"
+            return CheckResult(self.component, self.check.__name__, "failed", reason)
         return CheckResult(self.component, self.check.__name__, "passed", note or "")
+
+
+def _place(error: Exception) -> str:
+    """` (my_at.py:12)`: the last line of the component's own that led there; nothing where that is ours."""
+    ours = (Path(__file__).parents[1], Path(torch.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(place) for place in ours):
+            return f" ({path.name}:{frame.lineno})"
+    return ""
 
 
 def cases(registry: Registry, kind: Kind, name: str) -> list[Case]:

@@ -158,7 +158,8 @@ def check_declared_passes(component: Component, registry: Registry) -> None:
         declared = [COUNT * passes for passes in passes_per_image(whole, steps)]
         made = [counter.forward, counter.backward]
         right = all(m <= d for m, d in zip(made, declared, strict=True)) if bound else made == declared
-        expect(right, f"with T={steps}, {COUNT} images make {made} passes, {declared} are declared")
+        told = f"{made} forward and backward passes, {declared} are declared"
+        expect(right, f"with T={steps}, {COUNT} images make {told}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -228,7 +229,10 @@ def check_resume_is_bitwise(component: Component, registry: Registry) -> None:
     outcome = _outcome(component, registry)
     with global_state(generator("kit", 1)):
         resumed = trained(component, stop_at=MIDDLE)
-    expect(_equal(outcome, resumed), "a resumed training ends otherwise")
+    expect(
+        _equal(outcome, resumed),
+        "a resumed training ends otherwise: what it remembers between batches belongs into state_dict()",
+    )
 
 
 def check_weights_load_without_plugin(component: Component, registry: Registry) -> None:

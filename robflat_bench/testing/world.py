@@ -170,7 +170,8 @@ def expect_same_model(watched: Watched, *, buffers: bool = True) -> None:
         changed = [name for name, buffer in model.named_buffers() if name in state and not same(buffer, state[name])]
         expect(not changed, f"buffers {changed[:3]} are changed")
     modes = [module.training for module in watched.before.model.modules()]
-    expect([module.training for module in model.modules()] == modes, "a module is left in another mode")
+    left = [name for (name, module), mode in zip(model.named_modules(), modes, strict=True) if module.training != mode]
+    expect(not left, f"left in another mode: {', '.join(name or 'the network itself' for name in left[:3])}")
 
 
 def leaves_no_trace(watched: Callable[[Component, Registry], Watched]) -> tuple[Check, ...]:
