@@ -14,6 +14,7 @@ from robflat_bench.components import Component, validate
 from robflat_bench.registry import Registry
 from robflat_bench.testing import attacks, backbones, common, datasets, launchers, measures, trained
 from robflat_bench.testing.world import Check, Skipped
+from robflat_bench.training.composition import WrongShape
 
 CHECKS: dict[Kind, tuple[Check, ...]] = {
     "method": (*common.CHECKS, *trained.METHOD),
@@ -76,6 +77,8 @@ class Case:
             note = self()
         except Skipped as skip:
             return CheckResult(self.component, self.check.__name__, "skipped", str(skip))
+        except WrongShape as error:  # which a check of its own finds; nothing can be trained with it
+            return CheckResult(self.component, self.check.__name__, "skipped", f"cannot be trained: {error}")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}{_place(error)}"
             return CheckResult(self.component, self.check.__name__, "failed", reason)

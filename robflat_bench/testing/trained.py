@@ -41,7 +41,7 @@ from robflat_bench.testing.world import (
     watch,
     world,
 )
-from robflat_bench.training.composition import Composition
+from robflat_bench.training.composition import Composition, WrongShape
 from robflat_bench.weights import load_weights
 
 # ---------------------------------------------------------------------------------------------------------
@@ -175,6 +175,8 @@ def _once(component: Component, registry: Registry) -> Outcome | RunFailed:
     try:
         with global_state(generator("kit", 1)):
             return trained(component)
+    except WrongShape:
+        raise
     except (RunFailed, UsageError) as error:
         return RunFailed(str(error))
 

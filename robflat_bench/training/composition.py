@@ -137,10 +137,14 @@ class Composition:
             part.load_state_dict(_below(f"{owner}.", tensors))
 
 
+class WrongShape(RunFailed):
+    """Of a loss or of adversarial examples."""
+
+
 def _shaped(tensor: Tensor, shape: torch.Size, what: str) -> Tensor:
-    """Itself; RunFailed for another shape, which broadcasting would take for something else in silence."""
+    """Itself; WrongShape for another one, which broadcasting would take for something else in silence."""
     if tensor.shape != shape:
-        raise RunFailed(
+        raise WrongShape(
             f"{what} has shape {tuple(tensor.shape)}, not {tuple(shape)}; `robflat-bench plugin check` looks for more"
         )
     return tensor
