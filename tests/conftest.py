@@ -86,7 +86,10 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch):
-    """No plugin but the built-in ones, no network, no data folder: whatever this machine has installed."""
+    """No plugin but the built-in ones, no network, no data folder: whatever this machine has installed. The same global
+    random state, whatever ran before (tests are dealt out to processes anew each time)."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     monkeypatch.setenv("ROBFLAT_BENCH_PLUGINS", "")
     monkeypatch.delenv("ROBFLAT_BENCH_DISABLE_PLUGINS", raising=False)
     monkeypatch.delenv("ROBFLAT_BENCH_DATA", raising=False)

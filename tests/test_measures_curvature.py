@@ -78,8 +78,9 @@ def small_net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 def relu_net() -> nn.Sequential:
     """Homogeneous of degree 2: neither biases nor normalisation."""
-    layers = (nn.Flatten(), nn.Linear(32, 5, bias=False), nn.ReLU(), nn.Linear(5, 4, bias=False))
-    return seeded(lambda: nn.Sequential(*layers))
+    return seeded(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(32, 5, bias=False), nn.ReLU(), nn.Linear(5, 4, bias=False))
+    )
 
 
 def small_examples(count: int = 9, dtype: torch.dtype = torch.float64) -> Examples:

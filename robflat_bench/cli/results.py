@@ -279,6 +279,7 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
                     "key": record.key,
                     "protocol": spec.protocol.name,
                     "version": spec.protocol.version,
+                    "protocol_hash": spec.protocol.hash,
                     "canonical_data": spec.dataset.canonical,
                     "run": spec.label,
                     "seed": spec.seed,
