@@ -297,7 +297,7 @@ def _differences(methods: Sequence[_Outcomes]) -> Floats:
         shared = np.concatenate([(profiles[m] - profiles[m + 1 :]).var(1, ddof=1) for m in range(len(methods))])
     else:
         shared = np.zeros(len(first))
-    return np.stack([seed, freedom, np.maximum(shared - noise[first] - noise[second], 0) / n], axis=1)
+    return np.stack([seed, freedom, np.maximum(shared - (noise[first] + noise[second]), 0) / n], axis=1)
 
 
 def _mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> McNemar:
