@@ -10,6 +10,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,7 +38,7 @@ from robflat_bench.board.model import (
 )
 from robflat_bench.components import members, parse, slug, title
 from robflat_bench.protocol import Checkpoint, Protocol, content_hash
-from robflat_bench.record import Result
+from robflat_bench.record import Result, broken
 from robflat_bench.registry import Registry
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
@@ -95,21 +96,18 @@ def _network(submission: Submission, checkpoint: Checkpoint, result: Result, cou
     def arrays(split: str, attack: str, kind: str) -> NDArray[Any] | None:
         return outcomes.get(f"{checkpoint}/{split}/{attack}/{kind}")
 
-    def union(split: str, attack: str) -> NDArray[Any] | None:
-        fooled, clean = arrays(split, attack, "error"), arrays(split, "clean", "error")
-        return None if fooled is None or clean is None else fooled | clean[: len(fooled)]
-
+    wrong = partial(broken, outcomes, checkpoint)
     reference = next(iter(result.robust_error))
-    broken = {attack: found for attack in result.robust_error if (found := union("test", attack)) is not None}
-    met = min(map(len, broken.values()))
+    attacked = {attack: found for attack in result.robust_error if (found := wrong("test", attack)) is not None}
+    met = min(map(len, attacked.values()))
     every = max(len(other.robust_error) for other in submission.record.results.values())
-    worst = np.logical_or.reduce([found[:met] for found in broken.values()]) if len(broken) == every else None
+    worst = np.logical_or.reduce([found[:met] for found in attacked.values()]) if len(attacked) == every else None
     wanted: dict[str, tuple[NDArray[Any] | None, ...]] = {
         "clean_error": (arrays("test", "clean", "error"),),
         "robust_error": (worst,),  # not of a checkpoint that was spared an attack
-        **{f"attack:{attack}": (found,) for attack, found in broken.items()},
+        **{f"attack:{attack}": (found,) for attack, found in attacked.items()},
         "robust_loss": (arrays("test", reference, "loss"),),
-        "gap_robust_error": (broken[reference], union("train", reference)),
+        "gap_robust_error": (attacked[reference], wrong("train", reference)),
         "gap_robust_loss": (arrays("test", reference, "loss"), arrays("train", reference, "loss")),
     }
     measures = dict(result.measures)

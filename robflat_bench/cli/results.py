@@ -92,12 +92,11 @@ def show(run: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     if not folder.record_file.is_file():
         failed = f"it failed, see {folder.failed_file}; " if folder.state == "failed" else ""
         raise UsageError(f"{folder.path} is not finished; {failed}type its `robflat-bench run` again and it resumes")
-    record = folder.record()
     added = folder.evaluations()
     if as_json:
         output.emit_json(
             {
-                **record.model_dump(mode="json"),
+                **folder.record().model_dump(mode="json"),
                 "evaluations": [item.model_dump(mode="json") for item, _ in added],
             }
         )
