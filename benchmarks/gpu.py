@@ -28,9 +28,11 @@ from subject import SHAPE
 from torch import Tensor, nn
 
 from robflat_bench import environment
-from robflat_bench.base import NoValue, Pool, Threat, Workspace
 from robflat_bench.compilation import Compilation
 from robflat_bench.components import compose, resolve
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Threat, Workspace
+from robflat_bench.core.interfaces import Pool
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import choose_plan, configure
 from robflat_bench.observers import Observer

@@ -14,7 +14,7 @@ from subject import EPSILON, STEP, bfloat16, examples, network
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Threat
+from robflat_bench.core.examples import Threat
 
 
 def main() -> None:

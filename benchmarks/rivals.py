@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.randomness import generator, per_example_uniform
+from robflat_bench.core.randomness import generator, per_example_uniform
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, x, y) -> x_adv."""

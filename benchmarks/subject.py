@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.base import Examples, ImageShape
 from robflat_bench.components import resolve
-from robflat_bench.randomness import generator
+from robflat_bench.core.examples import Examples
+from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.randomness import generator
 from robflat_bench.registry import discover
 from robflat_bench.runner import layout
 

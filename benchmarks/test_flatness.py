@@ -21,7 +21,7 @@ from torch import nn
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Threat, Workspace
+from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 

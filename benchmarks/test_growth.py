@@ -19,7 +19,7 @@ from subject import EPSILON, STEP, Settings, examples, network
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Threat, Workspace
+from robflat_bench.core.examples import Threat, Workspace
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 

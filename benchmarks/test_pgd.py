@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Threat
+from robflat_bench.core.examples import Examples, Threat
 
 RIVALS: dict[str, Callable[[float, float, int], Attack]] = {
     "torchattacks": torchattacks_pgd,

@@ -11,38 +11,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from robflat_bench.base import (
-    Attack,
+from robflat_bench.core.errors import PluginError, UsageError
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core.hooks import LeaderboardColumn, RunView, hookimpl
+from robflat_bench.core.infos import (
     AttackInfo,
     BackboneInfo,
-    Dataset,
     DatasetInfo,
-    Examples,
-    ImageShape,
-    Job,
-    Journal,
-    Launcher,
     LauncherInfo,
-    LeaderboardColumn,
-    Measure,
     MeasureInfo,
-    Measurement,
     MethodInfo,
     ModifierInfo,
-    Number,
-    Params,
     Passes,
-    PluginError,
+)
+from robflat_bench.core.interfaces import (
+    Attack,
+    Dataset,
+    ImageShape,
+    Job,
+    Launcher,
+    Measure,
+    Measurement,
     Pool,
     Resources,
-    RunView,
     Source,
-    Threat,
-    UsageError,
-    Workspace,
-    hookimpl,
 )
-from robflat_bench.method import Batch, InnerAttack, Loss, Method, Modifier, Moment, Training
+from robflat_bench.core.method import Batch, InnerAttack, Loss, Method, Modifier, Moment, Training
+from robflat_bench.core.params import Number, Params
 
 if TYPE_CHECKING:
     from robflat_bench.attacks.engine import (
@@ -55,13 +50,13 @@ if TYPE_CHECKING:
         project,
     )
     from robflat_bench.backbones.parts import Normalized, activation_class, construction
-    from robflat_bench.batching import in_batches
     from robflat_bench.components import parse
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.core.randomness import generator, per_example_uniform, uniform_like
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
-    from robflat_bench.randomness import generator, per_example_uniform, uniform_like
 
 API_VERSION = "1.0"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
@@ -78,16 +73,16 @@ _LAZY = {
     "Normalized": "robflat_bench.backbones.parts",
     "activation_class": "robflat_bench.backbones.parts",
     "construction": "robflat_bench.backbones.parts",
-    "in_batches": "robflat_bench.batching",
+    "in_batches": "robflat_bench.core.batching",
     "parse": "robflat_bench.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",
     "divergence": "robflat_bench.methods.losses",
     "soft_cross_entropy": "robflat_bench.methods.losses",
-    "generator": "robflat_bench.randomness",
-    "per_example_uniform": "robflat_bench.randomness",
-    "uniform_like": "robflat_bench.randomness",
+    "generator": "robflat_bench.core.randomness",
+    "per_example_uniform": "robflat_bench.core.randomness",
+    "uniform_like": "robflat_bench.core.randomness",
 }
 
 __all__ = [

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robflat_bench import clock
+from robflat_bench.core import clock
 
 Place = Literal["captured", "fused"]
 State = tuple[Any, ...]

@@ -6,8 +6,8 @@ import ast
 import operator
 from collections.abc import Iterator, Mapping
 
-from robflat_bench.base import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
 from robflat_bench.components import Component, Composed, compose, resolve
+from robflat_bench.core.infos import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
 from robflat_bench.protocol import Protocol
 from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry

@@ -20,17 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from robflat_bench.base import (
-    PROJECT,
+from robflat_bench.core.hooks import PROJECT, LeaderboardColumn, RunView
+from robflat_bench.core.infos import (
     AttackInfo,
     BackboneInfo,
     DatasetInfo,
     LauncherInfo,
-    LeaderboardColumn,
     MeasureInfo,
     MethodInfo,
     ModifierInfo,
-    RunView,
 )
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from typing import Any, TypeVar
 import pluggy
 
 from robflat_bench import __version__, hookspecs
-from robflat_bench.base import PROJECT, UsageError
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.hooks import PROJECT
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)

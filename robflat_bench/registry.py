@@ -18,8 +18,9 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from robflat_bench import base
-from robflat_bench.base import Info, Kind, PluginError, RobflatError, UsageError
+from robflat_bench.core import infos
+from robflat_bench.core.errors import PluginError, RobflatError, UsageError
+from robflat_bench.core.infos import Info, Kind
 from robflat_bench.plugins import Plugins, Provider, load
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -147,7 +148,7 @@ def _check_protocol(file: Any) -> None:
 @functools.cache
 def _row(kind: Kind) -> tuple[type[Info], type[BaseModel]]:
     """The class of a kind's rows, and its annotations as a model: a dataclass alone checks none of its fields."""
-    row: type[Info] = getattr(base, f"{kind.capitalize()}Info")
+    row: type[Info] = getattr(infos, f"{kind.capitalize()}Info")
     types = get_type_hints(row)
     annotated: dict[str, Any] = {field.name: (types[field.name], ...) for field in fields(row)}
     strict = ConfigDict(strict=True, revalidate_instances="always")

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field, NonNegativeInt
 
 from robflat_bench import NUMERICS
-from robflat_bench.base import UsageError
 from robflat_bench.components import Component, Composed, compose, resolve, slug
+from robflat_bench.core.errors import UsageError
 from robflat_bench.protocol import Protocol, Strict, components, content_hash
 from robflat_bench.recipe import Recipe, brief
 from robflat_bench.registry import Registry

@@ -26,10 +26,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from robflat_bench import clock
 from robflat_bench import record as records
-from robflat_bench.base import CheckFailed, Journal, RunFailed, Spent, UsageError
 from robflat_bench.components import explain
+from robflat_bench.core import clock
+from robflat_bench.core.errors import CheckFailed, RunFailed, UsageError
+from robflat_bench.core.examples import Journal, Spent
 from robflat_bench.record import EvaluationRecord, Result, RunRecord
 from robflat_bench.spec import RunSpec
 

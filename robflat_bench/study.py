@@ -30,8 +30,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from robflat_bench.base import UsageError
 from robflat_bench.components import validate
+from robflat_bench.core.errors import UsageError
 from robflat_bench.protocol import Strict, read_text
 from robflat_bench.registry import did_you_mean
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from robflat_bench.base import Job, Launcher, RobflatError
+from robflat_bench.core.errors import RobflatError
+from robflat_bench.core.interfaces import Job, Launcher
 from robflat_bench.store import Busy, write_json
 from robflat_bench.tasks import Task
 

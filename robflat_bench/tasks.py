@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from robflat_bench.base import RobflatError
 from robflat_bench.components import compose
+from robflat_bench.core.errors import RobflatError
 from robflat_bench.cost import passes_of_evaluation, passes_of_training
 from robflat_bench.protocol import load
 from robflat_bench.record import RunRecord

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from robflat_bench.base import CheckFailed, RunFailed
 from robflat_bench.board.entries import Submission, Verification
+from robflat_bench.core.errors import CheckFailed, RunFailed
 from robflat_bench.protocol import Checkpoint, load
 from robflat_bench.record import EvaluationRecord, Result, RunRecord, standard_error
 from robflat_bench.registry import Registry

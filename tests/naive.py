@@ -14,11 +14,13 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import Examples, ImageShape, Params
+from robflat_bench.core.examples import Examples
+from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.method import Batch, Moment, Training
+from robflat_bench.core.params import Params
+from robflat_bench.core.randomness import generator
 from robflat_bench.data.digits import load
-from robflat_bench.method import Batch, Moment, Training
 from robflat_bench.methods.at import AT
-from robflat_bench.randomness import generator
 
 COUNT, CLASSES = 6, 10
 EPSILON = 0.1

@@ -32,9 +32,12 @@ from robflat_bench.attacks.pgd import PGD
 from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import Examples, ImageShape, Journal, Params, Threat, UsageError, Workspace
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.params import Params
+from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.folding import folded
-from robflat_bench.randomness import generator, per_example_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

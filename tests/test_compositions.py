@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive import COUNT, at, batch, inner, network, training
 
-from robflat_bench.base import EXCLUSIVE, ModifierInfo, UsageError
 from robflat_bench.components import compose
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.infos import EXCLUSIVE, ModifierInfo
+from robflat_bench.core.method import Modifier
 from robflat_bench.cost import formula, passes_per_image
-from robflat_bench.method import Modifier
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.passes import PassCounter

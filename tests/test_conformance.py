@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zoo
 
-from robflat_bench.base import UsageError
+from robflat_bench.core.errors import UsageError
 from robflat_bench.plugins import Plugins, Provider
 from robflat_bench.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, parametrize_checks, run_checks

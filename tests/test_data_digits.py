@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from robflat_bench.base import Params, Source
+from robflat_bench.core.interfaces import Source
+from robflat_bench.core.params import Params
 from robflat_bench.data.digits import Digits
 
 

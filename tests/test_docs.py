@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from robflat_bench import api, base, hookspecs, protocol, study
+from robflat_bench import api, hookspecs, protocol, study
 from robflat_bench.components import resolve
+from robflat_bench.core import hooks as markers
+from robflat_bench.core import params
 from robflat_bench.recipe import Recipe
 from robflat_bench.registry import Registry, discover
 from robflat_bench.testing import CHECKS
@@ -106,7 +108,7 @@ def _group(banner: str) -> str:
 
 def names() -> str:
     """Every name of the api with the first sentence of its docstring."""
-    constants = {**_constants(base), **_constants(api)}
+    constants = {**_constants(markers), **_constants(params), **_constants(api)}
     rows = []
     for name in sorted(api.__all__, key=str.lower):
         value = getattr(api, name)

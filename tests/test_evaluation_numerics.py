@@ -12,31 +12,20 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robflat_bench.attacks.fgsm import FGSM
-from robflat_bench.base import (
-    Attack,
-    AttackInfo,
-    Examples,
-    ImageShape,
-    Journal,
-    Measure,
-    MeasureInfo,
-    Measurement,
-    NoValue,
-    Params,
-    Pool,
-    RunFailed,
-    Threat,
-    Workspace,
-)
-from robflat_bench.batching import in_batches, padded_batches
 from robflat_bench.components import resolve
+from robflat_bench.core.batching import in_batches, padded_batches
+from robflat_bench.core.errors import NoValue, RunFailed
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core.infos import AttackInfo, MeasureInfo
+from robflat_bench.core.interfaces import Attack, ImageShape, Measure, Measurement, Pool
+from robflat_bench.core.params import Params
+from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, _weaker_broke_more, evaluate
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.observers import Observer
 from robflat_bench.protocol import Attacked, Fixed, Measured, ThreatModel, load
-from robflat_bench.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.record import Result, check, mean_loss, totals, union_error
 from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from robflat_bench.base import UsageError, Workspace
 from robflat_bench.components import resolve
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.examples import Workspace
 from robflat_bench.data.splits import load_splits
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
 from robflat_bench.experiments.subject import Subject, find_subjects, ready

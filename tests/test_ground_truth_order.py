@@ -22,11 +22,11 @@ from test_measures import EPSILON, THREAT, Remembering, moved_copy, small_exampl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.base import Examples, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures import WorstCaseParams
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.measures.worst_case import Climb, WorstCase
-from robflat_bench.randomness import generator, per_example_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

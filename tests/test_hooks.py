@@ -16,8 +16,9 @@ from fake_records import fake_run
 from misbehaving import EVENTS
 
 from robflat_bench import __version__, hookspecs, plugins
-from robflat_bench.base import PROJECT, CheckFailed, PluginError
 from robflat_bench.board import entries
+from robflat_bench.core.errors import CheckFailed, PluginError
+from robflat_bench.core.hooks import PROJECT
 from robflat_bench.plugins import Plugins, Provider
 from robflat_bench.protocol import load
 from robflat_bench.registry import discover
@@ -232,7 +233,7 @@ def test_an_observer_that_exits_ends_nothing(site, run):
 
 SLOW = """
 from robflat_bench.api import hookimpl
-from robflat_bench import clock
+from robflat_bench.core import clock
 
 @hookimpl
 def robflat_bench_epoch_ends():
@@ -251,7 +252,8 @@ class Clock:
 
 def test_the_time_of_a_slow_observer_is_not_the_runs(site, run, monkeypatch):
     """Two epochs of 100 s each in the observer: told of, recorded, and in no number of the run."""
-    from robflat_bench import clock, observers
+    from robflat_bench import observers
+    from robflat_bench.core import clock
 
     time = Clock()
     monkeypatch.setattr(clock, "time", time)

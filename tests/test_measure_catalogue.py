@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from robflat_bench.base import MeasureInfo, NoValue, UsageError, Workspace
 from robflat_bench.components import Component, resolve
+from robflat_bench.core.errors import NoValue, UsageError
+from robflat_bench.core.examples import Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.cost import passes_of_measure
 from robflat_bench.evaluation.evaluate import choose_plan
 from robflat_bench.measures.distance_from_init import DistanceFromInit

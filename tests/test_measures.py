@@ -17,14 +17,15 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Journal, Measurement, Threat, Workspace
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.measures.oracle import Oracle, paper_reference
 from robflat_bench.measures.random_moves import crossed_errors
 from robflat_bench.measures.weight_space import WeightSpace, norm
 from robflat_bench.measures.worst_case import WorstCase
-from robflat_bench.randomness import generator, per_example_uniform
 
 EPSILON = 0.1
 THREAT = Threat(EPSILON)

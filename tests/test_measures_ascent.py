@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import resnet8
-from robflat_bench.base import Examples, ImageShape, Journal, Measurement, Threat, Workspace
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core.interfaces import ImageShape, Measurement
+from robflat_bench.core.randomness import generator
 from robflat_bench.measures import (
     AdaptiveWorstParams,
     KeskarParams,
@@ -31,7 +33,6 @@ from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, checkpoint
 from robflat_bench.measures.keskar import Keskar
 from robflat_bench.measures.pac_bayes_sharpness import PacBayesSharpness
 from robflat_bench.measures.sam import MSharpness, SamSharpness
-from robflat_bench.randomness import generator
 from robflat_bench.store import StoredJournal
 
 THREAT = Threat(0.1)

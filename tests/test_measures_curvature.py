@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from robflat_bench.base import Examples, Journal, Measurement, NoValue, Threat, Workspace
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core.randomness import generator
 from robflat_bench.measures import (
     FisherRaoParams,
     HessianLambdaMaxParams,
@@ -30,7 +33,6 @@ from robflat_bench.measures.oracle import Oracle, normalised
 from robflat_bench.measures.relative_flatness import RelativeFlatness
 from robflat_bench.measures.spectral_density import quadrature, smoothed
 from robflat_bench.measures.weight_space import WeightSpace
-from robflat_bench.randomness import generator
 
 THREAT = Threat(0.1)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core.randomness import generator
 from robflat_bench.measures import (
     AdaptiveAverageParams,
     BasinWidthParams,
@@ -32,7 +35,6 @@ from robflat_bench.measures.bisection import bracket
 from robflat_bench.measures.local_entropy import LocalEntropy
 from robflat_bench.measures.lpf import LPF
 from robflat_bench.measures.pac_bayes_sigma import PacBayesSigma
-from robflat_bench.randomness import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

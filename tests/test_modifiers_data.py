@@ -17,9 +17,12 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack, cross_entropy
-from robflat_bench.base import ImageShape, Params, UsageError
 from robflat_bench.components import compose
-from robflat_bench.method import Batch, Method, Modifier, Moment
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.method import Batch, Method, Modifier, Moment
+from robflat_bench.core.params import Params
+from robflat_bench.core.randomness import generator
 from robflat_bench.methods import TRADESParams
 from robflat_bench.methods.at import AT
 from robflat_bench.methods.trades import TRADES
@@ -42,7 +45,6 @@ from robflat_bench.modifiers.pgd_tau import PGDTau, moving
 from robflat_bench.modifiers.prevent_label_leaking import PreventLabelLeaking
 from robflat_bench.modifiers.self_supervision import SelfSupervision
 from robflat_bench.modifiers.unlabeled import Unlabeled
-from robflat_bench.randomness import generator
 from robflat_bench.training import loop
 from robflat_bench.training.composition import Composition, weighted_mean
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.measures import OracleParams
 from robflat_bench.measures.oracle import Oracle, differentiable, normalised
 from robflat_bench.measures.weight_space import WeightSpace
-from robflat_bench.randomness import per_example_uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from robflat_bench.base import PluginError, UsageError
 from robflat_bench.components import compose, resolve
+from robflat_bench.core.errors import PluginError, UsageError
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.plugins import Provider
 from robflat_bench.protocol import load

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robflat_bench.base import UsageError
 from robflat_bench.components import compose, resolve
+from robflat_bench.core.errors import UsageError
 from robflat_bench.protocol import DEFAULT, MAX_BYTES, components, load
 from robflat_bench.protocols import robflat_bench_protocols
 from robflat_bench.spec import DatasetRef, make_spec

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robflat_bench import record as records
-from robflat_bench.base import CheckFailed
+from robflat_bench.core.errors import CheckFailed
 from robflat_bench.record import (
     Flags,
     MeasureResult,

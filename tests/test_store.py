@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robflat_bench import store as stores
-from robflat_bench.base import CheckFailed, RunFailed, Spent, UsageError
+from robflat_bench.core.errors import CheckFailed, RunFailed, UsageError
+from robflat_bench.core.examples import Spent
 from robflat_bench.store import (
     RunFolder,
     Store,

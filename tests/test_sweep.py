@@ -19,9 +19,12 @@ from pathlib import Path
 import pytest
 from test_resume import promised
 
-from robflat_bench.base import Examples, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.cli import progress
 from robflat_bench.components import compose, resolve
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.examples import Examples, Threat, Workspace
+from robflat_bench.core.interfaces import Job, Resources
+from robflat_bench.core.params import Params
 from robflat_bench.cost import passes_of_attack, passes_of_evaluation, undeclared
 from robflat_bench.data.splits import load_splits
 from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, evaluate

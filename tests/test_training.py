@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from robflat_bench.base import MethodInfo, UsageError
 from robflat_bench.components import compose
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.infos import MethodInfo
 from robflat_bench.cost import passes_per_image, updates_per_batch
 from robflat_bench.data.splits import load_splits
 from robflat_bench.methods import robflat_bench_methods

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fake_records import REGISTRY, fake_run, submitted
 
-from robflat_bench.base import CheckFailed
 from robflat_bench.board.entries import read
+from robflat_bench.core.errors import CheckFailed
 from robflat_bench.verify import BOUNDS, difference, reevaluate
 
 

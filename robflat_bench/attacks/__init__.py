@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from robflat_bench.base import AttackInfo, Number, Params, Passes, hookimpl
+from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core.infos import AttackInfo, Passes
+from robflat_bench.core.params import Number, Params
 
 
 class PGDParams(Params):

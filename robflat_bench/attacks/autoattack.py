@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks import AutoAttackParams
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.base import Attack, Examples, UsageError, Workspace
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Attack
 from robflat_bench.folding import folded
 
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}

@@ -21,9 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from robflat_bench.compilation import captured
+from robflat_bench.core.method import InnerAttack
+from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.folding import folded
-from robflat_bench.method import InnerAttack
-from robflat_bench.randomness import normal_like, uniform_like
 
 Objective = Callable[[Tensor], Tensor]
 """logits [B,K] -> what the attack maximises, per example [B]."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked, cross_entropy, project
-from robflat_bench.base import Attack, Examples
+from robflat_bench.core.examples import Examples
+from robflat_bench.core.interfaces import Attack
 
 
 class FGSM(Attack):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
-from robflat_bench.base import Attack, Examples
+from robflat_bench.core.examples import Examples
+from robflat_bench.core.interfaces import Attack
+from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.folding import folded
-from robflat_bench.randomness import per_example_uniform
 
 LOSSES = {"ce": cross_entropy, "margin": margin}
 

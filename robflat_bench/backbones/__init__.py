@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from robflat_bench.base import BackboneInfo, Params, hookimpl
+from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core.infos import BackboneInfo
+from robflat_bench.core.params import Params
 
 ACTIVATION_NAMES = ("relu", "silu", "gelu", "mish")
 """What a recipe may choose; `parts.ACTIVATIONS` holds the classes behind the names."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from robflat_bench.backbones import ResNet8Params, ResNet18Params
 from robflat_bench.backbones.parts import Normalized, activation_class, construction
-from robflat_bench.base import ImageShape, Params
+from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.params import Params
 
 Modules = OrderedDict[str, nn.Module]
 

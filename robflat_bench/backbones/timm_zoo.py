@@ -14,7 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from robflat_bench.backbones import ACTIVATION_NAMES, TimmParams
 from robflat_bench.backbones.parts import Normalized, construction
-from robflat_bench.base import ImageShape, UsageError
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.interfaces import ImageShape
 
 SMALL = 64
 """Images up to this size [pixels] keep their resolution through a ResNet's stem."""

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from robflat_bench.analysis.correlation import Model, statistics
 from robflat_bench.analysis.statistics import RANKED_SEEDS, crossed, over_seeds, places
-from robflat_bench.base import CheckFailed
 from robflat_bench.board.entries import REFERENCES, Submission, known_protocol, references
 from robflat_bench.board.model import (
     TIERS,
@@ -37,6 +36,7 @@ from robflat_bench.board.model import (
     Withdrawn,
 )
 from robflat_bench.components import members, parse, slug, title
+from robflat_bench.core.errors import CheckFailed
 from robflat_bench.protocol import Checkpoint, Protocol, content_hash
 from robflat_bench.record import Result, broken
 from robflat_bench.registry import Registry

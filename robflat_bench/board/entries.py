@@ -23,9 +23,9 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from robflat_bench import NUMERICS
-from robflat_bench.base import CheckFailed, RobflatError
 from robflat_bench.board.model import TIERS, Reference, Status, Tier
 from robflat_bench.components import compose, validate
+from robflat_bench.core.errors import CheckFailed, RobflatError
 from robflat_bench.protocol import Attacked, Checkpoint, Measured, Protocol, Strict, load, read_text
 from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.registry import Registry

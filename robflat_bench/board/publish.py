@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.base import CheckFailed, LeaderboardColumn
 from robflat_bench.board.build import build
 from robflat_bench.board.cards import card
 from robflat_bench.board.curves import Training
@@ -22,6 +21,8 @@ from robflat_bench.board.entries import Submission, known_protocol, read
 from robflat_bench.board.model import Board, Leaderboard
 from robflat_bench.board.site import Sources, render
 from robflat_bench.components import slug
+from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core.hooks import LeaderboardColumn
 from robflat_bench.protocol import read_text
 from robflat_bench.record import numbers
 from robflat_bench.registry import Registry, discover

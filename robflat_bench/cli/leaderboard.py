@@ -109,8 +109,8 @@ def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ..
 @output.json_option
 def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Check each ENTRY folder (default: all) as a stranger's: its files, its spec, its protocol, its totals."""
-    from robflat_bench.base import CheckFailed
     from robflat_bench.board.entries import folders, read_entry
+    from robflat_bench.core.errors import CheckFailed
 
     registry = output.registry(files)
     problems = {}
@@ -153,8 +153,8 @@ def verify(
 
     With --weights it becomes re-evaluated, with --retrain reproduced.
     """
-    from robflat_bench.base import UsageError
     from robflat_bench.board.entries import read_entry, write_entry
+    from robflat_bench.core.errors import UsageError
     from robflat_bench.verify import reevaluate, reproduce
 
     if (weights is None) != retrain:
@@ -189,8 +189,8 @@ def verify(
 @output.plugin_option
 def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
     """Make board.json and the site from the committed entries."""
-    from robflat_bench.base import CheckFailed, UsageError
     from robflat_bench.board.publish import differences, pages, write
+    from robflat_bench.core.errors import CheckFailed, UsageError
 
     if not root.is_dir():
         raise UsageError(f"there is no {root} here; run this in a clone, or name the folder with --leaderboard DIR")
@@ -213,7 +213,7 @@ def serve(site: Path, port: int) -> None:
     """Show the built site on this machine until Ctrl-C."""
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-    from robflat_bench.base import UsageError
+    from robflat_bench.core.errors import UsageError
 
     if not (site / "index.html").is_file():
         raise UsageError(f"there is no site in {site}; `robflat-bench leaderboard build --site {site}` makes it")
@@ -229,8 +229,8 @@ def _today() -> str:
 
 def _checked(root: Path, registry: Registry) -> list[Submission]:
     """Every entry; CheckFailed where one cannot be trusted, for a board without it would be another."""
-    from robflat_bench.base import CheckFailed
     from robflat_bench.board.entries import read
+    from robflat_bench.core.errors import CheckFailed
 
     found, problems = read(root, registry)
     for problem in problems:

@@ -53,8 +53,8 @@ def sweep(
     Finished runs are skipped, interrupted ones resume, those of another process are waited for. A failed run stops
     nothing: the sweep goes on, lists it at the end and exits with 1.
     """
-    from robflat_bench.base import Resources
     from robflat_bench.components import resolve
+    from robflat_bench.core.interfaces import Resources
     from robflat_bench.protocol import load
     from robflat_bench.study import load_study
 
@@ -107,7 +107,7 @@ def sweep(
 
 
 def _raise_for(lacking: int, total: int) -> None:
-    from robflat_bench.base import RunFailed
+    from robflat_bench.core.errors import RunFailed
 
     if lacking:
         raise RunFailed(f"{lacking} of {total} runs are not done, as listed; --retry-failed tries failed ones again")

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from robflat_bench.base import Dataset, Pool, Source, UsageError
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.interfaces import Dataset, Pool, Source
 from robflat_bench.data.cache import Arrays, cached
 
 CLASSES = 10

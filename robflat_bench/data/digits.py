@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robflat_bench.base import Dataset, Pool, Source, UsageError
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.interfaces import Dataset, Pool, Source
 
 CANONICAL = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
 """SHA-256 of x, then y, as they are returned: uint8 [1797,8,8,1] in C order and uint8 [1797]."""

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robflat_bench.base import Dataset, Examples, ImageShape, Pool, Source, UsageError
 from robflat_bench.components import resolve
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.examples import Examples
+from robflat_bench.core.interfaces import Dataset, ImageShape, Pool, Source
 from robflat_bench.protocol import Data, Protocol, Slice, SplitName
 from robflat_bench.registry import Registry
 from robflat_bench.spec import DatasetRef

@@ -11,21 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench import clock
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.base import (
-    Examples,
-    Kind,
-    Measure,
-    MeasureInfo,
-    Measurement,
-    NoValue,
-    RunFailed,
-    Threat,
-    UsageError,
-    Workspace,
-)
 from robflat_bench.components import Component, resolve, title
+from robflat_bench.core import clock
+from robflat_bench.core.errors import NoValue, RunFailed, UsageError
+from robflat_bench.core.examples import Examples, Threat, Workspace
+from robflat_bench.core.infos import Kind, MeasureInfo
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter

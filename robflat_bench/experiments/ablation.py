@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from robflat_bench.base import UsageError
 from robflat_bench.components import Component, resolve, write
+from robflat_bench.core.errors import UsageError
 from robflat_bench.experiments import AblationParams
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base

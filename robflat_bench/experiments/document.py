@@ -13,8 +13,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from robflat_bench.base import CheckFailed, UsageError
 from robflat_bench.components import explain
+from robflat_bench.core.errors import CheckFailed, UsageError
 from robflat_bench.protocol import Strict
 from robflat_bench.spec import ProtocolRef
 

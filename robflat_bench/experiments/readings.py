@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from robflat_bench.base import Kind, UsageError
 from robflat_bench.components import resolve
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.infos import Kind
 from robflat_bench.evaluation.evaluate import Plan, Trained, evaluate
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value

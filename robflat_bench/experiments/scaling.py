@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from robflat_bench.base import NoValue, Rescaling, UsageError
 from robflat_bench.components import Component, non_defaults, write
+from robflat_bench.core.errors import NoValue, UsageError
+from robflat_bench.core.infos import Rescaling
 from robflat_bench.experiments import ScalingParams, choose
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from robflat_bench.base import UsageError
 from robflat_bench.components import resolve
+from robflat_bench.core.errors import UsageError
 from robflat_bench.experiments import SplitsParams
 from robflat_bench.experiments.document import Document, Text, Value, names
 from robflat_bench.experiments.document import Row as Base

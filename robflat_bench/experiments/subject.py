@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.base import Examples, Journal, Threat, UsageError, Workspace
 from robflat_bench.components import compose
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
 from robflat_bench.experiments.document import About

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robflat_bench import NUMERICS
-from robflat_bench.base import CheckFailed
+from robflat_bench.core.errors import CheckFailed
 from robflat_bench.evaluation.evaluate import configure
 from robflat_bench.experiments import Chosen, choose
 from robflat_bench.experiments.document import Document, Headed, Row, parsed, read_document

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from robflat_bench.base import LauncherInfo, hookimpl
+from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core.infos import LauncherInfo
 
 
 @hookimpl

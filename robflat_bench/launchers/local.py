@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from robflat_bench.base import Job, Launcher, Resources, UsageError
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.interfaces import Job, Launcher, Resources
 
 POLL_SECONDS = 0.1
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.base import MeasureInfo, Number, Params, Passes, Rescaling, hookimpl
+from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core.infos import MeasureInfo, Passes, Rescaling
+from robflat_bench.core.params import Number, Params
 
 STUTZ = "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021"
 PYHESSIAN = (

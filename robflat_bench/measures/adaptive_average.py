@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.measures import AdaptiveAverageParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import losses_after, mean_rise, noise
 from robflat_bench.measures.weight_space import Direction, WeightSpace
-from robflat_bench.randomness import normal_like, uniform_like
 
 DRAWS = {"l2": normal_like, "linf": uniform_like}
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import AdaptiveWorstParams
 from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, gap, given_images, highest
 from robflat_bench.measures.per_example import error_of_mean

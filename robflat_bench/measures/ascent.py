@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.base import Examples, Threat, Workspace
-from robflat_bench.batching import padded_batches
+from robflat_bench.core.batching import padded_batches
+from robflat_bench.core.examples import Examples, Threat, Workspace
+from robflat_bench.core.randomness import generator
 from robflat_bench.measures import FixedImagesParams
 from robflat_bench.measures.oracle import CHUNK, Oracle
 from robflat_bench.measures.weight_space import Direction, WeightSpace
-from robflat_bench.randomness import generator
 
 
 class Point(NamedTuple):

@@ -25,7 +25,8 @@ import math
 import numpy as np
 from torch import Tensor, nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import BasinWidthParams
 from robflat_bench.measures.bisection import bracket
 from robflat_bench.measures.oracle import Oracle

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import Objective, ascend, attacked, cross_entropy
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
-from robflat_bench.batching import in_batches
+from robflat_bench.core.batching import in_batches
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.measures import BoundaryThicknessParams
 from robflat_bench.measures.per_example import mean_of
-from robflat_bench.randomness import per_example_uniform
 
 
 class BoundaryThickness(Measure):

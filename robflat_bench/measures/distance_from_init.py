@@ -15,7 +15,9 @@ import math
 
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures.weight_space import WeightSpace, norm
 
 

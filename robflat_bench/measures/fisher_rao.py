@@ -21,8 +21,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
-from robflat_bench.batching import in_batches
+from robflat_bench.core.batching import in_batches
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import FisherRaoParams
 from robflat_bench.measures.hessian import twice_differentiable
 from robflat_bench.measures.oracle import Oracle

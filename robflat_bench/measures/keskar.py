@@ -23,7 +23,8 @@ import torch
 from scipy import optimize
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import KeskarParams
 from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images
 from robflat_bench.measures.per_example import error_of_mean

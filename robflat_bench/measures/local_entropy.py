@@ -28,7 +28,9 @@ import math
 import numpy as np
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import LocalEntropyParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import losses_after, noise

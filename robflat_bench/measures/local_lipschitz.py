@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked, divergence_from, project
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
-from robflat_bench.batching import in_batches
+from robflat_bench.core.batching import in_batches
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.measures import LocalLipschitzParams
 from robflat_bench.measures.per_example import mean_of
-from robflat_bench.randomness import per_example_uniform
 
 NEAREST = 0.01
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import LPFParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, noise

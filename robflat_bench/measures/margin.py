@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.engine import margin as excess
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
-from robflat_bench.batching import in_batches
+from robflat_bench.core.batching import in_batches
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import MarginParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.per_example import mean_of

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.engine import Ascent, attacked, margin
 from robflat_bench.attacks.pgd import PGD
-from robflat_bench.base import Examples, Threat, Workspace
-from robflat_bench.batching import in_batches, padded_batches
+from robflat_bench.core.batching import in_batches, padded_batches
+from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.folding import folded
 from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCaseParams
 

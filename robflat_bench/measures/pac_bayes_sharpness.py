@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import PacBayesSharpnessParams
 from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, given_images
 

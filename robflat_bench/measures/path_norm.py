@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
-from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.folding import BATCH_NORMS, fold, scale_and_shift
 from robflat_bench.measures.weight_space import NORMALISATION
 

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.base import Examples, Measure, Measurement, NoValue, Workspace
-from robflat_bench.batching import in_batches
+from robflat_bench.core.batching import in_batches
+from robflat_bench.core.errors import NoValue
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import RelativeFlatnessParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.per_example import mean_of

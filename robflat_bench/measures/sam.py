@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import MSharpnessParams, SamSharpnessParams
 from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images, highest, normalised_ascent
 from robflat_bench.measures.per_example import error_of_mean

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core.randomness import generator
 from robflat_bench.folding import BATCH_NORMS, fold
 from robflat_bench.measures import SpectralNormParams
-from robflat_bench.randomness import generator
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 

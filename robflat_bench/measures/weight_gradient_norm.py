@@ -22,7 +22,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor, nn
 
-from robflat_bench.base import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import WeightGradientNormParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.weight_space import WeightSpace

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.base import MethodInfo, Number, Params, Passes, hookimpl
+from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core.infos import MethodInfo, Passes
+from robflat_bench.core.params import Number, Params
 
 PGD = Passes("T + 1", "T")
 """The recipe's attack: T steps and the last evaluation."""

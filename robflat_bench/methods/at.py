@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.method import Batch, InnerAttack, Method
+from robflat_bench.core.method import Batch, InnerAttack, Method
 from robflat_bench.methods.losses import soft_cross_entropy
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.method import Batch, InnerAttack, Method
+from robflat_bench.core.method import Batch, InnerAttack, Method
 from robflat_bench.methods import ConsATParams
 from robflat_bench.methods.losses import divergence, soft_cross_entropy
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy, project
-from robflat_bench.method import Batch, InnerAttack
+from robflat_bench.core.method import Batch, InnerAttack
+from robflat_bench.core.randomness import uniform_like
 from robflat_bench.methods import FGSMRSParams
 from robflat_bench.methods.at import AT
-from robflat_bench.randomness import uniform_like
 
 
 def random_start(batch: Batch, epsilon: float) -> Tensor:

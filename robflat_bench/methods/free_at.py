@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.method import Batch, InnerAttack, Training
+from robflat_bench.core.method import Batch, InnerAttack, Training
 from robflat_bench.methods import FreeATParams
 from robflat_bench.methods.at import AT
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.method import Batch, InnerAttack, Method
+from robflat_bench.core.method import Batch, InnerAttack, Method
 from robflat_bench.methods import GAIRATParams
 from robflat_bench.methods.losses import mean_one, soft_cross_entropy
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import frozen_statistics, project
-from robflat_bench.method import Batch, InnerAttack, Method, Training
+from robflat_bench.core.method import Batch, InnerAttack, Method, Training
+from robflat_bench.core.randomness import uniform_like
 from robflat_bench.methods import GradAlignParams
 from robflat_bench.methods.fgsm_rs import one_step, random_start
 from robflat_bench.methods.losses import soft_cross_entropy
-from robflat_bench.randomness import uniform_like
 
 
 class GradAlign(Method):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.method import Batch, Training
+from robflat_bench.core.method import Batch, Training
 from robflat_bench.methods import HATParams
 from robflat_bench.methods.trades import TRADES
 

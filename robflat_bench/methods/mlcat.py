@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.method import Batch
+from robflat_bench.core.method import Batch
 from robflat_bench.methods import MLCATParams
 from robflat_bench.methods.at import AT
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import Objective, ascend
-from robflat_bench.method import Batch, InnerAttack, Method, Training
+from robflat_bench.core.method import Batch, InnerAttack, Method, Training
+from robflat_bench.core.randomness import uniform_like
 from robflat_bench.methods import MMAParams
 from robflat_bench.methods.losses import soft_cross_entropy
-from robflat_bench.randomness import uniform_like
 
 
 class MMA(Method):

@@ -13,10 +13,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.method import Batch, InnerAttack
+from robflat_bench.core.method import Batch, InnerAttack
+from robflat_bench.core.randomness import uniform_like
 from robflat_bench.methods import NFGSMParams
 from robflat_bench.methods.at import AT
-from robflat_bench.randomness import uniform_like
 
 
 class NFGSM(AT):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robflat_bench.method import Batch, InnerAttack, Method
+from robflat_bench.core.method import Batch, InnerAttack, Method
 from robflat_bench.methods import SCOREParams
 
 

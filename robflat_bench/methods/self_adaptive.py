@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import divergence_from
-from robflat_bench.method import Batch, InnerAttack, Method, Training
+from robflat_bench.core.method import Batch, InnerAttack, Method, Training
 from robflat_bench.methods import SelfAdaptiveParams
 from robflat_bench.methods.losses import divergence, mean_one, soft_cross_entropy
 

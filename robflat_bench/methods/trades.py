@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import divergence_from
-from robflat_bench.method import Batch, InnerAttack, Method
+from robflat_bench.core.method import Batch, InnerAttack, Method
 from robflat_bench.methods import TRADESParams
 from robflat_bench.methods.losses import divergence, soft_cross_entropy
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from robflat_bench.base import ModifierInfo, Number, Params, Passes, hookimpl
+from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core.infos import ModifierInfo, Passes
+from robflat_bench.core.params import Number, Params
 
 
 class AWPParams(Params):

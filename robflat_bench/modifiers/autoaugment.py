@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import AutoAugment as Policy
 from torchvision.transforms.v2 import AutoAugmentPolicy
 
-from robflat_bench.method import Modifier, Training
-from robflat_bench.randomness import global_state
+from robflat_bench.core.method import Modifier, Training
+from robflat_bench.core.randomness import global_state
 
 
 class AutoAugment(Modifier):

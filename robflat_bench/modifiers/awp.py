@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robflat_bench.core.method import Batch, Loss, Modifier
 from robflat_bench.measures.weight_space import WeightSpace
-from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import AWPParams
 from robflat_bench.modifiers.descent import descend_at
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torchvision.transforms import v2
 
-from robflat_bench.method import Batch, Modifier
+from robflat_bench.core.method import Batch, Modifier
+from robflat_bench.core.randomness import global_state
 from robflat_bench.modifiers import CutMixParams
-from robflat_bench.randomness import global_state
 
 
 class CutMix(Modifier):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robflat_bench.method import Modifier, Training
+from robflat_bench.core.method import Modifier, Training
 from robflat_bench.modifiers import CutoutParams
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim import Optimizer
 
+from robflat_bench.core.method import Loss
 from robflat_bench.measures.weight_space import Direction, WeightSpace
-from robflat_bench.method import Loss
 
 
 def descend_at(space: WeightSpace, nu: Direction, loss: Loss, optimizer: Optimizer) -> Tensor:

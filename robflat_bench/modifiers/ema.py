@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from robflat_bench.method import Modifier, Moment, Training
+from robflat_bench.core.method import Modifier, Moment, Training
 from robflat_bench.modifiers import EMAParams
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robflat_bench.method import Batch, Loss, Modifier, Moment, Training
+from robflat_bench.core.method import Batch, Loss, Modifier, Moment, Training
+from robflat_bench.core.randomness import normal_like
 from robflat_bench.modifiers import EntropySGDParams
-from robflat_bench.randomness import normal_like
 
 
 class EntropySGD(Modifier):

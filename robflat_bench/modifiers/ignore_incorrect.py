@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.method import Attacker, Batch, InnerAttack, Modifier
+from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
 
 
 class IgnoreIncorrect(Modifier):

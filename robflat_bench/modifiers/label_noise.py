@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robflat_bench.method import Batch, Modifier
+from robflat_bench.core.method import Batch, Modifier
 from robflat_bench.modifiers import LabelNoiseParams
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from robflat_bench.method import Batch, Modifier
+from robflat_bench.core.method import Batch, Modifier
 from robflat_bench.modifiers import LabelSmoothingParams
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.method import Attacker, Batch, InnerAttack, Modifier
+from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
 from robflat_bench.modifiers import PGDTauParams
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from robflat_bench.method import Attacker, Batch, InnerAttack, Modifier
+from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
 
 
 class PreventLabelLeaking(Modifier):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robflat_bench.core.method import Batch, Loss, Modifier
 from robflat_bench.measures.weight_space import WeightSpace
-from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import RandomWPParams
 from robflat_bench.modifiers.descent import descend_at
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robflat_bench.core.method import Batch, Loss, Modifier
 from robflat_bench.measures.weight_space import Ball, WeightSpace
-from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import RWPParams
 from robflat_bench.modifiers.descent import descend_at
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robflat_bench.core.method import Batch, Loss, Modifier
 from robflat_bench.measures.weight_space import norm
-from robflat_bench.method import Batch, Loss, Modifier
 from robflat_bench.modifiers import ASAMParams, SAMParams
 
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import cross_entropy
 from robflat_bench.backbones.parts import construction, initialize
-from robflat_bench.base import UsageError
-from robflat_bench.method import Batch, InnerAttack, Modifier, Training
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.method import Batch, InnerAttack, Modifier, Training
+from robflat_bench.core.randomness import generator
 from robflat_bench.modifiers import SelfSupervisionParams
-from robflat_bench.randomness import generator
 
 TURNS = 4
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_swa_multi_avg_fn, update_bn
 
-from robflat_bench.method import Modifier, Moment, Training
+from robflat_bench.core.method import Modifier, Moment, Training
 from robflat_bench.modifiers import SWAParams
 
 

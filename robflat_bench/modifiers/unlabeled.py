@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robflat_bench.method import Batch, Modifier, Training
+from robflat_bench.core.method import Batch, Modifier, Training
 from robflat_bench.modifiers import UnlabeledParams
 
 

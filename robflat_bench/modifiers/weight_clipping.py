@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from robflat_bench.core.method import Modifier
 from robflat_bench.measures.weight_space import NORMALISATION
-from robflat_bench.method import Modifier
 from robflat_bench.modifiers import WeightClippingParams
 
 

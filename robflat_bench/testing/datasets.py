@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from robflat_bench.base import Dataset, Source, UsageError
 from robflat_bench.components import Component
+from robflat_bench.core.errors import UsageError
+from robflat_bench.core.interfaces import Dataset, Source
 from robflat_bench.registry import Registry
 from robflat_bench.testing.world import Skipped, expect, remembered
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.base import Attack
 from robflat_bench.components import Component, Composed, resolve
+from robflat_bench.core.interfaces import Attack
+from robflat_bench.core.method import Training
 from robflat_bench.data.splits import Splits
-from robflat_bench.method import Training
 from robflat_bench.observers import Observer
 from robflat_bench.recipe import Recipe
 from robflat_bench.spec import DatasetRef

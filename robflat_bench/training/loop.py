@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robflat_bench import clock
 from robflat_bench.attacks.engine import TrainingAttack
-from robflat_bench.base import Attack, RunFailed, Workspace
+from robflat_bench.core import clock
+from robflat_bench.core.errors import RunFailed
+from robflat_bench.core.examples import Workspace
+from robflat_bench.core.interfaces import Attack
+from robflat_bench.core.method import Batch, Moment, Training
+from robflat_bench.core.randomness import generator
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
-from robflat_bench.method import Batch, Moment, Training
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.randomness import generator
 from robflat_bench.recipe import Recipe
 from robflat_bench.record import Epoch
 from robflat_bench.store import INITIAL

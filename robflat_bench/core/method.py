@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from robflat_bench.base import ImageShape
+from robflat_bench.core.interfaces import ImageShape
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class Moment:
 
     def random(self, purpose: str) -> torch.Generator:
         """Random numbers keyed by (seed, purpose, epoch, update): a resumed run meets the same ones."""
-        from robflat_bench.randomness import generator
+        from robflat_bench.core.randomness import generator
 
         return generator(self.seed, purpose, self.epoch, self.update)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from robflat_bench.base import Examples, Workspace
+    from robflat_bench.core.examples import Examples, Workspace
 
 
 def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, int]]:

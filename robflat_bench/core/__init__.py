@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, parameters, rows of the catalogue, and what each kind of component does."""
