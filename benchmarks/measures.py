@@ -23,15 +23,15 @@ from subject import EPSILON, examples, network
 
 from robflat_bench import environment
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.components import Component, resolve
+from robflat_bench.config.cost import passes_of_measure
+from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.cost import passes_of_measure
 from robflat_bench.evaluation.evaluate import choose_plan
 from robflat_bench.passes import PassCounter
-from robflat_bench.protocol import load
-from robflat_bench.registry import discover
+from robflat_bench.registry.components import Component, resolve
+from robflat_bench.registry.registry import discover
 
 
 def brief(component: Component, images: int) -> Component:

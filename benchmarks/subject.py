@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.components import resolve
 from robflat_bench.core.examples import Examples
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.randomness import generator
-from robflat_bench.registry import discover
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import discover
 from robflat_bench.runner import layout
 
 SHAPE = ImageShape(3, 32, 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from robflat_bench.attacks import AutoAttackParams
 from robflat_bench.attacks.autoattack import VERSIONS, AutoAttack
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.components import resolve
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.randomness import generator, uniform_like
 from robflat_bench.data.digits import load as load_digits
-from robflat_bench.registry import discover
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import discover
 from robflat_bench.runner import layout
 
 DIGITS = ImageShape(1, 8, 10, (0.3,), (0.4,))

@@ -20,12 +20,12 @@ import torch
 from robflat_bench import environment
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.components import compose, resolve
+from robflat_bench.config.cost import passes_per_image
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.method import Batch, Training
 from robflat_bench.core.randomness import generator
-from robflat_bench.cost import passes_per_image
-from robflat_bench.registry import discover
+from robflat_bench.registry.components import compose, resolve
+from robflat_bench.registry.registry import discover
 from robflat_bench.training.composition import Composition
 
 METHODS = ("at", "trades", "at+awp", "fgsm-rs")

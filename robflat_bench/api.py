@@ -50,13 +50,13 @@ if TYPE_CHECKING:
         project,
     )
     from robflat_bench.backbones.parts import Normalized, activation_class, construction
-    from robflat_bench.components import parse
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import generator, per_example_uniform, uniform_like
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
+    from robflat_bench.registry.components import parse
 
 API_VERSION = "1.0"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
@@ -74,7 +74,7 @@ _LAZY = {
     "activation_class": "robflat_bench.backbones.parts",
     "construction": "robflat_bench.backbones.parts",
     "in_batches": "robflat_bench.core.batching",
-    "parse": "robflat_bench.components",
+    "parse": "robflat_bench.registry.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
     "WeightSpace": "robflat_bench.measures.weight_space",

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from robflat_bench.core.hooks import RunView
-from robflat_bench.plugins import Plugins
 from robflat_bench.record import Epoch, Result, RunRecord
+from robflat_bench.registry.plugins import Plugins
 from robflat_bench.store import write_atomically
 
 

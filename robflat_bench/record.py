@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from robflat_bench.protocol import Strict
-from robflat_bench.spec import DatasetRef, ProtocolRef, RunSpec
+from robflat_bench.config.protocol import Strict
+from robflat_bench.config.spec import DatasetRef, ProtocolRef, RunSpec
 
 MAX_BYTES = 8 * 1024 * 1024
 

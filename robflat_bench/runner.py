@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from robflat_bench import NUMERICS, environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.compilation import Compilation
-from robflat_bench.components import Component, compose, resolve
+from robflat_bench.config.protocol import Protocol, content_hash, load
+from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
 from robflat_bench.core.errors import RobflatError, RunFailed, UsageError
 from robflat_bench.core.examples import Threat
 from robflat_bench.core.hooks import RunView
@@ -27,10 +28,9 @@ from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
 from robflat_bench.observers import HistoryFile, Observer, Observers, PluginObservers
-from robflat_bench.protocol import Protocol, content_hash, load
 from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
-from robflat_bench.registry import Registry
-from robflat_bench.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
+from robflat_bench.registry.components import Component, compose, resolve
+from robflat_bench.registry.registry import Registry
 from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, outcomes_bytes, write_atomically, write_json
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train

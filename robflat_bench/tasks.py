@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from robflat_bench.components import compose
+from robflat_bench.config.cost import passes_of_evaluation, passes_of_training
+from robflat_bench.config.protocol import load
+from robflat_bench.config.spec import DatasetRef, RunSpec, make_spec
+from robflat_bench.config.study import Study, Variant
 from robflat_bench.core.errors import RobflatError
-from robflat_bench.cost import passes_of_evaluation, passes_of_training
-from robflat_bench.protocol import load
 from robflat_bench.record import RunRecord
-from robflat_bench.registry import Registry
-from robflat_bench.spec import DatasetRef, RunSpec, make_spec
+from robflat_bench.registry.components import compose
+from robflat_bench.registry.registry import Registry
 from robflat_bench.store import RunFolder, Store, read_record
-from robflat_bench.study import Study, Variant
 
 State = Literal["new", "unfinished", "failed", "done"]
 

@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from robflat_bench.board.entries import Submission, Verification
+from robflat_bench.config.protocol import Checkpoint, load
 from robflat_bench.core.errors import CheckFailed, RunFailed
-from robflat_bench.protocol import Checkpoint, load
 from robflat_bench.record import EvaluationRecord, Result, RunRecord, standard_error
-from robflat_bench.registry import Registry
+from robflat_bench.registry.registry import Registry
 from robflat_bench.store import RunFolder, read_outcomes, read_record
 from robflat_bench.weights import digest, read_weights
 

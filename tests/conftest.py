@@ -99,7 +99,7 @@ def _surroundings(monkeypatch):
 @pytest.fixture(scope="session")
 def registry():
     """The built-in components."""
-    from robflat_bench.registry import discover
+    from robflat_bench.registry.registry import discover
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBFLAT_BENCH_PLUGINS", "")

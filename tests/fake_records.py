@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from robflat_bench.board import entries
-from robflat_bench.components import compose
-from robflat_bench.protocol import Protocol, load
+from robflat_bench.config.protocol import Protocol, load
+from robflat_bench.config.spec import DatasetRef, make_spec
 from robflat_bench.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
-from robflat_bench.registry import Registry, discover
-from robflat_bench.spec import DatasetRef, make_spec
+from robflat_bench.registry.components import compose
+from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.store import RunFolder, arrays_bytes, write_atomically, write_json
 
 DATASET = DatasetRef(

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from robflat_bench.attacks import robflat_bench_attacks
 from robflat_bench.backbones import robflat_bench_backbones
-from robflat_bench.components import parse, resolve, slug, title, write
 from robflat_bench.core.errors import UsageError
 from robflat_bench.data import robflat_bench_datasets
 from robflat_bench.measures import robflat_bench_measures
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
-from robflat_bench.registry import KINDS
+from robflat_bench.registry.components import parse, resolve, slug, title, write
+from robflat_bench.registry.registry import KINDS
 
 # ---------------------------------------------------------------------------------------------------------
 # Reading

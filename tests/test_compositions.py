@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive import COUNT, at, batch, inner, network, training
 
-from robflat_bench.components import compose
+from robflat_bench.config.cost import formula, passes_per_image
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import EXCLUSIVE, ModifierInfo
 from robflat_bench.core.method import Modifier
-from robflat_bench.cost import formula, passes_per_image
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.passes import PassCounter
-from robflat_bench.plugins import Plugins, Provider
-from robflat_bench.registry import Registry, discover
+from robflat_bench.registry.components import compose
+from robflat_bench.registry.plugins import Plugins, Provider
+from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.training.composition import Composition
 
 pytestmark = pytest.mark.usefixtures("one_thread")

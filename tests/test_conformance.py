@@ -11,8 +11,8 @@ import pytest
 import zoo
 
 from robflat_bench.core.errors import UsageError
-from robflat_bench.plugins import Plugins, Provider
-from robflat_bench.registry import KINDS, Registry, discover
+from robflat_bench.registry.plugins import Plugins, Provider
+from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, parametrize_checks, run_checks
 from robflat_bench.testing.common import CHECKS as COMMON
 

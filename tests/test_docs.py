@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from robflat_bench import api, hookspecs, protocol, study
-from robflat_bench.components import resolve
+from robflat_bench import api
+from robflat_bench.config import protocol, study
+from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import hooks as markers
 from robflat_bench.core import params
-from robflat_bench.recipe import Recipe
-from robflat_bench.registry import Registry, discover
+from robflat_bench.registry import hookspecs
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.testing import CHECKS
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import REPOSITORY, TINY, run_here
 
-from robflat_bench.registry import KINDS, discover
+from robflat_bench.registry.registry import KINDS, discover
 from robflat_bench.testing import run_checks
 
 DOCS = REPOSITORY / "docs"

@@ -130,7 +130,7 @@ def test_another_protocol_hash_is_refused(tmp_path, root, monkeypatch):
     run = fake_run(tmp_path / "runs", "at", 1)
     folder = submitted(root, [run])[0]
     record = json.loads((folder / "record.json").read_text())
-    from robflat_bench.spec import RunSpec
+    from robflat_bench.config.spec import RunSpec
 
     spec = record["spec"]
     spec["protocol"]["hash"] = record["protocol"]["hash"] = "1" * 64

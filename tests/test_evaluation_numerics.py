@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robflat_bench.attacks.fgsm import FGSM
-from robflat_bench.components import resolve
+from robflat_bench.config.protocol import Attacked, Fixed, Measured, ThreatModel, load
+from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core.batching import in_batches, padded_batches
 from robflat_bench.core.errors import NoValue, RunFailed
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
@@ -25,10 +26,9 @@ from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, _weak
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.observers import Observer
-from robflat_bench.protocol import Attacked, Fixed, Measured, ThreatModel, load
 from robflat_bench.record import Result, check, mean_loss, totals, union_error
-from robflat_bench.registry import Registry
-from robflat_bench.spec import DatasetRef
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry
 from robflat_bench.store import StoredJournal
 from robflat_bench.training.loop import heldout_check
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import CheckFailed
 from robflat_bench.core.examples import Workspace
 from robflat_bench.core.randomness import generator
@@ -33,7 +34,6 @@ from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.observers import Observer
-from robflat_bench.protocol import load
 from robflat_bench.store import Store, StoredJournal
 from robflat_bench.weights import read_weights, write_weights
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from robflat_bench.components import resolve
+from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Workspace
 from robflat_bench.data.splits import load_splits
@@ -20,7 +20,7 @@ from robflat_bench.measures import rescaling
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.measures.worst_case import WorstCase
 from robflat_bench.observers import Observer
-from robflat_bench.protocol import load
+from robflat_bench.registry.components import resolve
 from robflat_bench.store import Store, StoredJournal
 
 SCALING = (

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import robflat_bench
+from robflat_bench.config.protocol import load
 from robflat_bench.data.splits import load_splits
-from robflat_bench.protocol import load
-from robflat_bench.registry import discover
+from robflat_bench.registry.registry import discover
 from robflat_bench.runner import Bench, execute
 from robflat_bench.store import Store
 

@@ -42,7 +42,6 @@ from test_measures_inputs import residual, stir, tangled
 from test_measures_random import Quadratic, shares
 from torch import Tensor, nn
 
-from robflat_bench.components import resolve
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measurement
@@ -50,6 +49,7 @@ from robflat_bench.core.randomness import generator
 from robflat_bench.folding import folded
 from robflat_bench.measures.hessian import Hessian
 from robflat_bench.measures.weight_space import Ball, WeightSpace
+from robflat_bench.registry.components import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

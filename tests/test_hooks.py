@@ -15,13 +15,14 @@ import pytest
 from fake_records import fake_run
 from misbehaving import EVENTS
 
-from robflat_bench import __version__, hookspecs, plugins
+from robflat_bench import __version__
 from robflat_bench.board import entries
+from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import CheckFailed, PluginError
 from robflat_bench.core.hooks import PROJECT
-from robflat_bench.plugins import Plugins, Provider
-from robflat_bench.protocol import load
-from robflat_bench.registry import discover
+from robflat_bench.registry import hookspecs, plugins
+from robflat_bench.registry.plugins import Plugins, Provider
+from robflat_bench.registry.registry import discover
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("robflat_bench_")]
 
@@ -547,14 +548,16 @@ def test_every_hook_is_typed_and_has_an_example(name):
 def test_the_core_uses_every_hook(registry):
     """By its name, or the kind's: a hook without a user would be taken out."""
     import robflat_bench.observers
-    import robflat_bench.registry
+    import robflat_bench.registry.registry
 
-    used = "".join(inspect.getsource(module) for module in (plugins, robflat_bench.registry, robflat_bench.observers))
+    used = "".join(
+        inspect.getsource(module) for module in (plugins, robflat_bench.registry.registry, robflat_bench.observers)
+    )
     from robflat_bench import cli
     from robflat_bench.board import publish
 
     used += inspect.getsource(publish) + inspect.getsource(cli)
-    kinds = {f"robflat_bench_{kind}s" for kind in robflat_bench.registry.KINDS}
+    kinds = {f"robflat_bench_{kind}s" for kind in robflat_bench.registry.registry.KINDS}
     missing = [
         name for name in HOOKS if name not in used and name not in kinds
         and f'"{name.removeprefix("robflat_bench_")}"' not in used

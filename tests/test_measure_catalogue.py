@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from robflat_bench.components import Component, resolve
+from robflat_bench.config.cost import passes_of_measure
+from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import NoValue, UsageError
 from robflat_bench.core.examples import Workspace
 from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.cost import passes_of_measure
 from robflat_bench.evaluation.evaluate import choose_plan
 from robflat_bench.measures.distance_from_init import DistanceFromInit
 from robflat_bench.passes import PassCounter
-from robflat_bench.protocol import load
-from robflat_bench.registry import discover
+from robflat_bench.registry.components import Component, resolve
+from robflat_bench.registry.registry import discover
 from robflat_bench.store import StoredJournal
 from robflat_bench.testing.world import COUNT, THREAT, world
 

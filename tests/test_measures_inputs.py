@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from robflat_bench.backbones import ResNet8Params, ResNet18Params
 from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import preact_resnet18, resnet8
-from robflat_bench.components import resolve
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape, Measurement
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.folding import fold, folded
 from robflat_bench.measures.gradient_alignment import GradientAlignment
+from robflat_bench.registry.components import resolve
 
 EPSILON = 0.1
 THREAT = Threat(EPSILON)

@@ -11,17 +11,17 @@ from naive import COUNT, batch, images, inner, network, training
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.components import compose
+from robflat_bench.config.cost import passes_per_image
 from robflat_bench.core.method import Batch, Method
 from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import generator
-from robflat_bench.cost import passes_per_image
 from robflat_bench.methods import TRADESParams, robflat_bench_methods
 from robflat_bench.methods.at import AT
 from robflat_bench.methods.losses import divergence, soft_cross_entropy
 from robflat_bench.methods.standard import Standard
 from robflat_bench.methods.trades import TRADES
 from robflat_bench.passes import PassCounter
+from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import Composition, weighted_mean
 
 METHODS = {

@@ -12,12 +12,12 @@ import torch
 from naive import CLASSES, COUNT, EPSILON, batch, images, inner, network, training
 from torch import Tensor, nn
 
-from robflat_bench.components import compose
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.method import Batch, Method, Moment
 from robflat_bench.core.randomness import generator
 from robflat_bench.methods.cons_at import jensen_shannon
 from robflat_bench.methods.gradalign import misalignment
+from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import Composition, weighted_mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")

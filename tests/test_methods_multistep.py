@@ -12,10 +12,9 @@ import torch
 from naive import CLASSES, COUNT, EPSILON, STEP, batch, images, inner, network, training
 from torch import Tensor, nn
 
-from robflat_bench.components import compose
+from robflat_bench.config.cost import passes_per_image
 from robflat_bench.core.method import Batch, Method
 from robflat_bench.core.randomness import generator
-from robflat_bench.cost import passes_per_image
 from robflat_bench.methods import (
     ALPParams,
     GAIRATParams,
@@ -35,6 +34,7 @@ from robflat_bench.methods.score import SCORE
 from robflat_bench.methods.self_adaptive import SelfAdaptive
 from robflat_bench.methods.trades import TRADES
 from robflat_bench.passes import PassCounter
+from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import weighted_mean
 
 KINDS = [(False, False), (True, False), (True, True)]

@@ -17,7 +17,6 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack, cross_entropy
-from robflat_bench.components import compose
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.method import Batch, Method, Modifier, Moment
@@ -45,6 +44,7 @@ from robflat_bench.modifiers.pgd_tau import PGDTau, moving
 from robflat_bench.modifiers.prevent_label_leaking import PreventLabelLeaking
 from robflat_bench.modifiers.self_supervision import SelfSupervision
 from robflat_bench.modifiers.unlabeled import Unlabeled
+from robflat_bench.registry.components import compose
 from robflat_bench.training import loop
 from robflat_bench.training.composition import Composition, weighted_mean
 

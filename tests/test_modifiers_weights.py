@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.components import compose
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.method import Batch, Loss, Moment
 from robflat_bench.core.randomness import generator
@@ -25,6 +24,7 @@ from robflat_bench.modifiers import EntropySGDParams, SAMParams
 from robflat_bench.modifiers.entropy_sgd import EntropySGD
 from robflat_bench.modifiers.sam import SAM
 from robflat_bench.passes import PassCounter
+from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import Composition
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from robflat_bench import hookspecs
 from robflat_bench.api import API_VERSION
+from robflat_bench.registry import hookspecs
 
 NAME = "some-plugin"
 ABOUT = {

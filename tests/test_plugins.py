@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from robflat_bench.components import compose, resolve
+from robflat_bench.config.protocol import load
+from robflat_bench.config.spec import DatasetRef, make_spec
 from robflat_bench.core.errors import PluginError, UsageError
 from robflat_bench.methods import robflat_bench_methods
-from robflat_bench.plugins import Provider
-from robflat_bench.protocol import load
-from robflat_bench.registry import discover
-from robflat_bench.spec import DatasetRef, make_spec
+from robflat_bench.registry.components import compose, resolve
+from robflat_bench.registry.plugins import Provider
+from robflat_bench.registry.registry import discover
 
 BUILT_IN = {info.name for info in robflat_bench_methods()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robflat_bench.registry import discover
+from robflat_bench.registry.registry import discover
 from robflat_bench.testing import run_checks
 
 REPOSITORY = Path(__file__).parent.parent

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from robflat_bench import spec as specs
-from robflat_bench.components import compose
-from robflat_bench.protocol import Fixed, Protocol, load
+from robflat_bench.config import spec as specs
+from robflat_bench.config.protocol import Fixed, Protocol, load
+from robflat_bench.config.spec import DatasetRef, RunSpec, make_spec
 from robflat_bench.record import RunRecord
-from robflat_bench.spec import DatasetRef, RunSpec, make_spec
+from robflat_bench.registry.components import compose
 
 DATA = DatasetRef(name="digits", checksum="a" * 64, canonical=True, origin="a test")
 Recipe = RunSpec.model_fields["recipe"].annotation

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from robflat_bench.components import compose
+from robflat_bench.config.cost import passes_per_image, updates_per_batch
+from robflat_bench.config.protocol import load
+from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import MethodInfo
-from robflat_bench.cost import passes_per_image, updates_per_batch
 from robflat_bench.data.splits import load_splits
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.observers import Observer
-from robflat_bench.protocol import load
-from robflat_bench.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from robflat_bench.registry import Registry, discover
+from robflat_bench.registry.components import compose
+from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.runner import Bench, _network, _train, execute
 from robflat_bench.store import Store
 from robflat_bench.training import composition, loop

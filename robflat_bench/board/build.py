@@ -35,11 +35,11 @@ from robflat_bench.board.model import (
     Value,
     Withdrawn,
 )
-from robflat_bench.components import members, parse, slug, title
+from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
 from robflat_bench.core.errors import CheckFailed
-from robflat_bench.protocol import Checkpoint, Protocol, content_hash
 from robflat_bench.record import Result, broken
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import members, parse, slug, title
+from robflat_bench.registry.registry import Registry
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 RANKED_AT: Checkpoint = "last"

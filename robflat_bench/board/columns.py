@@ -10,8 +10,8 @@ from markupsafe import Markup
 from robflat_bench.board.figures import find
 from robflat_bench.board.model import Board, Quantity, Row, Value
 from robflat_bench.board.words import amount, interval, number, ranks, seconds, spread
-from robflat_bench.components import slug
 from robflat_bench.core.hooks import LeaderboardColumn
+from robflat_bench.registry.components import slug
 
 GROUPS = {
     "flatness": ("Flatness", True),

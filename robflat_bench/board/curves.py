@@ -9,9 +9,9 @@ from typing import NamedTuple
 from robflat_bench.board.figures import LEFT, RIGHT, TOP, Figure
 from robflat_bench.board.svg import Drawing, scale
 from robflat_bench.board.words import number
-from robflat_bench.protocol import Strict
+from robflat_bench.config.protocol import Strict
+from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.record import RunRecord
-from robflat_bench.spec import ProtocolRef
 
 SHAPES = ("circle", "square", "diamond")
 FIELDS = {

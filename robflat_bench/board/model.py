@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from robflat_bench.protocol import Checkpoint, Strict
+from robflat_bench.config.protocol import Checkpoint, Strict
 
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
 TIERS: tuple[Tier, ...] = get_args(Tier)

@@ -20,12 +20,12 @@ from robflat_bench.board.curves import Training
 from robflat_bench.board.entries import Submission, known_protocol, read
 from robflat_bench.board.model import Board, Leaderboard
 from robflat_bench.board.site import Sources, render
-from robflat_bench.components import slug
+from robflat_bench.config.protocol import read_text
 from robflat_bench.core.errors import CheckFailed
 from robflat_bench.core.hooks import LeaderboardColumn
-from robflat_bench.protocol import read_text
 from robflat_bench.record import numbers
-from robflat_bench.registry import Registry, discover
+from robflat_bench.registry.components import slug
+from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.store import read_record
 
 BOARD = "data/board.json"

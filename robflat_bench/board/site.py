@@ -19,8 +19,8 @@ from markupsafe import Markup
 from robflat_bench.board import columns, curves, export, figures, words
 from robflat_bench.board.cards import Card, equation
 from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
+from robflat_bench.config.protocol import Protocol
 from robflat_bench.core.hooks import LeaderboardColumn
-from robflat_bench.protocol import Protocol
 from robflat_bench.record import Number, RunRecord
 
 

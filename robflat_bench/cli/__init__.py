@@ -33,7 +33,7 @@ class _WithPlugins(click.RichGroup):
         if not metadata.entry_points(group="robflat_bench"):
             return {}  # the common case, and `--help` should cost little
 
-        from robflat_bench.registry import discover
+        from robflat_bench.registry.registry import discover
 
         plugins, found = discover().plugins, dict[str, click.Command]()
 

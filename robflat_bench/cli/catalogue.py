@@ -14,7 +14,7 @@ from robflat_bench.cli import output
 if TYPE_CHECKING:
     from robflat_bench.core.infos import Kind
     from robflat_bench.core.params import Params
-    from robflat_bench.registry import Offer, Registry
+    from robflat_bench.registry.registry import Offer, Registry
 
 KINDS = (
     *("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "launchers"),
@@ -49,11 +49,11 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
 @output.json_option
 def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     """Say all about one component, protocol, study or experiment; `kind:name` where two kinds share a NAME."""
+    from robflat_bench.config.study import studies
     from robflat_bench.core.errors import UsageError
     from robflat_bench.experiments import EXPERIMENTS
-    from robflat_bench.registry import KINDS as kinds
-    from robflat_bench.registry import did_you_mean
-    from robflat_bench.study import studies
+    from robflat_bench.registry.registry import KINDS as kinds
+    from robflat_bench.registry.registry import did_you_mean
 
     registry = output.registry(files)
     wanted, _, short = name.rpartition(":")
@@ -173,7 +173,7 @@ def _protocols(registry: Registry, pattern: str) -> list[dict[str, Any]]:
 def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     import fnmatch
 
-    from robflat_bench.study import studies
+    from robflat_bench.config.study import studies
 
     return [_study(registry, name) for name in fnmatch.filter(studies(), pattern)]
 
@@ -197,7 +197,7 @@ def _experiment(registry: Registry, name: str) -> dict[str, Any]:
 
 def _study(registry: Registry, name: str) -> dict[str, Any]:
     from robflat_bench import __version__
-    from robflat_bench.study import load_study
+    from robflat_bench.config.study import load_study
 
     study = load_study(name)
     return {
@@ -213,7 +213,7 @@ def _study(registry: Registry, name: str) -> dict[str, Any]:
 
 
 def _protocol(registry: Registry, name: str) -> dict[str, Any]:
-    from robflat_bench.protocol import load
+    from robflat_bench.config.protocol import load
 
     protocol = load(registry, name)
     fixed = protocol.fixed

@@ -53,8 +53,8 @@ def evaluate(
     MODEL is a run's folder or key, a weights file (FILE.safetensors), or a timm model: 'timm(name=resnet18)'
     (with random weights unless the run or file has some). The result is written beside the model's record.
     """
+    from robflat_bench.config.protocol import load
     from robflat_bench.core.errors import UsageError
-    from robflat_bench.protocol import load
 
     registry = output.registry(files)
     chosen = load(registry, protocol, settings)

@@ -82,8 +82,8 @@ def conduct(
     as_json: bool,
 ) -> None:
     """What both commands do."""
+    from robflat_bench.config.protocol import load
     from robflat_bench.experiments import choose
-    from robflat_bench.protocol import load
 
     registry = output.registry(files)
     chosen = choose(name)

@@ -13,7 +13,7 @@ from robflat_bench.cli import boards, output
 
 if TYPE_CHECKING:
     from robflat_bench.board.entries import Submission
-    from robflat_bench.registry import Registry
+    from robflat_bench.registry.registry import Registry
 
 root_option = click.option(
     "--leaderboard",

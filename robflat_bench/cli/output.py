@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from robflat_bench.board.entries import Submission
-    from robflat_bench.plugins import Plugins
-    from robflat_bench.protocol import Protocol
+    from robflat_bench.config.protocol import Protocol
     from robflat_bench.record import Number, Outcomes, Result
-    from robflat_bench.registry import Registry
+    from robflat_bench.registry.plugins import Plugins
+    from robflat_bench.registry.registry import Registry
     from robflat_bench.store import RunFolder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -59,7 +59,7 @@ plugin_option = click.option(
 
 def registry(files: Sequence[Path] = ()) -> Registry:
     """The registry, after one line on stderr for every broken plugin."""
-    from robflat_bench.registry import discover
+    from robflat_bench.registry.registry import discover
 
     found = discover(tuple(files))
     note_broken(found.plugins)
@@ -74,7 +74,7 @@ def note_broken(plugins: Plugins) -> None:
 
 def protocol(registry: Registry, name: str) -> Protocol:
     """A protocol by name or file; a file's is known under its name from then on."""
-    from robflat_bench.protocol import load
+    from robflat_bench.config.protocol import load
 
     found = load(registry, name)
     if name not in registry.protocols:
@@ -164,7 +164,7 @@ def duration(seconds: float) -> str:
 
 def measure_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:
     """Rows of the table of measures: value with its standard error or residual, n, seconds and image passes."""
-    from robflat_bench.components import title
+    from robflat_bench.registry.components import title
 
     rows = []
     for result in results:
@@ -197,7 +197,7 @@ QUANTITIES = {
 
 
 def called(registry: Registry, found: Number) -> str:
-    from robflat_bench.components import title
+    from robflat_bench.registry.components import title
 
     of = title(registry, "measure" if found.quantity == "measure" else "attack", found.of) if found.of else ""
     return QUANTITIES[found.quantity][0].format(of=of, split=found.split)

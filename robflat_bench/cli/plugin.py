@@ -11,7 +11,7 @@ import rich_click as click
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
-    from robflat_bench.registry import Registry
+    from robflat_bench.registry.registry import Registry
 
 
 @click.group()
@@ -24,7 +24,7 @@ def plugin() -> None:
 @output.json_option
 def list_plugins(files: tuple[Path, ...], as_json: bool) -> None:
     """List plugins with their version, state and components."""
-    from robflat_bench.registry import discover
+    from robflat_bench.registry.registry import discover
 
     registry = discover(tuple(files))
     rows = _rows(registry)
@@ -43,7 +43,7 @@ def list_plugins(files: tuple[Path, ...], as_json: bool) -> None:
 
 def _rows(registry: Registry) -> list[dict[str, Any]]:
     """What loaded, what did not, and what was switched off."""
-    from robflat_bench.registry import KINDS
+    from robflat_bench.registry.registry import KINDS
 
     plugins = registry.plugins
     broken = {(item.distribution, item.entry_point): item for item in plugins.broken}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from robflat_bench.board.build import Seeds
-    from robflat_bench.protocol import Checkpoint
+    from robflat_bench.config.protocol import Checkpoint
     from robflat_bench.record import EvaluationRecord, Outcomes, RunRecord
 
 
@@ -27,8 +27,8 @@ def results() -> None:
 @output.json_option
 def ls(store: Path, as_json: bool) -> None:
     """List the runs of a store."""
+    from robflat_bench.config.spec import RunSpec
     from robflat_bench.core.errors import CheckFailed
-    from robflat_bench.spec import RunSpec
     from robflat_bench.store import Store, read_record
 
     rows: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ def compare(
 
     from robflat_bench.analysis.statistics import compare as compared
     from robflat_bench.board.build import together
-    from robflat_bench.components import title
+    from robflat_bench.registry.components import title
 
     registry = output.registry(files)
     rows = together(output.own_runs(store, registry, [protocol]))
@@ -178,7 +178,7 @@ def compare(
 def _row(rows: Sequence[Seeds], name: str, where: str) -> Seeds:
     """The row of that label, or with a run of that key (or beginning of one)."""
     from robflat_bench.core.errors import UsageError
-    from robflat_bench.registry import did_you_mean
+    from robflat_bench.registry.registry import did_you_mean
 
     found = [row for row in rows if row.label == name]
     found = found or [row for row in rows if any(run.record.key.startswith(name) for run in row.runs)]
@@ -215,8 +215,8 @@ def correlate(
     from fnmatch import fnmatchcase
 
     from robflat_bench.board.build import TARGETS, build
-    from robflat_bench.components import parse, title
     from robflat_bench.core.errors import UsageError
+    from robflat_bench.registry.components import parse, title
 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")

@@ -43,8 +43,8 @@ def run(
 
     A finished run answers from its record; an interrupted one goes on where it stopped.
     """
-    from robflat_bench.components import compose
-    from robflat_bench.protocol import load
+    from robflat_bench.config.protocol import load
+    from robflat_bench.registry.components import compose
 
     registry = output.registry(files)
     chosen = load(registry, protocol, settings)

@@ -14,9 +14,9 @@ from robflat_bench.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from robflat_bench.config.study import Study
     from robflat_bench.record import Outcomes, RunRecord
-    from robflat_bench.registry import Registry
-    from robflat_bench.study import Study
+    from robflat_bench.registry.registry import Registry
     from robflat_bench.sweep import Event
     from robflat_bench.tasks import Pace, Refused, Task
 
@@ -53,10 +53,10 @@ def sweep(
     Finished runs are skipped, interrupted ones resume, those of another process are waited for. A failed run stops
     nothing: the sweep goes on, lists it at the end and exits with 1.
     """
-    from robflat_bench.components import resolve
+    from robflat_bench.config.protocol import load
+    from robflat_bench.config.study import load_study
     from robflat_bench.core.interfaces import Resources
-    from robflat_bench.protocol import load
-    from robflat_bench.study import load_study
+    from robflat_bench.registry.components import resolve
 
     registry = output.registry(files)
     chosen = load_study(study)
@@ -64,7 +64,7 @@ def sweep(
     component = resolve(registry, "launcher", launcher)
 
     from robflat_bench.cli.progress import SweepProgress
-    from robflat_bench.cost import undeclared
+    from robflat_bench.config.cost import undeclared
     from robflat_bench.data.splits import load_splits
     from robflat_bench.runner import choose_device
     from robflat_bench.store import Store

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robflat_bench.components import resolve
+from robflat_bench.config.protocol import Data, Protocol, Slice, SplitName
+from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Examples
 from robflat_bench.core.interfaces import Dataset, ImageShape, Pool, Source
-from robflat_bench.protocol import Data, Protocol, Slice, SplitName
-from robflat_bench.registry import Registry
-from robflat_bench.spec import DatasetRef
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry
 
 SPLITS: tuple[SplitName, ...] = ("train", "heldout", "test")
 

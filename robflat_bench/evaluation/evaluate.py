@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.components import Component, resolve, title
+from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
 from robflat_bench.core import clock
 from robflat_bench.core.errors import NoValue, RunFailed, UsageError
 from robflat_bench.core.examples import Examples, Threat, Workspace
@@ -21,9 +21,9 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.protocol import Attacked, Fixed, Measured, SplitName
 from robflat_bench.record import Flags, MeasureResult, Result, measure_path, totals
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component, resolve, title
+from robflat_bench.registry.registry import Registry
 from robflat_bench.store import StoredJournal
 from robflat_bench.weights import digest
 

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.components import parse, validate, write
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.params import Number, Params
 from robflat_bench.measures import HessianLambdaMaxParams, OracleParams
-from robflat_bench.registry import did_you_mean
+from robflat_bench.registry.components import parse, validate, write
+from robflat_bench.registry.registry import did_you_mean
 
 PACKAGE = "robflat_bench.experiments"
 

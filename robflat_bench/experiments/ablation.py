@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from robflat_bench.components import Component, resolve, write
+from robflat_bench.config.protocol import Strict
 from robflat_bench.core.errors import UsageError
 from robflat_bench.experiments import AblationParams
 from robflat_bench.experiments.document import Document, Text, names
@@ -24,7 +24,7 @@ from robflat_bench.experiments.figures import figure, finish, log_where_wide, lo
 from robflat_bench.experiments.measured import Found, changed, measured
 from robflat_bench.experiments.readings import unit
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.protocol import Strict
+from robflat_bench.registry.components import Component, resolve, write
 from robflat_bench.store import StoredJournal
 
 Setting = int | float | str

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from robflat_bench.components import explain
+from robflat_bench.config.protocol import Strict
+from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core.errors import CheckFailed, UsageError
-from robflat_bench.protocol import Strict
-from robflat_bench.spec import ProtocolRef
+from robflat_bench.registry.components import explain
 
 MAX_BYTES = 16 * 1024 * 1024
 Text = Annotated[str, Field(max_length=300)]

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from robflat_bench.config.protocol import Strict
 from robflat_bench.experiments import LandscapeParams, choose
 from robflat_bench.experiments.directions import COUPLINGS, Landscape, offsets
 from robflat_bench.experiments.document import Document, names
@@ -23,7 +24,6 @@ from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.measures.random_moves import crossed_errors
 from robflat_bench.measures.weight_space import Direction
-from robflat_bench.protocol import Strict
 from robflat_bench.store import StoredJournal
 
 

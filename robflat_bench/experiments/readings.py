@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robflat_bench.components import resolve
+from robflat_bench.config.protocol import Attacked, Measured
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import Kind
 from robflat_bench.evaluation.evaluate import Plan, Trained, evaluate
@@ -17,8 +17,8 @@ from robflat_bench.experiments.measured import titled
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.observers import Observer
-from robflat_bench.protocol import Attacked, Measured
 from robflat_bench.record import MeasureResult
+from robflat_bench.registry.components import resolve
 from robflat_bench.store import StoredJournal, read_arrays
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from robflat_bench.components import Component, non_defaults, write
+from robflat_bench.config.protocol import Strict
 from robflat_bench.core.errors import NoValue, UsageError
 from robflat_bench.core.infos import Rescaling
 from robflat_bench.experiments import ScalingParams, choose
@@ -29,7 +29,7 @@ from robflat_bench.experiments.measured import Found, coupled, info_of, measured
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
-from robflat_bench.protocol import Strict
+from robflat_bench.registry.components import Component, non_defaults, write
 from robflat_bench.store import StoredJournal
 
 STAYS = 0.01

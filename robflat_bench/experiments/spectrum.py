@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from robflat_bench.components import resolve, write
 from robflat_bench.experiments import SpectrumParams, choose
 from robflat_bench.experiments.document import Document, names
 from robflat_bench.experiments.document import Row as Base
@@ -25,6 +24,7 @@ from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams
 from robflat_bench.measures.spectral_density import smoothed
 from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.registry.components import resolve, write
 from robflat_bench.store import StoredJournal
 
 LINEAR = 1e-2

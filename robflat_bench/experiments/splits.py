@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from robflat_bench.components import resolve
 from robflat_bench.core.errors import UsageError
 from robflat_bench.experiments import SplitsParams
 from robflat_bench.experiments.document import Document, Text, Value, names
@@ -25,6 +24,7 @@ from robflat_bench.experiments.measured import Found, changed, info_of, measured
 from robflat_bench.experiments.readings import gathered, unit
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.record import SPLITS
+from robflat_bench.registry.components import resolve
 from robflat_bench.store import StoredJournal
 
 

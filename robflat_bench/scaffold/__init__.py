@@ -19,7 +19,7 @@ import robflat_bench
 from robflat_bench import api
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import Kind
-from robflat_bench.registry import Registry
+from robflat_bench.registry.registry import Registry
 
 WIDTH = 88
 """Columns of what is written: ruff's default."""

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.components import Component
+from robflat_bench.config.cost import passes_of_attack
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.interfaces import Attack
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.cost import passes_of_attack
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.training import trained_world
 from robflat_bench.testing.world import (
     COUNT,

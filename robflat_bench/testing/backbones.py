@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.components import Component
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.world import expect, random_state_untouched, remembered, same
 from robflat_bench.weights import load_weights
 

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from robflat_bench.backbones.resnet import Block
-from robflat_bench.components import Component
+from robflat_bench.config.cost import declared_by_measure, passes_of_measure
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.infos import MeasureInfo, Rescaling
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.cost import declared_by_measure, passes_of_measure
 from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.record import malformed, measure_path
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.training import trained_world
 from robflat_bench.testing.world import (
     COUNT,

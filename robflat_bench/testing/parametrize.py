@@ -12,8 +12,8 @@ from typing import Any
 
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import Kind
-from robflat_bench.plugins import normalized
-from robflat_bench.registry import KINDS, Registry, discover
+from robflat_bench.registry.plugins import normalized
+from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing.runner import Case, cases
 from robflat_bench.testing.world import Skipped
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from robflat_bench.plugins import load
-from robflat_bench.registry import KINDS, discover
+from robflat_bench.registry.plugins import load
+from robflat_bench.registry.registry import KINDS, discover
 from robflat_bench.testing.parametrize import parametrize_checks
 
 

@@ -14,14 +14,14 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from robflat_bench.components import Component
+from robflat_bench.config.cost import passes_per_image
 from robflat_bench.core.errors import RunFailed, UsageError
 from robflat_bench.core.infos import Joint, MethodInfo, ModifierInfo
 from robflat_bench.core.method import Batch, Modifier, Moment
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.cost import passes_per_image
 from robflat_bench.passes import PassCounter
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.training import Outcome, composed, helpers, prepared, trained
 from robflat_bench.testing.world import (
     COUNT,

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.components import Component, resolve
 from robflat_bench.core.examples import Examples, Threat
 from robflat_bench.core.interfaces import ImageShape, Pool
 from robflat_bench.core.method import Batch
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.data.digits import load as load_digits
 from robflat_bench.passes import PassCounter
-from robflat_bench.plugins import built_in
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component, resolve
+from robflat_bench.registry.plugins import built_in
+from robflat_bench.registry.registry import Registry
 
 THREAT = Threat(epsilon=0.1)
 TOLERANCE = 1e-6

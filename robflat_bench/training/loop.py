@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import TrainingAttack
+from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import clock
 from robflat_bench.core.errors import RunFailed
 from robflat_bench.core.examples import Workspace
@@ -28,7 +29,6 @@ from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.recipe import Recipe
 from robflat_bench.record import Epoch
 from robflat_bench.store import INITIAL
 from robflat_bench.training.checkpoint import States

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-from robflat_bench import recipe as recipes
-from robflat_bench.recipe import (
+from robflat_bench.config import recipe as recipes
+from robflat_bench.config.recipe import (
     AdamParams,
     AdamWParams,
     CosineParams,

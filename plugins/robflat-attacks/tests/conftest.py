@@ -17,7 +17,7 @@ from robflat_bench.testing.tiny import tiny_protocol
 @pytest.fixture(scope="session")
 def registry():
     """The built-in components and this package's."""
-    from robflat_bench.registry import discover
+    from robflat_bench.registry.registry import discover
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBFLAT_BENCH_PLUGINS", "robflat-attacks")

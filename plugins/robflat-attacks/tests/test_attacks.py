@@ -14,7 +14,7 @@ from robflat_attacks import TorchattacksParams, robflat_bench_environment, robfl
 from robflat_attacks.adapters import Torchattacks
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
 from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator, project
-from robflat_bench.components import resolve
+from robflat_bench.registry.components import resolve
 from robflat_bench.testing import run_checks
 
 # What foolbox 3.3.4 imports, SciPy means to remove.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from robflat_bench.cli import main
-from robflat_bench.registry import Registry, discover
+from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.testing.tiny import tiny_protocol
 
 

@@ -33,7 +33,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def registry():
-    from robflat_bench.registry import discover
+    from robflat_bench.registry.registry import discover
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBFLAT_BENCH_PLUGINS", "robflat-robustbench")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from robflat_bench.api import Examples, PluginError, Threat, UsageError, Workspace
-from robflat_bench.components import resolve
+from robflat_bench.registry.components import resolve
 from robflat_bench.testing import run_checks
 from robflat_robustbench import MODELS, zoo
 

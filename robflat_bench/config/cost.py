@@ -6,11 +6,11 @@ import ast
 import operator
 from collections.abc import Iterator, Mapping
 
-from robflat_bench.components import Component, Composed, compose, resolve
+from robflat_bench.config.protocol import Protocol
+from robflat_bench.config.recipe import Recipe
 from robflat_bench.core.infos import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
-from robflat_bench.protocol import Protocol
-from robflat_bench.recipe import Recipe
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component, Composed, compose, resolve
+from robflat_bench.registry.registry import Registry
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from robflat_bench.components import non_defaults, parse, validate, write
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.params import Number, Params
-from robflat_bench.registry import did_you_mean
+from robflat_bench.registry.components import non_defaults, parse, validate, write
+from robflat_bench.registry.registry import did_you_mean
 
 
 class SGDParams(Params):

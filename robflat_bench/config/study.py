@@ -30,10 +30,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from robflat_bench.components import validate
+from robflat_bench.config.protocol import Strict, read_text
 from robflat_bench.core.errors import UsageError
-from robflat_bench.protocol import Strict, read_text
-from robflat_bench.registry import did_you_mean
+from robflat_bench.registry.components import validate
+from robflat_bench.registry.registry import did_you_mean
 
 MAX_VARIANTS = 1000
 Values = Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]
@@ -89,7 +89,7 @@ def _toml(value: Any) -> str:
 
 def studies() -> dict[str, str]:
     """Name -> text of the studies in this package."""
-    entries = (resources.files("robflat_bench") / "studies").iterdir()
+    entries = (resources.files("robflat_bench.config") / "studies").iterdir()
     found = {entry.name.removesuffix(".toml"): entry for entry in entries if entry.name.endswith(".toml")}
     return {name: entry.read_text("utf-8") for name, entry in sorted(found.items())}
 

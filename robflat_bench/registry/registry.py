@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from robflat_bench.core import infos
 from robflat_bench.core.errors import PluginError, RobflatError, UsageError
 from robflat_bench.core.infos import Info, Kind
-from robflat_bench.plugins import Plugins, Provider, load
+from robflat_bench.registry.plugins import Plugins, Provider, load
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NAME = r"[a-z0-9][a-z0-9-]*"

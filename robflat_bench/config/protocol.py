@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.components import parse_value, resolve, validate, without_negative_zeros
+from robflat_bench.config.recipe import Recipe
 from robflat_bench.core.errors import PluginError, UsageError
 from robflat_bench.core.infos import Kind
 from robflat_bench.core.params import Number
-from robflat_bench.recipe import Recipe
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import parse_value, resolve, validate, without_negative_zeros
+from robflat_bench.registry.registry import Registry
 
 DEFAULT = "digits-linf"
 MAX_BYTES = 64 * 1024

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import Field, NonNegativeInt
 
 from robflat_bench import NUMERICS
-from robflat_bench.components import Component, Composed, compose, resolve, slug
+from robflat_bench.config.protocol import Protocol, Strict, components, content_hash
+from robflat_bench.config.recipe import Recipe, brief
 from robflat_bench.core.errors import UsageError
-from robflat_bench.protocol import Protocol, Strict, components, content_hash
-from robflat_bench.recipe import Recipe, brief
-from robflat_bench.registry import Registry
+from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
+from robflat_bench.registry.registry import Registry
 
 
 class ProtocolRef(Strict):

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from robflat_bench.core.errors import RobflatError, UsageError
 from robflat_bench.core.infos import EXCLUSIVE, Info, Joint, Kind
 from robflat_bench.core.params import Params, parse_fraction
-from robflat_bench.registry import Offer, Registry, did_you_mean
+from robflat_bench.registry.registry import Offer, Registry, did_you_mean
 
 _SPEC = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 _KEY = re.compile(r"\s*(?P<key>[a-z_][a-z0-9_]*)\s*=(?P<value>.*)", re.DOTALL)

@@ -27,11 +27,12 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from robflat_bench import __version__, hookspecs
+from robflat_bench import __version__
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.hooks import PROJECT
+from robflat_bench.registry import hookspecs
 
-ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "protocols")
+ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
 
 IGNORED = ("__pycache__", "*.py[co]", ".*_cache", ".git", ".hg", ".svn")

@@ -1,0 +1,1 @@
+"""What plugins offer: hooks, the plugin manager, name -> component, and the grammar that names components."""
