@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from robflat_bench.core.hooks import RunView
-from robflat_bench.record import Epoch, Result, RunRecord
 from robflat_bench.registry.plugins import Plugins
-from robflat_bench.store import write_atomically
+from robflat_bench.results.record import Epoch, Result, RunRecord
+from robflat_bench.results.store import write_atomically
 
 
 class Observer:

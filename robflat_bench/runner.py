@@ -28,10 +28,18 @@ from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
 from robflat_bench.observers import HistoryFile, Observer, Observers, PluginObservers
-from robflat_bench.record import Budget, EvaluationRecord, Result, RunRecord
 from robflat_bench.registry.components import Component, compose, resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.store import INITIAL, RunFolder, Store, StoredJournal, outcomes_bytes, write_atomically, write_json
+from robflat_bench.results.record import Budget, EvaluationRecord, Result, RunRecord
+from robflat_bench.results.store import (
+    INITIAL,
+    RunFolder,
+    Store,
+    StoredJournal,
+    outcomes_bytes,
+    write_atomically,
+    write_json,
+)
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
 from robflat_bench.weights import digest, load_weights, read_weights

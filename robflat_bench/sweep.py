@@ -20,7 +20,7 @@ from typing import Literal
 
 from robflat_bench.core.errors import RobflatError
 from robflat_bench.core.interfaces import Job, Launcher
-from robflat_bench.store import Busy, write_json
+from robflat_bench.results.store import Busy, write_json
 from robflat_bench.tasks import Task
 
 TURN_SECONDS = 1.0

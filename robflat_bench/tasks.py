@@ -12,10 +12,10 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef, RunSpec, make_spec
 from robflat_bench.config.study import Study, Variant
 from robflat_bench.core.errors import RobflatError
-from robflat_bench.record import RunRecord
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
-from robflat_bench.store import RunFolder, Store, read_record
+from robflat_bench.results.record import RunRecord
+from robflat_bench.results.store import RunFolder, Store, read_record
 
 State = Literal["new", "unfinished", "failed", "done"]
 

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robflat_bench.core.errors import CheckFailed, UsageError
-from robflat_bench.store import write_atomically
+from robflat_bench.results.store import write_atomically
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -30,9 +30,9 @@ from robflat_bench.board.model import (
 from robflat_bench.board.site import Sources
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain
 from robflat_bench.registry.components import compose, slug
 from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.results.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 METHODS = {  # label: robust error, clean error, average-case flatness

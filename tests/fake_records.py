@@ -9,10 +9,10 @@ import numpy as np
 from robflat_bench.board import entries
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.store import RunFolder, arrays_bytes, write_atomically, write_json
+from robflat_bench.results.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
+from robflat_bench.results.store import RunFolder, arrays_bytes, write_atomically, write_json
 
 DATASET = DatasetRef(
     name="digits", checksum="e" * 64, spare="f" * 64, canonical=True, origin="scikit-learn digits (1,797 images)"

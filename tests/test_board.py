@@ -13,7 +13,7 @@ from robflat_bench.board import entries
 from robflat_bench.board.build import build
 from robflat_bench.board.entries import Submission, read
 from robflat_bench.core.errors import CheckFailed
-from robflat_bench.record import MeasureResult
+from robflat_bench.results.record import MeasureResult
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}
 GOLDEN = Path(__file__).parent / "golden_board.json"

@@ -31,8 +31,8 @@ from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
 from robflat_bench.registry.components import compose
+from robflat_bench.results.store import Store
 from robflat_bench.runner import Bench, _train
-from robflat_bench.store import Store
 from robflat_bench.training.composition import Composition
 from robflat_bench.weights import digest
 

@@ -26,10 +26,10 @@ from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, _weak
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.observers import Observer
-from robflat_bench.record import Result, check, mean_loss, totals, union_error
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.record import Result, check, mean_loss, totals, union_error
+from robflat_bench.results.store import StoredJournal
 from robflat_bench.training.loop import heldout_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")

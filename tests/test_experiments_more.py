@@ -21,7 +21,7 @@ from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.measures.worst_case import WorstCase
 from robflat_bench.observers import Observer
 from robflat_bench.registry.components import resolve
-from robflat_bench.store import Store, StoredJournal
+from robflat_bench.results.store import Store, StoredJournal
 
 SCALING = (
     "scaling(examples=12, measures=['average-case(draws=2, steps=2)', 'hessian-trace(probes=3, steps=2)', 'margin'])"

@@ -12,8 +12,8 @@ from fake_records import REGISTRY, fake_run, league
 from robflat_bench.board import publish
 from robflat_bench.board.entries import read
 from robflat_bench.config.spec import RunSpec
-from robflat_bench.record import numbers
-from robflat_bench.store import Store
+from robflat_bench.results.record import numbers
+from robflat_bench.results.store import Store
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1}
 

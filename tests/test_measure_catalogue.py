@@ -16,7 +16,7 @@ from robflat_bench.measures.distance_from_init import DistanceFromInit
 from robflat_bench.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import discover
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 from robflat_bench.testing.world import COUNT, THREAT, world
 
 REGISTRY = discover()

@@ -33,7 +33,7 @@ from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, checkpoint
 from robflat_bench.measures.keskar import Keskar
 from robflat_bench.measures.pac_bayes_sharpness import PacBayesSharpness
 from robflat_bench.measures.sam import MSharpness, SamSharpness
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 
 THREAT = Threat(0.1)
 PARAMS: dict[type, type] = {

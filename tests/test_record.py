@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from robflat_bench import record as records
 from robflat_bench.core.errors import CheckFailed
-from robflat_bench.record import (
+from robflat_bench.results import record as records
+from robflat_bench.results.record import (
     Flags,
     MeasureResult,
     Result,
@@ -22,7 +22,7 @@ from robflat_bench.record import (
     totals,
     union_error,
 )
-from robflat_bench.store import RunFolder, arrays_bytes, outcomes_bytes, read_arrays
+from robflat_bench.results.store import RunFolder, arrays_bytes, outcomes_bytes, read_arrays
 from robflat_bench.testing.tiny import tiny_protocol
 
 # ---------------------------------------------------------------------------------------------------------

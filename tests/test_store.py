@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robflat_bench import store as stores
 from robflat_bench.core.errors import CheckFailed, RunFailed, UsageError
 from robflat_bench.core.examples import Spent
-from robflat_bench.store import (
+from robflat_bench.results import store as stores
+from robflat_bench.results.store import (
     RunFolder,
     Store,
     StoredJournal,
@@ -302,7 +302,7 @@ def test_time_spent_counts_in_every_process_and_in_what_is_above(tmp_path, monke
 HOLDER = """
 import sys
 from pathlib import Path
-from robflat_bench.store import RunFolder
+from robflat_bench.results.store import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()

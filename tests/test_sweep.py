@@ -32,10 +32,10 @@ from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, evalu
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.record import RunRecord
 from robflat_bench.registry.components import compose, resolve
+from robflat_bench.results.record import RunRecord
+from robflat_bench.results.store import RunFolder, Store, StoredJournal
 from robflat_bench.runner import build_model
-from robflat_bench.store import RunFolder, Store, StoredJournal
 from robflat_bench.sweep import Event, Sweep
 from robflat_bench.tasks import pace, tasks
 

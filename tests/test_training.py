@@ -20,8 +20,8 @@ from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.observers import Observer
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.results.store import Store
 from robflat_bench.runner import Bench, _network, _train, execute
-from robflat_bench.store import Store
 from robflat_bench.training import composition, loop
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate

@@ -37,9 +37,9 @@ from robflat_bench.board.model import (
 )
 from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
 from robflat_bench.core.errors import CheckFailed
-from robflat_bench.record import Result, broken
 from robflat_bench.registry.components import members, parse, slug, title
 from robflat_bench.registry.registry import Registry
+from robflat_bench.results.record import Result, broken
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 RANKED_AT: Checkpoint = "last"

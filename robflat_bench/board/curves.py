@@ -11,7 +11,7 @@ from robflat_bench.board.svg import Drawing, scale
 from robflat_bench.board.words import number
 from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import ProtocolRef
-from robflat_bench.record import RunRecord
+from robflat_bench.results.record import RunRecord
 
 SHAPES = ("circle", "square", "diamond")
 FIELDS = {

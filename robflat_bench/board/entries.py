@@ -27,11 +27,11 @@ from robflat_bench.board.model import TIERS, Reference, Status, Tier
 from robflat_bench.config.protocol import Attacked, Checkpoint, Measured, Protocol, Strict, load, read_text
 from robflat_bench.config.spec import RunSpec, make_spec
 from robflat_bench.core.errors import CheckFailed, RobflatError
-from robflat_bench.record import EvaluationRecord, RunRecord
 from robflat_bench.registry.components import compose, validate
 from robflat_bench.registry.registry import Registry
-from robflat_bench.store import MAX_OUTCOMES as MAX_UNPACKED
-from robflat_bench.store import RunFolder, Store, read_record, write_json
+from robflat_bench.results.record import EvaluationRecord, RunRecord
+from robflat_bench.results.store import MAX_OUTCOMES as MAX_UNPACKED
+from robflat_bench.results.store import RunFolder, Store, read_record, write_json
 
 RECORDS, REFERENCES = "records", "references"
 ENTRY = "entry.json"

@@ -23,10 +23,10 @@ from robflat_bench.board.site import Sources, render
 from robflat_bench.config.protocol import read_text
 from robflat_bench.core.errors import CheckFailed
 from robflat_bench.core.hooks import LeaderboardColumn
-from robflat_bench.record import numbers
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.store import read_record
+from robflat_bench.results.record import numbers
+from robflat_bench.results.store import read_record
 
 BOARD = "data/board.json"
 """Its page below the site; a copy of it lies in the leaderboard's folder."""

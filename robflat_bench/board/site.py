@@ -21,7 +21,7 @@ from robflat_bench.board.cards import Card, equation
 from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core.hooks import LeaderboardColumn
-from robflat_bench.record import Number, RunRecord
+from robflat_bench.results.record import Number, RunRecord
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def evaluate(
     from robflat_bench.compilation import Compilation
     from robflat_bench.data.splits import load_splits
     from robflat_bench.evaluation.evaluate import choose_plan
+    from robflat_bench.results.store import Store, read_outcomes
     from robflat_bench.runner import choose_device, evaluate_model, find_model
-    from robflat_bench.store import Store, read_outcomes
 
     place = choose_device(device)
     runs = Store(store)

@@ -93,8 +93,8 @@ def conduct(
     from robflat_bench.data.splits import load_splits
     from robflat_bench.experiments import work
     from robflat_bench.experiments.subject import find_subjects, ready
+    from robflat_bench.results.store import Store
     from robflat_bench.runner import choose_device
-    from robflat_bench.store import Store
 
     place, runs = choose_device(device), Store(store)
     found = find_subjects(registry, given, runs, models, chosen.experiment.reads, backbone, checkpoint)

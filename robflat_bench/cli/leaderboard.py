@@ -81,7 +81,7 @@ def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path,
 def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
     from robflat_bench.board import entries
-    from robflat_bench.store import Store
+    from robflat_bench.results.store import Store
 
     registry = output.registry(files)
     everything = Store(store)

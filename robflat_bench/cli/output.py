@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from robflat_bench.board.entries import Submission
     from robflat_bench.config.protocol import Protocol
-    from robflat_bench.record import Number, Outcomes, Result
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.store import RunFolder
+    from robflat_bench.results.record import Number, Outcomes, Result
+    from robflat_bench.results.store import RunFolder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -209,7 +209,7 @@ def written(found: Number) -> str:
 
 def result_rows(registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes) -> list[list[str]]:
     """Rows of the result table, one column per checkpoint: values with their standard errors over examples."""
-    from robflat_bench.record import numbers
+    from robflat_bench.results.record import numbers
 
     rows: dict[str, dict[str, str]] = {}
     for checkpoint, result in results.items():

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from robflat_bench.cli import output
 from robflat_bench.cli.output import console, duration, percent
 from robflat_bench.observers import Observer
-from robflat_bench.record import Epoch
+from robflat_bench.results.record import Epoch
 from robflat_bench.sweep import Event, Sweep
 from robflat_bench.tasks import Task
 

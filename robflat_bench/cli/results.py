@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from robflat_bench.board.build import Seeds
     from robflat_bench.config.protocol import Checkpoint
-    from robflat_bench.record import EvaluationRecord, Outcomes, RunRecord
+    from robflat_bench.results.record import EvaluationRecord, Outcomes, RunRecord
 
 
 @click.group()
@@ -29,7 +29,7 @@ def ls(store: Path, as_json: bool) -> None:
     """List the runs of a store."""
     from robflat_bench.config.spec import RunSpec
     from robflat_bench.core.errors import CheckFailed
-    from robflat_bench.store import Store, read_record
+    from robflat_bench.results.store import Store, read_record
 
     rows: list[dict[str, Any]] = []
     problems = []
@@ -86,7 +86,7 @@ def ls(store: Path, as_json: bool) -> None:
 def show(run: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Show one RUN (a folder, or a key or its beginning), its evaluations merged in."""
     from robflat_bench.core.errors import UsageError
-    from robflat_bench.store import Store
+    from robflat_bench.results.store import Store
 
     folder = Store(store).find(run)
     if not folder.record_file.is_file():
@@ -263,8 +263,8 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
     import csv
     import io
 
-    from robflat_bench.record import numbers
-    from robflat_bench.store import Store, write_atomically
+    from robflat_bench.results.record import numbers
+    from robflat_bench.results.store import Store, write_atomically
 
     rows = []
     for run in Store(store).runs("record.json"):
@@ -361,7 +361,7 @@ def prune(unfinished: bool, weights: bool, yes: bool, store: Path, as_json: bool
     """Remove runs that failed; records of finished runs always stay."""
     import shutil
 
-    from robflat_bench.store import Busy, Store
+    from robflat_bench.results.store import Busy, Store
 
     whole = {"failed", *(["unfinished"] if unfinished else [])}
     rows: list[dict[str, Any]] = []

@@ -53,8 +53,8 @@ def run(
     from robflat_bench.cli.progress import Progress
     from robflat_bench.compilation import Compilation
     from robflat_bench.data.splits import load_splits
+    from robflat_bench.results.store import Store
     from robflat_bench.runner import Bench, choose_device, execute
-    from robflat_bench.store import Store
 
     place = choose_device(device)
     splits = load_splits(registry, chosen, data)

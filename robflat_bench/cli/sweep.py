@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from robflat_bench.config.study import Study
-    from robflat_bench.record import Outcomes, RunRecord
     from robflat_bench.registry.registry import Registry
+    from robflat_bench.results.record import Outcomes, RunRecord
     from robflat_bench.sweep import Event
     from robflat_bench.tasks import Pace, Refused, Task
 
@@ -66,8 +66,8 @@ def sweep(
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
     from robflat_bench.data.splits import load_splits
+    from robflat_bench.results.store import Store
     from robflat_bench.runner import choose_device
-    from robflat_bench.store import Store
     from robflat_bench.sweep import Sweep
     from robflat_bench.tasks import pace, tasks
 
@@ -250,7 +250,7 @@ def summary(
     registry: Registry, runs: Sequence[tuple[RunRecord, Outcomes]], checkpoint: Literal["best", "last"]
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table of one checkpoint."""
-    from robflat_bench.record import numbers
+    from robflat_bench.results.record import numbers
 
     found = [
         {

@@ -21,10 +21,10 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.registry.components import Component, resolve, title
 from robflat_bench.registry.registry import Registry
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
+from robflat_bench.results.store import StoredJournal
 from robflat_bench.weights import digest
 
 MEMORY_BATCH = 250

@@ -25,7 +25,7 @@ from robflat_bench.experiments.measured import Found, changed, measured
 from robflat_bench.experiments.readings import unit
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.registry.components import Component, resolve, write
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 
 Setting = int | float | str
 

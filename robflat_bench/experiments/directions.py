@@ -21,7 +21,7 @@ from robflat_bench.experiments import LandscapeParams
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.weight_space import Ball, Direction, WeightSpace, norm
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 
 
 def offsets(points: int) -> tuple[float, ...]:

@@ -17,9 +17,9 @@ from robflat_bench.experiments.measured import titled
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.observers import Observer
-from robflat_bench.record import MeasureResult
 from robflat_bench.registry.components import resolve
-from robflat_bench.store import StoredJournal, read_arrays
+from robflat_bench.results.record import MeasureResult
+from robflat_bench.results.store import StoredJournal, read_arrays
 
 
 class Loss(Row):

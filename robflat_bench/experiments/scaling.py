@@ -30,7 +30,7 @@ from robflat_bench.experiments.subject import Subject
 from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.registry.components import Component, non_defaults, write
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 
 STAYS = 0.01
 """Exponents below this are rounding, or what an iteration's tolerance leaves."""

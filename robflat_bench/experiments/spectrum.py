@@ -25,7 +25,7 @@ from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams
 from robflat_bench.measures.spectral_density import smoothed
 from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.registry.components import resolve, write
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 
 LINEAR = 1e-2
 """How far the axis is about linear around 0, relative to the largest eigenvalue: nodes lie no closer to it."""

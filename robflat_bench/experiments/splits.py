@@ -23,9 +23,9 @@ from robflat_bench.experiments.figures import figure, finish, log_where_wide, lo
 from robflat_bench.experiments.measured import Found, changed, info_of, measured, titled
 from robflat_bench.experiments.readings import gathered, unit
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.record import SPLITS
 from robflat_bench.registry.components import resolve
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.record import SPLITS
+from robflat_bench.results.store import StoredJournal
 
 
 class Row(Base):

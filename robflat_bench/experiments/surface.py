@@ -16,7 +16,7 @@ from robflat_bench.experiments.document import Document, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, plain, round_levels
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.store import StoredJournal
+from robflat_bench.results.store import StoredJournal
 
 
 class Row(Base):

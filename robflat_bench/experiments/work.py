@@ -23,7 +23,7 @@ from robflat_bench.experiments import Chosen, choose
 from robflat_bench.experiments.document import Document, Headed, Row, parsed, read_document
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.observers import Observer
-from robflat_bench.store import RunFolder, Store, StoredJournal, write_atomically
+from robflat_bench.results.store import RunFolder, Store, StoredJournal, write_atomically
 
 
 def module_of(chosen: Chosen) -> Any:

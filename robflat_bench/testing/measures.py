@@ -21,9 +21,9 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
-from robflat_bench.record import malformed, measure_path
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
+from robflat_bench.results.record import malformed, measure_path
 from robflat_bench.testing.training import trained_world
 from robflat_bench.testing.world import (
     COUNT,

@@ -29,8 +29,8 @@ from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
 from robflat_bench.observers import Observer
 from robflat_bench.passes import PassCounter
-from robflat_bench.record import Epoch
-from robflat_bench.store import INITIAL
+from robflat_bench.results.record import Epoch
+from robflat_bench.results.store import INITIAL
 from robflat_bench.training.checkpoint import States
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.interrupt import Interrupt
