@@ -29,7 +29,7 @@ from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.evaluation.evaluate import choose_plan
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import discover
 

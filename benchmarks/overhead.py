@@ -29,9 +29,9 @@ PLACES = {
         "pyautoattack/",
     ),
     "optimizer": ("torch/optim/",),
-    "moving weights": ("robflat_bench/measures/", "robflat_bench/folding"),
+    "moving weights": ("robflat_bench/measures/", "robflat_bench/numerics/folding"),
     "data": ("robflat_bench/data/",),
-    "saving": ("robflat_bench/results/store", "robflat_bench/weights", "robflat_bench/training/checkpoint"),
+    "saving": ("robflat_bench/results/store", "robflat_bench/numerics/weights", "robflat_bench/training/checkpoint"),
     "importing": ("importlib",),
 }
 """What a moment counts as: the first place that is anywhere on the stack."""

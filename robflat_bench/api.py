@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from robflat_bench.core.randomness import generator, per_example_uniform, uniform_like
     from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.weight_space import WeightSpace
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
+    from robflat_bench.numerics.weight_space import WeightSpace
     from robflat_bench.registry.components import parse
 
 API_VERSION = "1.0"
@@ -77,7 +77,7 @@ _LAZY = {
     "parse": "robflat_bench.registry.components",
     "Oracle": "robflat_bench.measures.oracle",
     "OracleParams": "robflat_bench.measures",
-    "WeightSpace": "robflat_bench.measures.weight_space",
+    "WeightSpace": "robflat_bench.numerics.weight_space",
     "divergence": "robflat_bench.methods.losses",
     "soft_cross_entropy": "robflat_bench.methods.losses",
     "generator": "robflat_bench.core.randomness",

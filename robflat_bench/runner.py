@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from robflat_bench import NUMERICS, environment
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.compilation import Compilation
 from robflat_bench.config.protocol import Protocol, content_hash, load
 from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
 from robflat_bench.core.errors import RobflatError, RunFailed, UsageError
@@ -27,6 +26,8 @@ from robflat_bench.core.infos import Kind
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
+from robflat_bench.numerics.compilation import Compilation
+from robflat_bench.numerics.weights import digest, load_weights, read_weights
 from robflat_bench.observers import HistoryFile, Observer, Observers, PluginObservers
 from robflat_bench.registry.components import Component, compose, resolve
 from robflat_bench.registry.registry import Registry
@@ -42,7 +43,6 @@ from robflat_bench.results.store import (
 )
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
-from robflat_bench.weights import digest, load_weights, read_weights
 
 CHECKPOINTS = ("best", "last")
 

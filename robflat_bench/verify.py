@@ -22,10 +22,10 @@ import numpy as np
 from robflat_bench.board.entries import Submission, Verification
 from robflat_bench.config.protocol import Checkpoint, load
 from robflat_bench.core.errors import CheckFailed, RunFailed
+from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord, standard_error
 from robflat_bench.results.store import RunFolder, read_outcomes, read_record
-from robflat_bench.weights import digest, read_weights
 
 Outcomes = Mapping[str, np.ndarray]
 Granted = Literal["re-evaluated", "reproduced"]

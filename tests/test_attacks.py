@@ -37,7 +37,7 @@ from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import generator, per_example_uniform
-from robflat_bench.folding import folded
+from robflat_bench.numerics.folding import folded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

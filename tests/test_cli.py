@@ -13,7 +13,7 @@ import pytest
 import robflat_bench
 from robflat_bench.cli import progress
 from robflat_bench.cli.catalogue import KINDS
-from robflat_bench.weights import digest, read_weights
+from robflat_bench.numerics.weights import digest, read_weights
 
 PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
 

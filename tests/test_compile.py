@@ -18,23 +18,23 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from robflat_bench import compilation
 from robflat_bench.attacks.engine import TrainingAttack, ascend, attacked, cross_entropy
-from robflat_bench.compilation import Compilation, captured, fused
 from robflat_bench.config.protocol import load
 from robflat_bench.core import clock
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.method import Batch, Moment, Training
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import load_splits
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics import compilation
+from robflat_bench.numerics.compilation import Compilation, captured, fused
+from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.numerics.weights import digest
 from robflat_bench.observers import Observer
-from robflat_bench.passes import PassCounter
 from robflat_bench.registry.components import compose
 from robflat_bench.results.store import Store
 from robflat_bench.runner import Bench, _train
 from robflat_bench.training.composition import Composition
-from robflat_bench.weights import digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from robflat_bench.core.infos import EXCLUSIVE, ModifierInfo
 from robflat_bench.core.method import Modifier
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.plugins import Plugins, Provider
 from robflat_bench.registry.registry import Registry, discover

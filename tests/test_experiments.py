@@ -32,10 +32,10 @@ from robflat_bench.experiments.directions import Landscape, offsets
 from robflat_bench.experiments.document import About, names
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.numerics.weights import read_weights, write_weights
 from robflat_bench.observers import Observer
 from robflat_bench.results.store import Store, StoredJournal
-from robflat_bench.weights import read_weights, write_weights
 
 QUICK = "landscape(points=3, directions=2, steps=2, adversarial=0.05)"
 

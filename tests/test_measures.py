@@ -24,8 +24,8 @@ from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCasePar
 from robflat_bench.measures.average_case import AverageCase
 from robflat_bench.measures.oracle import Oracle, paper_reference
 from robflat_bench.measures.random_moves import crossed_errors
-from robflat_bench.measures.weight_space import WeightSpace, norm
 from robflat_bench.measures.worst_case import WorstCase
+from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 EPSILON = 0.1
 THREAT = Threat(EPSILON)

@@ -32,7 +32,7 @@ from robflat_bench.measures.hessian import DiagonalOperator, Hessian, extremes, 
 from robflat_bench.measures.oracle import Oracle, normalised
 from robflat_bench.measures.relative_flatness import RelativeFlatness
 from robflat_bench.measures.spectral_density import quadrature, smoothed
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics.weight_space import WeightSpace
 
 THREAT = Threat(0.1)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,8 +22,8 @@ from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape, Measurement
 from robflat_bench.core.randomness import generator, per_example_uniform
-from robflat_bench.folding import fold, folded
 from robflat_bench.measures.gradient_alignment import GradientAlignment
+from robflat_bench.numerics.folding import fold, folded
 from robflat_bench.registry.components import resolve
 
 EPSILON = 0.1

@@ -20,7 +20,7 @@ from robflat_bench.methods.at import AT
 from robflat_bench.methods.losses import divergence, soft_cross_entropy
 from robflat_bench.methods.standard import Standard
 from robflat_bench.methods.trades import TRADES
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import Composition, weighted_mean
 

@@ -33,7 +33,7 @@ from robflat_bench.methods.mma import MMA
 from robflat_bench.methods.score import SCORE
 from robflat_bench.methods.self_adaptive import SelfAdaptive
 from robflat_bench.methods.trades import TRADES
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import weighted_mean
 

@@ -19,11 +19,11 @@ from robflat_bench.core.method import Batch, Loss, Moment
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.average_case import AverageCase
-from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.modifiers import EntropySGDParams, SAMParams
 from robflat_bench.modifiers.entropy_sgd import EntropySGD
 from robflat_bench.modifiers.sam import SAM
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import Composition
 

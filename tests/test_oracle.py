@@ -18,7 +18,7 @@ from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.measures import OracleParams
 from robflat_bench.measures.oracle import Oracle, differentiable, normalised
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics.weight_space import WeightSpace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from robflat_bench.core.errors import CheckFailed, RunFailed, UsageError
 from robflat_bench.core.examples import Spent
+from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
 from robflat_bench.results import store as stores
 from robflat_bench.results.store import (
     RunFolder,
@@ -32,7 +33,6 @@ from robflat_bench.results.store import (
 )
 from robflat_bench.training import checkpoint
 from robflat_bench.training.checkpoint import States
-from robflat_bench.weights import digest, load_weights, read_weights, write_weights
 
 # ---------------------------------------------------------------------------------------------------------
 # Writing whole files

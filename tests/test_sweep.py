@@ -30,8 +30,8 @@ from robflat_bench.core.params import Params
 from robflat_bench.data.splits import load_splits
 from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, evaluate
 from robflat_bench.launchers.local import Inline, Local, slots
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.observers import Observer
-from robflat_bench.passes import PassCounter
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.results.record import RunRecord
 from robflat_bench.results.store import RunFolder, Store, StoredJournal

@@ -17,6 +17,7 @@ from robflat_bench.core.infos import MethodInfo
 from robflat_bench.data.splits import load_splits
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
+from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.observers import Observer
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
@@ -25,7 +26,6 @@ from robflat_bench.runner import Bench, _network, _train, execute
 from robflat_bench.training import composition, loop
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
-from robflat_bench.weights import digest, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

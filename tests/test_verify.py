@@ -95,7 +95,7 @@ def test_other_examples_are_refused(entry):
 def test_weights_of_something_else_are_refused_before_anything_is_evaluated(entry, tmp_path):
     import torch
 
-    from robflat_bench.weights import write_weights
+    from robflat_bench.numerics.weights import write_weights
 
     write_weights(tmp_path / "last.safetensors", {"w": torch.zeros(3)})
     with pytest.raises(CheckFailed, match="not the weights of this entry"):

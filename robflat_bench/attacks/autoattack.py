@@ -22,7 +22,7 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Attack
-from robflat_bench.folding import folded
+from robflat_bench.numerics.folding import folded
 
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
 

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from robflat_bench.compilation import captured
 from robflat_bench.core.method import InnerAttack
 from robflat_bench.core.randomness import normal_like, uniform_like
-from robflat_bench.folding import folded
+from robflat_bench.numerics.compilation import captured
+from robflat_bench.numerics.folding import folded
 
 Objective = Callable[[Tensor], Tensor]
 """logits [B,K] -> what the attack maximises, per example [B]."""

@@ -17,7 +17,7 @@ from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy
 from robflat_bench.core.examples import Examples
 from robflat_bench.core.interfaces import Attack
 from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.folding import folded
+from robflat_bench.numerics.folding import folded
 
 LOSSES = {"ce": cross_entropy, "margin": margin}
 

@@ -60,9 +60,9 @@ def evaluate(
     chosen = load(registry, protocol, settings)
 
     from robflat_bench.cli.progress import Progress
-    from robflat_bench.compilation import Compilation
     from robflat_bench.data.splits import load_splits
     from robflat_bench.evaluation.evaluate import choose_plan
+    from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.results.store import Store, read_outcomes
     from robflat_bench.runner import choose_device, evaluate_model, find_model
 

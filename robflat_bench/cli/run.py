@@ -51,8 +51,8 @@ def run(
     compose(registry, method)  # a mistake in it is told before torch is imported
 
     from robflat_bench.cli.progress import Progress
-    from robflat_bench.compilation import Compilation
     from robflat_bench.data.splits import load_splits
+    from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.results.store import Store
     from robflat_bench.runner import Bench, choose_device, execute
 

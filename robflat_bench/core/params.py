@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -26,3 +26,7 @@ def parse_fraction(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(parse_fraction)]
 """A float that may be written as a fraction: 0.03 or "8/255"."""
+
+BallShape = Literal["layer", "filter", "element", "global"]
+"""The groups of weights whose norm a radius is relative to; see `numerics.weight_space`."""
+BallNorm = Literal["l2", "linf"]

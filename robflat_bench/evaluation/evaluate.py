@@ -19,13 +19,13 @@ from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.infos import Kind, MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.data.splits import Splits
+from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weights import digest
 from robflat_bench.observers import Observer
-from robflat_bench.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve, title
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.results.store import StoredJournal
-from robflat_bench.weights import digest
 
 MEMORY_BATCH = 250
 ROUNDING = 1e-6

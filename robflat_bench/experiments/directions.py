@@ -20,7 +20,7 @@ from robflat_bench.core.examples import Examples, Journal
 from robflat_bench.experiments import LandscapeParams
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.weight_space import Ball, Direction, WeightSpace, norm
+from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace, norm
 from robflat_bench.results.store import StoredJournal
 
 

@@ -23,7 +23,7 @@ from robflat_bench.experiments.figures import figure, finish, log_where_wide, lo
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.measures.random_moves import crossed_errors
-from robflat_bench.measures.weight_space import Direction
+from robflat_bench.numerics.weight_space import Direction
 from robflat_bench.results.store import StoredJournal
 
 

@@ -27,8 +27,8 @@ from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, look, plain
 from robflat_bench.experiments.measured import Found, coupled, info_of, measured
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
+from robflat_bench.numerics.folding import pairs
 from robflat_bench.registry.components import Component, non_defaults, write
 from robflat_bench.results.store import StoredJournal
 

@@ -17,12 +17,12 @@ from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
 from robflat_bench.experiments.document import About
+from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import RunRecord
 from robflat_bench.results.store import RunFolder, Store
 from robflat_bench.runner import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
-from robflat_bench.weights import digest
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.core.hooks import hookimpl
 from robflat_bench.core.infos import MeasureInfo, Passes, Rescaling
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core.params import BallNorm, BallShape, Number, Params
 
 STUTZ = "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021"
 PYHESSIAN = (
     "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData 2020"
 )
 JIANG = "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020"
-
-
-BallShape = Literal["layer", "filter", "element", "global"]
-BallNorm = Literal["l2", "linf"]
 
 
 def _reference_is_attacked(params: Any) -> Any:

@@ -23,7 +23,7 @@ from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.measures import AdaptiveAverageParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import losses_after, mean_rise, noise
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 DRAWS = {"l2": normal_like, "linf": uniform_like}
 

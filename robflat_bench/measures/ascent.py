@@ -30,7 +30,7 @@ from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures import FixedImagesParams
 from robflat_bench.measures.oracle import CHUNK, Oracle
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 class Point(NamedTuple):

@@ -17,7 +17,7 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import AverageCaseParams
 from robflat_bench.measures.oracle import Oracle, subtracted
 from robflat_bench.measures.random_moves import losses_after, mean_rise
-from robflat_bench.measures.weight_space import Ball, WeightSpace
+from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
 class AverageCase(Measure):

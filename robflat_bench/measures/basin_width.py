@@ -31,7 +31,7 @@ from robflat_bench.measures import BasinWidthParams
 from robflat_bench.measures.bisection import bracket
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import by_filter, noise, section
-from robflat_bench.measures.weight_space import Direction, WeightSpace, norm
+from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
 
 class BasinWidth(Measure):

@@ -18,7 +18,7 @@ from torch import nn
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures.weight_space import WeightSpace, norm
+from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 
 class DistanceFromInit(Measure):

@@ -28,7 +28,7 @@ from robflat_bench.measures import FisherRaoParams
 from robflat_bench.measures.hessian import twice_differentiable
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.per_example import mean_of
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics.weight_space import WeightSpace
 
 
 class FisherRao(Measure):

@@ -33,7 +33,7 @@ from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Journal
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics.weight_space import WeightSpace
 
 with warnings.catch_warnings():
     # Of linear_operator, which curvlinops imports for its inverses.

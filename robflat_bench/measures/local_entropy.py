@@ -34,7 +34,7 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import LocalEntropyParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import losses_after, noise
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 SMALLEST_SAMPLE = 5
 

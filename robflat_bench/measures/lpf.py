@@ -22,7 +22,7 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import LPFParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, noise
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 class LPF(Measure):

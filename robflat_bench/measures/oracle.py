@@ -27,8 +27,8 @@ from robflat_bench.attacks.engine import Ascent, attacked, margin
 from robflat_bench.attacks.pgd import PGD
 from robflat_bench.core.batching import in_batches, padded_batches
 from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.folding import folded
 from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCaseParams
+from robflat_bench.numerics.folding import folded
 
 CHUNK = 128
 """Examples per backward pass with respect to weights. Not the memory batch: the order in which weight gradients are

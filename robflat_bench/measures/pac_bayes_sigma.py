@@ -31,7 +31,7 @@ from robflat_bench.measures import PacBayesSigmaParams
 from robflat_bench.measures.bisection import bracket
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.random_moves import crossed_errors, noise, section
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 class PacBayesSigma(Measure):

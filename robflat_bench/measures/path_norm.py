@@ -23,8 +23,8 @@ from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.folding import BATCH_NORMS, fold, scale_and_shift
-from robflat_bench.measures.weight_space import NORMALISATION
+from robflat_bench.numerics.folding import BATCH_NORMS, fold, scale_and_shift
+from robflat_bench.numerics.weight_space import NORMALISATION
 
 
 class PathNorm(Measure):

@@ -20,7 +20,7 @@ from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measurement
 from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.weight_space import Direction, WeightSpace, rows
+from robflat_bench.numerics.weight_space import Direction, WeightSpace, rows
 
 
 def noise(

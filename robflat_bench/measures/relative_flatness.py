@@ -30,7 +30,7 @@ from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import RelativeFlatnessParams
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.per_example import mean_of
-from robflat_bench.passes import uncounted
+from robflat_bench.numerics.passes import uncounted
 
 
 class RelativeFlatness(Measure):

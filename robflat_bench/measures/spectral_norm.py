@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import generator
-from robflat_bench.folding import BATCH_NORMS, fold
 from robflat_bench.measures import SpectralNormParams
+from robflat_bench.numerics.folding import BATCH_NORMS, fold
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 

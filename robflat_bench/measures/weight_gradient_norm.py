@@ -26,7 +26,7 @@ from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import WeightGradientNormParams
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.weight_space import WeightSpace
+from robflat_bench.numerics.weight_space import WeightSpace
 
 GROUPS = 10
 

@@ -30,12 +30,12 @@ from robflat_bench.core.batching import padded_batches
 from robflat_bench.core.examples import Examples, Journal, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.folding import folded
 from robflat_bench.measures import OracleParams, WorstCaseParams
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable, subtracted
 from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.measures.random_moves import section
-from robflat_bench.measures.weight_space import Ball, Direction, WeightSpace
+from robflat_bench.numerics.folding import folded
+from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
 
 
 class Climb(NamedTuple):

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from robflat_bench.core.method import Loss
-from robflat_bench.measures.weight_space import Direction, WeightSpace
+from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 def descend_at(space: WeightSpace, nu: Direction, loss: Loss, optimizer: Optimizer) -> Tensor:

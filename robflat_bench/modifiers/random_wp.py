@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.measures.weight_space import WeightSpace
 from robflat_bench.modifiers import RandomWPParams
 from robflat_bench.modifiers.descent import descend_at
+from robflat_bench.numerics.weight_space import WeightSpace
 
 
 class RandomWP(Modifier):

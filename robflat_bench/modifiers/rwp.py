@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.measures.weight_space import Ball, WeightSpace
 from robflat_bench.modifiers import RWPParams
 from robflat_bench.modifiers.descent import descend_at
+from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
 class RWP(Modifier):

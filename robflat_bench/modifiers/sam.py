@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.measures.weight_space import norm
 from robflat_bench.modifiers import ASAMParams, SAMParams
+from robflat_bench.numerics.weight_space import norm
 
 
 class SAM(Modifier):

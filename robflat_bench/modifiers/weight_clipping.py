@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from robflat_bench.core.method import Modifier
-from robflat_bench.measures.weight_space import NORMALISATION
 from robflat_bench.modifiers import WeightClippingParams
+from robflat_bench.numerics.weight_space import NORMALISATION
 
 
 class WeightClipping(Modifier):

@@ -35,7 +35,7 @@ from robflat_bench.results import record as records
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
 
 if TYPE_CHECKING:
-    from robflat_bench.passes import PassCounter
+    from robflat_bench.numerics.passes import PassCounter
 
 
 class Busy(RunFailed):

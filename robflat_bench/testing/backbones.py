@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.randomness import generator, global_state
+from robflat_bench.numerics.weights import load_weights
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.world import expect, random_state_untouched, remembered, same
-from robflat_bench.weights import load_weights
 
 SHAPE = ImageShape(channels=3, size=32, classes=10, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

@@ -19,8 +19,8 @@ from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.infos import MeasureInfo, Rescaling
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.folding import pairs
 from robflat_bench.measures.rescaling import alone, louder, rescaled
+from robflat_bench.numerics.folding import pairs
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import malformed, measure_path

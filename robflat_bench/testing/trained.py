@@ -19,7 +19,8 @@ from robflat_bench.core.errors import RunFailed, UsageError
 from robflat_bench.core.infos import Joint, MethodInfo, ModifierInfo
 from robflat_bench.core.method import Batch, Modifier, Moment
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weights import load_weights
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.training import Outcome, composed, helpers, prepared, trained
@@ -43,7 +44,6 @@ from robflat_bench.testing.world import (
     world,
 )
 from robflat_bench.training.composition import Composition, WrongShape
-from robflat_bench.weights import load_weights
 
 # ---------------------------------------------------------------------------------------------------------
 # One update

@@ -19,12 +19,12 @@ from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core.interfaces import Attack
 from robflat_bench.core.method import Training
 from robflat_bench.data.splits import Splits
+from robflat_bench.numerics.weights import read_weights
 from robflat_bench.observers import Observer
 from robflat_bench.registry.components import Component, Composed, resolve
 from robflat_bench.testing.world import SHAPE, THREAT, Skipped, World, built_ins, digits, network, world
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, State, train
-from robflat_bench.weights import read_weights
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05, epsilon=THREAT.epsilon, attack_steps=1, attack_step=0.1)
 """On so many digits, two batches in an epoch, the second of them smaller."""

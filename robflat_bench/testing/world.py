@@ -21,7 +21,7 @@ from robflat_bench.core.interfaces import ImageShape, Pool
 from robflat_bench.core.method import Batch
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.data.digits import load as load_digits
-from robflat_bench.passes import PassCounter
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.plugins import built_in
 from robflat_bench.registry.registry import Registry

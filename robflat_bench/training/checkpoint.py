@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from robflat_bench.numerics.weights import digest, packed, unpacked
 from robflat_bench.results.store import write_atomically
-from robflat_bench.weights import digest, packed, unpacked
 
 KEPT_STATES = 2
 

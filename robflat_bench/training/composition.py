@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
-from robflat_bench.compilation import fused
 from robflat_bench.config.cost import updates_per_batch
 from robflat_bench.core.errors import RunFailed
 from robflat_bench.core.infos import Joint, ModifierInfo
 from robflat_bench.core.method import Attacker, Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
+from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 
 

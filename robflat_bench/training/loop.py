@@ -27,15 +27,15 @@ from robflat_bench.core.method import Batch, Moment, Training
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
+from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weights import load_weights, write_weights
 from robflat_bench.observers import Observer
-from robflat_bench.passes import PassCounter
 from robflat_bench.results.record import Epoch
 from robflat_bench.results.store import INITIAL
 from robflat_bench.training.checkpoint import States
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.interrupt import Interrupt
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
-from robflat_bench.weights import load_weights, write_weights
 
 Tensors = dict[str, Tensor]
 

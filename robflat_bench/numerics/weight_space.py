@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from robflat_bench.core.params import BallNorm, BallShape
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures import BallNorm, BallShape
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 

@@ -1,0 +1,1 @@
+"""Networks as numbers: weights, weight space, passes, folded and compiled networks."""
