@@ -18,7 +18,7 @@ import torch
 from race import Board, lines
 from subject import Settings
 
-from robflat_bench import environment
+from robflat_bench.runs import environment
 
 BOARD = pytest.StashKey[Board]()
 OPTIONS = ("batch", "width", "rounds", "draws", "threads", "aa_examples", "aa_iterations", "aa_targets", "aa_queries")

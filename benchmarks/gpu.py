@@ -27,19 +27,19 @@ from measures import brief
 from subject import SHAPE
 from torch import Tensor, nn
 
-from robflat_bench import environment
 from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Threat, Workspace
 from robflat_bench.core.interfaces import Pool
+from robflat_bench.core.observer import Observer
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import choose_plan, configure
 from robflat_bench.numerics.compilation import Compilation
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import discover
-from robflat_bench.runner import build_model
+from robflat_bench.runs import environment
+from robflat_bench.runs.run import build_model
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import Job, train
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from subject import EPSILON, examples, network
 
-from robflat_bench import environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.config.cost import passes_of_measure
 from robflat_bench.config.protocol import load
@@ -32,6 +31,7 @@ from robflat_bench.evaluation.evaluate import choose_plan
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import discover
+from robflat_bench.runs import environment
 
 
 def brief(component: Component, images: int) -> Component:

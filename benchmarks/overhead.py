@@ -70,7 +70,7 @@ def main() -> None:
         done.set()
         watcher.join()
     wall, moments = time.perf_counter() - began, seen.total()
-    from robflat_bench import environment
+    from robflat_bench.runs import environment
 
     found = {
         "command": arguments.command,

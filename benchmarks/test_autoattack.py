@@ -32,7 +32,7 @@ from robflat_bench.core.randomness import generator, uniform_like
 from robflat_bench.data.digits import load as load_digits
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import discover
-from robflat_bench.runner import layout
+from robflat_bench.runs.run import layout
 
 DIGITS = ImageShape(1, 8, 10, (0.3,), (0.4,))
 SEED = 0

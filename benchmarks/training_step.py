@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from robflat_bench import environment
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.config.cost import passes_per_image
@@ -26,6 +25,7 @@ from robflat_bench.core.method import Batch, Training
 from robflat_bench.core.randomness import generator
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import discover
+from robflat_bench.runs import environment
 from robflat_bench.training.composition import Composition
 
 METHODS = ("at", "trades", "at+awp", "fgsm-rs")

@@ -23,6 +23,7 @@ from robflat_bench.config.protocol import load
 from robflat_bench.core import clock
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.method import Batch, Moment, Training
+from robflat_bench.core.observer import Observer
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import load_splits
 from robflat_bench.numerics import compilation
@@ -30,10 +31,9 @@ from robflat_bench.numerics.compilation import Compilation, captured, fused
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import compose
 from robflat_bench.results.store import Store
-from robflat_bench.runner import Bench, _train
+from robflat_bench.runs.run import Bench, _train
 from robflat_bench.training.composition import Composition
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import CheckFailed
 from robflat_bench.core.examples import Workspace
+from robflat_bench.core.observer import Observer
 from robflat_bench.core.randomness import generator
 from robflat_bench.experiments import (
     EXPERIMENTS,
@@ -34,7 +35,6 @@ from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import read_weights, write_weights
-from robflat_bench.observers import Observer
 from robflat_bench.results.store import Store, StoredJournal
 
 QUICK = "landscape(points=3, directions=2, steps=2, adversarial=0.05)"

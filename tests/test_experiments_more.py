@@ -13,13 +13,13 @@ from torch import nn
 from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Workspace
+from robflat_bench.core.observer import Observer
 from robflat_bench.data.splits import load_splits
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures import rescaling
 from robflat_bench.measures.worst_case import WorstCase
 from robflat_bench.numerics.weight_space import WeightSpace
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import resolve
 from robflat_bench.results.store import Store, StoredJournal
 

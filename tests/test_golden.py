@@ -21,7 +21,7 @@ from robflat_bench.config.protocol import load
 from robflat_bench.data.splits import load_splits
 from robflat_bench.registry.registry import discover
 from robflat_bench.results.store import Store
-from robflat_bench.runner import Bench, execute
+from robflat_bench.runs.run import Bench, execute
 
 GOLDEN = Path(__file__).with_name("golden.json")
 

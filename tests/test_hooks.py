@@ -206,7 +206,7 @@ def test_an_observer_that_raises_is_told_of_once_and_called_no_more(site, run, t
 def test_what_can_be_put_back_is_where_something_cannot(tmp_path, monkeypatch):
     """A folder that is gone is the run's trouble; the random state is put back all the same."""
     torch = pytest.importorskip("torch")
-    observers = pytest.importorskip("robflat_bench.observers")
+    observers = pytest.importorskip("robflat_bench.runs.observers")
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -253,8 +253,8 @@ class Clock:
 
 def test_the_time_of_a_slow_observer_is_not_the_runs(site, run, monkeypatch):
     """Two epochs of 100 s each in the observer: told of, recorded, and in no number of the run."""
-    from robflat_bench import observers
     from robflat_bench.core import clock
+    from robflat_bench.runs import observers
 
     time = Clock()
     monkeypatch.setattr(clock, "time", time)
@@ -547,11 +547,11 @@ def test_every_hook_is_typed_and_has_an_example(name):
 
 def test_the_core_uses_every_hook(registry):
     """By its name, or the kind's: a hook without a user would be taken out."""
-    import robflat_bench.observers
     import robflat_bench.registry.registry
+    import robflat_bench.runs.observers
 
     used = "".join(
-        inspect.getsource(module) for module in (plugins, robflat_bench.registry.registry, robflat_bench.observers)
+        inspect.getsource(module) for module in (plugins, robflat_bench.registry.registry, robflat_bench.runs.observers)
     )
     from robflat_bench import cli
     from robflat_bench.board import publish

@@ -26,18 +26,18 @@ from robflat_bench.config.study import load_study, studies
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.interfaces import Job, Resources
+from robflat_bench.core.observer import Observer
 from robflat_bench.core.params import Params
 from robflat_bench.data.splits import load_splits
 from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, evaluate
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.results.record import RunRecord
 from robflat_bench.results.store import RunFolder, Store, StoredJournal
-from robflat_bench.runner import build_model
-from robflat_bench.sweep import Event, Sweep
-from robflat_bench.tasks import pace, tasks
+from robflat_bench.runs.run import build_model
+from robflat_bench.runs.sweep import Event, Sweep
+from robflat_bench.runs.tasks import pace, tasks
 
 STUDY = """
 name = "mine"

@@ -14,15 +14,15 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import MethodInfo
+from robflat_bench.core.observer import Observer
 from robflat_bench.data.splits import load_splits
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.numerics.weights import digest, read_weights
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.store import Store
-from robflat_bench.runner import Bench, _network, _train, execute
+from robflat_bench.runs.run import Bench, _network, _train, execute
 from robflat_bench.training import composition, loop
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate

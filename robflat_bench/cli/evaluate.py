@@ -64,7 +64,7 @@ def evaluate(
     from robflat_bench.evaluation.evaluate import choose_plan
     from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.results.store import Store, read_outcomes
-    from robflat_bench.runner import choose_device, evaluate_model, find_model
+    from robflat_bench.runs.run import choose_device, evaluate_model, find_model
 
     place = choose_device(device)
     runs = Store(store)

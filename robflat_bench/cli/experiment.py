@@ -94,7 +94,7 @@ def conduct(
     from robflat_bench.experiments import work
     from robflat_bench.experiments.subject import find_subjects, ready
     from robflat_bench.results.store import Store
-    from robflat_bench.runner import choose_device
+    from robflat_bench.runs.run import choose_device
 
     place, runs = choose_device(device), Store(store)
     found = find_subjects(registry, given, runs, models, chosen.experiment.reads, backbone, checkpoint)

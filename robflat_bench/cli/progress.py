@@ -13,10 +13,10 @@ from rich.progress import Progress as Bars
 
 from robflat_bench.cli import output
 from robflat_bench.cli.output import console, duration, percent
-from robflat_bench.observers import Observer
+from robflat_bench.core.observer import Observer
 from robflat_bench.results.record import Epoch
-from robflat_bench.sweep import Event, Sweep
-from robflat_bench.tasks import Task
+from robflat_bench.runs.sweep import Event, Sweep
+from robflat_bench.runs.tasks import Task
 
 LINE_SECONDS = 60.0
 """How often a sweep says where it stands, where there is no terminal."""

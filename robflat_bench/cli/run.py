@@ -54,7 +54,7 @@ def run(
     from robflat_bench.data.splits import load_splits
     from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.results.store import Store
-    from robflat_bench.runner import Bench, choose_device, execute
+    from robflat_bench.runs.run import Bench, choose_device, execute
 
     place = choose_device(device)
     splits = load_splits(registry, chosen, data)

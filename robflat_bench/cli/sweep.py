@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from robflat_bench.config.study import Study
     from robflat_bench.registry.registry import Registry
     from robflat_bench.results.record import Outcomes, RunRecord
-    from robflat_bench.sweep import Event
-    from robflat_bench.tasks import Pace, Refused, Task
+    from robflat_bench.runs.sweep import Event
+    from robflat_bench.runs.tasks import Pace, Refused, Task
 
 
 @click.command()
@@ -67,9 +67,9 @@ def sweep(
     from robflat_bench.config.cost import undeclared
     from robflat_bench.data.splits import load_splits
     from robflat_bench.results.store import Store
-    from robflat_bench.runner import choose_device
-    from robflat_bench.sweep import Sweep
-    from robflat_bench.tasks import pace, tasks
+    from robflat_bench.runs.run import choose_device
+    from robflat_bench.runs.sweep import Sweep
+    from robflat_bench.runs.tasks import pace, tasks
 
     launching = component.build(Resources(jobs, protocol.fixed.threads, choose_device(device)))
     splits = load_splits(registry, protocol, data)

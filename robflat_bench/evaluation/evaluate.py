@@ -18,10 +18,10 @@ from robflat_bench.core.errors import NoValue, RunFailed, UsageError
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.infos import Kind, MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core.observer import Observer
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import Component, resolve, title
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals

@@ -10,13 +10,13 @@ import numpy as np
 from robflat_bench.config.protocol import Attacked, Measured
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.infos import Kind
+from robflat_bench.core.observer import Observer
 from robflat_bench.evaluation.evaluate import Plan, Trained, evaluate
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value
 from robflat_bench.experiments.measured import titled
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.per_example import error_of_mean
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import resolve
 from robflat_bench.results.record import MeasureResult
 from robflat_bench.results.store import StoredJournal, read_arrays

@@ -22,7 +22,7 @@ from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import RunRecord
 from robflat_bench.results.store import RunFolder, Store
-from robflat_bench.runner import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
+from robflat_bench.runs.run import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core.observer import Observer
 from robflat_bench.evaluation.evaluate import configure
 from robflat_bench.experiments import Chosen, choose
 from robflat_bench.experiments.document import Document, Headed, Row, parsed, read_document
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.observers import Observer
 from robflat_bench.results.store import RunFolder, Store, StoredJournal, write_atomically
 
 

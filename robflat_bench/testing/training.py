@@ -18,9 +18,9 @@ from robflat_bench.config.recipe import Recipe
 from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core.interfaces import Attack
 from robflat_bench.core.method import Training
+from robflat_bench.core.observer import Observer
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.weights import read_weights
-from robflat_bench.observers import Observer
 from robflat_bench.registry.components import Component, Composed, resolve
 from robflat_bench.testing.world import SHAPE, THREAT, Skipped, World, built_ins, digits, network, world
 from robflat_bench.training.composition import Composition

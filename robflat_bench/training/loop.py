@@ -24,12 +24,12 @@ from robflat_bench.core.errors import RunFailed
 from robflat_bench.core.examples import Workspace
 from robflat_bench.core.interfaces import Attack
 from robflat_bench.core.method import Batch, Moment, Training
+from robflat_bench.core.observer import Observer
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import load_weights, write_weights
-from robflat_bench.observers import Observer
 from robflat_bench.results.record import Epoch
 from robflat_bench.results.store import INITIAL
 from robflat_bench.training.checkpoint import States

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robflat_bench import NUMERICS, environment
+from robflat_bench import NUMERICS
+from robflat_bench.runs import environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.config.protocol import Protocol, content_hash, load
 from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
@@ -28,7 +29,8 @@ from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
 from robflat_bench.numerics.compilation import Compilation
 from robflat_bench.numerics.weights import digest, load_weights, read_weights
-from robflat_bench.observers import HistoryFile, Observer, Observers, PluginObservers
+from robflat_bench.core.observer import Observer, Observers
+from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.registry.components import Component, compose, resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Budget, EvaluationRecord, Result, RunRecord

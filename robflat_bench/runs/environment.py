@@ -55,7 +55,7 @@ def torch_environment(device: str) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Which code made a record: version and SHA-256 over this package's Python files."""
-    root = Path(__file__).parent
+    root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())

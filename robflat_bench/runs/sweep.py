@@ -21,7 +21,7 @@ from typing import Literal
 from robflat_bench.core.errors import RobflatError
 from robflat_bench.core.interfaces import Job, Launcher
 from robflat_bench.results.store import Busy, write_json
-from robflat_bench.tasks import Task
+from robflat_bench.runs.tasks import Task
 
 TURN_SECONDS = 1.0
 """How often it looks after runs of other processes and shows where its own stand."""
