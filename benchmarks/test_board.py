@@ -46,8 +46,8 @@ BUILD = """
 import json, sys, time
 from pathlib import Path
 began = time.perf_counter()
-from robflat_bench.board.entries import read
-from robflat_bench.board.publish import pages
+from robflat_bench.leaderboard.entries import read
+from robflat_bench.leaderboard.publish import pages
 from robflat_bench.registry.registry import discover
 registry, root = discover(), Path(sys.argv[1])
 found, problems = read(root, registry)

@@ -11,9 +11,9 @@ import random
 from functools import cache
 from pathlib import Path
 
-from robflat_bench.board.cards import card
-from robflat_bench.board.curves import Training
-from robflat_bench.board.model import (
+from robflat_bench.config.protocol import Protocol, load
+from robflat_bench.config.spec import DatasetRef, make_spec
+from robflat_bench.leaderboard.model import (
     Board,
     Change,
     Correlation,
@@ -27,9 +27,9 @@ from robflat_bench.board.model import (
     Value,
     Withdrawn,
 )
-from robflat_bench.board.site import Sources
-from robflat_bench.config.protocol import Protocol, load
-from robflat_bench.config.spec import DatasetRef, make_spec
+from robflat_bench.leaderboard.site.cards import card
+from robflat_bench.leaderboard.site.curves import Training
+from robflat_bench.leaderboard.site.pages import Sources
 from robflat_bench.registry.components import compose, slug
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain

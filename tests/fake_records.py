@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robflat_bench.board import entries
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
+from robflat_bench.leaderboard import entries
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from fake_records import DATASET, REGISTRY, fake_run, league, submitted
 
-from robflat_bench.board import entries
-from robflat_bench.board.build import build
-from robflat_bench.board.entries import Submission, read
 from robflat_bench.core.errors import CheckFailed
+from robflat_bench.leaderboard import entries
+from robflat_bench.leaderboard.build import build
+from robflat_bench.leaderboard.entries import Submission, read
 from robflat_bench.results.record import MeasureResult
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from fake_records import REGISTRY, fake_run, submitted
 
-from robflat_bench.board import entries
-from robflat_bench.board.entries import read, read_entry
 from robflat_bench.core.errors import CheckFailed
+from robflat_bench.leaderboard import entries
+from robflat_bench.leaderboard.entries import read, read_entry
 from robflat_bench.results.store import arrays_bytes, read_arrays
 
 

@@ -16,10 +16,10 @@ from fake_records import fake_run
 from misbehaving import EVENTS
 
 from robflat_bench import __version__
-from robflat_bench.board import entries
 from robflat_bench.config.protocol import load
 from robflat_bench.core.errors import CheckFailed, PluginError
 from robflat_bench.core.hooks import PROJECT
+from robflat_bench.leaderboard import entries
 from robflat_bench.registry import hookspecs, plugins
 from robflat_bench.registry.plugins import Plugins, Provider
 from robflat_bench.registry.registry import discover
@@ -554,7 +554,7 @@ def test_the_core_uses_every_hook(registry):
         inspect.getsource(module) for module in (plugins, robflat_bench.registry.registry, robflat_bench.runs.observers)
     )
     from robflat_bench import cli
-    from robflat_bench.board import publish
+    from robflat_bench.leaderboard import publish
 
     used += inspect.getsource(publish) + inspect.getsource(cli)
     kinds = {f"robflat_bench_{kind}s" for kind in robflat_bench.registry.registry.KINDS}

@@ -9,9 +9,9 @@ import shutil
 import pytest
 from fake_records import REGISTRY, fake_run, league
 
-from robflat_bench.board import publish
-from robflat_bench.board.entries import read
 from robflat_bench.config.spec import RunSpec
+from robflat_bench.leaderboard import publish
+from robflat_bench.leaderboard.entries import read
 from robflat_bench.results.record import numbers
 from robflat_bench.results.store import Store
 

@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 import board_fixture
 import pytest
 
-from robflat_bench.board import words
-from robflat_bench.board.model import Leaderboard
-from robflat_bench.board.site import render
+from robflat_bench.leaderboard.model import Leaderboard
+from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.pages import render
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "wbr"}
 BOARD = "digits-linf-1.0"
@@ -315,7 +315,7 @@ def test_a_board_without_ranks_or_rows_is_a_board(made):
 BUILD = """
 import hashlib, json, sys
 import board_fixture
-from robflat_bench.board.site import render
+from robflat_bench.leaderboard.site.pages import render
 files = render(*board_fixture.make(methods=14))
 digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
 heavy = [name for name in ("torch", "matplotlib", "scipy", "timm") if name in sys.modules]

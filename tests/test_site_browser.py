@@ -8,7 +8,7 @@ from pathlib import Path
 import board_fixture
 import pytest
 
-from robflat_bench.board.site import render
+from robflat_bench.leaderboard.site.pages import render
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

@@ -3,8 +3,8 @@
 import board_fixture
 import pytest
 
-from robflat_bench.board import cards, figures, svg, words
-from robflat_bench.board.model import Value
+from robflat_bench.leaderboard.model import Value
+from robflat_bench.leaderboard.site import cards, figures, svg, words
 
 
 def test_every_method_and_modifier_has_an_equation_and_what_cites_a_paper_has_bibtex():

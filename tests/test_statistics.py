@@ -28,8 +28,8 @@ from robflat_bench.analysis.statistics import (
     over_seeds,
     places,
 )
-from robflat_bench.board.model import Place as BoardPlace
-from robflat_bench.board.model import Value
+from robflat_bench.leaderboard.model import Place as BoardPlace
+from robflat_bench.leaderboard.model import Value
 
 Table = np.ndarray[Any, Any]
 

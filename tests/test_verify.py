@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fake_records import REGISTRY, fake_run, submitted
 
-from robflat_bench.board.entries import read
 from robflat_bench.core.errors import CheckFailed
-from robflat_bench.verify import BOUNDS, difference, reevaluate
+from robflat_bench.leaderboard.entries import read
+from robflat_bench.leaderboard.verify import BOUNDS, difference, reevaluate
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
-    from robflat_bench.board.model import Board, Place, Quantity, Row, Value
+    from robflat_bench.leaderboard.model import Board, Place, Quantity, Row, Value
 
 SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (

@@ -12,7 +12,7 @@ import rich_click as click
 from robflat_bench.cli import boards, output
 
 if TYPE_CHECKING:
-    from robflat_bench.board.entries import Submission
+    from robflat_bench.leaderboard.entries import Submission
     from robflat_bench.registry.registry import Registry
 
 root_option = click.option(
@@ -41,7 +41,7 @@ def leaderboard() -> None:
 @output.json_option
 def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Print the rankings, with your own finished runs (those of --store) beside the committed ones."""
-    from robflat_bench.board.build import build
+    from robflat_bench.leaderboard.build import build
 
     registry = output.registry(files)
     names = {output.protocol(registry, text).name for text in protocols}
@@ -80,7 +80,7 @@ def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path,
 @output.json_option
 def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
-    from robflat_bench.board import entries
+    from robflat_bench.leaderboard import entries
     from robflat_bench.results.store import Store
 
     registry = output.registry(files)
@@ -109,8 +109,8 @@ def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ..
 @output.json_option
 def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Check each ENTRY folder (default: all) as a stranger's: its files, its spec, its protocol, its totals."""
-    from robflat_bench.board.entries import folders, read_entry
     from robflat_bench.core.errors import CheckFailed
+    from robflat_bench.leaderboard.entries import folders, read_entry
 
     registry = output.registry(files)
     problems = {}
@@ -153,9 +153,9 @@ def verify(
 
     With --weights it becomes re-evaluated, with --retrain reproduced.
     """
-    from robflat_bench.board.entries import read_entry, write_entry
     from robflat_bench.core.errors import UsageError
-    from robflat_bench.verify import reevaluate, reproduce
+    from robflat_bench.leaderboard.entries import read_entry, write_entry
+    from robflat_bench.leaderboard.verify import reevaluate, reproduce
 
     if (weights is None) != retrain:
         raise UsageError("verify asks for --weights FILE or --retrain, one of them")
@@ -189,8 +189,8 @@ def verify(
 @output.plugin_option
 def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
     """Make board.json and the site from the committed entries."""
-    from robflat_bench.board.publish import differences, pages, write
     from robflat_bench.core.errors import CheckFailed, UsageError
+    from robflat_bench.leaderboard.publish import differences, pages, write
 
     if not root.is_dir():
         raise UsageError(f"there is no {root} here; run this in a clone, or name the folder with --leaderboard DIR")
@@ -229,8 +229,8 @@ def _today() -> str:
 
 def _checked(root: Path, registry: Registry) -> list[Submission]:
     """Every entry; CheckFailed where one cannot be trusted, for a board without it would be another."""
-    from robflat_bench.board.entries import read
     from robflat_bench.core.errors import CheckFailed
+    from robflat_bench.leaderboard.entries import read
 
     found, problems = read(root, registry)
     for problem in problems:

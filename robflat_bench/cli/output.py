@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from robflat_bench.board.entries import Submission
     from robflat_bench.config.protocol import Protocol
+    from robflat_bench.leaderboard.entries import Submission
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
     from robflat_bench.results.record import Number, Outcomes, Result
@@ -85,7 +85,7 @@ def protocol(registry: Registry, name: str) -> Protocol:
 def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Submission]:
     """The finished runs of a store under these protocols (names or files; none: all that are known here), after a line
     on stderr about those under others that nobody asked to leave out."""
-    from robflat_bench.board.entries import own
+    from robflat_bench.leaderboard.entries import own
 
     hashes = {protocol(registry, name).hash for name in names}
     found, others = own(store, registry)

@@ -12,8 +12,8 @@ from robflat_bench.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from robflat_bench.board.build import Seeds
     from robflat_bench.config.protocol import Checkpoint
+    from robflat_bench.leaderboard.build import Seeds
     from robflat_bench.results.record import EvaluationRecord, Outcomes, RunRecord
 
 
@@ -131,7 +131,7 @@ def compare(
     from dataclasses import asdict
 
     from robflat_bench.analysis.statistics import compare as compared
-    from robflat_bench.board.build import together
+    from robflat_bench.leaderboard.build import together
     from robflat_bench.registry.components import title
 
     registry = output.registry(files)
@@ -214,8 +214,8 @@ def correlate(
     """Say how each MEASURE (a name, or a pattern) goes with a target over all methods in the store."""
     from fnmatch import fnmatchcase
 
-    from robflat_bench.board.build import TARGETS, build
     from robflat_bench.core.errors import UsageError
+    from robflat_bench.leaderboard.build import TARGETS, build
     from robflat_bench.registry.components import parse, title
 
     if target not in TARGETS:
@@ -321,8 +321,8 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
 @output.json_option
 def report(protocols: tuple[str, ...], style: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Your methods, ranked among themselves, as a table to paste into a text, with what it was made on and with."""
-    from robflat_bench.board.build import build
     from robflat_bench.cli import boards
+    from robflat_bench.leaderboard.build import build
 
     registry = output.registry(files)
     runs = output.own_runs(store, registry, protocols)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from robflat_bench.api import UsageError
-from robflat_bench.board.entries import references
 from robflat_bench.cli import main
 from robflat_bench.config.protocol import load
+from robflat_bench.leaderboard.entries import references
 from robflat_robustbench import MODELS
 from robflat_robustbench.published import merged, problems, published
 from robflat_robustbench.zoo import zoo

@@ -14,15 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.board.build import build
-from robflat_bench.board.cards import card
-from robflat_bench.board.curves import Training
-from robflat_bench.board.entries import Submission, known_protocol, read
-from robflat_bench.board.model import Board, Leaderboard
-from robflat_bench.board.site import Sources, render
 from robflat_bench.config.protocol import read_text
 from robflat_bench.core.errors import CheckFailed
 from robflat_bench.core.hooks import LeaderboardColumn
+from robflat_bench.leaderboard.build import build
+from robflat_bench.leaderboard.entries import Submission, known_protocol, read
+from robflat_bench.leaderboard.model import Board, Leaderboard
+from robflat_bench.leaderboard.site.cards import card
+from robflat_bench.leaderboard.site.curves import Training
+from robflat_bench.leaderboard.site.pages import Sources, render
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.record import numbers
@@ -114,7 +114,7 @@ def differences(root: Path, plugins: tuple[Path, ...]) -> str:
 
 def _elsewhere(root: Path, plugins: tuple[Path, ...], changes: Mapping[str, str]) -> dict[str, str]:
     code = (
-        "import json, sys; from pathlib import Path; from robflat_bench.board.publish import digests; "
+        "import json, sys; from pathlib import Path; from robflat_bench.leaderboard.publish import digests; "
         "print(json.dumps(digests(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])))))"
     )
     done = subprocess.run(

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from robflat_bench.board import columns, curves, export, figures, words
-from robflat_bench.board.cards import Card, equation
-from robflat_bench.board.model import Board, Leaderboard, Row, Run, Withdrawn
+from robflat_bench.leaderboard.site import columns, curves, export, figures, words
+from robflat_bench.leaderboard.site.cards import Card, equation
+from robflat_bench.leaderboard.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core.hooks import LeaderboardColumn
 from robflat_bench.results.record import Number, RunRecord
@@ -75,7 +75,7 @@ class _Site:
         self.md = _markdown()
         self.drawn = {board.id: figures.of_board(board) for board in leaderboard.boards}
         self.env = Environment(
-            loader=PackageLoader("robflat_bench.board"),
+            loader=PackageLoader("robflat_bench.leaderboard.site"),
             autoescape=True,
             auto_reload=False,
             undefined=StrictUndefined,

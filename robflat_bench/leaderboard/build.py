@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from robflat_bench.analysis.correlation import Model, statistics
 from robflat_bench.analysis.statistics import RANKED_SEEDS, crossed, over_seeds, places
-from robflat_bench.board.entries import REFERENCES, Submission, known_protocol, references
-from robflat_bench.board.model import (
+from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
+from robflat_bench.core.errors import CheckFailed
+from robflat_bench.leaderboard.entries import REFERENCES, Submission, known_protocol, references
+from robflat_bench.leaderboard.model import (
     TIERS,
     Board,
     Change,
@@ -35,8 +37,6 @@ from robflat_bench.board.model import (
     Value,
     Withdrawn,
 )
-from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
-from robflat_bench.core.errors import CheckFailed
 from robflat_bench.registry.components import members, parse, slug, title
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Result, broken

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from robflat_bench.board.model import Board, Correlation, Quantity, Row, Statistic, Value
-from robflat_bench.board.svg import WIDTH, Drawing, Scale, hint, scale
-from robflat_bench.board.words import amount, interval, number, ranks, spread, within
+from robflat_bench.leaderboard.model import Board, Correlation, Quantity, Row, Statistic, Value
+from robflat_bench.leaderboard.site.svg import WIDTH, Drawing, Scale, hint, scale
+from robflat_bench.leaderboard.site.words import amount, interval, number, ranks, spread, within
 
 LEFT, RIGHT, TOP = 60, WIDTH - 14, 14
 NAMED = 40

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from robflat_bench.board.words import amount, number
+from robflat_bench.leaderboard.site.words import amount, number
 
 WIDTH = 460
 GLYPH = 6.6

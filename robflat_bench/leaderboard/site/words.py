@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from robflat_bench.board.model import Place, Value
+from robflat_bench.leaderboard.model import Place, Value
 
 _SEGMENT = re.compile(r"[a-z0-9.=+-]{1,100}")
 # What XML forbids, and what turns the direction of the text around it.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from robflat_bench.board.figures import find
-from robflat_bench.board.model import Board, Quantity, Row, Value
-from robflat_bench.board.words import amount, interval, number, ranks, seconds, spread
+from robflat_bench.leaderboard.site.figures import find
+from robflat_bench.leaderboard.model import Board, Quantity, Row, Value
+from robflat_bench.leaderboard.site.words import amount, interval, number, ranks, seconds, spread
 from robflat_bench.core.hooks import LeaderboardColumn
 from robflat_bench.registry.components import slug
 

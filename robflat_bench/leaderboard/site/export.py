@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment
 
-from robflat_bench.board.model import Board, Change, Leaderboard, Row
-from robflat_bench.board.words import clean, ranks, spread
+from robflat_bench.leaderboard.model import Board, Change, Leaderboard, Row
+from robflat_bench.leaderboard.site.words import clean, ranks, spread
 
 
 def written(env: Environment, template: str, **context: Any) -> bytes:
