@@ -23,7 +23,7 @@ from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.pgd import PGD
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.measures import AverageCaseParams
-from robflat_bench.measures.average_case import AverageCase
+from robflat_bench.measures.flatness.average_case import AverageCase
 
 XI = 0.5
 

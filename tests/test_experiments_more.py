@@ -18,7 +18,7 @@ from robflat_bench.data.splits import load_splits
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures import rescaling
-from robflat_bench.measures.worst_case import WorstCase
+from robflat_bench.measures.flatness.worst_case import WorstCase
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.registry.components import resolve
 from robflat_bench.results.store import Store, StoredJournal

@@ -46,7 +46,7 @@ from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measurement
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.hessian import Hessian
+from robflat_bench.measures.curvature.hessian import Hessian
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.weight_space import Ball, WeightSpace
 from robflat_bench.registry.components import resolve

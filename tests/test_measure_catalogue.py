@@ -12,7 +12,7 @@ from robflat_bench.core.errors import NoValue, UsageError
 from robflat_bench.core.examples import Workspace
 from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.evaluation.evaluate import choose_plan
-from robflat_bench.measures.distance_from_init import DistanceFromInit
+from robflat_bench.measures.norms.distance_from_init import DistanceFromInit
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import discover

@@ -21,10 +21,10 @@ from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import Measurement
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures import AverageCaseParams, OracleParams, WorstCaseParams
-from robflat_bench.measures.average_case import AverageCase
+from robflat_bench.measures.flatness.average_case import AverageCase
+from robflat_bench.measures.flatness.worst_case import WorstCase
 from robflat_bench.measures.oracle import Oracle, paper_reference
 from robflat_bench.measures.random_moves import crossed_errors
-from robflat_bench.measures.worst_case import WorstCase
 from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 EPSILON = 0.1
@@ -450,7 +450,7 @@ def test_joint_ascent_reads_its_gradients_in_parts(monkeypatch):
     model, examples = small_net(), small_examples()
     measure = WorstCase(WorstCaseParams(xi=0.1, steps=4), THREAT)
     whole = measure.ascend(model, examples, Workspace(), 0.1, 0)
-    monkeypatch.setattr("robflat_bench.measures.worst_case.CHUNK", 4)
+    monkeypatch.setattr("robflat_bench.measures.flatness.worst_case.CHUNK", 4)
     parts = measure.ascend(model, examples, Workspace(), 0.1, 0)
     assert torch.allclose(whole.losses, parts.losses, rtol=0, atol=1e-10)
     assert all(torch.allclose(whole.nu[name], parts.nu[name], rtol=0, atol=1e-10) for name in whole.nu)

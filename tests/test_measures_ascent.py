@@ -28,11 +28,11 @@ from robflat_bench.measures import (
     PacBayesSharpnessParams,
     SamSharpnessParams,
 )
-from robflat_bench.measures.adaptive_worst import AdaptiveWorst
 from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, checkpoints, given_images
-from robflat_bench.measures.keskar import Keskar
-from robflat_bench.measures.pac_bayes_sharpness import PacBayesSharpness
-from robflat_bench.measures.sam import MSharpness, SamSharpness
+from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst
+from robflat_bench.measures.sharpness.keskar import Keskar
+from robflat_bench.measures.sharpness.pac_bayes_sharpness import PacBayesSharpness
+from robflat_bench.measures.sharpness.sam import MSharpness, SamSharpness
 from robflat_bench.results.store import StoredJournal
 
 THREAT = Threat(0.1)

@@ -26,12 +26,12 @@ from robflat_bench.measures import (
     RelativeFlatnessParams,
     WeightedCurvatureParams,
 )
-from robflat_bench.measures.curvature import HessianLambdaMax, HessianTrace, WeightedCurvature
-from robflat_bench.measures.fisher_rao import FisherRao
-from robflat_bench.measures.hessian import DiagonalOperator, Hessian, extremes, hutchinson, rademacher
+from robflat_bench.measures.curvature.curvature import HessianLambdaMax, HessianTrace, WeightedCurvature
+from robflat_bench.measures.curvature.fisher_rao import FisherRao
+from robflat_bench.measures.curvature.hessian import DiagonalOperator, Hessian, extremes, hutchinson, rademacher
+from robflat_bench.measures.curvature.relative_flatness import RelativeFlatness
+from robflat_bench.measures.curvature.spectral_density import quadrature, smoothed
 from robflat_bench.measures.oracle import Oracle, normalised
-from robflat_bench.measures.relative_flatness import RelativeFlatness
-from robflat_bench.measures.spectral_density import quadrature, smoothed
 from robflat_bench.numerics.weight_space import WeightSpace
 
 THREAT = Threat(0.1)

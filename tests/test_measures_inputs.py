@@ -22,7 +22,7 @@ from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape, Measurement
 from robflat_bench.core.randomness import generator, per_example_uniform
-from robflat_bench.measures.gradient_alignment import GradientAlignment
+from robflat_bench.measures.inputs.gradient_alignment import GradientAlignment
 from robflat_bench.numerics.folding import fold, folded
 from robflat_bench.registry.components import resolve
 

@@ -29,12 +29,12 @@ from robflat_bench.measures import (
     LPFParams,
     PacBayesSigmaParams,
 )
-from robflat_bench.measures.adaptive_average import AdaptiveAverage
-from robflat_bench.measures.basin_width import BasinWidth
 from robflat_bench.measures.bisection import bracket
-from robflat_bench.measures.local_entropy import LocalEntropy
-from robflat_bench.measures.lpf import LPF
-from robflat_bench.measures.pac_bayes_sigma import PacBayesSigma
+from robflat_bench.measures.sharpness.adaptive_average import AdaptiveAverage
+from robflat_bench.measures.sharpness.basin_width import BasinWidth
+from robflat_bench.measures.sharpness.local_entropy import LocalEntropy
+from robflat_bench.measures.sharpness.lpf import LPF
+from robflat_bench.measures.sharpness.pac_bayes_sigma import PacBayesSigma
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.method import Batch, Loss, Moment
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures import AverageCaseParams
-from robflat_bench.measures.average_case import AverageCase
+from robflat_bench.measures.flatness.average_case import AverageCase
 from robflat_bench.modifiers import EntropySGDParams, SAMParams
 from robflat_bench.modifiers.entropy_sgd import EntropySGD
 from robflat_bench.modifiers.sam import SAM

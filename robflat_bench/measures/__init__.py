@@ -313,7 +313,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "average-case",
             "average-case flatness of the robust loss: its mean rise over random weights at distance xi",
-            "robflat_bench.measures.average_case:AverageCase",
+            "robflat_bench.measures.flatness.average_case:AverageCase",
             AverageCaseParams,
             STUTZ,
             "average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
@@ -325,7 +325,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "worst-case",
             "worst-case flatness of the robust loss: its highest rise over weights within xi",
-            "robflat_bench.measures.worst_case:WorstCase",
+            "robflat_bench.measures.flatness.worst_case:WorstCase",
             WorstCaseParams,
             STUTZ,
             "worst-case flatness ({coupling}), xi={xi:g}, {restarts} restarts",
@@ -343,7 +343,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "adaptive-average",
             "mean rise of the loss under random moves, each weight in proportion to its magnitude",
-            "robflat_bench.measures.adaptive_average:AdaptiveAverage",
+            "robflat_bench.measures.sharpness.adaptive_average:AdaptiveAverage",
             AdaptiveAverageParams,
             "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
             "average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
@@ -355,7 +355,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "lpf",
             "rise of the loss when a Gaussian low-pass filter smooths it over the weights",
-            "robflat_bench.measures.lpf:LPF",
+            "robflat_bench.measures.sharpness.lpf:LPF",
             LPFParams,
             "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning "
             "optimization landscape. AISTATS 2022",
@@ -367,7 +367,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "local-entropy",
             "minus the logarithm of the mean of exp(-loss) in a Gaussian window around the weights",
-            "robflat_bench.measures.local_entropy:LocalEntropy",
+            "robflat_bench.measures.sharpness.local_entropy:LocalEntropy",
             LocalEntropyParams,
             "Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
             "negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
@@ -379,7 +379,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "pac-bayes-sigma",
             "1/sigma^2 of the largest Gaussian noise on the weights under which the error rate rises by the target",
-            "robflat_bench.measures.pac_bayes_sigma:PacBayesSigma",
+            "robflat_bench.measures.sharpness.pac_bayes_sigma:PacBayesSigma",
             PacBayesSigmaParams,
             "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020; "
             "Dziugaite et al.: In search of robust measures of generalization. NeurIPS 2020",
@@ -391,7 +391,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "basin-width",
             "mean relative distance along random directions at which the loss has risen by the target",
-            "robflat_bench.measures.basin_width:BasinWidth",
+            "robflat_bench.measures.sharpness.basin_width:BasinWidth",
             BasinWidthParams,
             "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997; "
             "Li et al.: Visualizing the loss landscape of neural nets. NeurIPS 2018",
@@ -403,7 +403,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "hessian-lambda-max",
             "largest eigenvalue of the Hessian of the loss over the weights, by Lanczos",
-            "robflat_bench.measures.curvature:HessianLambdaMax",
+            "robflat_bench.measures.curvature.curvature:HessianLambdaMax",
             HessianLambdaMaxParams,
             PYHESSIAN,
             "largest Hessian eigenvalue ({coupling})",
@@ -414,7 +414,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "hessian-trace",
             "trace of the Hessian of the loss over the weights, whole and per layer, by Hutchinson's estimator",
-            "robflat_bench.measures.curvature:HessianTrace",
+            "robflat_bench.measures.curvature.curvature:HessianTrace",
             HessianTraceParams,
             PYHESSIAN,
             "Hessian trace ({coupling}), {probes} probes",
@@ -426,7 +426,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "weighted-curvature",
             "curvature along each weight times its square, summed: the small-radius limit of adaptive sharpness",
-            "robflat_bench.measures.curvature:WeightedCurvature",
+            "robflat_bench.measures.curvature.curvature:WeightedCurvature",
             WeightedCurvatureParams,
             "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
             "weighted curvature ({coupling}), {probes} probes",
@@ -437,7 +437,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "relative-flatness",
             "relative flatness of the last linear layer: its Hessian's traces times the products of its weights, exact",
-            "robflat_bench.measures.relative_flatness:RelativeFlatness",
+            "robflat_bench.measures.curvature.relative_flatness:RelativeFlatness",
             RelativeFlatnessParams,
             "Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021",
             "relative flatness ({coupling})",
@@ -449,7 +449,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "fisher-rao",
             "squared Fisher-Rao norm of the weights: <w, F w>, exact by Jacobian-vector products",
-            "robflat_bench.measures.fisher_rao:FisherRao",
+            "robflat_bench.measures.curvature.fisher_rao:FisherRao",
             FisherRaoParams,
             "Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS 2019",
             "Fisher-Rao norm, squared ({coupling})",
@@ -461,7 +461,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "sam-sharpness",
             "rise of the loss after one step of length rho along its gradient in weight space",
-            "robflat_bench.measures.sam:SamSharpness",
+            "robflat_bench.measures.sharpness.sam:SamSharpness",
             SamSharpnessParams,
             "Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021",
             "SAM sharpness ({coupling}), rho={rho:g}",
@@ -472,7 +472,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "m-sharpness",
             "highest rise of the loss of m examples over weights within rho, mean over batches",
-            "robflat_bench.measures.sam:MSharpness",
+            "robflat_bench.measures.sharpness.sam:MSharpness",
             MSharpnessParams,
             "Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022",
             "m-sharpness ({coupling}), m={m}, rho={rho:g}",
@@ -483,7 +483,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "adaptive-worst",
             "highest rise of the loss over weights in an ellipsoid or box that follows their magnitude",
-            "robflat_bench.measures.adaptive_worst:AdaptiveWorst",
+            "robflat_bench.measures.sharpness.adaptive_worst:AdaptiveWorst",
             AdaptiveWorstParams,
             "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between sharpness "
             "and generalization. ICML 2023",
@@ -496,7 +496,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "keskar",
             "highest loss in a box around the weights, relative to the loss there, in per cent",
-            "robflat_bench.measures.keskar:Keskar",
+            "robflat_bench.measures.sharpness.keskar:Keskar",
             KeskarParams,
             "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017",
             "Keskar sharpness ({coupling}), eps={epsilon:g}",
@@ -506,7 +506,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "pac-bayes-sharpness",
             "1/alpha^2, alpha the half-width of the box of weights whose worst case adds `target` errors",
-            "robflat_bench.measures.pac_bayes_sharpness:PacBayesSharpness",
+            "robflat_bench.measures.sharpness.pac_bayes_sharpness:PacBayesSharpness",
             PacBayesSharpnessParams,
             "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
             "PAC-Bayes sharpness ({coupling}), target={target:g}",
@@ -517,7 +517,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "weight-gradient-norm",
             "length of the loss's gradient in the weights",
-            "robflat_bench.measures.weight_gradient_norm:WeightGradientNorm",
+            "robflat_bench.measures.norms.weight_gradient_norm:WeightGradientNorm",
             WeightGradientNormParams,
             JIANG,
             "weight-gradient norm ({coupling})",
@@ -529,7 +529,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "input-gradient-norm",
             "mean length of the loss's gradient in the pixels",
-            "robflat_bench.measures.input_gradient_norm:InputGradientNorm",
+            "robflat_bench.measures.inputs.input_gradient_norm:InputGradientNorm",
             InputGradientNormParams,
             "Kim et al.: Fantastic robustness measures: the secrets of robust generalization. NeurIPS 2023",
             "input-gradient l{p} norm ({coupling})",
@@ -541,7 +541,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "margin",
             "by how much the label wins over the next class",
-            "robflat_bench.measures.margin:Margin",
+            "robflat_bench.measures.inputs.margin:Margin",
             MarginParams,
             JIANG,
             "{kind} margin ({coupling})",
@@ -553,7 +553,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "local-lipschitz",
             "largest change of the output per change of the input within the ball",
-            "robflat_bench.measures.local_lipschitz:LocalLipschitz",
+            "robflat_bench.measures.inputs.local_lipschitz:LocalLipschitz",
             LocalLipschitzParams,
             "Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: A closer look at accuracy vs. robustness. NeurIPS 2020",
             "local Lipschitz constant of {target}",
@@ -565,7 +565,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "boundary-thickness",
             "length over which the network doubts on the way to an adversarial image",
-            "robflat_bench.measures.boundary_thickness:BoundaryThickness",
+            "robflat_bench.measures.inputs.boundary_thickness:BoundaryThickness",
             BoundaryThicknessParams,
             "Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020",
             "boundary thickness, {a:g} to {b:g}, {attack}",
@@ -577,7 +577,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "gradient-alignment",
             "cosine of the loss's gradients at an image and at a random one in its ball",
-            "robflat_bench.measures.gradient_alignment:GradientAlignment",
+            "robflat_bench.measures.inputs.gradient_alignment:GradientAlignment",
             GradientAlignmentParams,
             "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
             "gradient alignment, {draws} draws",
@@ -588,7 +588,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "spectral-norm",
             "log-sum of the operator norms of convolutions (normalisation folded in) and linear layers",
-            "robflat_bench.measures.spectral_norm:SpectralNorm",
+            "robflat_bench.measures.norms.spectral_norm:SpectralNorm",
             SpectralNormParams,
             JIANG,
             "log-sum of operator norms",
@@ -599,7 +599,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "path-norm",
             "log-sum of squared weights along all paths (normalisation folded in)",
-            "robflat_bench.measures.path_norm:PathNorm",
+            "robflat_bench.measures.norms.path_norm:PathNorm",
             citation=JIANG,
             title="log path norm",
             passes={"": Passes()},
@@ -608,7 +608,7 @@ def robflat_bench_measures() -> list[MeasureInfo]:
         MeasureInfo(
             "distance-from-init",
             "distance of the weights from those that training began with",
-            "robflat_bench.measures.distance_from_init:DistanceFromInit",
+            "robflat_bench.measures.norms.distance_from_init:DistanceFromInit",
             citation=f"Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017; {JIANG}",
             title="distance from initialisation",
             passes={"": Passes()},

@@ -38,9 +38,16 @@ from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import normal_like
 from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams, LanczosParams, WeightedCurvatureParams
-from robflat_bench.measures.hessian import DiagonalOperator, Hessian, Operator, extremes, hutchinson, rademacher
+from robflat_bench.measures.curvature.hessian import (
+    DiagonalOperator,
+    Hessian,
+    Operator,
+    extremes,
+    hutchinson,
+    rademacher,
+)
+from robflat_bench.measures.curvature.spectral_density import quadrature
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.spectral_density import quadrature
 
 
 class HessianLambdaMax(Measure):

@@ -25,7 +25,7 @@ from robflat_bench.core.batching import in_batches
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.measures import FisherRaoParams
-from robflat_bench.measures.hessian import twice_differentiable
+from robflat_bench.measures.curvature.hessian import twice_differentiable
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.per_example import mean_of
 from robflat_bench.numerics.weight_space import WeightSpace

@@ -1,0 +1,1 @@
+"""Flatness as the paper defines it: average and worst case."""

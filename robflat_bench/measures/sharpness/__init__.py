@@ -1,0 +1,1 @@
+"""Sharpness: how far the loss rises around the weights."""
