@@ -60,7 +60,7 @@ print(json.dumps({"records": len(found), "files": len(made), "seconds": seconds,
 
 
 def test_a_board_of_1000_records(tmp_path: Path, pytestconfig: pytest.Config, board: Board) -> None:
-    from fake_records import fake_run, submitted
+    from helpers.fake_records import fake_run, submitted
 
     count = 30 if pytestconfig.getoption("quick") else 1000
     runs = [

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import misbehaving
 import pytest
+from helpers import misbehaving
 from race import Board, clock, race, replay
 from subject import Settings
 

@@ -1,0 +1,222 @@
+"""What pages say of records and code is what these say: tables of measures, hooks, the api, keys of TOML files.
+
+Write what is generated anew, after new records or hooks:    uv run python tests/docs/test_docs.py
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from robflat_bench import api
+from robflat_bench.config import protocol, study
+from robflat_bench.config.recipe import Recipe
+from robflat_bench.core import hooks as markers
+from robflat_bench.core import params
+from robflat_bench.registry import hookspecs
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.testing import CHECKS
+
+DOCS = Path(__file__).parents[2] / "docs"
+MEASURES = DOCS / "measures.md"
+HEAD = "| measure | coupling | AT | TRADES | n | s | image passes |\n|---|---|---|---|---|---|---|\n"
+
+
+def results(name: str) -> dict[str, Any]:
+    """Of every measure, from the evaluation record of one network."""
+    (result,) = json.loads((DOCS / "measures" / f"{name}.json").read_text())["results"].values()
+    return result["measures"]
+
+
+def written(found: dict[str, Any]) -> str:
+    """Value with its standard error, else its residual."""
+    if found["value"] is None:
+        return f"none: {found['reason']}"
+    style = ".3f" if found["value"] == 0 or 0.01 <= abs(found["value"]) < 10_000 else ".2e"
+    text = format(found["value"], style)
+    if found["standard_error"] is not None:
+        return f"{text} ± {found['standard_error']:{style}}"
+    residual = found["details"].get("residual")
+    return text if residual is None else f"{text} (residual {residual:.0e})"
+
+
+def table(registry: Registry) -> str:
+    """A row for each measure and coupling; seconds and passes are those of the second network."""
+    at, trades = results("at"), results("trades")
+    assert at.keys() == trades.keys()
+    lines = []
+    for text, other in trades.items():
+        measure = resolve(registry, "measure", text)
+        coupling = getattr(measure.params, "coupling", None) or ", ".join(measure.info.couplings) or "none"
+        passes = f"{other['forward']:,} + {other['backward']:,}"
+        cells = [f"`{measure.name}`", coupling, written(at[text]), written(other)]
+        lines.append("| " + " | ".join([*cells, str(other["n"]), f"{other['seconds']:.1f}", passes]) + " |\n")
+    return HEAD + "".join(lines)
+
+
+def test_the_table_of_measures_is_that_of_its_records(registry):
+    assert table(registry) in MEASURES.read_text("utf-8")
+
+
+def test_every_measure_is_in_the_table(registry):
+    named = set(re.findall(r"^\| `([a-z-]+)` \|", MEASURES.read_text("utf-8"), re.MULTILINE))
+    assert named == set(registry.names("measure"))
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_what_a_page_shows_is_there(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).is_file(), target
+
+
+# ---------------------------------------------------------------------------------------------------------
+# plugins.md: written from the code
+# ---------------------------------------------------------------------------------------------------------
+
+PLUGINS = DOCS / "plugins.md"
+
+
+def hooks() -> str:
+    """Every hook under its group's heading: signature as in the code, docstring, example."""
+    source = inspect.getsource(hookspecs)
+    banners = re.finditer(r"^# -{20,}\n((?:# .*\n)+)# -{20,}\n", source, re.MULTILINE)
+    parts = {source[: found.start()].count("\n"): _group(found[1]) for found in banners}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns
+            text, _, example = (ast.get_docstring(node) or "").partition("\n\nExample::\n\n")
+            signature = f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+            heading = f"#### `{node.name}`\n\n```python\n{signature}\n```\n\n{text}"
+            parts[node.lineno] = f"{heading}\n\n{textwrap.indent(inspect.cleandoc(example), '    ')}\n\n"
+    return "".join(part for _, part in sorted(parts.items()))
+
+
+def _group(banner: str) -> str:
+    """The lines of a comment as a heading and what is said below it."""
+    title, about = re.fullmatch(r"([\w ]+)[:.]?\s*(.*)", re.sub(r"(?m)^# ", "", banner).strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"### {title}\n\n" + (f"{about[0].upper()}{about[1:]}\n\n" if about else "")
+
+
+def names() -> str:
+    """Every name of the api with the first sentence of its docstring."""
+    constants = {**_constants(markers), **_constants(params), **_constants(api)}
+    rows = []
+    for name in sorted(api.__all__, key=str.lower):
+        value = getattr(api, name)
+        told = constants[name] if name in constants else inspect.getdoc(value) or ""
+        sentence = re.split(r"(?<=[^.][.])\s+(?=[A-Z`])|\n\n", told, maxsplit=1)[0]
+        cell = " ".join(sentence.split()).replace("|", "\\|")
+        rows.append(f"| `{name}` | {cell} |\n")
+    return "| name | what it is |\n|---|---|\n" + "".join(rows)
+
+
+def _constants(module: Any) -> dict[str, str]:
+    """Name -> the string below its assignment."""
+    body = ast.parse(inspect.getsource(module)).body
+    return {
+        node.targets[0].id: told.value.value
+        for node, told in itertools.pairwise(body)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(told, ast.Expr) and isinstance(told.value, ast.Constant) and isinstance(told.value.value, str)
+    }
+
+
+def checks() -> str:
+    """Every check of the kit with what it promises: those of all kinds first, then what each kind has beside them."""
+    common = [check for check in CHECKS["method"] if all(check in others for others in CHECKS.values())]
+    parts = {"Every component": common}
+    parts |= {kind.capitalize(): [c for c in found if c not in common] for kind, found in CHECKS.items()}
+    return "".join(f"**{title}**\n\n{''.join(map(_promise, found))}\n" for title, found in parts.items())
+
+
+def _promise(check: Any) -> str:
+    return f"- `{check.__name__.removeprefix('check_')}`: {' '.join((inspect.getdoc(check) or '').split())}\n"
+
+
+GENERATED = {"hooks": hooks, "api": names, "checks": checks}
+
+
+def with_generated(text: str) -> str:
+    """The page with what is between its markers written anew."""
+    for name, write in GENERATED.items():
+        marked = rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(marked, lambda found, write=write: f"{found[1]}\n{write().strip()}\n\n{found[2]}", text)  # type: ignore[misc]
+        assert count == 1, name
+    return text
+
+
+def test_the_page_of_plugins_is_that_of_the_code():
+    text = PLUGINS.read_text("utf-8")
+    assert with_generated(text) == text, "write it anew: uv run python tests/docs/test_docs.py"
+
+
+def test_every_hook_and_every_name_is_there():
+    """Beside the generated page: that the generator leaves none out."""
+    text = PLUGINS.read_text("utf-8")
+    specified = {name for name, value in vars(hookspecs).items() if hasattr(value, "robflat_bench_spec")}
+    assert specified == set(re.findall(r"^#### `(\w+)`$", text, re.MULTILINE))
+    assert set(api.__all__) == set(re.findall(r"^\| `(\w+)` \| .+ \|$", text, re.MULTILINE))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# protocol-and-rules.md, glossary.md: written by hand, complete
+# ---------------------------------------------------------------------------------------------------------
+
+KEYS = "| key | default | what it is |\n|---|---|---|\n"
+MODELS: tuple[type[BaseModel], ...] = (
+    protocol._File,
+    protocol.Fixed,
+    protocol.Data,
+    protocol.Slice,
+    protocol.ThreatModel,
+    protocol.Selection,
+    protocol.Attacked,
+    protocol.Measured,
+    Recipe,
+    study.Study,
+    study.Group,
+)
+"""Of the tables of keys, in the page's order."""
+
+
+def keys(model: type[BaseModel]) -> dict[str, str]:
+    """Key -> its default as TOML, `required` or `none`."""
+
+    def default(field: Any) -> str:
+        if field.is_required():
+            return "required"
+        value = field.get_default(call_default_factory=True)
+        return "none" if value is None else f"`{json.dumps(value)}`"
+
+    return {name: default(field) for name, field in model.model_fields.items()}
+
+
+def test_every_key_of_a_protocol_and_a_study_is_explained():
+    tables = (DOCS / "protocol-and-rules.md").read_text("utf-8").split(KEYS)[1:]
+    for model, text in zip(MODELS, tables, strict=True):
+        rows = text.partition("\n\n")[0]
+        assert dict(re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", rows, re.MULTILINE)) == keys(model), model
+
+
+def test_the_glossary_is_in_order():
+    terms = re.findall(r"^\| \*\*(.+?)\*\*", (DOCS / "glossary.md").read_text("utf-8"), re.MULTILINE)
+    assert terms == sorted(terms)
+    assert len(terms) > 50
+
+
+if __name__ == "__main__":
+    PLUGINS.write_text(with_generated(PLUGINS.read_text("utf-8")), "utf-8")
+    page = MEASURES.read_text("utf-8")
+    body = re.escape(HEAD) + r"(?:\|.*\n)*"
+    MEASURES.write_text(re.sub(body, lambda _: table(discover()), page), "utf-8")

@@ -1,0 +1,1 @@
+"""What several tests share: fakes, naive references, fixtures of boards and plugins."""

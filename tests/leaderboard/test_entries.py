@@ -1,0 +1,316 @@
+"""An entry is a stranger's: whatever is wrong with it is one line, and never a traceback."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from helpers.fake_records import REGISTRY, fake_run, submitted
+
+from robflat_bench.core.errors import CheckFailed
+from robflat_bench.leaderboard import entries
+from robflat_bench.leaderboard.entries import read, read_entry
+from robflat_bench.results.store import arrays_bytes, read_arrays
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "leaderboard"
+
+
+@pytest.fixture
+def entry(tmp_path, root):
+    """A sound entry's folder."""
+    return submitted(root, [fake_run(tmp_path / "runs", "trades", 2)])[0]
+
+
+def refusal(root, folder):
+    """Why it is refused, in one line; empty where it is not."""
+    try:
+        read_entry(root, folder, REGISTRY)
+    except CheckFailed as error:
+        return str(error)
+    return ""
+
+
+def rewrite(folder, change, name="record.json", follow=True):
+    """Change a JSON file of an entry; with `follow`, entry.json says that the record has always been so."""
+    document = json.loads((folder / name).read_text())
+    change(document)
+    raw = json.dumps(document).encode()
+    (folder / name).write_bytes(raw)
+    if name == "record.json" and follow:
+        rewrite(folder, lambda said: said.update(record=hashlib.sha256(raw).hexdigest()), entries.ENTRY)
+
+
+def replace_outcomes(folder, change):
+    """Other outcomes, which the record says are its own."""
+    outcomes = read_arrays(folder / "outcomes.npz")
+    change(outcomes)
+    raw = arrays_bytes(outcomes)
+    (folder / "outcomes.npz").write_bytes(raw)
+    rewrite(folder, lambda record: record.update(outcomes=hashlib.sha256(raw).hexdigest()))
+
+
+def test_a_sound_entry_is_read_whole(root, entry):
+    found, problems = read(root, REGISTRY)
+    assert problems == []
+    assert [one.record.spec.label for one in found] == ["trades"]
+    assert found[0].entry.tier == "self-reported"
+    assert found[0].entry.weights == {name: result.weights for name, result in found[0].record.results.items()}
+    assert entry == root / "records" / found[0].folder
+
+
+def test_submitting_twice_changes_nothing_and_another_record_is_refused(tmp_path, root, entry):
+    run = fake_run(tmp_path / "runs", "trades", 2)
+    before = (entry / entries.ENTRY).read_bytes()
+    entries.submit(root, run, "2027-01-01")
+    assert (entry / entries.ENTRY).read_bytes() == before
+    other = fake_run(tmp_path / "other", "trades", 2, flatness=2.0)
+    with pytest.raises(CheckFailed, match="another record of this run"):
+        entries.submit(root, other, "2027-01-01")
+
+
+def set_at(*path, to):
+    def change(document):
+        node = document
+        for step in path[:-1]:
+            node = node[step]
+        node[path[-1]] = to
+
+    return change
+
+
+def rename_everywhere(label):
+    def change(record):
+        record["spec"]["label"] = label
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda record: record.update(rank=1), "unknown key 'rank'"),
+        (set_at("results", "last", "clean_error", to=0.0001), "its outcomes give"),
+        (set_at("results", "last", "robust_loss", "test", to=0.0001), "its outcomes give"),
+        (set_at("protocol", "hash", to="0" * 64), "its protocol is not that of its spec"),
+        (set_at("results", "last", "clean_error", to=float("nan")), "nan"),
+        (set_at("results", "last", "clean_error", to=1e400), "inf"),
+        (set_at("seed", to=10**30), "seed"),
+        (rename_everywhere("<script>alert(1)</script>"), "lies in"),
+        (rename_everywhere("../../../etc"), "lies in"),
+        (set_at("schema_version", to=3), "'schema_version' = 3"),
+        (lambda record: record["results"]["last"]["measures"].popitem(), "not the protocol's"),
+        (lambda record: record["results"].pop("best"), "another record|other weights|lacks"),
+    ],
+)
+def test_a_record_that_says_what_it_cannot_is_refused(root, entry, change, says):
+    import re
+
+    rewrite(entry, change)
+    assert re.search(says, refusal(root, entry))
+
+
+def test_the_label_of_a_row_is_what_its_spec_gives(tmp_path, root, entry):
+    """A file that calls AT by another name, in that name's folder, with everything else consistent."""
+    rewrite(entry, rename_everywhere("my-method"))
+    moved = root / "records" / "digits-linf" / "my-method" / entry.name
+    moved.parent.mkdir(parents=True)
+    shutil.move(entry, moved)
+    assert "is called 'trades', not 'my-method'" in refusal(root, moved)
+
+
+def test_another_protocol_hash_is_refused(tmp_path, root, monkeypatch):
+    run = fake_run(tmp_path / "runs", "at", 1)
+    folder = submitted(root, [run])[0]
+    record = json.loads((folder / "record.json").read_text())
+    from robflat_bench.config.spec import RunSpec
+
+    spec = record["spec"]
+    spec["protocol"]["hash"] = record["protocol"]["hash"] = "1" * 64
+    key = RunSpec.model_validate(spec).key
+    record["key"] = key
+    target = folder.with_name(f"seed-1-{key}")
+    folder.rename(target)
+    (target / "record.json").write_text(json.dumps(record))
+    digest = hashlib.sha256((target / "record.json").read_bytes()).hexdigest()
+    rewrite(target, lambda said: said.update(key=key, record=digest), entries.ENTRY)
+    assert "made under digits-linf 1.0 (11111111)" in refusal(root, target)
+
+
+def test_a_key_that_is_there_twice_is_refused(root, entry):
+    raw = (entry / "record.json").read_text()
+    (entry / "record.json").write_text(raw.replace('"seed": 2,', '"seed": 1, "seed": 2,', 1))
+    assert "'seed' is there twice" in refusal(root, entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("9" * 5000, "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("1e999", "inf"),
+        ("Infinity", "inf"),
+    ],
+)
+def test_numbers_and_brackets_without_end_are_refused(root, entry, text, says):
+    raw = (entry / "record.json").read_text()
+    (entry / "record.json").write_text(raw.replace('"forward": 1000', f'"forward": {text}', 1))
+    assert says in refusal(root, entry)
+
+
+def test_fewer_examples_than_the_protocol_asks_for_are_refused(root, entry):
+    attack = next(name for name in read_arrays(entry / "outcomes.npz") if name.startswith("last/test/autoattack"))
+
+    def fewer(outcomes):
+        outcomes[attack] = outcomes[attack][:200]
+
+    replace_outcomes(entry, fewer)
+    found = read_arrays(entry / "outcomes.npz")
+    error = float(np.mean(found[attack] | found["last/test/clean/error"][:200]))
+    name = attack.removeprefix("last/test/").removesuffix("/error")
+    rewrite(entry, set_at("results", "last", "robust_error", name, "test", to=error))
+    assert "is not of 250 examples" in refusal(root, entry)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda outcomes: outcomes.update({"last/test/clean/error": outcomes["last/test/clean/error"].astype(float)}),
+        lambda outcomes: outcomes.update({"last/test/clean/loss": np.full(500, np.nan)}),
+        lambda outcomes: outcomes.update({"last/test/clean/loss": np.array(["x"] * 500)}),
+        lambda outcomes: outcomes.update({"last/test/clean/error": np.zeros((500, 1), bool)}),
+        lambda outcomes: outcomes.pop("last/test/clean/error"),
+    ],
+)
+def test_outcomes_that_no_evaluation_writes_are_refused(root, entry, change):
+    replace_outcomes(entry, change)
+    assert refusal(root, entry)
+
+
+def test_files_that_do_not_belong_there_are_refused(root, entry):
+    (entry / "setup.py").write_text("print('hello')")
+    assert "'setup.py' does not belong" in refusal(root, entry)
+    (entry / "setup.py").unlink()
+    (entry / "evaluations").mkdir(exist_ok=True)
+    (entry / "evaluations" / "0.json").symlink_to("/etc/passwd")
+    assert "does not belong" in refusal(root, entry)
+    (entry / "evaluations" / "0.json").unlink()
+    (entry / "evaluations" / "1.json").mkdir()
+    assert "does not belong" in refusal(root, entry)
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(root, entry):
+    """50 MB of record; an archive that unpacks to more than it may; one that names a huge array."""
+    raw = (entry / "record.json").read_bytes()
+    with (entry / "record.json").open("wb") as file:
+        file.truncate(50 * 1024 * 1024)
+    assert "is larger than" in refusal(root, entry)
+    (entry / "record.json").write_bytes(raw)
+    with zipfile.ZipFile(entry / "outcomes.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.npy", bytes(entries.MAX_OUTCOMES + 1))
+    digest = hashlib.sha256((entry / "outcomes.npz").read_bytes()).hexdigest()
+    rewrite(entry, set_at("outcomes", to=digest))
+    assert "unpacks to more than" in refusal(root, entry)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,), }"
+    with zipfile.ZipFile(entry / "outcomes.npz", "w") as archive:
+        archive.writestr("huge.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    rewrite(entry, set_at("outcomes", to=hashlib.sha256((entry / "outcomes.npz").read_bytes()).hexdigest()))
+    assert "damaged" in refusal(root, entry)
+
+
+def test_a_tier_comes_from_verifications_and_withdrawing_takes_a_reason(root, entry):
+    for change, says in (
+        (lambda said: said.update(tier="reproduced"), "unknown key 'tier'"),
+        (lambda said: said.update(status="retracted"), "has a reason"),
+        (lambda said: said.update(reason="a bug"), "an active one has none"),
+        (lambda said: said.update(submitted="yesterday"), "submitted"),
+        (lambda said: said.update(weights={"last": "0" * 64}), "other weights"),
+        (lambda said: said.update(record="0" * 64), "another record"),
+    ):
+        before = (entry / entries.ENTRY).read_bytes()
+        rewrite(entry, change, entries.ENTRY)
+        assert says in refusal(root, entry)
+        (entry / entries.ENTRY).write_bytes(before)
+    assert refusal(root, entry) == ""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Fuzzing
+# ---------------------------------------------------------------------------------------------------------
+
+ODD = [None, True, -1, 10**40, 1e308, "", "\x00", "<script>", "../..", "𝕏" * 300, [], {}, [[[]]], "nan", "1.0"]
+
+
+def mutate(rng, folder):
+    """One file of the entry changed in one place: a value of its JSON, or bytes of whatever it is."""
+    path = rng.choice([folder / "record.json", folder / entries.ENTRY, folder / "outcomes.npz"])
+    raw = path.read_bytes()
+    if path.suffix == ".npz" or rng.random() < 0.3:
+        changed = bytearray(raw)
+        for _ in range(rng.randint(1, 8)):
+            place = rng.randrange(len(changed))
+            action = rng.choice(("flip", "cut", "double"))
+            if action == "flip":
+                changed[place] = rng.randrange(256)
+            elif action == "cut":
+                del changed[place : place + rng.randint(1, 40)]
+            else:
+                changed[place:place] = changed[place : place + rng.randint(1, 40)]
+            if not changed:
+                changed = bytearray(b"{")
+        path.write_bytes(bytes(changed))
+        if path.suffix == ".npz" and rng.random() < 0.9:  # past the hash, to where the archive is opened
+            rewrite(folder, set_at("outcomes", to=hashlib.sha256(bytes(changed)).hexdigest()))
+        return
+    document = json.loads(raw)
+    node = document
+    while True:
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        key = rng.choice(list(keys))
+        if isinstance(node[key], dict | list) and node[key] and rng.random() < 0.8:
+            node = node[key]
+            continue
+        action = rng.choice(("set", "set", "remove", "add"))
+        if action == "set":
+            node[key] = rng.choice(ODD)
+        elif action == "remove":
+            del node[key]
+        elif isinstance(node, dict):
+            node[rng.choice(["extra", "\u202e", "__class__"])] = rng.choice(ODD)
+        break
+    path.write_text(json.dumps(document))
+    if path.name == "record.json" and rng.random() < 0.8:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        rewrite(folder, lambda said: said.update(record=digest), entries.ENTRY)
+
+
+def fuzz(root, entry, seeds):
+    """How many mutants were refused; anything but CheckFailed escapes as a traceback."""
+    pristine = {path: path.read_bytes() for path in entry.iterdir() if path.is_file()}
+    refused = 0
+    for seed in seeds:
+        mutate(random.Random(seed), entry)
+        refused += bool(refusal(root, entry))
+        for path, raw in pristine.items():
+            path.write_bytes(raw)
+    return refused
+
+
+def test_no_mutant_of_an_entry_raises_a_traceback(root, entry):
+    count = int(os.environ.get("ROBFLAT_BENCH_FUZZ", "500"))
+    refused = fuzz(root, entry, range(count))
+    assert refused > 0.8 * count  # some change what no total follows from, such as seconds
+
+
+def test_own_runs_count_as_if_they_were_submitted(registry, tmp_path):
+    run = fake_run(tmp_path, "at", 1)
+    found, others = entries.own(tmp_path, registry)
+    assert [one.record.key for one in found] == [run.record().key]
+    assert not others

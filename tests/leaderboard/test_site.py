@@ -1,0 +1,347 @@
+"""The site as files: complete, well formed, closed in itself, the same bytes everywhere, safe from hostile text."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import posixpath
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
+
+import pytest
+from helpers import board_fixture
+
+from robflat_bench.leaderboard.model import Leaderboard
+from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.pages import render
+
+VOID = {"meta", "link", "input", "img", "br", "hr", "wbr"}
+BOARD = "digits-linf-1.0"
+ATTACK = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\u202e\x0b"
+SEEN = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page; refuses what is not well formed."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.feed(content.decode())
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in <{tag}>"
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in ("path", "circle", "rect"), f"<{tag}/>"
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+    def attributes(self, name: str) -> list[str]:
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return board_fixture.make()
+
+
+@pytest.fixture(scope="module")
+def files(made):
+    return render(*made)
+
+
+@pytest.fixture(scope="module")
+def pages(files):
+    return {path: Page(content) for path, content in files.items() if path.endswith(".html")}
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    return render(*board_fixture.make(hostile=ATTACK))
+
+
+def test_every_page_that_was_asked_for_is_there(made, files):
+    leaderboard, sources = made
+    rows = leaderboard.boards[0].rows
+    expected = {"index.html", f"{BOARD}/index.html", f"protocol/{BOARD}/index.html", "feed.xml"}
+    expected |= {"rules/index.html", "submit/index.html", "changes/index.html", "data/board.json", f"data/{BOARD}.csv"}
+    expected |= {f"m/{BOARD}/{row.id}/index.html" for row in rows} | {f"badge/{BOARD}/{row.id}.svg" for row in rows}
+    expected |= {f"r/{key}/{name}" for key in sources.records for name in ("index.html", "record.json")}
+    expected |= {"static/site.css", "static/site.js", "static/icon.svg"}
+    assert set(files) == expected
+
+
+def test_pages_are_well_formed_and_name_nothing_twice(pages):
+    for path, page in pages.items():
+        ids = page.attributes("id")
+        assert len(ids) == len({*ids}), path
+        named = [name for key in ("aria-labelledby", "for") for value in page.attributes(key) for name in value.split()]
+        assert {*named} <= {*ids}, path
+        assert [tag for tag, _ in page.tags].count("h1") == 1, path
+
+
+def test_every_link_leads_somewhere(files, pages):
+    for path, page in pages.items():
+        for target in page.attributes("href") + page.attributes("src"):
+            url = urlsplit(target)
+            if url.scheme:
+                continue
+            found = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(url.path))) if url.path else path
+            assert found in files, f"{path} -> {target}"
+            assert not target.endswith("/"), "a folder does not open from a disk"
+            if url.fragment:
+                assert url.fragment in pages[found].attributes("id"), f"{path} -> {target}"
+
+
+def test_nothing_is_fetched_from_elsewhere(files, pages):
+    for path, page in pages.items():
+        for tag, attributes in page.tags:
+            absolute = {key for key, value in attributes.items() if "://" in value or value.startswith("//")}
+            assert not absolute or (tag == "a" and absolute == {"href"} and "external" in attributes["rel"]), path
+            assert not {key for key in attributes if key.startswith("on") or key == "style"}, path
+    assert b"://" not in files["static/site.css"] + files["static/site.js"]
+    assert b"url(" not in files["static/site.css"]
+    assert b"@import" not in files["static/site.css"]
+
+
+def test_a_first_visit_is_light(files):
+    shared = sum(len(files[f"static/{name}"]) for name in ("site.css", "site.js", "icon.svg"))
+    for path, content in files.items():
+        if path.endswith(".html"):
+            assert len(content) + shared < 300_000, path
+
+
+def test_rows_without_a_rank_come_last_and_claim_nothing(files, pages):
+    html = files[f"{BOARD}/index.html"].decode()
+    ranked, unranked = html.split('<tbody class="unranked">')
+    assert "not ranked" not in ranked
+    for label in board_fixture.SINGLE:
+        assert f">{label}</a>" in unranked.split("</table>")[0]
+        assert "not ranked" in files[f"badge/{BOARD}/{label}.svg"].decode()
+    assert "one seed only" in unranked
+
+
+def test_references_stand_apart_and_withdrawn_runs_keep_their_reason(files):
+    table, rest = files[f"{BOARD}/index.html"].decode().split('<h2 id="flatness">')
+    assert "WRN-34-10" not in table
+    assert "WRN-34-10" in rest
+    assert "trained on held-out images by mistake" in rest
+
+
+def test_numbers_are_those_of_the_board(made, pages):
+    row = made[0].boards[0].rows[0]
+    value = row.values["last"]["robust_error"]
+    shown = words.spread(value, "fraction")
+    for path in (f"{BOARD}/index.html", "index.html"):
+        assert shown in pages[path].text
+    text = pages[f"m/{BOARD}/{row.id}/index.html"].text
+    assert words.interval(value.low, value.high, "fraction") in text
+    assert f"rank 1 ({words.ranks(row.places['robust_error'])})" in text
+
+
+def test_figures_say_what_they_show(pages):
+    for path, page in pages.items():
+        drawn = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
+        figures_ = [tag for tag, _ in page.tags if tag == "figure"]
+        assert len(drawn) == len(figures_), path
+        names = page.attributes("id")
+        assert all(name in names for attributes in drawn for name in attributes["aria-labelledby"].split())
+    for tag, attributes in pages[f"{BOARD}/index.html"].tags:
+        assert tag != "svg" or attributes.get("role") == "img" or attributes.get("aria-hidden") == "true"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Hostile text
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_hostile_text_is_shown_as_text(hostile):
+    read = 0
+    for path, content in hostile.items():
+        if not path.endswith(".html"):
+            continue
+        page = Page(content)
+        scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+        assert [*{attributes["src"].rpartition("/")[2] for attributes in scripts}] in ([], ["site.js"]), path
+        assert all("badge/" in attributes["src"] for tag, attributes in page.tags if tag == "img"), path
+        for tag, attributes in page.tags:
+            assert not {key for key in attributes if key.startswith("on") or key == "style"}, path
+            holders = {key for key, value in attributes.items() if "alert(" in value}
+            assert holders <= {"content", "alt", "aria-label", "data-name"}, (path, tag, holders)
+        assert "49" not in page.text.partition("{{ 7 * 7 }}")[0][-20:]
+        assert not {"\u202e", "\x0b"} & {*content.decode()}, path
+        read += SEEN in page.text
+    assert read > 50
+
+
+def test_hostile_text_does_not_break_data(hostile):
+    for path, content in hostile.items():
+        if path.endswith((".svg", ".xml")):
+            assert "script" not in {
+                element.tag.rpartition("}")[2] for element in ElementTree.fromstring(content).iter()
+            }
+    assert Leaderboard.model_validate_json(hostile["data/board.json"]).boards[0].summary == ATTACK
+
+
+@pytest.mark.parametrize("link", ["javascript:alert(1)", "data:text/html,x", 'https://x.org/" onmouseover="alert(1)'])
+def test_a_source_is_a_link_only_where_it_is_one(link):
+    leaderboard, sources = board_fixture.make(hostile=link, methods=2)
+    page = Page(render(leaderboard, sources)[f"{BOARD}/index.html"])
+    assert {urlsplit(target).scheme for target in page.attributes("href")} <= {"", "https"}
+    assert not page.attributes("onmouseover")
+
+
+def test_markdown_brings_no_html_no_picture_and_no_script(made):
+    leaderboard, sources = made
+    text = "<b>x</b> ![p](https://x.org/p.png) [a](javascript:alert(1)) [b](https://x.org) [c](../changes/index.html)"
+    page = Page(render(leaderboard, replace(sources, pages={"rules": f"# R\n\n{text}"}))["rules/index.html"])
+    inside = page.tags[[tag for tag, _ in page.tags].index("main") :]
+    assert not {"b", "img"} & {tag for tag, _ in inside}
+    links = [attributes for tag, attributes in inside if tag == "a"]
+    assert not [link for link in links if "javascript" in link["href"]]
+    assert {link.get("rel") for link in links if "://" in link["href"]} == {"external noopener"}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "A", "..", ".", "", "a b", "a\n", "é", "x" * 101])
+def test_a_name_that_is_no_slug_is_refused(made, name):
+    leaderboard, sources = made
+    (board,) = leaderboard.boards
+    row = board.rows[0]
+    with pytest.raises(ValueError, match="no part of an address"):
+        render(leaderboard.model_copy(update={"boards": (board.model_copy(update={"id": name}),)}), sources)
+    rows = (row.model_copy(update={"id": name}),)
+    with pytest.raises(ValueError, match="no part of an address"):
+        render(leaderboard.model_copy(update={"boards": (board.model_copy(update={"rows": rows}),)}), sources)
+    with pytest.raises(ValueError, match="no part of an address"):
+        render(leaderboard, replace(sources, pages={name: "x"}))
+
+
+def test_two_pages_of_one_path_are_refused(made):
+    leaderboard, sources = made
+    with pytest.raises(ValueError, match=r"two pages want the path changes/index\.html"):
+        render(leaderboard, replace(sources, pages={"changes": "x"}))
+
+
+def test_a_run_without_its_record_is_refused(made):
+    leaderboard, sources = made
+    with pytest.raises(ValueError, match="there is no record of it"):
+        render(leaderboard, replace(sources, records={}))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Data, feed, badge
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_data_is_the_board(made, files):
+    leaderboard, sources = made
+    assert Leaderboard.model_validate_json(files["data/board.json"]) == leaderboard
+    lines = [*csv.DictReader(io.StringIO(files[f"data/{BOARD}.csv"].decode()))]
+    for row, line in zip(leaderboard.boards[0].rows, lines, strict=True):
+        assert line["label"] == row.label
+        assert float(line["last:robust_error:mean"]) == row.values["last"]["robust_error"].mean
+        assert line["rank:robust_error:rank"] == ("" if row.unranked else str(row.places["robust_error"].rank))
+    key, record = next(iter(sources.records.items()))
+    assert json.loads(files[f"r/{key}/record.json"]) == record.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1"])
+def test_no_cell_is_a_formula(text):
+    files = render(*board_fixture.make(hostile=text, methods=2))
+    content = files[f"data/{BOARD}.csv"].decode()
+    assert f"'{text.strip()}" in next(csv.DictReader(io.StringIO(content))).values()
+    for cell in content.replace("\n", ",").split(","):
+        assert cell[:1] not in ("=", "+", "@", "\t", "\r")
+
+
+def test_the_feed_needs_no_address(made, files):
+    atom = "{http://www.w3.org/2005/Atom}"
+    feed = ElementTree.fromstring(files["feed.xml"])
+    assert feed.findtext(f"{atom}updated") == "2026-11-23T00:00:00Z"
+    ids = [entry.findtext(f"{atom}id") for entry in feed.iter(f"{atom}entry")]
+    assert len({*ids}) == 2
+    assert all(name.startswith("tag:robflat-bench,2026:changes/2026-11-2") for name in ids)
+    leaderboard, sources = made
+    based = render(leaderboard, replace(sources, address="https://example.org/b/"))["feed.xml"]
+    assert ElementTree.fromstring(based).get("{http://www.w3.org/XML/1998/namespace}base") == "https://example.org/b/"
+
+
+def test_an_empty_leaderboard_is_a_site(made):
+    files = render(Leaderboard(boards=()), replace(made[1], records={}))
+    assert "None yet" in files["changes/index.html"].decode()
+    ElementTree.fromstring(files["feed.xml"])
+
+
+def test_a_board_without_ranks_or_rows_is_a_board(made):
+    leaderboard, sources = made
+    (board,) = leaderboard.boards
+    lone = tuple(row for row in board.rows if row.unranked)[:1]
+    for rows in ((), lone):
+        bare = board.model_copy(update={"rows": rows, "correlations": ()})
+        files = render(leaderboard.model_copy(update={"boards": (bare,)}), replace(sources, trainings=()))
+        page = Page(files[f"{BOARD}/index.html"])
+        assert f"0 ranked of {len(rows)}" in page.text
+        assert "Ranks and their intervals" not in page.text
+        Page(files["index.html"])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The same bytes everywhere
+# ---------------------------------------------------------------------------------------------------------
+
+BUILD = """
+import hashlib, json, sys
+from helpers import board_fixture
+from robflat_bench.leaderboard.site.pages import render
+files = render(*board_fixture.make(methods=14))
+digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+heavy = [name for name in ("torch", "matplotlib", "scipy", "timm") if name in sys.modules]
+print(json.dumps([digests, heavy]))
+"""
+
+
+def build(child_environment, folder, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD],
+        env={**child_environment(board_fixture.FIGURES.parent.parent / "tests"), **environment},
+        cwd=folder,
+        capture_output=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_rebuild_is_byte_identical_and_light(files, child_environment, tmp_path):
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+    for seed, zone in (("1", "Pacific/Kiritimati"), ("2", "America/Los_Angeles")):
+        found, heavy = build(child_environment, tmp_path, PYTHONHASHSEED=seed, TZ=zone, LC_ALL="C")
+        assert found == digests
+        assert heavy == []
+
+
+def test_no_path_of_this_machine_is_in_the_site(files):
+    for place in (os.getcwd(), str(board_fixture.FIGURES.parent.parent), os.path.expanduser("~/")):
+        assert not [path for path, content in files.items() if place.encode() in content and len(place) > 3]

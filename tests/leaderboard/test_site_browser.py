@@ -1,0 +1,223 @@
+"""The site in a browser: keyboard, address, themes, phones, no script at all, and nothing from elsewhere."""
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import board_fixture
+
+from robflat_bench.leaderboard.site.pages import render
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+)
+OPTIONS = [f"--{flag}" for flag in (*FLAGS.split(), "disable-sync")]
+BOARD = "digits-linf-1.0/index.html"
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: uv run --group site pytest")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe: uv run --group site pytest")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}: apt-get install chromium")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        """Requests are not news."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The site on a disk."""
+    place = tmp_path_factory.mktemp("site") / "below"
+    for path, content in render(*board_fixture.make()).items():
+        file = place / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return place
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """The site on a server, one folder below its root."""
+    handler = functools.partial(Quiet, directory=str(folder.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/below/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """`visit(path, **context)`: a page. Whatever it complains of, or asks of another origin, fails the test."""
+    contexts, wrong = [], []
+
+    def open_page(path, base=address, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(base) or wrong.append(request.url))
+        page.on("response", lambda response: response.status < 400 or wrong.append(response.url))
+        page.goto(base + path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def shown(page):
+    return page.locator("#board tbody tr:visible th").evaluate_all("found => found.map(f => f.firstChild.textContent)")
+
+
+def column(page, title):
+    return page.locator("#board thead th", has_text=title).first
+
+
+def test_sorting_by_keyboard(visit):
+    page = visit(BOARD)
+    built = shown(page)
+    head = column(page, "Clean error")
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    rows = shown(page)
+    values = (
+        page.locator("#board tbody").first.locator("tr td:nth-child(4)").evaluate_all("f => f.map(c => +c.dataset.v)")
+    )
+    assert values == sorted(values)
+    assert rows != built
+    assert set(rows[-2:]) == {"score", "gairat"}
+    assert page.locator("th[aria-sort]").count() == 1
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert page.locator("#said").text_content() == "Sorted by Clean error, ascending."
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert set(shown(page)[-2:]) == {"score", "gairat"}, "what is not ranked stays last in every order"
+    assert page.url.endswith("?sort=clean-error&down=1")
+
+
+def test_a_column_with_gaps_keeps_them_last(visit):
+    page = visit(f"{BOARD}?more=1")
+    head = column(page, "Largest Hessian")
+    for _ in range(2):
+        head.locator("button").click()
+        cells = (
+            page.locator("#board tbody")
+            .first.locator("tr")
+            .evaluate_all(
+                "rows => rows.map(r => [...r.cells].find(c => c.classList.contains('g-more')).dataset.v ?? null)"
+            )
+        )
+        gaps = [cell is None for cell in cells]
+        assert gaps == sorted(gaps)
+
+
+def test_filters_count_and_stand_in_the_address(visit):
+    page = visit(BOARD)
+    assert page.locator("#count").text_content() == "14 of 14 methods"
+    page.get_by_label("Search").fill("awp")
+    assert shown(page) == ["trades+awp", "at+awp"]
+    page.get_by_label("Search").blur()
+    page.get_by_label("Evidence").select_option("reproduced")
+    assert page.locator("#count").text_content() == f"{len(shown(page))} of 14 methods"
+    assert page.url.endswith("?q=awp&tier=reproduced")
+    page.get_by_label("Search").fill("")
+    page.get_by_label("Evidence").select_option("")
+    page.get_by_label("Ranked only").check()
+    assert "score" not in shown(page)
+    page.get_by_label("Ranked only").uncheck()
+    page.locator("select[name=extra]").select_option("yes")
+    assert shown(page) == ["at+unlabeled"]
+
+
+def test_an_address_can_be_shared_and_back_goes_back(visit):
+    page = visit(f"{BOARD}?q=trades&sort=clean-error&down=1&budget=1&loss=0")
+    assert set(shown(page)) == {"trades", "trades+awp", "trades(beta=9)"}
+    assert column(page, "Clean error").get_attribute("aria-sort") == "descending"
+    assert column(page, "Forward passes").is_visible()
+    assert not column(page, "Robust loss").is_visible()
+    before = shown(page)
+    column(page, "Rank").locator("button").click()
+    page.get_by_label("Search").fill("hat")
+    page.get_by_label("Search").blur()
+    assert shown(page) == ["hat"]
+    page.go_back()
+    page.go_back()
+    assert shown(page) == before
+    assert page.get_by_label("Search").input_value() == "trades"
+    page.go_forward()
+    assert column(page, "Rank").get_attribute("aria-sort") == "ascending"
+
+
+def test_an_address_of_nonsense_is_the_board_as_built(visit):
+    page = visit(f"{BOARD}?sort=%3Cscript%3E&down=7&tier=none&ranked=x&__proto__=1")
+    assert len(shown(page)) == 14
+    assert column(page, "Rank").get_attribute("aria-sort") == "ascending"
+
+
+def test_without_scripts_everything_is_there(visit):
+    page = visit(BOARD, java_script_enabled=False)
+    assert page.locator("#board tbody tr:visible").count() == 14
+    assert not page.locator("#filters").is_visible()
+    assert page.locator("#board button").count() == 0
+    assert not column(page, "Forward passes").is_visible()
+    page.get_by_label("Budget").check()
+    assert column(page, "Forward passes").is_visible(), "columns are shown and hidden by the style alone"
+    page.locator("details summary").first.click()
+    assert page.locator("details[open] table").first.is_visible()
+
+
+def test_from_a_disk(visit, folder):
+    page = visit(BOARD, base=f"{folder.as_uri()}/")
+    column(page, "Clean error").locator("button").click()
+    assert page.locator("th[aria-sort]").count() == 1
+    assert page.evaluate("getComputedStyle(document.querySelector('.brand')).textDecorationLine") == "none"
+    page.locator("#board a").first.click()
+    assert page.locator("h1").text_content()
+
+
+def every_kind(folder):
+    run = sorted((folder / "r").iterdir())[0].name
+    protocol = f"protocol/{BOARD}"
+    method = "m/digits-linf-1.0/fgsm-rs/index.html"
+    return ("index.html", BOARD, method, f"r/{run}/index.html", protocol, "rules/index.html", "changes/index.html")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_kind_of_page_is_accessible_and_fits(visit, folder, width, theme, tmp_path):
+    for path in every_kind(folder):
+        page = visit(path, viewport={"width": width, "height": 900}, color_scheme=theme)
+        page.evaluate("document.querySelectorAll('details').forEach(found => found.open = true)")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.screenshot(path=tmp_path / f"{path.replace('/', '_')}.png", full_page=True)
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (back == "rgb(255, 255, 255)") == (theme == "light")
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit):
+    page = visit(BOARD)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main"
+    seen = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.name || document.activeElement.tagName"))
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(outline) != "none"
+    assert {"q", "tier", "extra", "ranked", "budget", "BUTTON", "A", "DIV"} <= seen

@@ -1,0 +1,76 @@
+"""What the site is made of: method cards with their equations, lines and scales of figures, numbers as text."""
+
+import pytest
+from helpers import board_fixture
+
+from robflat_bench.leaderboard.model import Value
+from robflat_bench.leaderboard.site import cards, figures, svg, words
+
+
+def test_every_method_and_modifier_has_an_equation_and_what_cites_a_paper_has_bibtex():
+    registry = board_fixture.registry()
+    for kind in ("method", "modifier"):
+        for name in registry.names(kind):
+            offer = registry.get(kind, name)
+            equation, _ = cards.opening(cards.docstring(offer))
+            assert equation, name
+            assert "\\" not in str(cards.equation(equation)), name
+            assert bool(cards.bibtex(offer.info)) == bool(offer.info.citation), name
+
+
+def test_equations_raise_and_lower():
+    assert cards.equation(r"\ell_CE(x_i') + \beta^2 ||d||_inf <= eps") == (
+        "ℓ<sub>CE</sub>(x<sub>i</sub>&#39;) + β<sup>2</sup> ‖d‖<sub>∞</sub> ≤ ε"
+    )
+    assert cards.equation("max_{||d||_inf <= 1}") == "max<sub>‖d‖<sub>∞</sub> ≤ 1</sub>"
+    assert cards.equation(r"\bar w_k = x_i^(min(T, j))") == "w\u0304<sub>k</sub> = x<sub>i</sub><sup>(min(T, j))</sup>"
+    assert cards.equation("soft_cross_entropy <b>") == "soft_cross_entropy &lt;b&gt;"
+
+
+def test_bibtex_of_a_citation():
+    info = board_fixture.registry().get("method", "trades").info
+    assert cards.bibtex(info) == (
+        "@inproceedings{zhang2019trades,\n"
+        "  title = {{Theoretically principled trade-off between robustness and accuracy}},\n"
+        "  author = {Zhang and others},\n  year = {2019},\n  booktitle = {ICML}\n}"
+    )
+
+
+def test_lines_through_points():
+    assert figures._regression([(0, 1), (1, 3), (2, 5)]) == [(0, 1), (2, 5)]
+    assert figures._regression([(0, 1), (1, 3)]) == figures._regression([(1, 1), (1, 2), (1, 3)]) == []
+    assert figures._pareto([(1, 5), (2, 6), (3, 2), (4, 2), (5, 1)]) == [(1, 5), (3, 5), (3, 2), (5, 2), (5, 1)]
+
+
+def test_scales_reach_their_ends_and_have_round_ticks():
+    scale = svg.Scale(0.3, 0.47, 0, 100, "fraction")
+    assert (scale(0.3), scale(0.47)) == (0, 100)
+    assert [scale.written(tick) for tick in scale.ticks] == ["30", "32", "34", "36", "38", "40", "42", "44", "46"]
+    assert svg.Scale(5e5, 1.4e6, 0, 100, log=True).ticks == pytest.approx([6e5, 8e5, 1e6, 1.2e6, 1.4e6])
+    passes = svg.Scale(1e5, 1e7, 0, 100, log=True)
+    assert passes(1e6) == pytest.approx(50)
+    assert [passes.written(tick) for tick in passes.ticks][::2] == ["100\u00a0k", "1\u00a0M", "10\u00a0M"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.3364, "fraction", "33.6"),
+        (-0.012, "fraction", "\u22121.2"),
+        (1.1349, "nats", "1.135"),
+        (-0.0001, "ratio", "0.00"),
+        (None, "nats", "\u2013"),
+        (0, "", "0"),
+        (512.34, "", "512"),
+        (0.00123, "", "0.00123"),
+        (1234567.8, "", "1.23e+06"),
+        (0.817, "ratio", "0.82"),
+    ],
+)
+def test_numbers(value, unit, text):
+    assert words.number(value, unit) == text
+
+
+def test_an_uneven_interval_is_said_by_its_longer_side():
+    assert words.spread(Value(mean=0.3, low=0.29, high=0.33, seeds=3), "fraction") == "30.0\u00a0±\u00a03.0"
+    assert words.spread(Value(mean=0.3, seeds=1), "fraction") == "30.0"
