@@ -12,8 +12,7 @@ from contextlib import nullcontext
 import torch
 from subject import EPSILON, STEP, bfloat16, examples, network
 
-from robflat_bench.attacks import PGDParams
-from robflat_bench.attacks.pgd import PGD
+from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core.examples import Threat
 
 

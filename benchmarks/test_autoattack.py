@@ -23,8 +23,7 @@ from race import Board, clock, race, replay
 from subject import EPSILON, Settings, examples, network
 from torch import Tensor, nn
 
-from robflat_bench.attacks import AutoAttackParams
-from robflat_bench.attacks.autoattack import VERSIONS, AutoAttack
+from robflat_bench.attacks.autoattack import VERSIONS, AutoAttack, AutoAttackParams
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape

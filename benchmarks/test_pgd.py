@@ -20,8 +20,7 @@ from subject import EPSILON, SMOOTH, STEP, Settings, bfloat16, examples, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.attacks import PGDParams
-from robflat_bench.attacks.pgd import PGD
+from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core.examples import Examples, Threat
 
 RIVALS: dict[str, Callable[[float, float, int], Attack]] = {

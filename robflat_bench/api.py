@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import generator, per_example_uniform, uniform_like
-    from robflat_bench.measures import OracleParams
     from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.shared import OracleParams
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
     from robflat_bench.numerics.weight_space import WeightSpace
     from robflat_bench.registry.components import parse
@@ -76,7 +76,7 @@ _LAZY = {
     "in_batches": "robflat_bench.core.batching",
     "parse": "robflat_bench.registry.components",
     "Oracle": "robflat_bench.measures.oracle",
-    "OracleParams": "robflat_bench.measures",
+    "OracleParams": "robflat_bench.measures.shared",
     "WeightSpace": "robflat_bench.numerics.weight_space",
     "divergence": "robflat_bench.methods.losses",
     "soft_cross_entropy": "robflat_bench.methods.losses",

@@ -11,18 +11,52 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import NonNegativeInt, PositiveInt
 
-from robflat_bench.attacks import AutoAttackParams
-from robflat_bench.attacks.engine import attacked
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import AttackInfo
 from robflat_bench.core.interfaces import Attack
-from robflat_bench.numerics.folding import folded
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import attacked
+    from robflat_bench.numerics.folding import folded
+
+
+class AutoAttackParams(Params):
+    """version: "standard" = APGD-CE, APGD-T, FAB-T, Square; "apgd" = the first two only, and not "AutoAttack".
+
+    batch and seed are part of the definition: AutoAttack draws per batch of the examples that still stand. fast: the
+    network's normalisation is folded into its convolutions, which rounds differently: a flag in hundreds may differ.
+    """
+
+    version: Literal["standard", "apgd"] = "standard"
+    batch: PositiveInt = 250
+    seed: NonNegativeInt = 0
+    fast: bool = True
+
+
+INFO = AttackInfo(
+    name="autoattack",
+    summary="parameter-free ensemble by its authors; version=apgd is its APGD tier",
+    factory=f"{__name__}:AutoAttack",
+    params=AutoAttackParams,
+    citation=(
+        "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse "
+        "parameter-free attacks. ICML 2020"
+    ),
+    title="{version} tier of AutoAttack",
+    example={"version": "apgd"},
+)
+
 
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
 

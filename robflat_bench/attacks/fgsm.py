@@ -2,12 +2,26 @@ r"""FGSM:  x_adv = \Pi_{[0,1]} ( x + \epsilon sign \nabla_x \ell_CE(f(x), y) ). 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from robflat_bench.attacks.engine import attacked, cross_entropy, project
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples
+from robflat_bench.core.infos import AttackInfo, Passes
 from robflat_bench.core.interfaces import Attack
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import attacked, cross_entropy, project
+
+
+INFO = AttackInfo(
+    name="fgsm",
+    summary="one step of the whole radius along the sign of the gradient",
+    factory=f"{__name__}:FGSM",
+    citation="Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples. ICLR 2015",
+    title="FGSM",
+    passes=Passes("1", "1"),
+)
 
 
 class FGSM(Attack):

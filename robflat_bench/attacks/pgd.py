@@ -8,18 +8,44 @@ Restart r of example i starts from numbers keyed by (seed, r, i). Madry et al., 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt
 
-from robflat_bench.attacks import PGDParams
-from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples
+from robflat_bench.core.infos import AttackInfo, Passes
 from robflat_bench.core.interfaces import Attack
-from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.numerics.folding import folded
+from robflat_bench.core.params import Number, Params
 
-LOSSES = {"ce": cross_entropy, "margin": margin}
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
+    from robflat_bench.core.randomness import per_example_uniform
+    from robflat_bench.numerics.folding import folded
+
+
+class PGDParams(Params):
+    """step: size in pixels of [0,1], by default a quarter of the threat's epsilon. init: where restarts begin."""
+
+    steps: PositiveInt = 20
+    restarts: PositiveInt = 1
+    step: Number | None = Field(default=None, gt=0)
+    loss: Literal["ce", "margin"] = "ce"
+    init: Literal["uniform", "zero"] = "uniform"
+
+
+INFO = AttackInfo(
+    name="pgd",
+    summary="projected sign-gradient ascent with restarts; keeps the highest loss per example",
+    factory=f"{__name__}:PGD",
+    params=PGDParams,
+    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018",
+    title="PGD-{steps} x {restarts}",
+    passes=Passes("restarts * (steps + 1)", "restarts * steps"),
+)
 
 
 class PGD(Attack):
@@ -34,7 +60,7 @@ class PGD(Attack):
         """The adversarial images together with the objective loss they reach; warm: images to start from as well."""
         x, epsilon = examples.x, self.threat.epsilon
         step = epsilon / 4 if self.params.step is None else self.params.step
-        objective = LOSSES[self.params.loss](examples.y)
+        objective = {"ce": cross_entropy, "margin": margin}[self.params.loss](examples.y)
         best = Ascent(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
         with attacked(model), folded(model, x):
             for start in [*self._starts(examples, seed), *([] if warm is None else [warm])]:

@@ -1,141 +1,80 @@
-"""Residual networks for small images: 3x3 stem, stages of basic blocks, mean over positions, linear head.
-
-One function builds them all from a table of stages; the two kinds of block differ in where norms stand.
-Parameter names read `network.stage2.block1.conv1.weight`.
-"""
+"""Residual networks for small images, as tables of stages; `blocks` has their modules."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.backbones import ResNet8Params, ResNet18Params
-from robflat_bench.backbones.parts import Normalized, activation_class, construction
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import BackboneInfo
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.params import Params
 
-Modules = OrderedDict[str, nn.Module]
+with lazy_imports():
+    from torch import nn
+
+    from robflat_bench.backbones.blocks import PostActivation, PreActivation, Stage, residual
+
+Stride = Literal[1, 2]
+Width = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A number of blocks at one width (channels); the first block has the stride."""
+class ResNet8Params(Params):
+    """width: channels of the first stage. strides: of the stages. stem_stride: of the first convolution."""
 
-    blocks: int
-    width: int
-    stride: int = 1
-
-
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias, padded such that stride 1 keeps the size."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    width: Width = 16
+    strides: tuple[Stride, Stride, Stride] = (1, 2, 2)
+    stem_stride: Stride = 1
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions with a shortcut: [B,inputs,H,W] -> [B,outputs,H/stride,W/stride]."""
+class ResNet18Params(Params):
+    """width: channels of the first stage; each later stage doubles them."""
 
-    preactivated: ClassVar[bool]
-
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs if self.preactivated else outputs)
-        self.act1 = activation()
-        self.conv1 = convolution(inputs, outputs, 3, stride)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.act2 = activation()
-        self.conv2 = convolution(outputs, outputs, 3)
-        self.reshapes = inputs != outputs or stride != 1
-        projection = Modules()
-        if self.reshapes:
-            # Every stride-th pixel, then a dense 1x1 convolution: the same numbers as a strided one, whose weight
-            # gradient oneDNN (up to torch 2.15 at least) writes out of bounds, channels last, where channels are few.
-            projection["every"] = Every(stride)
-            projection["conv"] = convolution(inputs, outputs, 1)
-            if not self.preactivated:
-                projection["norm"] = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential(projection)  # empty: the identity
+    width: Width = 64
 
 
-class PostActivation(Block):
-    """act(norm2(conv2(act(norm1(conv1(x))))) + shortcut(x)); He et al., arXiv 1512.03385, option B."""
-
-    preactivated = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.norm1(self.conv1(x)))
-        out: Tensor = self.act2(self.norm2(self.conv2(y)) + self.shortcut(x))
-        return out
-
-
-class PreActivation(Block):
-    """conv2(act(norm2(conv1(a)))) + shortcut, a = act(norm1(x)); He et al., arXiv 1603.05027.
-
-    The shortcut carries x itself, or the 1x1 convolution of a where the shape changes.
-    """
-
-    preactivated = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.act1(self.norm1(x))
-        y = self.conv2(self.act2(self.norm2(self.conv1(a))))
-        out: Tensor = y + self.shortcut(a if self.reshapes else x)
-        return out
-
-
-class Every(nn.Module):
-    """[B,C,H,W] -> every stride-th pixel of it, in both directions."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :: self.stride, :: self.stride]
-
-
-class PositionMean(nn.Module):
-    """[B,C,H,W] -> [B,C]. Not AdaptiveAvgPool2d, whose backward is nondeterministic on CUDA."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-
-def _build(block: type[Block], stem: Stage, stages: Sequence[Stage], shape: ImageShape, activation: str) -> Normalized:
-    """Stem, stages, mean and head in a row. Norm and activation stand behind the stem or, where blocks open
-    with them, behind the last block (`tail`)."""
-    act = activation_class(activation)
-    with construction():
-        width = stem.width
-        entry = Modules(conv=convolution(shape.channels, width, 3, stem.stride))
-        if not block.preactivated:
-            entry.update(norm=nn.BatchNorm2d(width), act=act())
-        row = Modules(stem=nn.Sequential(entry))
-        for number, stage in enumerate(stages, start=1):
-            blocks = Modules()
-            for position in range(stage.blocks):
-                stride = stage.stride if position == 0 else 1
-                blocks[f"block{position + 1}"] = block(width, stage.width, stride, act)
-                width = stage.width
-            row[f"stage{number}"] = nn.Sequential(blocks)
-        if block.preactivated:
-            row["tail"] = nn.Sequential(Modules(norm=nn.BatchNorm2d(width), act=act()))
-        row.update(pool=PositionMean(), head=nn.Linear(width, shape.classes))
-        return Normalized(nn.Sequential(row), shape)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Factories
-# ---------------------------------------------------------------------------------------------------------
+INFO = (
+    BackboneInfo(
+        name="resnet8",
+        summary="three stages of one basic block: small enough for a laptop",
+        factory=f"{__name__}:resnet8",
+        params=ResNet8Params,
+        citation="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385",
+    ),
+    BackboneInfo(
+        name="resnet18",
+        summary="ResNet-18 with the 3x3 stem of small images",
+        factory=f"{__name__}:resnet18",
+        params=ResNet18Params,
+        citation="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385",
+    ),
+    BackboneInfo(
+        name="preact-resnet18",
+        summary="ResNet-18 of pre-activation blocks",
+        factory=f"{__name__}:preact_resnet18",
+        params=ResNet18Params,
+        citation="He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv 1603.05027",
+    ),
+    BackboneInfo(
+        name="wrn-28-10",
+        summary="wide ResNet, depth 28, width factor 10",
+        factory=f"{__name__}:wrn_28_10",
+        citation="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146",
+    ),
+    BackboneInfo(
+        name="wrn-34-10",
+        summary="wide ResNet, depth 34, width factor 10",
+        factory=f"{__name__}:wrn_34_10",
+        citation="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146",
+    ),
+)
 
 
 def resnet8(params: ResNet8Params, shape: ImageShape, activation: str) -> nn.Module:
     """Eight weight layers: stem, three blocks of two, head; widths W, 2W, 4W."""
     stages = [Stage(1, params.width * 2**i, stride) for i, stride in enumerate(params.strides)]
-    return _build(PostActivation, Stage(1, params.width, params.stem_stride), stages, shape, activation)
+    return residual(PostActivation, Stage(1, params.width, params.stem_stride), stages, shape, activation)
 
 
 def _stages18(width: int) -> list[Stage]:
@@ -145,19 +84,19 @@ def _stages18(width: int) -> list[Stage]:
 
 def resnet18(params: ResNet18Params, shape: ImageShape, activation: str) -> nn.Module:
     """ResNet-18, the paper's network at width 64, but without its biases in front of normalisation."""
-    return _build(PostActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
+    return residual(PostActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
 
 
 def preact_resnet18(params: ResNet18Params, shape: ImageShape, activation: str) -> nn.Module:
     """ResNet-18 of pre-activation blocks."""
-    return _build(PreActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
+    return residual(PreActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
 
 
 def _wide(depth: int, factor: int, shape: ImageShape, activation: str) -> nn.Module:
     """WRN-depth-factor without dropout: a stem of 16, three stages of (depth - 4) / 6 blocks."""
     blocks = (depth - 4) // 6
     stages = [Stage(blocks, width * factor, stride) for width, stride in ((16, 1), (32, 2), (64, 2))]
-    return _build(PreActivation, Stage(1, 16), stages, shape, activation)
+    return residual(PreActivation, Stage(1, 16), stages, shape, activation)
 
 
 def wrn_28_10(params: Params, shape: ImageShape, activation: str) -> nn.Module:

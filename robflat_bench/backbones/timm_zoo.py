@@ -8,14 +8,35 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
-
-from robflat_bench.backbones import ACTIVATION_NAMES, TimmParams
-from robflat_bench.backbones.parts import Normalized, construction
+from robflat_bench.backbones import ACTIVATION_NAMES
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import UsageError
+from robflat_bench.core.infos import BackboneInfo
 from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import nn
+    from torch.nn.modules.dropout import _DropoutNd
+
+    from robflat_bench.backbones.parts import Normalized, construction
+
+
+class TimmParams(Params):
+    """name: an architecture of timm, e.g. resnet18; always untrained."""
+
+    name: str
+
+
+INFO = BackboneInfo(
+    name="timm",
+    summary="any timm architecture, untrained, adapted to small images",
+    factory=f"{__name__}:timm_model",
+    params=TimmParams,
+    citation="Wightman, PyTorch Image Models, 2019, doi 10.5281/zenodo.4414861",
+    example={"name": "resnet18"},
+)
 
 SMALL = 64
 """Images up to this size [pixels] keep their resolution through a ResNet's stem."""
@@ -77,10 +98,10 @@ def _keep_resolution(network: nn.Module) -> None:
     network.maxpool = nn.Identity()
 
 
-@torch.no_grad()
 def _try_forward(network: nn.Module, shape: ImageShape) -> None:
     """Raises what the network raises on one image; in eval mode, so that no statistics move."""
-    network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))
     network.train()
 
 

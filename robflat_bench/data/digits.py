@@ -7,10 +7,22 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import UsageError
+from robflat_bench.core.infos import DatasetInfo
 from robflat_bench.core.interfaces import Dataset, Pool, Source
+
+with lazy_imports():
+    import numpy as np
+
+
+INFO = DatasetInfo(
+    name="digits",
+    summary="1,797 handwritten digits, 8x8, 17 grey levels; shipped with scikit-learn, needs no download",
+    factory=f"{__name__}:Digits",
+    citation="Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; via scikit-learn",
+)
+
 
 CANONICAL = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
 """SHA-256 of x, then y, as they are returned: uint8 [1797,8,8,1] in C order and uint8 [1797]."""

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.params import Number, Params
-from robflat_bench.measures import HessianLambdaMaxParams, OracleParams
+from robflat_bench.measures.curvature.curvature import HessianLambdaMaxParams
+from robflat_bench.measures.shared import OracleParams
 from robflat_bench.registry.components import parse, validate, write
 from robflat_bench.registry.registry import did_you_mean
 

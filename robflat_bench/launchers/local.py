@@ -15,7 +15,22 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from robflat_bench.core.errors import UsageError
+from robflat_bench.core.infos import LauncherInfo
 from robflat_bench.core.interfaces import Job, Launcher, Resources
+
+INFO = (
+    LauncherInfo(
+        name="local",
+        summary="on this machine, --jobs at a time, each on its own CPU threads or GPU",
+        factory=f"{__name__}:Local",
+    ),
+    LauncherInfo(
+        name="inline",
+        summary="on this machine, one after the other, each showing its own progress here",
+        factory=f"{__name__}:Inline",
+    ),
+)
+
 
 POLL_SECONDS = 0.1
 

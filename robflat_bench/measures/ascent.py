@@ -28,8 +28,8 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.core.batching import padded_batches
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures import FixedImagesParams
 from robflat_bench.measures.oracle import CHUNK, Oracle
+from robflat_bench.measures.shared import FixedImagesParams
 from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 

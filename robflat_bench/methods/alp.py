@@ -6,12 +6,38 @@ Kannan, Kurakin, Goodfellow: Adversarial logit pairing. arXiv 1803.06373, 2018.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods import ALPParams
-from robflat_bench.methods.losses import soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.methods.losses import soft_cross_entropy
+
+
+class ALPParams(Params):
+    """weight: of the squared distance between the logits. clean: also learn the clean images' labels."""
+
+    weight: float = Field(default=0.5, ge=0)
+    clean: bool = False
+
+
+INFO = MethodInfo(
+    name="alp",
+    summary=(
+        "adversarial logit pairing: squared distance between clean and adversarial logits; known to mask gradients"
+    ),
+    factory=f"{__name__}:ALP",
+    params=ALPParams,
+    citation="Kannan, Kurakin, Goodfellow: Adversarial logit pairing. arXiv 1803.06373, 2018",
+    attack=Passes("T + 1", "T"),
+    loss=Passes("2", "2"),
+)
 
 
 class ALP(Method):

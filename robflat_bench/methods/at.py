@@ -2,11 +2,24 @@ r"""AT:  L(w) = mean_i max_{||d||_inf <= eps} \ell_CE(f(x_i + d; w), y_i).   Mad
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods.losses import soft_cross_entropy
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.methods.losses import soft_cross_entropy
+
+
+INFO = MethodInfo(
+    name="at",
+    summary="adversarial training: cross-entropy on PGD examples",
+    factory=f"{__name__}:AT",
+    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018",
+    attack=Passes("T + 1", "T"),
+)
 
 
 class AT(Method):

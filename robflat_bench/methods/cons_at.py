@@ -10,13 +10,38 @@ attack normalises by the batch).
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods import ConsATParams
-from robflat_bench.methods.losses import divergence, soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.methods.losses import divergence, soft_cross_entropy
+
+
+class ConsATParams(Params):
+    """weight: of the divergence between the views (lambda). temperature: divides the logits in it."""
+
+    weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=0.5, gt=0)
+
+
+INFO = MethodInfo(
+    name="cons-at",
+    summary="adversarial training on two augmentations whose predictions shall agree",
+    factory=f"{__name__}:ConsAT",
+    params=ConsATParams,
+    citation="Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022",
+    attack=Passes("2 * (T + 1)", "2 * T"),
+    loss=Passes("2", "2"),
+    claims=("attack", "batch"),
+)
 
 
 class ConsAT(Method):

@@ -8,13 +8,36 @@ Wong, Rice, Kolter: ICLR 2020. BN statistics see x' only; the gradient is taken 
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy, project
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack
-from robflat_bench.core.randomness import uniform_like
-from robflat_bench.methods import FGSMRSParams
+from robflat_bench.core.params import Params
 from robflat_bench.methods.at import AT
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy, project
+    from robflat_bench.core.randomness import uniform_like
+
+
+class FGSMRSParams(Params):
+    """alpha: size of the step, in radii."""
+
+    alpha: float = Field(default=1.25, gt=0)
+
+
+INFO = MethodInfo(
+    name="fgsm-rs",
+    summary="fast adversarial training: one step from a random start",
+    factory=f"{__name__}:FGSMRS",
+    params=FGSMRSParams,
+    citation="Wong, Rice, Kolter: Fast is better than free: revisiting adversarial training. ICLR 2020",
+    attack=Passes("1", "1"),
+    claims=("attack",),
+)
 
 
 def random_start(batch: Batch, epsilon: float) -> Tensor:

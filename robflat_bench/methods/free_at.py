@@ -14,12 +14,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from pydantic import PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo
 from robflat_bench.core.method import Batch, InnerAttack, Training
-from robflat_bench.methods import FreeATParams
+from robflat_bench.core.params import Params
 from robflat_bench.methods.at import AT
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+
+class FreeATParams(Params):
+    """repeats: updates per batch (m); an epoch is a pass over the data, so it costs `repeats` times as much."""
+
+    repeats: PositiveInt = 8
+
+
+INFO = MethodInfo(
+    name="free-at",
+    summary="replays each batch; one backward pass moves weights and perturbation, which is carried over",
+    factory=f"{__name__}:FreeAT",
+    params=FreeATParams,
+    citation="Shafahi et al.: Adversarial training for free! NeurIPS 2019",
+    example={"repeats": 3},
+    updates="repeats",
+    claims=("attack",),
+)
 
 
 class FreeAT(AT):

@@ -11,13 +11,38 @@ on the last iterate, ours on the best; for odd T it rounds T/2 down, ours does n
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods import GAIRATParams
-from robflat_bench.methods.losses import mean_one, soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.methods.losses import mean_one, soft_cross_entropy
+
+
+class GAIRATParams(Params):
+    """lam: the larger, the more even the weights. warmup: the fraction of training without weights."""
+
+    lam: float = Field(default=-1.0, ge=-10, le=10)
+    warmup: float = Field(default=0.5, ge=0, lt=1)
+
+
+INFO = MethodInfo(
+    name="gairat",
+    summary="adversarial training that weights examples by how soon the attack fools them",
+    factory=f"{__name__}:GAIRAT",
+    params=GAIRATParams,
+    citation="Zhang et al.: Geometry-aware instance-reweighted adversarial training. ICLR 2021",
+    example={"warmup": 0},
+    attack=Passes("T + 1", "T"),
+    claims=("attack",),
+)
 
 
 class GAIRAT(Method):

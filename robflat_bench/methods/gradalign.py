@@ -10,16 +10,45 @@ gradient counts as aligned (there it leaves the mean), and with a random start t
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import Literal
 
-from robflat_bench.attacks.engine import frozen_statistics, project
+from pydantic import Field
+
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method, Training
-from robflat_bench.core.randomness import uniform_like
-from robflat_bench.methods import GradAlignParams
-from robflat_bench.methods.fgsm_rs import one_step, random_start
-from robflat_bench.methods.losses import soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+
+    from robflat_bench.attacks.engine import frozen_statistics, project
+    from robflat_bench.core.randomness import uniform_like
+    from robflat_bench.methods.fgsm_rs import one_step, random_start
+    from robflat_bench.methods.losses import soft_cross_entropy
+
+
+class GradAlignParams(Params):
+    """weight: of the alignment term (lambda). alpha: size of the attack's step, in radii. start: of the attack, at the
+    image or uniform in the ball."""
+
+    weight: float = Field(default=0.2, ge=0)
+    alpha: float = Field(default=1.25, gt=0)
+    start: Literal["zero", "uniform"] = "zero"
+
+
+INFO = MethodInfo(
+    name="gradalign",
+    summary="one-step adversarial training with input gradients kept aligned within the ball",
+    factory=f"{__name__}:GradAlign",
+    params=GradAlignParams,
+    citation="Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+    attack=Passes("1", "1"),
+    loss=Passes("3", "4"),
+    claims=("attack",),
+)
 
 
 class GradAlign(Method):

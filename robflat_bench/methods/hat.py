@@ -7,13 +7,41 @@ The helper images x'' lie outside the ball on purpose. They are clipped to image
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, Training
-from robflat_bench.methods import HATParams
-from robflat_bench.methods.trades import TRADES
+from robflat_bench.methods.trades import TRADES, TRADESParams
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+
+
+class HATParams(TRADESParams):
+    """beta: weight of the divergence term. h: how far the helper images go along the perturbation, 1 being the
+    adversarial image. gamma: weight of their cross-entropy."""
+
+    beta: float = Field(default=2.5, ge=0)
+    h: float = Field(default=2.0, gt=0)
+    gamma: float = Field(default=0.5, ge=0)
+
+
+INFO = MethodInfo(
+    name="hat",
+    summary="TRADES plus images beyond the ball, labelled by a standard network",
+    factory=f"{__name__}:HAT",
+    params=HATParams,
+    citation=(
+        "Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness "
+        "trade-off. ICLR 2022"
+    ),
+    attack=Passes("T + 2", "T"),
+    loss=Passes("4", "3"),
+    helpers={"standard": "standard"},
+)
 
 
 class HAT(TRADES):

@@ -10,12 +10,35 @@ cross-entropy against the target; the class y of the other two terms stays the l
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods import MARTParams
-from robflat_bench.methods.losses import divergence, soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.methods.losses import divergence, soft_cross_entropy
+
+
+class MARTParams(Params):
+    """beta: weight of the divergence term (lambda in some papers)."""
+
+    beta: float = Field(default=6.0, ge=0)
+
+
+INFO = MethodInfo(
+    name="mart",
+    summary="boosted cross-entropy on PGD examples plus divergence, more of it where the clean image is doubtful",
+    factory=f"{__name__}:MART",
+    params=MARTParams,
+    citation="Wang et al.: Improving adversarial robustness requires revisiting misclassified examples. ICLR 2020",
+    attack=Passes("T + 1", "T"),
+    loss=Passes("2", "2"),
+)
 
 
 class MART(Method):

@@ -8,12 +8,37 @@ Yu et al.: ICML 2022; the second is what the authors' code computes. BN statisti
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
+from pydantic import Field
+
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch
-from robflat_bench.methods import MLCATParams
+from robflat_bench.core.params import Params
 from robflat_bench.methods.at import AT
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+
+class MLCATParams(Params):
+    """threshold: of the loss, below which an example is changed. form: 'scaled' raises its weight, as intended;
+    'as-released' removes it from the gradient."""
+
+    threshold: float = Field(default=1.5, gt=0)
+    form: Literal["scaled", "as-released"] = "scaled"
+
+
+INFO = MethodInfo(
+    name="mlcat",
+    summary="adversarial training that raises small losses to a threshold",
+    factory=f"{__name__}:MLCAT",
+    params=MLCATParams,
+    citation="Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022",
+    attack=Passes("T + 1", "T"),
+)
 
 
 class MLCAT(AT):

@@ -19,14 +19,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt
 
-from robflat_bench.attacks.engine import Objective, ascend
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method, Training
-from robflat_bench.core.randomness import uniform_like
-from robflat_bench.methods import MMAParams
-from robflat_bench.methods.losses import soft_cross_entropy
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import Objective, ascend
+    from robflat_bench.core.randomness import uniform_like
+    from robflat_bench.methods.losses import soft_cross_entropy
+
+
+class MMAParams(Params):
+    """max_margin: margins beyond it are large enough (published for CIFAR-10: 12, 20 and 32 of 255). steps: of the
+    PGD that finds the direction. bisections: that find the margin along it."""
+
+    max_margin: Number = Field(default=12 / 255, gt=0, lt=1)
+    steps: PositiveInt = 10
+    bisections: PositiveInt = 10
+
+
+INFO = MethodInfo(
+    name="mma",
+    summary="max-margin adversarial training: each example attacked at its own distance from the boundary",
+    factory=f"{__name__}:MMA",
+    params=MMAParams,
+    citation=(
+        "Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR 2020"
+    ),
+    example={"steps": 2, "bisections": 2},
+    attack=Passes("steps + bisections + 3", "steps"),
+    loss=Passes("2", "2"),
+    claims=("attack",),
+)
 
 
 class MMA(Method):

@@ -10,13 +10,39 @@ statistics move).
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack
-from robflat_bench.core.randomness import uniform_like
-from robflat_bench.methods import NFGSMParams
+from robflat_bench.core.params import Params
 from robflat_bench.methods.at import AT
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.core.randomness import uniform_like
+
+
+class NFGSMParams(Params):
+    """k: half-width of the uniform noise, in radii. alpha: size of the step, in radii."""
+
+    k: float = Field(default=2.0, ge=0)
+    alpha: float = Field(default=1.0, gt=0)
+
+
+INFO = MethodInfo(
+    name="n-fgsm",
+    summary="one step from strong noise, without projection onto the ball",
+    factory=f"{__name__}:NFGSM",
+    params=NFGSMParams,
+    citation=(
+        "de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022"
+    ),
+    attack=Passes("1", "1"),
+    claims=("attack",),
+)
 
 
 class NFGSM(AT):

@@ -8,10 +8,34 @@ The released code stops BN statistics in the attack; here no attack ever moves t
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods import SCOREParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+
+class SCOREParams(Params):
+    """beta: weight of the distance between the predictions. smoothing: what the target leaves to the other classes
+    (on top of a modifier's)."""
+
+    beta: float = Field(default=3.0, ge=0)
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+
+
+INFO = MethodInfo(
+    name="score",
+    summary="squared errors of the predictions instead of cross-entropy and divergence",
+    factory=f"{__name__}:SCORE",
+    params=SCOREParams,
+    citation="Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022",
+    attack=Passes("T + 2", "T"),
+    loss=Passes("2", "2"),
+)
 
 
 class SCORE(Method):

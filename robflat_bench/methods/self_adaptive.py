@@ -13,13 +13,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import divergence_from
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method, Training
-from robflat_bench.methods import SelfAdaptiveParams
-from robflat_bench.methods.losses import divergence, mean_one, soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import divergence_from
+    from robflat_bench.methods.losses import divergence, mean_one, soft_cross_entropy
+
+
+class SelfAdaptiveParams(Params):
+    """beta: weight of the divergence term. momentum: weight of the label so far in its running average. start: the
+    fraction of training before labels move."""
+
+    beta: float = Field(default=6.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    start: float = Field(default=0.7, ge=0, lt=1)
+
+
+INFO = MethodInfo(
+    name="self-adaptive",
+    summary="TRADES with labels that move towards the network's own predictions",
+    factory=f"{__name__}:SelfAdaptive",
+    params=SelfAdaptiveParams,
+    citation="Huang, Zhang, Zhang: Self-adaptive training: beyond empirical risk minimization. NeurIPS 2020",
+    example={"start": 0},
+    attack=Passes("T + 2", "T"),
+    loss=Passes("2", "2"),
+    claims=("batch", "target"),
+)
 
 
 class SelfAdaptive(Method):

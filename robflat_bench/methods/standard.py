@@ -2,10 +2,22 @@ r"""Standard training:  L(w) = mean_i \ell_CE(f(x_i; w), y_i)."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods.losses import soft_cross_entropy
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.methods.losses import soft_cross_entropy
+
+
+INFO = MethodInfo(
+    name="standard",
+    summary="cross-entropy on clean images: the control without robustness",
+    factory=f"{__name__}:Standard",
+    claims=("attack",),
+)
 
 
 class Standard(Method):

@@ -4,12 +4,35 @@ x_i' = argmax_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') ), the clean predict
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from robflat_bench.attacks.engine import divergence_from
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import MethodInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.methods import TRADESParams
-from robflat_bench.methods.losses import divergence, soft_cross_entropy
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import divergence_from
+    from robflat_bench.methods.losses import divergence, soft_cross_entropy
+
+
+class TRADESParams(Params):
+    """beta: weight of the divergence term (lambda in some papers)."""
+
+    beta: float = Field(default=6.0, ge=0)
+
+
+INFO = MethodInfo(
+    name="trades",
+    summary="clean cross-entropy plus divergence between clean and adversarial predictions",
+    factory=f"{__name__}:TRADES",
+    params=TRADESParams,
+    citation="Zhang et al.: Theoretically principled trade-off between robustness and accuracy. ICML 2019",
+    attack=Passes("T + 2", "T"),
+    loss=Passes("2", "2"),
+)
 
 
 class TRADES(Method):

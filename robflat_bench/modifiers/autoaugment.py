@@ -6,13 +6,27 @@ Cubuk et al.: CVPR 2019.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torchvision.transforms.v2 import AutoAugment as Policy
-from torchvision.transforms.v2 import AutoAugmentPolicy
-
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Modifier, Training
-from robflat_bench.core.randomness import global_state
+
+with lazy_imports():
+    import torch
+    from torch import Tensor
+    from torchvision.transforms.v2 import AutoAugment as Policy
+    from torchvision.transforms.v2 import AutoAugmentPolicy
+
+    from robflat_bench.core.randomness import global_state
+
+
+INFO = ModifierInfo(
+    name="autoaugment",
+    summary="the augmentation policy found on CIFAR-10, image by image",
+    factory=f"{__name__}:AutoAugment",
+    citation="Cubuk et al.: AutoAugment: Learning augmentation strategies from data. CVPR 2019",
+    joints=("augment",),
+    rank=10,
+)
 
 
 class AutoAugment(Modifier):

@@ -8,14 +8,41 @@ Wu, Xia, Wang: NeurIPS 2020.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.modifiers import AWPParams
-from robflat_bench.modifiers.descent import descend_at
-from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from robflat_bench.modifiers.descent import descend_at
+    from robflat_bench.numerics.weight_space import WeightSpace
+
+
+class AWPParams(Params):
+    """gamma: radius relative to each layer's norm. steps of size `step` (relative, too), by default one step of
+    the whole radius. warmup: the fraction of training without perturbation."""
+
+    gamma: Number = Field(default=0.01, gt=0, lt=1)
+    steps: PositiveInt = 1
+    step: Number | None = Field(default=None, gt=0)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+
+
+INFO = ModifierInfo(
+    name="awp",
+    summary="adversarial weight perturbation: descends the loss at the worst weights nearby",
+    factory=f"{__name__}:AWP",
+    params=AWPParams,
+    citation="Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. NeurIPS 2020",
+    joints=("backward",),
+    losses="1 + steps",
+)
 
 
 class AWP(Modifier):

@@ -9,12 +9,37 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torchvision.transforms import v2
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Modifier
-from robflat_bench.core.randomness import global_state
-from robflat_bench.modifiers import CutMixParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torchvision.transforms import v2
+
+    from robflat_bench.core.randomness import global_state
+
+
+class CutMixParams(Params):
+    """alpha: the box leaves a fraction drawn from Beta(alpha, alpha); 1 is uniform."""
+
+    alpha: float = Field(default=1.0, gt=0)
+
+
+INFO = ModifierInfo(
+    name="cutmix",
+    summary="pastes a box of another image into each, and mixes the targets by area",
+    factory=f"{__name__}:CutMix",
+    params=CutMixParams,
+    citation=(
+        "Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV 2019"
+    ),
+    joints=("batch",),
+    rank=20,
+)
 
 
 class CutMix(Modifier):

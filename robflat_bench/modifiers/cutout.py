@@ -6,11 +6,35 @@ authors' code makes it even.   DeVries, Taylor: arXiv 1708.04552.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Modifier, Training
-from robflat_bench.modifiers import CutoutParams
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor
+
+
+class CutoutParams(Params):
+    """fraction: side of the hole, of the image's side."""
+
+    fraction: Number = Field(default=0.5, gt=0, le=1)
+
+
+INFO = ModifierInfo(
+    name="cutout",
+    summary="a square hole in each image",
+    factory=f"{__name__}:Cutout",
+    params=CutoutParams,
+    citation=(
+        "DeVries, Taylor: Improved regularization of convolutional neural networks with Cutout. arXiv 1708.04552"
+    ),
+    joints=("augment",),
+    rank=20,
+)
 
 
 class Cutout(Modifier):

@@ -8,12 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Modifier, Moment, Training
-from robflat_bench.modifiers import EMAParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class EMAParams(Params):
+    """decay: weight of the average so far. warmup: decay is at most (1 + k) / (10 + k) after k updates."""
+
+    decay: float = Field(default=0.995, ge=0, lt=1)
+    warmup: bool = True
+
+
+INFO = ModifierInfo(
+    name="ema",
+    summary="evaluates an exponential moving average of the weights",
+    factory=f"{__name__}:EMA",
+    params=EMAParams,
+    citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021",
+    joints=("after_step", "model"),
+    rank=20,
+)
 
 
 class EMA(Modifier):

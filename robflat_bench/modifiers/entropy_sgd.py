@@ -15,13 +15,43 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Loss, Modifier, Moment, Training
-from robflat_bench.core.randomness import normal_like
-from robflat_bench.modifiers import EntropySGDParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from robflat_bench.core.randomness import normal_like
+
+
+class EntropySGDParams(Params):
+    """steps: inner ones per outer one, at this rate. gamma: the pull towards the outer weights, growing by the
+    factor 1 + scoping with each outer step. noise: of the inner steps. averaging: weight of the average so far."""
+
+    steps: PositiveInt = 5
+    rate: float = Field(default=0.1, gt=0)
+    gamma: float = Field(default=1e-4, ge=0)
+    noise: float = Field(default=1e-4, ge=0)
+    scoping: float = Field(default=1e-3, ge=0)
+    averaging: float = Field(default=0.75, ge=0, lt=1)
+
+
+INFO = ModifierInfo(
+    name="entropy-sgd",
+    summary="descends the local entropy of the loss, estimated by Langevin dynamics around the weights",
+    factory=f"{__name__}:EntropySGD",
+    params=EntropySGDParams,
+    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
+    example={"steps": 2},
+    joints=("backward", "model"),
+    rank=10,
+)
 
 
 class EntropySGD(Modifier):

@@ -6,10 +6,23 @@ updates them by a forward in train mode.   Stutz et al.: ICCV 2021.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo, Passes
 from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+
+INFO = ModifierInfo(
+    name="ignore-incorrect",
+    summary="examples that are misclassified anyway stay clean",
+    factory=f"{__name__}:IgnoreIncorrect",
+    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    joints=("attack",),
+    attack=Passes("1", "0"),
+)
 
 
 class IgnoreIncorrect(Modifier):

@@ -6,12 +6,34 @@ the true label.   Stutz et al.: ICCV 2021.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Modifier
-from robflat_bench.modifiers import LabelNoiseParams
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+
+
+class LabelNoiseParams(Params):
+    """tau: probability of a label drawn anew."""
+
+    tau: Number = Field(default=0.1, ge=0, le=1)
+
+
+INFO = ModifierInfo(
+    name="label-noise",
+    summary="labels drawn anew at random, in the loss only",
+    factory=f"{__name__}:LabelNoise",
+    params=LabelNoiseParams,
+    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    joints=("target",),
+    rank=10,
+)
 
 
 class LabelNoise(Modifier):

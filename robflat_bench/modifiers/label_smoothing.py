@@ -5,10 +5,32 @@ Szegedy et al.: CVPR 2016; for adversarial training as in Stutz et al.: ICCV 202
 
 from __future__ import annotations
 
-from torch import Tensor
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Modifier
-from robflat_bench.modifiers import LabelSmoothingParams
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    from torch import Tensor
+
+
+class LabelSmoothingParams(Params):
+    """tau: the share of the target that all classes have in equal parts."""
+
+    tau: Number = Field(default=0.1, ge=0, lt=1)
+
+
+INFO = ModifierInfo(
+    name="label-smoothing",
+    summary="a part of each target goes to all classes equally",
+    factory=f"{__name__}:LabelSmoothing",
+    params=LabelSmoothingParams,
+    citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016",
+    joints=("target",),
+    rank=20,
+)
 
 
 class LabelSmoothing(Modifier):

@@ -10,11 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from pydantic import NonNegativeInt
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
-from robflat_bench.modifiers import PGDTauParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+
+class PGDTauParams(Params):
+    """tau: steps after the first misclassified iterate."""
+
+    tau: NonNegativeInt = 0
+
+
+INFO = ModifierInfo(
+    name="pgd-tau",
+    summary="friendly attack: each example stops soon after it is misclassified",
+    factory=f"{__name__}:PGDTau",
+    params=PGDTauParams,
+    citation="Zhang et al.: Attacks which do not kill training make adversarial learning stronger. ICML 2020",
+    joints=("attack",),
+)
 
 
 class PGDTau(Modifier):

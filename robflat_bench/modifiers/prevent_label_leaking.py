@@ -8,9 +8,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor, nn
-
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo, Passes
 from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
+
+with lazy_imports():
+    from torch import Tensor, nn
+
+
+INFO = ModifierInfo(
+    name="prevent-label-leaking",
+    summary="the attack sees the predicted label instead of the true one",
+    factory=f"{__name__}:PreventLabelLeaking",
+    citation="Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017",
+    joints=("attack",),
+    attack=Passes("1", "0"),
+)
 
 
 class PreventLabelLeaking(Modifier):

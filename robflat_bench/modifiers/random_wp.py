@@ -7,13 +7,35 @@ Stutz, Hein, Schiele: ICCV 2021; without the gradient clipping of the released c
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.modifiers import RandomWPParams
-from robflat_bench.modifiers.descent import descend_at
-from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from robflat_bench.modifiers.descent import descend_at
+    from robflat_bench.numerics.weight_space import WeightSpace
+
+
+class RandomWPParams(Params):
+    """xi: length of the perturbation relative to each layer's norm; by default the average-case measure's."""
+
+    xi: Number = Field(default=0.5, gt=0)
+
+
+INFO = ModifierInfo(
+    name="random-wp",
+    summary="random weight perturbation: descends the loss at weights a random step away",
+    factory=f"{__name__}:RandomWP",
+    params=RandomWPParams,
+    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    joints=("backward",),
+)
 
 
 class RandomWP(Modifier):

@@ -9,14 +9,41 @@ Yu et al.: IJCAI 2022. The perturbation of MLCAT_WP (Yu et al.: ICML 2022) is rw
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.modifiers import RWPParams
-from robflat_bench.modifiers.descent import descend_at
-from robflat_bench.numerics.weight_space import Ball, WeightSpace
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from robflat_bench.modifiers.descent import descend_at
+    from robflat_bench.numerics.weight_space import Ball, WeightSpace
+
+
+class RWPParams(Params):
+    """gamma: radius relative to the norm of all weights, and the length of a step. threshold: examples with a loss
+    below it push the weights away; MLCAT has 1.5."""
+
+    gamma: Number = Field(default=0.01, gt=0, lt=1)
+    steps: PositiveInt = 10
+    threshold: float = Field(default=1.7, gt=0)
+
+
+INFO = ModifierInfo(
+    name="rwp",
+    summary="robust weight perturbation: descends the loss at weights that are worst for well-learned examples",
+    factory=f"{__name__}:RWP",
+    params=RWPParams,
+    citation="Yu et al.: Robust weight perturbation for adversarial training. IJCAI 2022",
+    example={"steps": 2},
+    joints=("backward",),
+    losses="1 + steps",
+)
 
 
 class RWP(Modifier):

@@ -10,13 +10,57 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.modifiers import ASAMParams, SAMParams
-from robflat_bench.numerics.weight_space import norm
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from robflat_bench.numerics.weight_space import norm
+
+
+class SAMParams(Params):
+    """rho: radius in the norm of all parameters."""
+
+    rho: Number = Field(default=0.05, gt=0)
+
+
+class ASAMParams(Params):
+    """rho: radius in units of the weights. eta: added to their size, so that small ones move, too."""
+
+    rho: Number = Field(default=0.5, gt=0)
+    eta: float = Field(default=0.01, ge=0)
+
+
+INFO = (
+    ModifierInfo(
+        name="sam",
+        summary="sharpness-aware minimisation: descends the loss one gradient step uphill",
+        factory=f"{__name__}:SAM",
+        params=SAMParams,
+        citation="Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021",
+        joints=("backward",),
+        losses="2",
+    ),
+    ModifierInfo(
+        name="asam",
+        summary="adaptive sharpness-aware minimisation: SAM in units of each weight's size",
+        factory=f"{__name__}:ASAM",
+        params=ASAMParams,
+        citation=(
+            "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep "
+            "neural networks. ICML 2021"
+        ),
+        joints=("backward",),
+        losses="2",
+    ),
+)
 
 
 class SAM(Modifier):

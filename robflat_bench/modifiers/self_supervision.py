@@ -11,44 +11,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import Field
 
-from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.backbones.parts import construction, initialize
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo, Passes
 from robflat_bench.core.method import Batch, InnerAttack, Modifier, Training
-from robflat_bench.core.randomness import generator
-from robflat_bench.modifiers import SelfSupervisionParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+
+    from robflat_bench.attacks.engine import cross_entropy
+    from robflat_bench.backbones.parts import construction, initialize
+    from robflat_bench.core.randomness import generator
+    from robflat_bench.numerics.heads import WithHead, last_linear
+
+
+class SelfSupervisionParams(Params):
+    """weight: of the turned images' loss (lambda in the papers)."""
+
+    weight: float = Field(default=1.0, ge=0)
+
+
+INFO = ModifierInfo(
+    name="self-supervision",
+    summary="adds the loss of telling how adversarial images were turned",
+    factory=f"{__name__}:SelfSupervision",
+    params=SelfSupervisionParams,
+    citation=(
+        "Hendrycks et al.: Using self-supervised learning can improve model robustness and uncertainty. NeurIPS 2019"
+    ),
+    joints=("loss",),
+    attack=Passes("T + 1", "T"),
+    loss=Passes("1", "1"),
+)
+
 
 TURNS = 4
-
-
-class WithHead(nn.Module):
-    """The model with another head in place of its last linear layer, for as long as a forward lasts: its output
-    is the head's, so passes are counted as ever, and nothing outlives the forward."""
-
-    def __init__(self, model: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        hook = last_linear(self.model).register_forward_hook(lambda _, inputs, output: self.head(inputs[0]))
-        try:
-            logits: Tensor = self.model(x)
-        finally:
-            hook.remove()
-        return logits
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that makes the logits; UsageError where there is none."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise UsageError("self-supervision needs a network with a linear layer at its end; choose another backbone")
-    return layers[-1]
 
 
 class SelfSupervision(Modifier):

@@ -11,12 +11,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_swa_multi_avg_fn, update_bn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Modifier, Moment, Training
-from robflat_bench.modifiers import SWAParams
+from robflat_bench.core.params import Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.optim.swa_utils import get_swa_multi_avg_fn, update_bn
+
+
+class SWAParams(Params):
+    """start: the fraction of training after which epochs are averaged. calibrate: whether batch normalisation
+    statistics are estimated anew at the average, on the clean training images."""
+
+    start: float = Field(default=0.5, ge=0, le=1)
+    calibrate: bool = True
+
+
+INFO = ModifierInfo(
+    name="swa",
+    summary="evaluates the equal average of the weights of late epochs",
+    factory=f"{__name__}:SWA",
+    params=SWAParams,
+    citation="Izmailov et al.: Averaging weights leads to wider optima and better generalization. UAI 2018",
+    joints=("model",),
+    rank=30,
+)
 
 
 class SWA(Modifier):

@@ -9,12 +9,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Batch, Modifier, Training
-from robflat_bench.modifiers import UnlabeledParams
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+
+
+class UnlabeledParams(Params):
+    """ratio: the fraction of each batch that is unlabelled."""
+
+    ratio: Number = Field(default=0.7, gt=0, lt=1)
+
+
+INFO = ModifierInfo(
+    name="unlabeled",
+    summary="most of each batch are further images, labelled by a standard network",
+    factory=f"{__name__}:Unlabeled",
+    params=UnlabeledParams,
+    citation="Carmon et al.: Unlabeled data improves adversarial robustness. NeurIPS 2019",
+    joints=("batch",),
+    rank=10,
+    helpers={"standard": "standard"},
+    extra_data=True,
+)
 
 
 class Unlabeled(Modifier):

@@ -8,12 +8,35 @@ Stutz, Hein, Schiele: ICCV 2021, after Stutz et al.: Bit error robustness. MLSys
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
+from robflat_bench.core.infos import ModifierInfo
 from robflat_bench.core.method import Modifier
-from robflat_bench.modifiers import WeightClippingParams
-from robflat_bench.numerics.weight_space import NORMALISATION
+from robflat_bench.core.params import Number, Params
+
+with lazy_imports():
+    import torch
+    from torch import nn
+
+    from robflat_bench.numerics.weight_space import NORMALISATION
+
+
+class WeightClippingParams(Params):
+    """limit: the largest size of a parameter (of a normalisation scale: its largest distance from 1)."""
+
+    limit: Number = Field(default=0.005, gt=0)
+
+
+INFO = ModifierInfo(
+    name="weight-clipping",
+    summary="keeps all parameters within a small box",
+    factory=f"{__name__}:WeightClipping",
+    params=WeightClippingParams,
+    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    joints=("after_step",),
+    rank=10,
+)
 
 
 class WeightClipping(Modifier):

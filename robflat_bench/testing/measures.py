@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from robflat_bench.backbones.resnet import Block
+from robflat_bench.backbones.blocks import Block
 from robflat_bench.config.cost import declared_by_measure, passes_of_measure
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace

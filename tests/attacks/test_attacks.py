@@ -15,8 +15,8 @@ from helpers.naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.attacks import AutoAttackParams, PGDParams, autoattack
-from robflat_bench.attacks.autoattack import AutoAttack
+from robflat_bench.attacks import autoattack
+from robflat_bench.attacks.autoattack import AutoAttack, AutoAttackParams
 from robflat_bench.attacks.engine import (
     TrainingAttack,
     ascend,
@@ -28,10 +28,9 @@ from robflat_bench.attacks.engine import (
     project,
 )
 from robflat_bench.attacks.fgsm import FGSM
-from robflat_bench.attacks.pgd import PGD
-from robflat_bench.backbones import ResNet8Params
+from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.backbones.resnet import resnet8
+from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape

@@ -15,24 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.backbones import (
-    ACTIVATION_NAMES,
-    ResNet8Params,
-    ResNet18Params,
-    TimmParams,
-    robflat_bench_backbones,
-)
+from robflat_bench.backbones import ACTIVATION_NAMES, robflat_bench_backbones
 from robflat_bench.backbones.parts import ACTIVATIONS, Normalized, initialize
 from robflat_bench.backbones.resnet import (
     PostActivation,
     PreActivation,
+    ResNet8Params,
+    ResNet18Params,
     preact_resnet18,
     resnet8,
     resnet18,
     wrn_28_10,
     wrn_34_10,
 )
-from robflat_bench.backbones.timm_zoo import timm_model
+from robflat_bench.backbones.timm_zoo import TimmParams, timm_model
 from robflat_bench.core.errors import UsageError
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.params import Params

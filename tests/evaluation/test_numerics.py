@@ -24,8 +24,7 @@ from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, _weaker_broke_more, evaluate
-from robflat_bench.measures import AverageCaseParams
-from robflat_bench.measures.flatness.average_case import AverageCase
+from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Result, check, mean_loss, totals, union_error

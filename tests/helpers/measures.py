@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.backbones import ResNet8Params, ResNet18Params
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.backbones.resnet import preact_resnet18, resnet8
+from robflat_bench.backbones.resnet import ResNet8Params, ResNet18Params, preact_resnet18, resnet8
 from robflat_bench.core.examples import Examples, Journal, Threat
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.randomness import generator, per_example_uniform

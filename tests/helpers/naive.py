@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack
-from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.backbones.resnet import resnet8
+from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core.examples import Examples
 from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.method import Batch, Moment, Training

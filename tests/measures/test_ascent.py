@@ -16,24 +16,16 @@ from helpers.naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.backbones.resnet import resnet8
+from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape, Measurement
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures import (
-    AdaptiveWorstParams,
-    KeskarParams,
-    MSharpnessParams,
-    PacBayesSharpnessParams,
-    SamSharpnessParams,
-)
 from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, checkpoints, given_images
-from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst
-from robflat_bench.measures.sharpness.keskar import Keskar
-from robflat_bench.measures.sharpness.pac_bayes_sharpness import PacBayesSharpness
-from robflat_bench.measures.sharpness.sam import MSharpness, SamSharpness
+from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst, AdaptiveWorstParams
+from robflat_bench.measures.sharpness.keskar import Keskar, KeskarParams
+from robflat_bench.measures.sharpness.pac_bayes_sharpness import PacBayesSharpness, PacBayesSharpnessParams
+from robflat_bench.measures.sharpness.sam import MSharpness, MSharpnessParams, SamSharpness, SamSharpnessParams
 from robflat_bench.results.store import StoredJournal
 
 THREAT = Threat(0.1)

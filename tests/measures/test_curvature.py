@@ -19,17 +19,17 @@ from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import Measurement
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures import (
-    FisherRaoParams,
+from robflat_bench.measures.curvature.curvature import (
+    HessianLambdaMax,
     HessianLambdaMaxParams,
+    HessianTrace,
     HessianTraceParams,
-    RelativeFlatnessParams,
+    WeightedCurvature,
     WeightedCurvatureParams,
 )
-from robflat_bench.measures.curvature.curvature import HessianLambdaMax, HessianTrace, WeightedCurvature
-from robflat_bench.measures.curvature.fisher_rao import FisherRao
+from robflat_bench.measures.curvature.fisher_rao import FisherRao, FisherRaoParams
 from robflat_bench.measures.curvature.hessian import DiagonalOperator, Hessian, extremes, hutchinson, rademacher
-from robflat_bench.measures.curvature.relative_flatness import RelativeFlatness
+from robflat_bench.measures.curvature.relative_flatness import RelativeFlatness, RelativeFlatnessParams
 from robflat_bench.measures.curvature.spectral_density import quadrature, smoothed
 from robflat_bench.measures.oracle import Oracle, normalised
 from robflat_bench.numerics.weight_space import WeightSpace

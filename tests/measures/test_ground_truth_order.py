@@ -23,8 +23,7 @@ from torch.nn import functional as F
 
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
-from robflat_bench.measures import WorstCaseParams
-from robflat_bench.measures.flatness.worst_case import Climb, WorstCase
+from robflat_bench.measures.flatness.worst_case import Climb, WorstCase, WorstCaseParams
 from robflat_bench.numerics.weight_space import WeightSpace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,9 +16,8 @@ from helpers.naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.backbones import ResNet8Params
 from robflat_bench.backbones.parts import Normalized, initialize
-from robflat_bench.backbones.resnet import resnet8
+from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
 from robflat_bench.core.interfaces import ImageShape, Measurement

@@ -11,13 +11,12 @@ import torch
 from helpers.measures import EPSILON, THREAT, Remembering, small_examples, small_net
 from torch import Tensor, nn
 
-from robflat_bench.attacks import PGDParams
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.attacks.pgd import PGD
+from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.measures import OracleParams
 from robflat_bench.measures.oracle import Oracle, differentiable, normalised
+from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.weight_space import WeightSpace
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,25 +25,17 @@ from scipy.stats import norm as normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.attacks import PGDParams
-from robflat_bench.attacks.pgd import PGD
+from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
 from robflat_bench.core.interfaces import Measure, Measurement
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures import (
-    AdaptiveAverageParams,
-    BasinWidthParams,
-    LocalEntropyParams,
-    LPFParams,
-    PacBayesSigmaParams,
-)
 from robflat_bench.measures.bisection import bracket
-from robflat_bench.measures.sharpness.adaptive_average import AdaptiveAverage
-from robflat_bench.measures.sharpness.basin_width import BasinWidth
-from robflat_bench.measures.sharpness.local_entropy import LocalEntropy
-from robflat_bench.measures.sharpness.lpf import LPF
-from robflat_bench.measures.sharpness.pac_bayes_sigma import PacBayesSigma
+from robflat_bench.measures.sharpness.adaptive_average import AdaptiveAverage, AdaptiveAverageParams
+from robflat_bench.measures.sharpness.basin_width import BasinWidth, BasinWidthParams
+from robflat_bench.measures.sharpness.local_entropy import LocalEntropy, LocalEntropyParams
+from robflat_bench.measures.sharpness.lpf import LPF, LPFParams
+from robflat_bench.measures.sharpness.pac_bayes_sigma import PacBayesSigma, PacBayesSigmaParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

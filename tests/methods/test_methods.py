@@ -15,11 +15,11 @@ from robflat_bench.config.cost import passes_per_image
 from robflat_bench.core.method import Batch, Method
 from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import generator
-from robflat_bench.methods import TRADESParams, robflat_bench_methods
+from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.methods.at import AT
 from robflat_bench.methods.losses import divergence, soft_cross_entropy
 from robflat_bench.methods.standard import Standard
-from robflat_bench.methods.trades import TRADES
+from robflat_bench.methods.trades import TRADES, TRADESParams
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import Composition, weighted_mean

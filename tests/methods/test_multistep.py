@@ -15,24 +15,15 @@ from torch import Tensor, nn
 from robflat_bench.config.cost import passes_per_image
 from robflat_bench.core.method import Batch, Method
 from robflat_bench.core.randomness import generator
-from robflat_bench.methods import (
-    ALPParams,
-    GAIRATParams,
-    MARTParams,
-    MMAParams,
-    SCOREParams,
-    SelfAdaptiveParams,
-    TRADESParams,
-)
-from robflat_bench.methods.alp import ALP
+from robflat_bench.methods.alp import ALP, ALPParams
 from robflat_bench.methods.at import AT
-from robflat_bench.methods.gairat import GAIRAT
+from robflat_bench.methods.gairat import GAIRAT, GAIRATParams
 from robflat_bench.methods.losses import mean_one
-from robflat_bench.methods.mart import MART
-from robflat_bench.methods.mma import MMA
-from robflat_bench.methods.score import SCORE
-from robflat_bench.methods.self_adaptive import SelfAdaptive
-from robflat_bench.methods.trades import TRADES
+from robflat_bench.methods.mart import MART, MARTParams
+from robflat_bench.methods.mma import MMA, MMAParams
+from robflat_bench.methods.score import SCORE, SCOREParams
+from robflat_bench.methods.self_adaptive import SelfAdaptive, SelfAdaptiveParams
+from robflat_bench.methods.trades import TRADES, TRADESParams
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose
 from robflat_bench.training.composition import weighted_mean

@@ -22,28 +22,18 @@ from robflat_bench.core.interfaces import ImageShape
 from robflat_bench.core.method import Batch, Method, Modifier, Moment
 from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import generator
-from robflat_bench.methods import TRADESParams
 from robflat_bench.methods.at import AT
-from robflat_bench.methods.trades import TRADES
-from robflat_bench.modifiers import (
-    CutMixParams,
-    CutoutParams,
-    LabelNoiseParams,
-    LabelSmoothingParams,
-    PGDTauParams,
-    SelfSupervisionParams,
-    UnlabeledParams,
-)
+from robflat_bench.methods.trades import TRADES, TRADESParams
 from robflat_bench.modifiers.autoaugment import AutoAugment
-from robflat_bench.modifiers.cutmix import CutMix
-from robflat_bench.modifiers.cutout import Cutout
+from robflat_bench.modifiers.cutmix import CutMix, CutMixParams
+from robflat_bench.modifiers.cutout import Cutout, CutoutParams
 from robflat_bench.modifiers.ignore_incorrect import IgnoreIncorrect
-from robflat_bench.modifiers.label_noise import LabelNoise
-from robflat_bench.modifiers.label_smoothing import LabelSmoothing
-from robflat_bench.modifiers.pgd_tau import PGDTau, moving
+from robflat_bench.modifiers.label_noise import LabelNoise, LabelNoiseParams
+from robflat_bench.modifiers.label_smoothing import LabelSmoothing, LabelSmoothingParams
+from robflat_bench.modifiers.pgd_tau import PGDTau, PGDTauParams, moving
 from robflat_bench.modifiers.prevent_label_leaking import PreventLabelLeaking
-from robflat_bench.modifiers.self_supervision import SelfSupervision
-from robflat_bench.modifiers.unlabeled import Unlabeled
+from robflat_bench.modifiers.self_supervision import SelfSupervision, SelfSupervisionParams
+from robflat_bench.modifiers.unlabeled import Unlabeled, UnlabeledParams
 from robflat_bench.registry.components import compose
 from robflat_bench.training import loop
 from robflat_bench.training.composition import Composition, weighted_mean

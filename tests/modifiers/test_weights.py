@@ -17,11 +17,9 @@ from robflat_bench.attacks.engine import cross_entropy
 from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.method import Batch, Loss, Moment
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures import AverageCaseParams
-from robflat_bench.measures.flatness.average_case import AverageCase
-from robflat_bench.modifiers import EntropySGDParams, SAMParams
-from robflat_bench.modifiers.entropy_sgd import EntropySGD
-from robflat_bench.modifiers.sam import SAM
+from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
+from robflat_bench.modifiers.entropy_sgd import EntropySGD, EntropySGDParams
+from robflat_bench.modifiers.sam import SAM, SAMParams
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.registry.components import compose

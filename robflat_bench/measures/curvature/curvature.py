@@ -31,23 +31,98 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from torch import nn
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import normal_like
-from robflat_bench.measures import HessianLambdaMaxParams, HessianTraceParams, LanczosParams, WeightedCurvatureParams
-from robflat_bench.measures.curvature.hessian import (
-    DiagonalOperator,
-    Hessian,
-    Operator,
-    extremes,
-    hutchinson,
-    rademacher,
+from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, LanczosParams, differentiate
+
+with lazy_imports():
+    import numpy as np
+    from torch import nn
+
+    from robflat_bench.core.randomness import normal_like
+    from robflat_bench.measures.curvature.hessian import (
+        DiagonalOperator,
+        Hessian,
+        Operator,
+        extremes,
+        hutchinson,
+        rademacher,
+    )
+    from robflat_bench.measures.curvature.spectral_density import quadrature
+    from robflat_bench.measures.oracle import Oracle
+
+
+class HessianLambdaMaxParams(LanczosParams):
+    """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most.
+
+    density: probes of the spectral density (0: none). nodes: of each; it takes as many products and, in memory, as
+    many times the weights.
+    """
+
+    density: NonNegativeInt = 0
+    nodes: PositiveInt = 80
+
+
+class HessianTraceParams(FixedImagesParams):
+    """probes: random vectors of Hutchinson's estimator."""
+
+    probes: int = Field(default=50, ge=2)
+
+
+class WeightedCurvatureParams(LanczosParams):
+    """probes: random vectors of Hutchinson's estimator. tolerance, vectors, iterations: of Lanczos."""
+
+    probes: int = Field(default=50, ge=2)
+
+
+INFO = (
+    MeasureInfo(
+        name="hessian-lambda-max",
+        summary="largest eigenvalue of the Hessian of the loss over the weights, by Lanczos",
+        factory=f"{__name__}:HessianLambdaMax",
+        params=HessianLambdaMaxParams,
+        citation=(
+            "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE"
+            " BigData 2020"
+        ),
+        title="largest Hessian eigenvalue ({coupling})",
+        example={"steps": 2, "tolerance": 0.5, "vectors": 3},
+        couplings=("clean", "frozen"),
+        powers={"layers": -2},
+    ),
+    MeasureInfo(
+        name="hessian-trace",
+        summary="trace of the Hessian of the loss over the weights, whole and per layer, by Hutchinson's estimator",
+        factory=f"{__name__}:HessianTrace",
+        params=HessianTraceParams,
+        citation=(
+            "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE"
+            " BigData 2020"
+        ),
+        title="Hessian trace ({coupling}), {probes} probes",
+        example={"steps": 2, "probes": 2},
+        couplings=("clean", "frozen"),
+        passes=differentiate("probes", "2 * probes"),
+        powers={"layers": -2},
+    ),
+    MeasureInfo(
+        name="weighted-curvature",
+        summary="curvature along each weight times its square, summed: the small-radius limit of adaptive sharpness",
+        factory=f"{__name__}:WeightedCurvature",
+        params=WeightedCurvatureParams,
+        citation=(
+            "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023"
+        ),
+        title="weighted curvature ({coupling}), {probes} probes",
+        example={"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
+        couplings=("clean", "frozen"),
+        powers=FUNCTION,
+    ),
 )
-from robflat_bench.measures.curvature.spectral_density import quadrature
-from robflat_bench.measures.oracle import Oracle
 
 
 class HessianLambdaMax(Measure):

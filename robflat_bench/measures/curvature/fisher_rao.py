@@ -18,17 +18,41 @@ Cost: one forward and two backward passes of each image. Standard error: over ex
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from robflat_bench.core.batching import in_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import FisherRaoParams
-from robflat_bench.measures.curvature.hessian import twice_differentiable
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.per_example import mean_of
-from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, differentiate
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.measures.curvature.hessian import twice_differentiable
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.per_example import mean_of
+    from robflat_bench.numerics.weight_space import WeightSpace
+
+
+class FisherRaoParams(FixedImagesParams):
+    """Those of the loss alone: the product with the Fisher matrix is exact."""
+
+
+INFO = MeasureInfo(
+    name="fisher-rao",
+    summary="squared Fisher-Rao norm of the weights: <w, F w>, exact by Jacobian-vector products",
+    factory=f"{__name__}:FisherRao",
+    params=FisherRaoParams,
+    citation=(
+        "Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS 2019"
+    ),
+    title="Fisher-Rao norm, squared ({coupling})",
+    example={"steps": 2},
+    couplings=("clean", "frozen"),
+    passes=differentiate("1", "1"),
+    powers=FUNCTION,
+)
 
 
 class FisherRao(Measure):

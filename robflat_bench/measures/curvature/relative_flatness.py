@@ -18,19 +18,43 @@ builds the dense Hessian of the layer, (K d)^2 entries.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from robflat_bench.attacks.engine import attacked
-from robflat_bench.core.batching import in_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import RelativeFlatnessParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.per_example import mean_of
-from robflat_bench.numerics.passes import uncounted
+from robflat_bench.measures.shared import FixedImagesParams, differentiate
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+
+    from robflat_bench.attacks.engine import attacked
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.per_example import mean_of
+    from robflat_bench.numerics.passes import uncounted
+
+
+class RelativeFlatnessParams(FixedImagesParams):
+    """Those of the loss alone: the layer's curvature is exact."""
+
+
+INFO = MeasureInfo(
+    name="relative-flatness",
+    summary=(
+        "relative flatness of the last linear layer: its Hessian's traces times the products of its weights, exact"
+    ),
+    factory=f"{__name__}:RelativeFlatness",
+    params=RelativeFlatnessParams,
+    citation="Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021",
+    title="relative flatness ({coupling})",
+    example={"steps": 2},
+    couplings=("clean", "frozen"),
+    passes=differentiate("1", "0"),
+    powers={"layers": 0, "filters": 0},
+)
 
 
 class RelativeFlatness(Measure):

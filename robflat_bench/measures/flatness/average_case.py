@@ -10,14 +10,57 @@ Cost: draws + 1 times the attack, or forward passes.   Stutz et al., ICCV 2021.
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Literal
 
+from pydantic import Field, PositiveInt, model_validator
+
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import AverageCaseParams
-from robflat_bench.measures.oracle import Oracle, subtracted
-from robflat_bench.measures.random_moves import losses_after, mean_rise
-from robflat_bench.numerics.weight_space import Ball, WeightSpace
+from robflat_bench.core.params import BallNorm, BallShape, Number
+from robflat_bench.measures.shared import OracleParams, read, reference_is_attacked
+
+with lazy_imports():
+    from torch import nn
+
+    from robflat_bench.measures.flatness.reference import subtracted
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.random_moves import losses_after, mean_rise
+    from robflat_bench.numerics.weight_space import Ball, WeightSpace
+
+
+class AverageCaseParams(OracleParams):
+    """xi: radius relative to the norm of each group of weights, `ball` and `norm` (see `weight_space`). draws: of the
+    weights. steps, step, restarts: of the attack at each draw.
+
+    reference="matched" subtracts the loss at w under the same attack, restarts and starts (0 at xi=0); "paper"
+    subtracts the loss of `reference_restarts` restarts selected by wrong-class confidence.
+    """
+
+    coupling: Literal["clean", "frozen", "reattack"] = "reattack"
+    xi: Number = Field(default=0.5, ge=0)
+    ball: BallShape = "layer"
+    norm: BallNorm = "l2"
+    draws: int = Field(default=10, ge=2)
+    reference: Literal["matched", "paper"] = "matched"
+    reference_restarts: PositiveInt = 10
+
+    _attacked = model_validator(mode="after")(reference_is_attacked)
+
+
+INFO = MeasureInfo(
+    name="average-case",
+    summary="average-case flatness of the robust loss: its mean rise over random weights at distance xi",
+    factory=f"{__name__}:AverageCase",
+    params=AverageCaseParams,
+    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    title="average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
+    example={"draws": 2, "steps": 2},
+    couplings=("clean", "frozen", "reattack"),
+    passes=read("draws + 1"),
+    powers={"layers": 0},
+)
 
 
 class AverageCase(Measure):

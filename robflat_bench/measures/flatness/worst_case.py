@@ -21,21 +21,78 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.attacks.engine import attacked, project
-from robflat_bench.core.batching import padded_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Journal, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.measures import OracleParams, WorstCaseParams
-from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable, subtracted
-from robflat_bench.measures.per_example import error_of_mean
-from robflat_bench.measures.random_moves import section
-from robflat_bench.numerics.folding import folded
-from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
+from robflat_bench.core.params import BallNorm, BallShape, Number, Params
+from robflat_bench.measures.shared import STRONG, OracleParams, reference_is_attacked
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import attacked, project
+    from robflat_bench.core.batching import padded_batches
+    from robflat_bench.core.randomness import per_example_uniform
+    from robflat_bench.measures.flatness.reference import subtracted
+    from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
+    from robflat_bench.measures.per_example import error_of_mean
+    from robflat_bench.measures.random_moves import section
+    from robflat_bench.numerics.folding import folded
+    from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
+
+
+class WorstCaseParams(Params):
+    """xi: radius relative to the norm of each group of weights, `ball` and `norm` (see `weight_space`). coupling:
+    which images climb with the weights: none, those found at w (frozen), or each on its own way (joint). batch:
+    examples per update of nu (0: all of them, one update a step). weight_step: of nu, in units of xi = 1, by default
+    2.5 xi / updates. warm: one more `joint` restart, from where `frozen` ends. strong_steps: of the attack that each
+    nu is met with in the end.
+
+    The released code's setting: batch=128, weight_step=0.01, keep="last", reference="paper".
+    """
+
+    coupling: Literal["clean", "frozen", "joint"] = "joint"
+    xi: Number = Field(default=0.003, ge=0)
+    ball: BallShape = "layer"
+    norm: BallNorm = "l2"
+    restarts: PositiveInt = 10
+    steps: PositiveInt = 20
+    step: Number | None = Field(default=None, gt=0)
+    weight_step: Number | None = Field(default=None, gt=0)
+    batch: NonNegativeInt = 0
+    keep: Literal["best", "last"] = "best"
+    warm: bool = False
+    strong_steps: PositiveInt = 40
+    logits: Literal["plain", "normalised"] = "plain"
+    reference: Literal["matched", "paper"] = "matched"
+    reference_restarts: PositiveInt = 10
+
+    _attacked = model_validator(mode="after")(reference_is_attacked)
+
+
+INFO = MeasureInfo(
+    name="worst-case",
+    summary="worst-case flatness of the robust loss: its highest rise over weights within xi",
+    factory=f"{__name__}:WorstCase",
+    params=WorstCaseParams,
+    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    title="worst-case flatness ({coupling}), xi={xi:g}, {restarts} restarts",
+    example={"restarts": 2, "steps": 2, "strong_steps": 2},
+    couplings=("clean", "frozen", "joint"),
+    passes={
+        "clean": Passes("restarts * (steps + 2)", "restarts * steps"),
+        "frozen": Passes(
+            f"steps + 1 + restarts * (steps + 2) + {STRONG[0]}", f"steps + restarts * steps + {STRONG[1]}"
+        ),
+        "joint": Passes(f"2 * restarts * (steps + 1) + {STRONG[0]}", f"2 * restarts * steps + {STRONG[1]}"),
+    },
+    powers={"layers": 0},
+)
 
 
 class Climb(NamedTuple):

@@ -16,18 +16,53 @@ Cost: steps + 3 + points forward and steps backward passes of the inputs.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt
 
-from robflat_bench.attacks.engine import Objective, ascend, attacked, cross_entropy
-from robflat_bench.core.batching import in_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.measures import BoundaryThicknessParams
-from robflat_bench.measures.per_example import mean_of
+from robflat_bench.core.params import Number, Params
+from robflat_bench.measures.shared import FUNCTION
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import Objective, ascend, attacked, cross_entropy
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.core.randomness import per_example_uniform
+    from robflat_bench.measures.per_example import mean_of
+
+
+class BoundaryThicknessParams(Params):
+    """a, b: the levels between which the difference of the two probabilities counts. points: on the segment.
+    attack, radius (l-inf, default epsilon), steps, step (default radius/4): how the other end is found."""
+
+    a: Number = Field(default=0.0, ge=-1, le=1)
+    b: Number = Field(default=0.75, ge=-1, le=1)
+    points: PositiveInt = 128
+    attack: Literal["untargeted", "targeted"] = "untargeted"
+    radius: Number | None = Field(default=None, gt=0)
+    steps: PositiveInt = 20
+    step: Number | None = Field(default=None, gt=0)
+
+
+INFO = MeasureInfo(
+    name="boundary-thickness",
+    summary="length over which the network doubts on the way to an adversarial image",
+    factory=f"{__name__}:BoundaryThickness",
+    params=BoundaryThicknessParams,
+    citation="Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020",
+    title="boundary thickness, {a:g} to {b:g}, {attack}",
+    example={"steps": 2, "points": 8},
+    couplings=("clean",),
+    passes={"clean": Passes("steps + 3 + points", "steps")},
+    powers=FUNCTION,
+)
 
 
 class BoundaryThickness(Measure):

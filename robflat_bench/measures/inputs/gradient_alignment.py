@@ -15,16 +15,42 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import PositiveInt
 
-from robflat_bench.core.batching import in_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.measures import GradientAlignmentParams
-from robflat_bench.measures.per_example import input_gradient, mean_of
+from robflat_bench.core.params import Params
+from robflat_bench.measures.shared import FUNCTION
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.core.randomness import per_example_uniform
+    from robflat_bench.measures.per_example import input_gradient, mean_of
+
+
+class GradientAlignmentParams(Params):
+    """draws: of the noise, for each example."""
+
+    draws: PositiveInt = 1
+
+
+INFO = MeasureInfo(
+    name="gradient-alignment",
+    summary="cosine of the loss's gradients at an image and at a random one in its ball",
+    factory=f"{__name__}:GradientAlignment",
+    params=GradientAlignmentParams,
+    citation="Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+    title="gradient alignment, {draws} draws",
+    couplings=("clean",),
+    passes={"clean": Passes("1 + draws", "1 + draws")},
+    powers=FUNCTION,
+)
 
 
 class GradientAlignment(Measure):

@@ -11,15 +11,41 @@ fixed power, unless they are normalised. Cost: one forward and one backward of t
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
-from robflat_bench.core.batching import in_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import InputGradientNormParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.per_example import input_gradient, mean_of
+from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, differentiate
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.per_example import input_gradient, mean_of
+
+
+class InputGradientNormParams(FixedImagesParams):
+    """p: of the norm; 1 is the dual of the l-inf threat."""
+
+    p: Literal[1, 2] = 1
+
+
+INFO = MeasureInfo(
+    name="input-gradient-norm",
+    summary="mean length of the loss's gradient in the pixels",
+    factory=f"{__name__}:InputGradientNorm",
+    params=InputGradientNormParams,
+    citation="Kim et al.: Fantastic robustness measures: the secrets of robust generalization. NeurIPS 2023",
+    title="input-gradient l{p} norm ({coupling})",
+    example={"steps": 2},
+    couplings=("clean", "frozen"),
+    passes=differentiate("1", "1"),
+    powers=FUNCTION,
+)
 
 
 class InputGradientNorm(Measure):

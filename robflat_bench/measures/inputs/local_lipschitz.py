@@ -14,16 +14,51 @@ Cost: 1 + restarts (steps + 1) forward and restarts x steps backward passes of t
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
-from robflat_bench.attacks.engine import attacked, divergence_from, project
-from robflat_bench.core.batching import in_batches
+from pydantic import Field, PositiveInt
+
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import per_example_uniform
-from robflat_bench.measures import LocalLipschitzParams
-from robflat_bench.measures.per_example import mean_of
+from robflat_bench.core.params import Number, Params
+from robflat_bench.measures.shared import FUNCTION
+
+with lazy_imports():
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import attacked, divergence_from, project
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.core.randomness import per_example_uniform
+    from robflat_bench.measures.per_example import mean_of
+
+
+class LocalLipschitzParams(Params):
+    """target: the output whose change is measured. steps, step (default epsilon/4), restarts: of the ascent."""
+
+    target: Literal["logits", "probabilities", "divergence"] = "logits"
+    steps: PositiveInt = 10
+    step: Number | None = Field(default=None, gt=0)
+    restarts: PositiveInt = 1
+
+
+INFO = MeasureInfo(
+    name="local-lipschitz",
+    summary="largest change of the output per change of the input within the ball",
+    factory=f"{__name__}:LocalLipschitz",
+    params=LocalLipschitzParams,
+    citation=(
+        "Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: A closer look at accuracy vs. robustness. NeurIPS 2020"
+    ),
+    title="local Lipschitz constant of {target}",
+    example={"steps": 2},
+    couplings=("clean",),
+    passes={"clean": Passes("1 + restarts * (steps + 1)", "restarts * steps")},
+    powers={**FUNCTION, "logits": 1},
+)
+
 
 NEAREST = 0.01
 

@@ -12,18 +12,44 @@ and moves the probability margin by no fixed power; normalised logits remove bot
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
-from robflat_bench.attacks.engine import attacked
-from robflat_bench.attacks.engine import margin as excess
-from robflat_bench.core.batching import in_batches
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import MarginParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.per_example import mean_of
+from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, differentiate
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.attacks.engine import attacked
+    from robflat_bench.attacks.engine import margin as excess
+    from robflat_bench.core.batching import in_batches
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.per_example import mean_of
+
+
+class MarginParams(FixedImagesParams):
+    """kind: of what the label wins by."""
+
+    kind: Literal["probability", "logit"] = "probability"
+
+
+INFO = MeasureInfo(
+    name="margin",
+    summary="by how much the label wins over the next class",
+    factory=f"{__name__}:Margin",
+    params=MarginParams,
+    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    title="{kind} margin ({coupling})",
+    example={"steps": 2},
+    couplings=("clean", "frozen"),
+    passes=differentiate("1", "0"),
+    powers=FUNCTION,
+)
 
 
 class Margin(Measure):

@@ -13,12 +13,27 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
-
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.numerics.weight_space import WeightSpace, norm
+
+with lazy_imports():
+    from torch import nn
+
+    from robflat_bench.numerics.weight_space import WeightSpace, norm
+
+
+INFO = MeasureInfo(
+    name="distance-from-init",
+    summary="distance of the weights from those that training began with",
+    factory=f"{__name__}:DistanceFromInit",
+    citation="Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017; "
+    "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    title="distance from initialisation",
+    passes={"": Passes()},
+)
 
 
 class DistanceFromInit(Measure):

@@ -16,15 +16,31 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import nn
-
-from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.numerics.folding import BATCH_NORMS, fold, scale_and_shift
-from robflat_bench.numerics.weight_space import NORMALISATION
+from robflat_bench.measures.shared import FUNCTION
+
+with lazy_imports():
+    import torch
+    from torch import nn
+
+    from robflat_bench.backbones.parts import ACTIVATIONS, Normalized
+    from robflat_bench.numerics.folding import BATCH_NORMS, fold, scale_and_shift
+    from robflat_bench.numerics.weight_space import NORMALISATION
+
+
+INFO = MeasureInfo(
+    name="path-norm",
+    summary="log-sum of squared weights along all paths (normalisation folded in)",
+    factory=f"{__name__}:PathNorm",
+    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    title="log path norm",
+    passes={"": Passes()},
+    powers=FUNCTION,
+)
 
 
 class PathNorm(Measure):

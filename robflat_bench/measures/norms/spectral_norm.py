@@ -18,18 +18,46 @@ backward passes of one image through each convolution.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo, Passes
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import generator
-from robflat_bench.measures import SpectralNormParams
-from robflat_bench.numerics.folding import BATCH_NORMS, fold
+from robflat_bench.core.params import Number, Params
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+if TYPE_CHECKING:
+    Layer: TypeAlias = "nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear"
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.core.randomness import generator
+    from robflat_bench.numerics.folding import BATCH_NORMS, fold
+
+
+class SpectralNormParams(Params):
+    """iterations: of the power method at most, for each layer; it ends where the residual falls below tolerance."""
+
+    iterations: PositiveInt = 100
+    tolerance: Number = Field(default=1e-4, ge=0)
+
+
+INFO = MeasureInfo(
+    name="spectral-norm",
+    summary="log-sum of the operator norms of convolutions (normalisation folded in) and linear layers",
+    factory=f"{__name__}:SpectralNorm",
+    params=SpectralNormParams,
+    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    title="log-sum of operator norms",
+    example={"iterations": 20},
+    passes={"": Passes()},
+    powers={"layers": 0, "filters": 0},
+)
 
 
 class SpectralNorm(Measure):
@@ -39,7 +67,11 @@ class SpectralNorm(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         network = fold(model, examples.x)
-        layers = {name: module for name, module in network.named_modules() if isinstance(module, Layer)}
+        layers = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
+        }
         shapes = _input_shapes(network, layers, examples.x[:1])
         network.double()
         norms, residuals = [], []

@@ -19,14 +19,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-from torch import Tensor, nn
-
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import WeightGradientNormParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.measures.shared import FixedImagesParams, differentiate
+
+with lazy_imports():
+    import numpy as np
+    from torch import Tensor, nn
+
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.numerics.weight_space import WeightSpace
+
+
+class WeightGradientNormParams(FixedImagesParams):
+    """The mean loss is that of the images at which `coupling` reads it."""
+
+
+INFO = MeasureInfo(
+    name="weight-gradient-norm",
+    summary="length of the loss's gradient in the weights",
+    factory=f"{__name__}:WeightGradientNorm",
+    params=WeightGradientNormParams,
+    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    title="weight-gradient norm ({coupling})",
+    example={"steps": 2},
+    couplings=("clean", "frozen"),
+    passes=differentiate("2", "2"),
+    powers={"layers": -1},
+)
+
 
 GROUPS = 10
 

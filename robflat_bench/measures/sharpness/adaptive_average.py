@@ -15,17 +15,49 @@ The released code reads the clean loss only; here any coupling, and a standard e
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Literal
 
+from pydantic import Field
+
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.randomness import normal_like, uniform_like
-from robflat_bench.measures import AdaptiveAverageParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import losses_after, mean_rise, noise
-from robflat_bench.numerics.weight_space import Direction, WeightSpace
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import FUNCTION, OracleParams, read
 
-DRAWS = {"l2": normal_like, "linf": uniform_like}
+with lazy_imports():
+    from torch import nn
+
+    from robflat_bench.core.randomness import normal_like, uniform_like
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.random_moves import losses_after, mean_rise, noise
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+
+
+class AdaptiveAverageParams(OracleParams):
+    """ball: Gaussian (l2) or uniform (linf) moves of size rho. adaptive: times each weight's magnitude."""
+
+    ball: Literal["l2", "linf"] = "l2"
+    adaptive: bool = True
+    rho: Number = Field(default=0.1, ge=0)
+    draws: int = Field(default=20, ge=2)
+
+
+INFO = MeasureInfo(
+    name="adaptive-average",
+    summary="mean rise of the loss under random moves, each weight in proportion to its magnitude",
+    factory=f"{__name__}:AdaptiveAverage",
+    params=AdaptiveAverageParams,
+    citation=(
+        "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023"
+    ),
+    title="average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
+    example={"draws": 2, "steps": 2},
+    couplings=("clean", "frozen", "reattack"),
+    passes=read("draws + 1"),
+    powers=FUNCTION,
+)
 
 
 class AdaptiveAverage(Measure):
@@ -39,7 +71,9 @@ class AdaptiveAverage(Measure):
         return mean_rise(*losses_after(oracle, space, model, examples, workspace, moves))
 
     def _move(self, space: WeightSpace, seed: int, draw: int) -> Direction:
-        z = noise(space, seed, "adaptive-average", draw, draw=DRAWS[self.params.ball])
+        z = noise(
+            space, seed, "adaptive-average", draw, draw={"l2": normal_like, "linf": uniform_like}[self.params.ball]
+        )
         return {
             name: self.params.rho * z[name] * (layer.detach().abs() if self.params.adaptive else 1)
             for name, layer in space.layers.items()

@@ -21,16 +21,53 @@ Kwon et al.: ICML 2021; Andriushchenko et al.: ICML 2023; Auto-PGD: Croce & Hein
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import AdaptiveWorstParams
-from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, gap, given_images, highest
-from robflat_bench.measures.per_example import error_of_mean
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, differentiate
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, gap, given_images, highest
+    from robflat_bench.measures.per_example import error_of_mean
+
+
+class AdaptiveWorstParams(FixedImagesParams):
+    """rho: radius in units of c = |w| + eta, or of 1 without adaptive; of a box (ball="linf") about a hundredth of
+    an ellipsoid's. iterations: of Auto-PGD. starts: the first at w, the others random in the ball."""
+
+    rho: Number = Field(default=0.5, ge=0)
+    ball: Literal["l2", "linf"] = "l2"
+    adaptive: bool = True
+    eta: Number = Field(default=0.0, ge=0)
+    iterations: PositiveInt = 20
+    starts: PositiveInt = 1
+
+
+INFO = MeasureInfo(
+    name="adaptive-worst",
+    summary="highest rise of the loss over weights in an ellipsoid or box that follows their magnitude",
+    factory=f"{__name__}:AdaptiveWorst",
+    params=AdaptiveWorstParams,
+    citation=(
+        "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between "
+        "sharpness and generalization. ICML 2023"
+    ),
+    title="adaptive worst-case sharpness ({coupling}), {ball}, rho={rho:g}",
+    example={"steps": 2, "iterations": 3, "starts": 2},
+    couplings=("clean", "frozen"),
+    passes=differentiate("1 + starts * (iterations + 1)", "1 + starts * (iterations + 1)"),
+    powers=FUNCTION,
+)
 
 
 class AdaptiveWorst(Measure):

@@ -21,17 +21,54 @@ attack with each, under frozen one for all.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-import numpy as np
-from torch import Tensor, nn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import BasinWidthParams
-from robflat_bench.measures.bisection import bracket
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import by_filter, noise, section
-from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import OracleParams
+
+with lazy_imports():
+    import numpy as np
+    from torch import Tensor, nn
+
+    from robflat_bench.measures.bisection import bracket
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.random_moves import by_filter, noise, section
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
+
+
+class BasinWidthParams(OracleParams):
+    """target: rise of the loss that is borne. normalisation: what of a direction has the norm of its weights.
+
+    largest: radius tried first, relative to these norms. tolerance: of each radius, relative.
+    """
+
+    target: Number = Field(default=0.1, gt=0)
+    directions: int = Field(default=10, ge=2)
+    normalisation: Literal["filter", "layer"] = "filter"
+    largest: Number = Field(default=2.0, gt=0)
+    tolerance: Number = Field(default=0.01, ge=1e-9, lt=1)
+
+
+INFO = MeasureInfo(
+    name="basin-width",
+    summary="mean relative distance along random directions at which the loss has risen by the target",
+    factory=f"{__name__}:BasinWidth",
+    params=BasinWidthParams,
+    citation=(
+        "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997; Li et al.: Visualizing the loss "
+        "landscape of neural nets. NeurIPS 2018"
+    ),
+    title="basin width by {normalisation} ({coupling}), target={target:g}, {directions} directions",
+    example={"directions": 2, "steps": 2, "tolerance": 0.25},
+    couplings=("clean", "frozen", "reattack"),
+    powers={"layers": 0, "filters": 0},
+)
 
 
 class BasinWidth(Measure):

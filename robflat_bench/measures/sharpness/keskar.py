@@ -18,16 +18,42 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import torch
-from scipy import optimize
-from torch import nn
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import KeskarParams
-from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images
-from robflat_bench.measures.per_example import error_of_mean
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import FixedImagesParams
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from scipy import optimize
+    from torch import nn
+
+    from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images
+    from robflat_bench.measures.per_example import error_of_mean
+
+
+class KeskarParams(FixedImagesParams):
+    """epsilon: half-width of the box, relative to |w_i| + 1. iterations: of L-BFGS-B."""
+
+    epsilon: Number = Field(default=1e-3, ge=0)
+    iterations: PositiveInt = 10
+
+
+INFO = MeasureInfo(
+    name="keskar",
+    summary="highest loss in a box around the weights, relative to the loss there, in per cent",
+    factory=f"{__name__}:Keskar",
+    params=KeskarParams,
+    citation="Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017",
+    title="Keskar sharpness ({coupling}), eps={epsilon:g}",
+    example={"steps": 2, "iterations": 3},
+    couplings=("clean", "frozen"),
+)
 
 
 class Keskar(Measure):

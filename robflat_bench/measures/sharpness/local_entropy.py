@@ -25,16 +25,45 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from torch import nn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.errors import NoValue
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import LocalEntropyParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import losses_after, noise
-from robflat_bench.numerics.weight_space import Direction, WeightSpace
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import OracleParams, read
+
+with lazy_imports():
+    import numpy as np
+    from torch import nn
+
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.random_moves import losses_after, noise
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+
+
+class LocalEntropyParams(OracleParams):
+    """gamma: sharpness of the Gaussian window; moves have about 1/sqrt(gamma) of each layer's norm."""
+
+    gamma: Number = Field(default=10.0, gt=0)
+    draws: int = Field(default=100, gt=5)
+
+
+INFO = MeasureInfo(
+    name="local-entropy",
+    summary="minus the logarithm of the mean of exp(-loss) in a Gaussian window around the weights",
+    factory=f"{__name__}:LocalEntropy",
+    params=LocalEntropyParams,
+    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
+    title="negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
+    example={"draws": 8, "steps": 2},
+    couplings=("clean", "frozen", "reattack"),
+    passes=read("draws + 1"),
+    powers={"layers": 0},
+)
+
 
 SMALLEST_SAMPLE = 5
 

@@ -15,14 +15,45 @@ The peer folds batch normalisation first; here the layers are those of `WeightSp
 
 from __future__ import annotations
 
-from torch import nn
+from pydantic import Field
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import LPFParams
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, noise
-from robflat_bench.numerics.weight_space import Direction, WeightSpace
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import OracleParams, read
+
+with lazy_imports():
+    from torch import nn
+
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, noise
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+
+
+class LPFParams(OracleParams):
+    """std: of the Gaussian filter. filter_normalised: std is relative to the root mean square of each filter."""
+
+    std: Number = Field(default=0.01, ge=0)
+    filter_normalised: bool = False
+    draws: int = Field(default=100, ge=2)
+
+
+INFO = MeasureInfo(
+    name="lpf",
+    summary="rise of the loss when a Gaussian low-pass filter smooths it over the weights",
+    factory=f"{__name__}:LPF",
+    params=LPFParams,
+    citation=(
+        "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning"
+        " optimization landscape. AISTATS 2022"
+    ),
+    title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
+    example={"draws": 2, "steps": 2},
+    couplings=("clean", "frozen", "reattack"),
+    passes=read("draws + 1"),
+)
 
 
 class LPF(Measure):

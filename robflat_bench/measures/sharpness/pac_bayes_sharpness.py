@@ -23,16 +23,50 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import torch
-from torch import nn
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import PacBayesSharpnessParams
-from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, given_images
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import FixedImagesParams
 
-BALL = BALLS["linf"]
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, given_images
+
+
+class PacBayesSharpnessParams(FixedImagesParams):
+    """target: tolerated rise of the error rate. magnitude: half-widths alpha |w_i| + e rather than alpha.
+
+    iterations, starts: of each trial's ascent. largest: alpha tried last; the first is a millionth of it.
+    bisections: of a factor of 4, on a logarithmic scale.
+    """
+
+    target: Number = Field(default=0.1, gt=0, lt=1)
+    magnitude: bool = False
+    e: Number = Field(default=1e-3, ge=0)
+    iterations: PositiveInt = 20
+    starts: PositiveInt = 1
+    largest: Number = Field(default=2.0, gt=0)
+    bisections: PositiveInt = 8
+
+
+INFO = MeasureInfo(
+    name="pac-bayes-sharpness",
+    summary="1/alpha^2, alpha the half-width of the box of weights whose worst case adds `target` errors",
+    factory=f"{__name__}:PacBayesSharpness",
+    params=PacBayesSharpnessParams,
+    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    title="PAC-Bayes sharpness ({coupling}), target={target:g}",
+    example={"steps": 2, "iterations": 2, "bisections": 2},
+    couplings=("clean", "frozen"),
+    powers={"layers": -2},
+)
 
 
 class PacBayesSharpness(Measure):
@@ -86,8 +120,8 @@ class PacBayesSharpness(Measure):
         highest = 0.0
         for start in range(params.starts):
             key = (seed, "pac-bayes-sharpness", start)
-            z = BALL.start(landscape.gaussian(*key), *key) if start > 0 else torch.zeros_like(weights)
-            for point in auto_pgd(landscape, h, BALL, params.iterations, z):
+            z = BALLS["linf"].start(landscape.gaussian(*key), *key) if start > 0 else torch.zeros_like(weights)
+            for point in auto_pgd(landscape, h, BALLS["linf"], params.iterations, z):
                 highest = max(highest, (int(landscape.wrong(point.nu).sum()) - errors) / len(landscape.images))
                 if highest > params.target:
                     return highest

@@ -21,17 +21,57 @@ A peer passes sigma^2 to a sampler that expects a standard deviation; here the n
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import nn
+from typing import Literal
 
+from pydantic import Field
+
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import PacBayesSigmaParams
-from robflat_bench.measures.bisection import bracket
-from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import crossed_errors, noise, section
-from robflat_bench.numerics.weight_space import Direction, WeightSpace
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import OracleParams
+
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from robflat_bench.measures.bisection import bracket
+    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.random_moves import crossed_errors, noise, section
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+
+
+class PacBayesSigmaParams(OracleParams):
+    """target: rise of the error rate that is borne. largest: s tried first. tolerance: of sigma, relative.
+
+    magnitude: noise of variance s^2 w^2 + e^2 instead of s^2. Error rates do not see how logits are scaled.
+    """
+
+    target: Number = Field(default=0.1, gt=0, lt=1)
+    draws: int = Field(default=10, ge=2)
+    largest: Number = Field(default=2.0, gt=0)
+    tolerance: Number = Field(default=0.01, ge=1e-9, lt=1)
+    magnitude: bool = False
+    e: Number = Field(default=1e-3, ge=0)
+    logits: Literal["plain"] = "plain"
+
+
+INFO = MeasureInfo(
+    name="pac-bayes-sigma",
+    summary="1/sigma^2 of the largest Gaussian noise on the weights under which the error rate rises by the target",
+    factory=f"{__name__}:PacBayesSigma",
+    params=PacBayesSigmaParams,
+    citation=(
+        "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020; Dziugaite et "
+        "al.: In search of robust measures of generalization. NeurIPS 2020"
+    ),
+    title="PAC-Bayes 1/sigma^2 ({coupling}), target={target:g}, magnitude={magnitude}, {draws} draws",
+    example={"draws": 2, "steps": 2, "tolerance": 0.25},
+    couplings=("clean", "frozen", "reattack"),
+    powers={"layers": -2},
+)
 
 
 class PacBayesSigma(Measure):

@@ -21,17 +21,63 @@ from __future__ import annotations
 import functools
 import itertools
 
-import numpy as np
-import torch
-from torch import nn
+from pydantic import Field, PositiveInt
 
+from robflat_bench.core.catalogue import lazy_imports
 from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core.infos import MeasureInfo
 from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.measures import MSharpnessParams, SamSharpnessParams
-from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images, highest, normalised_ascent
-from robflat_bench.measures.per_example import error_of_mean
+from robflat_bench.core.params import Number
+from robflat_bench.measures.shared import FixedImagesParams, differentiate
 
-BALL = BALLS["l2"]
+with lazy_imports():
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images, highest, normalised_ascent
+    from robflat_bench.measures.per_example import error_of_mean
+
+
+class SamSharpnessParams(FixedImagesParams):
+    """rho: length of the one step, over all layers."""
+
+    rho: Number = Field(default=0.05, ge=0)
+
+
+class MSharpnessParams(FixedImagesParams):
+    """rho: radius, over all layers. m: examples that share a perturbation; part of the definition. iterations: of
+    the ascent in each batch of m."""
+
+    rho: Number = Field(default=0.05, ge=0)
+    m: PositiveInt = 128
+    iterations: PositiveInt = 20
+
+
+INFO = (
+    MeasureInfo(
+        name="sam-sharpness",
+        summary="rise of the loss after one step of length rho along its gradient in weight space",
+        factory=f"{__name__}:SamSharpness",
+        params=SamSharpnessParams,
+        citation="Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021",
+        title="SAM sharpness ({coupling}), rho={rho:g}",
+        example={"steps": 2},
+        couplings=("clean", "frozen"),
+        passes=differentiate("2", "2"),
+    ),
+    MeasureInfo(
+        name="m-sharpness",
+        summary="highest rise of the loss of m examples over weights within rho, mean over batches",
+        factory=f"{__name__}:MSharpness",
+        params=MSharpnessParams,
+        citation="Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022",
+        title="m-sharpness ({coupling}), m={m}, rho={rho:g}",
+        example={"steps": 2, "m": 6, "iterations": 2},
+        couplings=("clean", "frozen"),
+        passes=differentiate("iterations + 1", "iterations + 1"),
+    ),
+)
 
 
 class SamSharpness(Measure):
@@ -45,7 +91,7 @@ class SamSharpness(Measure):
         def unit() -> dict[str, np.ndarray]:
             landscape = Landscape(model, oracle, images)
             here = landscape.origin()
-            there = landscape.at(self.params.rho * BALL.direction(here.gradient))
+            there = landscape.at(self.params.rho * BALLS["l2"].direction(here.gradient))
             return {
                 "losses": there.losses.cpu().numpy(),
                 "reference": here.losses.cpu().numpy(),
@@ -78,11 +124,11 @@ class MSharpness(Measure):
         def unit(at: int) -> dict[str, np.ndarray]:
             landscape = Landscape(model, oracle, images[at : at + m])
             h = torch.full_like(landscape.weights, self.params.rho)
-            climb = normalised_ascent(landscape, h, BALL, self.params.iterations)
+            climb = normalised_ascent(landscape, h, BALLS["l2"], self.params.iterations)
             here = next(climb)
             end = highest(itertools.chain([here], climb))
             rise = end.losses - here.losses
-            return {"rise": rise.cpu().numpy(), "residual": np.array(gap(h, BALL, end))}
+            return {"rise": rise.cpu().numpy(), "residual": np.array(gap(h, BALLS["l2"], end))}
 
         count = len(examples) // m
         found = [workspace.journal.unit(f"batch-{b}", functools.partial(unit, b * m)) for b in range(count)]
