@@ -29,10 +29,7 @@ from torch import Tensor, nn
 
 from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Threat, Workspace
-from robflat_bench.core.interfaces import Pool
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import NoValue, Observer, Pool, Threat, Workspace
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import choose_plan, configure
 from robflat_bench.numerics.compilation import Compilation
@@ -41,7 +38,7 @@ from robflat_bench.registry.registry import discover
 from robflat_bench.runs import environment
 from robflat_bench.runs.run import build_model
 from robflat_bench.training.composition import Composition
-from robflat_bench.training.loop import Job, train
+from robflat_bench.training.loop import TrainingInputs, train
 
 UNITS = 23
 EPOCH = 50_000
@@ -145,7 +142,7 @@ class Bench:
         if session:
             session.add(model)
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(
+            job = TrainingInputs(
                 model=model,
                 composition=Composition(compose(self.registry, self.method)),
                 helpers={},

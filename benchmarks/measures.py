@@ -24,8 +24,7 @@ from subject import EPSILON, examples, network
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.config.cost import passes_of_measure
 from robflat_bench.config.protocol import load
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Threat, Workspace
+from robflat_bench.core import NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.evaluation.evaluate import choose_plan
 from robflat_bench.numerics.passes import PassCounter

@@ -13,7 +13,7 @@ import torch
 from subject import EPSILON, STEP, bfloat16, examples, network
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.examples import Threat
+from robflat_bench.core import Threat
 
 
 def main() -> None:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.core.examples import Examples
-from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core import Examples, ImageShape
 from robflat_bench.core.randomness import generator
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import discover

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.autoattack import VERSIONS, AutoAttack, AutoAttackParams
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core import Examples, ImageShape, Threat, Workspace
 from robflat_bench.core.randomness import generator, uniform_like
 from robflat_bench.data.digits import load as load_digits
 from robflat_bench.registry.components import resolve

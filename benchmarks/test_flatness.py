@@ -20,7 +20,7 @@ from subject import EPSILON, STEP, Settings, examples, network
 from torch import nn
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.examples import Examples, Threat, Workspace
+from robflat_bench.core import Examples, Threat, Workspace
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 
 XI = 0.5

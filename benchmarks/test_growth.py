@@ -18,7 +18,7 @@ from race import Board, clock, race, replay
 from subject import EPSILON, STEP, Settings, examples, network
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.examples import Threat, Workspace
+from robflat_bench.core import Threat, Workspace
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 
 Work = Callable[[], object]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.examples import Examples, Threat
+from robflat_bench.core import Examples, Threat
 
 RIVALS: dict[str, Callable[[float, float, int], Attack]] = {
     "torchattacks": torchattacks_pgd,

@@ -23,8 +23,7 @@ from subject import EPSILON, SHAPE, SMOOTH, STEP, Settings, bfloat16, examples, 
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack
-from robflat_bench.core.examples import Examples
-from robflat_bench.core.method import Batch, Training
+from robflat_bench.core import Batch, Examples, Training
 from robflat_bench.core.randomness import generator, normal_like, uniform_like
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import discover

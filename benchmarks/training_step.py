@@ -20,8 +20,7 @@ import torch
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.config.cost import passes_per_image
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.method import Batch, Training
+from robflat_bench.core import Batch, ImageShape, Training
 from robflat_bench.core.randomness import generator
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import discover

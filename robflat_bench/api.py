@@ -11,33 +11,44 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from robflat_bench.core.errors import PluginError, UsageError
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
-from robflat_bench.core.hooks import LeaderboardColumn, RunView, hookimpl
-from robflat_bench.core.infos import (
+from robflat_bench.core import (
+    Attack,
     AttackInfo,
     BackboneInfo,
-    DatasetInfo,
-    LauncherInfo,
-    MeasureInfo,
-    MethodInfo,
-    ModifierInfo,
-    Passes,
-)
-from robflat_bench.core.interfaces import (
-    Attack,
+    Batch,
     Dataset,
+    DatasetInfo,
+    Examples,
     ImageShape,
+    InnerAttack,
     Job,
+    Journal,
     Launcher,
+    LauncherInfo,
+    LeaderboardColumn,
+    Loss,
     Measure,
+    MeasureInfo,
     Measurement,
+    Method,
+    MethodInfo,
+    Modifier,
+    ModifierInfo,
+    Moment,
+    Number,
+    Params,
+    Passes,
+    PluginError,
     Pool,
     Resources,
+    RunView,
     Source,
+    Threat,
+    Training,
+    UsageError,
+    Workspace,
+    hookimpl,
 )
-from robflat_bench.core.method import Batch, InnerAttack, Loss, Method, Modifier, Moment, Training
-from robflat_bench.core.params import Number, Params
 
 if TYPE_CHECKING:
     from robflat_bench.attacks.engine import (

@@ -15,12 +15,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import AttackInfo
-from robflat_bench.core.interfaces import Attack
-from robflat_bench.core.params import Params
+from robflat_bench.core import Attack, AttackInfo, Examples, Params, UsageError, Workspace, lazy_imports
 
 with lazy_imports():
     import numpy as np

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from robflat_bench.core.method import InnerAttack
+from robflat_bench.core import InnerAttack
 from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded

@@ -2,10 +2,7 @@ r"""FGSM:  x_adv = \Pi_{[0,1]} ( x + \epsilon sign \nabla_x \ell_CE(f(x), y) ). 
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples
-from robflat_bench.core.infos import AttackInfo, Passes
-from robflat_bench.core.interfaces import Attack
+from robflat_bench.core import Attack, AttackInfo, Examples, Passes, lazy_imports
 
 with lazy_imports():
     import torch

@@ -12,11 +12,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples
-from robflat_bench.core.infos import AttackInfo, Passes
-from robflat_bench.core.interfaces import Attack
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Attack, AttackInfo, Examples, Number, Params, Passes, lazy_imports
 
 with lazy_imports():
     import torch

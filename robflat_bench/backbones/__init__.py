@@ -6,9 +6,7 @@ afterwards.
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import rows
-from robflat_bench.core.hooks import hookimpl
-from robflat_bench.core.infos import BackboneInfo
+from robflat_bench.core import BackboneInfo, hookimpl, rows
 
 ACTIVATION_NAMES = ("relu", "silu", "gelu", "mish")
 """What a recipe may choose; `parts.ACTIVATIONS` holds the classes behind the names."""

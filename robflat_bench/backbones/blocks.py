@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from robflat_bench.backbones.parts import Normalized, activation_class, construction
-from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core import ImageShape
 
 Modules = OrderedDict[str, nn.Module]
 

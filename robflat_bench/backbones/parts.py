@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.backbones import ACTIVATION_NAMES
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core import ImageShape, UsageError
 from robflat_bench.numerics.folding import CONVOLUTIONS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = dict(zip(ACTIVATION_NAMES, (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish), strict=True))

@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import BackboneInfo
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.params import Params
+from robflat_bench.core import BackboneInfo, ImageShape, Params, lazy_imports
 
 with lazy_imports():
     from torch import nn

@@ -9,11 +9,7 @@ import difflib
 from typing import Any
 
 from robflat_bench.backbones import ACTIVATION_NAMES
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import BackboneInfo
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.params import Params
+from robflat_bench.core import BackboneInfo, ImageShape, Params, UsageError, lazy_imports
 
 with lazy_imports():
     import torch

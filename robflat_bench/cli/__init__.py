@@ -101,7 +101,7 @@ def main() -> None:
         click.echo("robflat-bench: interrupted; run the same command again, it resumes", err=True)
         code = 130
     except Exception as error:
-        from robflat_bench.core.errors import RobflatError
+        from robflat_bench.core import RobflatError
 
         if not isinstance(error, RobflatError):
             raise

@@ -12,8 +12,7 @@ import rich_click as click
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
-    from robflat_bench.core.infos import Kind
-    from robflat_bench.core.params import Params
+    from robflat_bench.core import Kind, Params
     from robflat_bench.registry.registry import Offer, Registry
 
 KINDS = (
@@ -50,7 +49,7 @@ def list_components(kind: str, pattern: str, files: tuple[Path, ...], as_json: b
 def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     """Say all about one component, protocol, study or experiment; `kind:name` where two kinds share a NAME."""
     from robflat_bench.config.study import studies
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
     from robflat_bench.experiments import EXPERIMENTS
     from robflat_bench.registry.registry import KINDS as kinds
     from robflat_bench.registry.registry import did_you_mean
@@ -87,7 +86,7 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
 
 def _components(registry: Registry, kind: str, pattern: str) -> list[dict[str, Any]]:
     singular: Any = kind.removesuffix("s")
-    from robflat_bench.core.errors import PluginError
+    from robflat_bench.core import PluginError
 
     rows = []
     for name in registry.names(singular, pattern):
@@ -105,7 +104,7 @@ def _one(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
 
 
 def _component(offer: Offer) -> dict[str, Any]:
-    from robflat_bench.core.infos import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo
+    from robflat_bench.core import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo
 
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
@@ -159,7 +158,7 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _protocols(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     import fnmatch
 
-    from robflat_bench.core.errors import PluginError
+    from robflat_bench.core import PluginError
 
     rows = []
     for name in fnmatch.filter(registry.protocols, pattern):

@@ -16,7 +16,7 @@ from robflat_bench.cli import output
 @output.json_option
 def doctor(store: Path, data: str | None, as_json: bool) -> None:
     """Check this machine: libraries, device, plugins, data, store. Exits 3 where something is wrong."""
-    from robflat_bench.core.errors import CheckFailed, UsageError
+    from robflat_bench.core import CheckFailed, UsageError
     from robflat_bench.registry.components import resolve
     from robflat_bench.runs import environment
 

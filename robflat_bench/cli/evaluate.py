@@ -54,7 +54,7 @@ def evaluate(
     (with random weights unless the run or file has some). The result is written beside the model's record.
     """
     from robflat_bench.config.protocol import load
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
 
     registry = output.registry(files)
     chosen = load(registry, protocol, settings)

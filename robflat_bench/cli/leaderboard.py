@@ -109,7 +109,7 @@ def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ..
 @output.json_option
 def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Check each ENTRY folder (default: all) as a stranger's: its files, its spec, its protocol, its totals."""
-    from robflat_bench.core.errors import CheckFailed
+    from robflat_bench.core import CheckFailed
     from robflat_bench.leaderboard.entries import folders, read_entry
 
     registry = output.registry(files)
@@ -153,7 +153,7 @@ def verify(
 
     With --weights it becomes re-evaluated, with --retrain reproduced.
     """
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.entries import read_entry, write_entry
     from robflat_bench.leaderboard.verify import reevaluate, reproduce
 
@@ -189,7 +189,7 @@ def verify(
 @output.plugin_option
 def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
     """Make board.json and the site from the committed entries."""
-    from robflat_bench.core.errors import CheckFailed, UsageError
+    from robflat_bench.core import CheckFailed, UsageError
     from robflat_bench.leaderboard.publish import differences, pages, write
 
     if not root.is_dir():
@@ -213,7 +213,7 @@ def serve(site: Path, port: int) -> None:
     """Show the built site on this machine until Ctrl-C."""
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
 
     if not (site / "index.html").is_file():
         raise UsageError(f"there is no site in {site}; `robflat-bench leaderboard build --site {site}` makes it")
@@ -229,7 +229,7 @@ def _today() -> str:
 
 def _checked(root: Path, registry: Registry) -> list[Submission]:
     """Every entry; CheckFailed where one cannot be trusted, for a board without it would be another."""
-    from robflat_bench.core.errors import CheckFailed
+    from robflat_bench.core import CheckFailed
     from robflat_bench.leaderboard.entries import read
 
     found, problems = read(root, registry)

@@ -123,7 +123,7 @@ def check(name: str, as_json: bool) -> None:
     \b
     Exits with 3 where a check failed, with 4 where nothing of the plugin can be loaded.
     """
-    from robflat_bench.core.errors import CheckFailed, PluginError
+    from robflat_bench.core import CheckFailed, PluginError
     from robflat_bench.testing.audit import audit, find
 
     subject = find(name)

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 
 from robflat_bench.cli import output
 from robflat_bench.cli.output import console, duration, percent
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import Observer
 from robflat_bench.results.record import Epoch
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import Task

@@ -28,7 +28,7 @@ def results() -> None:
 def ls(store: Path, as_json: bool) -> None:
     """List the runs of a store."""
     from robflat_bench.config.spec import RunSpec
-    from robflat_bench.core.errors import CheckFailed
+    from robflat_bench.core import CheckFailed
     from robflat_bench.results.store import Store, read_record
 
     rows: list[dict[str, Any]] = []
@@ -85,7 +85,7 @@ def ls(store: Path, as_json: bool) -> None:
 @output.json_option
 def show(run: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Show one RUN (a folder, or a key or its beginning), its evaluations merged in."""
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
     from robflat_bench.results.store import Store
 
     folder = Store(store).find(run)
@@ -177,7 +177,7 @@ def compare(
 
 def _row(rows: Sequence[Seeds], name: str, where: str) -> Seeds:
     """The row of that label, or with a run of that key (or beginning of one)."""
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
     from robflat_bench.registry.registry import did_you_mean
 
     found = [row for row in rows if row.label == name]
@@ -214,7 +214,7 @@ def correlate(
     """Say how each MEASURE (a name, or a pattern) goes with a target over all methods in the store."""
     from fnmatch import fnmatchcase
 
-    from robflat_bench.core.errors import UsageError
+    from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.build import TARGETS, build
     from robflat_bench.registry.components import parse, title
 

@@ -55,7 +55,7 @@ def sweep(
     """
     from robflat_bench.config.protocol import load
     from robflat_bench.config.study import load_study
-    from robflat_bench.core.interfaces import Resources
+    from robflat_bench.core import Resources
     from robflat_bench.registry.components import resolve
 
     registry = output.registry(files)
@@ -107,7 +107,7 @@ def sweep(
 
 
 def _raise_for(lacking: int, total: int) -> None:
-    from robflat_bench.core.errors import RunFailed
+    from robflat_bench.core import RunFailed
 
     if lacking:
         raise RunFailed(f"{lacking} of {total} runs are not done, as listed; --retry-failed tries failed ones again")

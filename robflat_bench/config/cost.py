@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core.infos import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
+from robflat_bench.core import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
 from robflat_bench.registry.components import Component, Composed, compose, resolve
 from robflat_bench.registry.registry import Registry
 

@@ -17,9 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core.errors import PluginError, UsageError
-from robflat_bench.core.infos import Kind
-from robflat_bench.core.params import Number
+from robflat_bench.core import Kind, Number, PluginError, UsageError
 from robflat_bench.registry.components import parse_value, resolve, validate, without_negative_zeros
 from robflat_bench.registry.registry import Registry
 

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Number, Params, UsageError
 from robflat_bench.registry.components import non_defaults, parse, validate, write
 from robflat_bench.registry.registry import did_you_mean
 

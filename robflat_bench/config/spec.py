@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Protocol, Strict, components, content_hash
 from robflat_bench.config.recipe import Recipe, brief
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
 

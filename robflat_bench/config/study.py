@@ -31,7 +31,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from robflat_bench.config.protocol import Strict, read_text
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.registry.components import validate
 from robflat_bench.registry.registry import did_you_mean
 

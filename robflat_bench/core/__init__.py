@@ -1,1 +1,20 @@
-"""What everything else stands on: errors, parameters, rows of the catalogue, and what each kind of component does."""
+"""The vocabulary: errors, parameters, catalogue rows, and what each kind of component does. Imports no torch.
+
+errors      what the command line shows as one line          params      base of every component's parameters
+infos       rows of the catalogue                            catalogue   one file per component, read without torch
+examples    images under evaluation, journal, workspace      interfaces  Attack, Measure, Dataset, Launcher
+method      Method, Modifier, Batch, InnerAttack             hooks       the marker of a plugin's hooks
+observer    who watches a run
+
+`randomness` and `batching` need torch; `clock` is the time that tests may move.
+"""
+
+from robflat_bench.core.catalogue import *
+from robflat_bench.core.errors import *
+from robflat_bench.core.examples import *
+from robflat_bench.core.hooks import *
+from robflat_bench.core.infos import *
+from robflat_bench.core.interfaces import *
+from robflat_bench.core.method import *
+from robflat_bench.core.observer import *
+from robflat_bench.core.params import *

@@ -143,7 +143,7 @@ class InnerAttack(ABC):
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Trained:
+class TrainingComponent:
     """What methods and modifiers share: parameters, a beginning, and what they keep between steps."""
 
     def __init__(self, params: Any) -> None:
@@ -164,7 +164,7 @@ class Trained:
         """What `state_dict` gave, after `setup`."""
 
 
-class Method(Trained, ABC):
+class Method(TrainingComponent, ABC):
     """How one batch becomes a loss: inner attack and outer objective. The loop belongs to the harness."""
 
     def radius(self, epsilon: float) -> float:
@@ -199,7 +199,7 @@ class Attacker(Protocol):
         """x_adv, shaped as batch.x."""
 
 
-class Modifier(Trained):
+class Modifier(TrainingComponent):
     """Something orthogonal that wraps any method. Override the joints that its description declares."""
 
     def augment(self, images: Tensor, source: torch.Generator) -> Tensor:

@@ -17,10 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import DatasetInfo
-from robflat_bench.core.interfaces import Dataset, Pool, Source
+from robflat_bench.core import Dataset, DatasetInfo, Pool, Source, UsageError, lazy_imports
 
 with lazy_imports():
     import numpy as np

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from robflat_bench.config.protocol import Data, Protocol, Slice, SplitName
 from robflat_bench.config.spec import DatasetRef
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.examples import Examples
-from robflat_bench.core.interfaces import Dataset, ImageShape, Pool, Source
+from robflat_bench.core import Dataset, Examples, ImageShape, Pool, Source, UsageError
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
 

@@ -13,12 +13,20 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
-from robflat_bench.core import clock
-from robflat_bench.core.errors import NoValue, RunFailed, UsageError
-from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.core.infos import Kind, MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import (
+    Examples,
+    Kind,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    NoValue,
+    Observer,
+    RunFailed,
+    Threat,
+    UsageError,
+    Workspace,
+    clock,
+)
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
@@ -118,7 +126,7 @@ def configure(fixed: Fixed) -> None:
 
 
 @dataclass(frozen=True)
-class Trained:
+class EvaluatedModel:
     """What is evaluated: a model in the protocol's precision, the checkpoint it is (its name in the record and, where
     there is one, its epoch), and the weights that training began with, where they are known."""
 
@@ -134,7 +142,7 @@ def evaluate(
     splits: Splits,
     device: str,
     plan: Plan,
-    trained: Trained,
+    trained: EvaluatedModel,
     journal: StoredJournal,
     observer: Observer,
 ) -> tuple[Result, dict[str, np.ndarray]]:

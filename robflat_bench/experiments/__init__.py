@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Number, Params, UsageError
 from robflat_bench.measures.curvature.curvature import HessianLambdaMaxParams
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.registry.components import parse, validate, write

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from robflat_bench.config.protocol import Strict
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.experiments import AblationParams
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from robflat_bench.core.examples import Examples, Journal
+from robflat_bench.core import Examples, Journal
 from robflat_bench.experiments import LandscapeParams
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.oracle import Oracle

@@ -14,10 +14,7 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Journal
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core import Examples, Journal, MeasureInfo, Measurement, NoValue
 from robflat_bench.experiments.document import Text, Value
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.registry.components import Component, parse, resolve, write

@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from robflat_bench.config.protocol import Attacked, Measured
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import Kind
-from robflat_bench.core.observer import Observer
-from robflat_bench.evaluation.evaluate import Plan, Trained, evaluate
+from robflat_bench.core import Kind, Observer, UsageError
+from robflat_bench.evaluation.evaluate import EvaluatedModel, Plan, evaluate
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value
 from robflat_bench.experiments.measured import titled
@@ -48,7 +46,7 @@ def gathered(subject: Subject, wanted: list[Measured], journal: StoredJournal) -
     losses, measures = recorded(subject, attack, wanted)
     missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:
-        evaluated = Trained(subject.load(), subject.found.name, subject.found.epoch, subject.initial)
+        evaluated = EvaluatedModel(subject.load(), subject.found.name, subject.found.epoch, subject.initial)
         where = (subject.registry, subject.fixed, subject.splits, subject.device)
         result, outcomes = evaluate(*where, missing, evaluated, journal, Observer())
         losses = losses or of_outcomes(outcomes, subject.found.name, attack.attack)

@@ -19,8 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
 from robflat_bench.config.protocol import Strict
-from robflat_bench.core.errors import NoValue, UsageError
-from robflat_bench.core.infos import Rescaling
+from robflat_bench.core import NoValue, Rescaling, UsageError
 from robflat_bench.experiments import ScalingParams, choose
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.experiments import SplitsParams
 from robflat_bench.experiments.document import Document, Text, Value, names
 from robflat_bench.experiments.document import Row as Base

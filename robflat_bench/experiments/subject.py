@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
+from robflat_bench.core import Examples, Journal, Threat, UsageError, Workspace
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
 from robflat_bench.experiments.document import About

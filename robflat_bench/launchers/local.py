@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import LauncherInfo
-from robflat_bench.core.interfaces import Job, Launcher, Resources
+from robflat_bench.core import Job, Launcher, LauncherInfo, Resources, UsageError
 
 INFO = (
     LauncherInfo(

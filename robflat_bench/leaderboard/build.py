@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from robflat_bench.analysis.correlation import Model, statistics
 from robflat_bench.analysis.statistics import RANKED_SEEDS, crossed, over_seeds, places
 from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
-from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import REFERENCES, Submission, known_protocol, references
 from robflat_bench.leaderboard.model import (
     TIERS,

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field, model_validator
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Attacked, Checkpoint, Measured, Protocol, Strict, load, read_text
 from robflat_bench.config.spec import RunSpec, make_spec
-from robflat_bench.core.errors import CheckFailed, RobflatError
+from robflat_bench.core import CheckFailed, RobflatError
 from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier
 from robflat_bench.registry.components import compose, validate
 from robflat_bench.registry.registry import Registry

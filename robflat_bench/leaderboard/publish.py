@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robflat_bench.config.protocol import read_text
-from robflat_bench.core.errors import CheckFailed
-from robflat_bench.core.hooks import LeaderboardColumn
+from robflat_bench.core import CheckFailed, LeaderboardColumn
 from robflat_bench.leaderboard.build import build
 from robflat_bench.leaderboard.entries import Submission, known_protocol, read
 from robflat_bench.leaderboard.model import Board, Leaderboard

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from robflat_bench.config.protocol import Checkpoint, load
-from robflat_bench.core.errors import CheckFailed, RunFailed
+from robflat_bench.core import CheckFailed, RunFailed
 from robflat_bench.leaderboard.entries import Submission, Verification
 from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.registry import Registry

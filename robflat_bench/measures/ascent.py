@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
+from robflat_bench.core import Examples, Threat, Workspace
 from robflat_bench.core.batching import padded_batches
-from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.oracle import CHUNK, Oracle
 from robflat_bench.measures.shared import FixedImagesParams

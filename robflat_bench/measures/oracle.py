@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import Ascent, attacked, margin
 from robflat_bench.attacks.pgd import PGD, PGDParams
+from robflat_bench.core import Examples, Threat, Workspace
 from robflat_bench.core.batching import in_batches, padded_batches
-from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.folding import folded
 

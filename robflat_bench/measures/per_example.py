@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core import Measurement
 
 
 def error_of_mean(values: np.ndarray) -> float | None:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core import Examples, Measurement, Workspace
 from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.numerics.weight_space import Direction, WeightSpace, rows

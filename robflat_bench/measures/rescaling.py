@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.core.examples import Examples
+from robflat_bench.core import Examples
 from robflat_bench.measures.curvature.relative_flatness import head_pass
 from robflat_bench.numerics.folding import pairs
 from robflat_bench.numerics.weight_space import NORMALISATION

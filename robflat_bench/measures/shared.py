@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core.infos import Passes, Rescaling
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Number, Params, Passes, Rescaling
 
 
 def reference_is_attacked(params: Any) -> Any:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo, Passes
-from robflat_bench.core.method import Batch, InnerAttack, Method
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
 
 with lazy_imports():
     from torch import Tensor, nn

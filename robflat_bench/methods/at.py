@@ -2,9 +2,7 @@ r"""AT:  L(w) = mean_i max_{||d||_inf <= eps} \ell_CE(f(x_i + d; w), y_i).   Mad
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo, Passes
-from robflat_bench.core.method import Batch, InnerAttack, Method
+from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Passes, lazy_imports
 
 with lazy_imports():
     from torch import Tensor, nn

@@ -16,10 +16,7 @@ from collections.abc import Mapping
 
 from pydantic import PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo
-from robflat_bench.core.method import Batch, InnerAttack, Training
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Training, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo, Passes
-from robflat_bench.core.method import Batch, Training
+from robflat_bench.core import Batch, MethodInfo, Passes, Training, lazy_imports
 from robflat_bench.methods.trades import TRADES, TRADESParams
 
 with lazy_imports():

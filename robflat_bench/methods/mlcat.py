@@ -12,10 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo, Passes
-from robflat_bench.core.method import Batch
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, MethodInfo, Params, Passes, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():

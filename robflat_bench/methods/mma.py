@@ -21,10 +21,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo, Passes
-from robflat_bench.core.method import Batch, InnerAttack, Method, Training
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Number, Params, Passes, Training, lazy_imports
 
 with lazy_imports():
     import torch

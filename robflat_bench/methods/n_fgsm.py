@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo, Passes
-from robflat_bench.core.method import Batch, InnerAttack
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():

@@ -2,9 +2,7 @@ r"""Standard training:  L(w) = mean_i \ell_CE(f(x_i; w), y_i)."""
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MethodInfo
-from robflat_bench.core.method import Batch, InnerAttack, Method
+from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, lazy_imports
 
 with lazy_imports():
     from torch import Tensor, nn

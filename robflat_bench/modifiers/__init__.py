@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import rows
-from robflat_bench.core.hooks import hookimpl
-from robflat_bench.core.infos import ModifierInfo
+from robflat_bench.core import ModifierInfo, hookimpl, rows
 
 
 @hookimpl

@@ -6,9 +6,7 @@ Cubuk et al.: CVPR 2019.
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Modifier, Training
+from robflat_bench.core import Modifier, ModifierInfo, Training, lazy_imports
 
 with lazy_imports():
     import torch

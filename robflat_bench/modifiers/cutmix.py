@@ -11,10 +11,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Batch, Modifier
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, Modifier, ModifierInfo, Params, lazy_imports
 
 with lazy_imports():
     import torch

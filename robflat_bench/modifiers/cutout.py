@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Modifier, Training
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Modifier, ModifierInfo, Number, Params, Training, lazy_imports
 
 with lazy_imports():
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim import Optimizer
 
-from robflat_bench.core.method import Loss
+from robflat_bench.core import Loss
 from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 

@@ -17,10 +17,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Batch, Loss, Modifier, Moment, Training
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
 
 with lazy_imports():
     import torch

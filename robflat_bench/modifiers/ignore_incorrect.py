@@ -6,9 +6,7 @@ updates them by a forward in train mode.   Stutz et al.: ICCV 2021.
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo, Passes
-from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
+from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Passes, lazy_imports
 
 with lazy_imports():
     import torch

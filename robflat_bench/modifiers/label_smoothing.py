@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Batch, Modifier
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Batch, Modifier, ModifierInfo, Number, Params, lazy_imports
 
 with lazy_imports():
     from torch import Tensor

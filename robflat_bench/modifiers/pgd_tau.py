@@ -12,10 +12,7 @@ from collections.abc import Callable
 
 from pydantic import NonNegativeInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
-from robflat_bench.core.params import Params
+from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Params, lazy_imports
 
 with lazy_imports():
     import torch

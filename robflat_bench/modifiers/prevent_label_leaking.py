@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo, Passes
-from robflat_bench.core.method import Attacker, Batch, InnerAttack, Modifier
+from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Passes, lazy_imports
 
 with lazy_imports():
     from torch import Tensor, nn

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Batch, Loss, Modifier
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Number, Params, lazy_imports
 
 with lazy_imports():
     from torch import Tensor, nn

@@ -11,10 +11,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import ModifierInfo
-from robflat_bench.core.method import Batch, Modifier, Training
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import Batch, Modifier, ModifierInfo, Number, Params, Training, lazy_imports
 
 with lazy_imports():
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 
 
 class WithHead(nn.Module):

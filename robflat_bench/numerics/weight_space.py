@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from robflat_bench.core.params import BallNorm, BallShape
+from robflat_bench.core import BallNorm, BallShape
 from robflat_bench.core.randomness import generator
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)

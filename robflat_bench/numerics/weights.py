@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robflat_bench.core.errors import CheckFailed, UsageError
+from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.results.store import write_atomically
 
 

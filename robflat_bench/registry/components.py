@@ -21,9 +21,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from robflat_bench.core.errors import RobflatError, UsageError
-from robflat_bench.core.infos import EXCLUSIVE, Info, Joint, Kind
-from robflat_bench.core.params import Params, parse_fraction
+from robflat_bench.core import EXCLUSIVE, Info, Joint, Kind, Params, RobflatError, UsageError, parse_fraction
 from robflat_bench.registry.registry import Offer, Registry, did_you_mean
 
 _SPEC = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)

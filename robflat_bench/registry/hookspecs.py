@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from robflat_bench.core.hooks import PROJECT, LeaderboardColumn, RunView
-from robflat_bench.core.infos import (
+from robflat_bench.core import (
+    PROJECT,
     AttackInfo,
     BackboneInfo,
     DatasetInfo,
     LauncherInfo,
+    LeaderboardColumn,
     MeasureInfo,
     MethodInfo,
     ModifierInfo,
+    RunView,
 )
 
 if TYPE_CHECKING:

@@ -28,8 +28,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from robflat_bench import __version__
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.hooks import PROJECT
+from robflat_bench.core import PROJECT, UsageError
 from robflat_bench.registry import hookspecs
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")

@@ -18,9 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from robflat_bench.core import infos
-from robflat_bench.core.errors import PluginError, RobflatError, UsageError
-from robflat_bench.core.infos import Info, Kind
+from robflat_bench.core import Info, Kind, PluginError, RobflatError, UsageError, infos
 from robflat_bench.registry.plugins import Plugins, Provider, load
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -27,9 +27,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
-from robflat_bench.core import clock
-from robflat_bench.core.errors import CheckFailed, RunFailed, UsageError
-from robflat_bench.core.examples import Journal, Spent
+from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
 from robflat_bench.registry.components import explain
 from robflat_bench.results import record as records
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from robflat_bench.core.hooks import RunView
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import Observer, RunView
 from robflat_bench.registry.plugins import Plugins
 from robflat_bench.results.record import Epoch, Result, RunRecord
 from robflat_bench.results.store import write_atomically

@@ -20,16 +20,13 @@ from robflat_bench.runs import environment
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.config.protocol import Protocol, content_hash, load
 from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec, plugin_sources, used_components
-from robflat_bench.core.errors import RobflatError, RunFailed, UsageError
-from robflat_bench.core.examples import Threat
-from robflat_bench.core.hooks import RunView
-from robflat_bench.core.infos import Kind
+from robflat_bench.core import Kind, RobflatError, RunFailed, RunView, Threat, UsageError
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import DTYPES, Plan, Trained, configure, evaluate
+from robflat_bench.evaluation.evaluate import DTYPES, Plan, EvaluatedModel, configure, evaluate
 from robflat_bench.numerics.compilation import Compilation
 from robflat_bench.numerics.weights import digest, load_weights, read_weights
-from robflat_bench.core.observer import Observer, Observers
+from robflat_bench.core import Observer, Observers
 from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.registry.components import Component, compose, resolve
 from robflat_bench.registry.registry import Registry
@@ -44,7 +41,7 @@ from robflat_bench.results.store import (
     write_json,
 )
 from robflat_bench.training.composition import Composition
-from robflat_bench.training.loop import Job, State, train
+from robflat_bench.training.loop import TrainingInputs, State, train
 
 CHECKPOINTS = ("best", "last")
 
@@ -148,7 +145,7 @@ def _make(bench: Bench, spec: RunSpec, folder: RunFolder, watchers: PluginObserv
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
         load_weights(model, read_weights(folder.weights(checkpoint)), checkpoint)
-        subject = Trained(model, checkpoint, epochs[checkpoint], initial)
+        subject = EvaluatedModel(model, checkpoint, epochs[checkpoint], initial)
         results[checkpoint], arrays = evaluate(
             registry, fixed, splits, bench.device, plan, subject, journal, bench.observer
         )
@@ -201,7 +198,7 @@ def _train(bench: Bench, spec: RunSpec, folder: RunFolder, *watchers: Observer) 
     composed = compose(registry, spec.method)
     helpers = {name: _helper(bench, text, spec.seed) for name, text in composed.helpers.items()}
     model = _network(bench, spec.seed)
-    job = Job(
+    job = TrainingInputs(
         model=model,
         composition=Composition(composed),
         helpers={name: network for name, (network, _) in helpers.items()},
@@ -388,7 +385,7 @@ def evaluate_model(
             return next(item for item, _ in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        subject = Trained(model, found.name, found.epoch, initial)
+        subject = EvaluatedModel(model, found.name, found.epoch, initial)
         result, outcomes = evaluate(registry, protocol.fixed, splits, device, plan, subject, journal, observer)
         raw = outcomes_bytes({found.name: result}, outcomes)
         record = EvaluationRecord(

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from robflat_bench.core.errors import RobflatError
-from robflat_bench.core.interfaces import Job, Launcher
+from robflat_bench.core import Job, Launcher, RobflatError
 from robflat_bench.results.store import Busy, write_json
 from robflat_bench.runs.tasks import Task
 

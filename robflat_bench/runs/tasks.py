@@ -11,7 +11,7 @@ from robflat_bench.config.cost import passes_of_evaluation, passes_of_training
 from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef, RunSpec, make_spec
 from robflat_bench.config.study import Study, Variant
-from robflat_bench.core.errors import RobflatError
+from robflat_bench.core import RobflatError
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import RunRecord

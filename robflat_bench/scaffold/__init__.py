@@ -17,8 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import robflat_bench
 from robflat_bench import api
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import Kind
+from robflat_bench.core import Kind, UsageError
 from robflat_bench.registry.registry import Registry
 
 WIDTH = 88

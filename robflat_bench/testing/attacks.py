@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.config.cost import passes_of_attack
-from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.core.interfaces import Attack
+from robflat_bench.core import Attack, Examples, Threat, Workspace
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry

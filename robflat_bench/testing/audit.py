@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robflat_bench import api
-from robflat_bench.core.errors import RobflatError, UsageError
-from robflat_bench.core.hooks import PROJECT
+from robflat_bench.core import PROJECT, RobflatError, UsageError
 from robflat_bench.registry.plugins import Broken, Provider, normalized
 from robflat_bench.registry.registry import KINDS, Offer, Registry, did_you_mean, discover
 from robflat_bench.testing import CheckResult, run_checks

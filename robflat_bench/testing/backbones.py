@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core import ImageShape
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.weights import load_weights
 from robflat_bench.registry.components import Component

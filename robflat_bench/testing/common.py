@@ -6,10 +6,7 @@ import inspect
 
 from pydantic import ValidationError
 
-from robflat_bench.core.infos import Kind
-from robflat_bench.core.interfaces import Attack, Dataset, Launcher, Measure
-from robflat_bench.core.method import Method, Modifier
-from robflat_bench.core.params import Params
+from robflat_bench.core import Attack, Dataset, Kind, Launcher, Measure, Method, Modifier, Params
 from robflat_bench.registry.components import Component, resolve, validate
 from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.world import Broken, expect

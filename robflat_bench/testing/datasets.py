@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.interfaces import Dataset, Source
+from robflat_bench.core import Dataset, Source, UsageError
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.world import Skipped, expect, remembered

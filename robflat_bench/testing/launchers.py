@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from robflat_bench.core.interfaces import Job, Launcher, Resources
+from robflat_bench.core import Job, Launcher, Resources
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.testing.world import Broken, Skipped, expect

@@ -14,10 +14,7 @@ from torch import nn
 
 from robflat_bench.backbones.blocks import Block
 from robflat_bench.config.cost import declared_by_measure, passes_of_measure
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo, Rescaling
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Rescaling, Workspace
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.numerics.folding import pairs

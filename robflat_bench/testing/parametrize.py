@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import Kind
+from robflat_bench.core import Kind, UsageError
 from robflat_bench.registry.plugins import normalized
 from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing.runner import Case, cases

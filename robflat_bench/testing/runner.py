@@ -9,8 +9,7 @@ from typing import Literal
 
 import torch
 
-from robflat_bench.core.errors import PluginError, UsageError
-from robflat_bench.core.infos import Kind
+from robflat_bench.core import Kind, PluginError, UsageError
 from robflat_bench.registry.components import Component, validate
 from robflat_bench.registry.registry import Registry
 from robflat_bench.testing import attacks, backbones, common, datasets, launchers, measures, trained

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from robflat_bench.config.cost import passes_per_image
-from robflat_bench.core.errors import RunFailed, UsageError
-from robflat_bench.core.infos import Joint, MethodInfo, ModifierInfo
-from robflat_bench.core.method import Batch, Modifier, Moment
+from robflat_bench.core import Batch, Joint, MethodInfo, Modifier, ModifierInfo, Moment, RunFailed, UsageError
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import load_weights

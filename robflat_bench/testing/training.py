@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.config.spec import DatasetRef
-from robflat_bench.core.interfaces import Attack
-from robflat_bench.core.method import Training
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import Attack, Observer, Training
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.weights import read_weights
 from robflat_bench.registry.components import Component, Composed, resolve
 from robflat_bench.testing.world import SHAPE, THREAT, Skipped, World, built_ins, digits, network, world
 from robflat_bench.training.composition import Composition
-from robflat_bench.training.loop import Job, State, train
+from robflat_bench.training.loop import State, TrainingInputs, train
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05, epsilon=THREAT.epsilon, attack_steps=1, attack_step=0.1)
 """On so many digits, two batches in an epoch, the second of them smaller."""
@@ -91,8 +89,8 @@ def trained(
     attack: Attack = resolve(built_ins(), "attack", "fgsm").build(THREAT)
     with tempfile.TemporaryDirectory() as folder:
 
-        def job() -> Job:
-            return Job(
+        def job() -> TrainingInputs:
+            return TrainingInputs(
                 model=network(),
                 composition=Composition(whole),
                 helpers=helpers(whole),

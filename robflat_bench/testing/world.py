@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.core.examples import Examples, Threat
-from robflat_bench.core.interfaces import ImageShape, Pool
-from robflat_bench.core.method import Batch
+from robflat_bench.core import Batch, Examples, ImageShape, Pool, Threat
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.data.digits import load as load_digits
 from robflat_bench.numerics.passes import PassCounter

@@ -13,9 +13,20 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
-from robflat_bench.core.errors import RunFailed
-from robflat_bench.core.infos import Joint, ModifierInfo
-from robflat_bench.core.method import Attacker, Batch, InnerAttack, Loss, Method, Modifier, Moment, Trained, Training
+from robflat_bench.core import (
+    Attacker,
+    Batch,
+    InnerAttack,
+    Joint,
+    Loss,
+    Method,
+    Modifier,
+    ModifierInfo,
+    Moment,
+    RunFailed,
+    Training,
+    TrainingComponent,
+)
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 
@@ -44,7 +55,7 @@ class Composition:
         return (modifier for name, modifier in self.modifiers.items() if joint in self._joints[name])
 
     @property
-    def members(self) -> dict[str, Trained]:
+    def members(self) -> dict[str, TrainingComponent]:
         """Everybody by the name under which their state is kept."""
         return {"method": self.method, **self.modifiers}
 

@@ -19,12 +19,7 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core import clock
-from robflat_bench.core.errors import RunFailed
-from robflat_bench.core.examples import Workspace
-from robflat_bench.core.interfaces import Attack
-from robflat_bench.core.method import Batch, Moment, Training
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import Attack, Batch, Moment, Observer, RunFailed, Training, Workspace, clock
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
@@ -76,7 +71,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingInputs:
     """What is trained, on what, and where its checkpoints lie. reduced: under autocast to bfloat16."""
 
     model: nn.Module
@@ -95,7 +90,7 @@ class Job:
     keep_every: int = 0
 
 
-def train(job: Job, observer: Observer) -> State:
+def train(job: TrainingInputs, observer: Observer) -> State:
     """Train to the end, from wherever an earlier process stopped; the weights of the beginning, the best and the last
     epoch and of every `keep_every`-th lie in `job.folder`."""
     recipe, model, composition = job.recipe, job.model, job.composition
@@ -193,7 +188,7 @@ def train(job: Job, observer: Observer) -> State:
     return state
 
 
-def _reduced(job: Job) -> torch.autocast:
+def _reduced(job: TrainingInputs) -> torch.autocast:
     """The precision of a step. No cache of cast weights: modifiers move weights within a step, unseen by a cache."""
     device = torch.device(job.device).type
     return torch.autocast(device, torch.bfloat16, enabled=job.reduced, cache_enabled=False)
@@ -215,14 +210,14 @@ def holding(model: nn.Module, weights: Tensors) -> Iterator[None]:
         load_weights(model, own, "the model's own weights")
 
 
-def _diverged(job: Job, what: str, rate: float) -> RunFailed:
+def _diverged(job: TrainingInputs, what: str, rate: float) -> RunFailed:
     return RunFailed(
         f"{what} (learning rate {rate:g}); the last good state is kept in {job.folder}. "
         "Try --set recipe.learning_rate with a smaller value"
     )
 
 
-def _end_epoch(job: Job, state: State, per_epoch: int, rate: float) -> bool:
+def _end_epoch(job: TrainingInputs, state: State, per_epoch: int, rate: float) -> bool:
     """Check held-out examples where it is due and write the epoch into the history; whether it is the best."""
     due = (state.epoch + 1) % job.check_every == 0 or state.epoch + 1 == job.recipe.epochs
     clean = robust = loss = None
@@ -248,7 +243,7 @@ def _end_epoch(job: Job, state: State, per_epoch: int, rate: float) -> bool:
     return improved
 
 
-def heldout_check(job: Job) -> tuple[float, float, float]:
+def heldout_check(job: TrainingInputs) -> tuple[float, float, float]:
     """Clean error, robust error (clean errors included) and robust loss on the held-out examples."""
     job.model.eval()
     examples = job.splits.examples("heldout", job.device, job.dtype)
@@ -263,7 +258,7 @@ def heldout_check(job: Job) -> tuple[float, float, float]:
     return float(wrong.double().mean()), float(robust_wrong.double().mean()), float(loss)
 
 
-def _training(job: Job, x: Tensor) -> Training:
+def _training(job: TrainingInputs, x: Tensor) -> Training:
     """What a method may know before the first step; x: the uint8 training images."""
 
     def images() -> Iterator[Tensor]:
@@ -280,7 +275,7 @@ def _training(job: Job, x: Tensor) -> Training:
     )
 
 
-def _batch(job: Job, x: Tensor, y: Tensor, rows: Tensor, number: int, now: Moment) -> Batch:
+def _batch(job: TrainingInputs, x: Tensor, y: Tensor, rows: Tensor, number: int, now: Moment) -> Batch:
     """uint8 images of these rows, augmented, as a batch in [0,1]; number: of the batch within its epoch."""
 
     def augment(images: Tensor, purpose: str) -> Tensor:
@@ -301,7 +296,7 @@ def _batch(job: Job, x: Tensor, y: Tensor, rows: Tensor, number: int, now: Momen
     )
 
 
-def _inner(job: Job, now: Moment) -> TrainingAttack:
+def _inner(job: TrainingInputs, now: Moment) -> TrainingAttack:
     recipe = job.recipe
     return TrainingAttack(
         epsilon=recipe.epsilon,

@@ -31,10 +31,7 @@ from robflat_bench.attacks.fgsm import FGSM
 from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.params import Params
+from robflat_bench.core import Examples, ImageShape, Journal, Params, Threat, UsageError, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.numerics.folding import folded
 

@@ -29,9 +29,7 @@ from robflat_bench.backbones.resnet import (
     wrn_34_10,
 )
 from robflat_bench.backbones.timm_zoo import TimmParams, timm_model
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.params import Params
+from robflat_bench.core import ImageShape, Params, UsageError
 
 DIGITS = ImageShape(1, 8, 10, (0.3,), (0.4,))
 CIFAR = ImageShape(3, 32, 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from robflat_bench.config.protocol import DEFAULT, MAX_BYTES, components, load
 from robflat_bench.config.protocols import robflat_bench_protocols
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.registry.components import compose, resolve
 
 SHIPPED = {file.name.removesuffix(".toml"): file.read_text("utf-8") for file in robflat_bench_protocols()}

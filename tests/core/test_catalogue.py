@@ -8,16 +8,13 @@ import sys
 
 import pytest
 
-from robflat_bench.core.catalogue import rows
-from robflat_bench.core.infos import Info
+from robflat_bench.core import Info, rows
 from robflat_bench.registry.plugins import ROOMS
 
 COMPONENT = '''
 """The number of weights."""
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Measure, MeasureInfo, Measurement, lazy_imports
 
 with lazy_imports():
     import torch
@@ -37,7 +34,7 @@ class Weights(Measure):
 
 PROGRAM = """
 import json, sys
-from robflat_bench.core.catalogue import rows
+from robflat_bench.core import rows
 (info,) = rows("components")
 before = "torch" in sys.modules
 from components.family import weights

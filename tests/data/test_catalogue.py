@@ -4,8 +4,7 @@ import importlib
 import subprocess
 import sys
 
-from robflat_bench.core.interfaces import Dataset
-from robflat_bench.core.params import Params
+from robflat_bench.core import Dataset, Params
 from robflat_bench.data import robflat_bench_datasets
 
 

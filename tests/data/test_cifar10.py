@@ -14,9 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.interfaces import Pool, Source
-from robflat_bench.core.params import Params
+from robflat_bench.core import Params, Pool, Source, UsageError
 from robflat_bench.data import cifar10
 from robflat_bench.data.cifar10 import Cifar10
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from robflat_bench.core.interfaces import Source
-from robflat_bench.core.params import Params
+from robflat_bench.core import Params, Source
 from robflat_bench.data.digits import Digits
 
 

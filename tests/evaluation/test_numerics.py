@@ -14,16 +14,27 @@ from torch import Tensor, nn
 from robflat_bench.attacks.fgsm import FGSM
 from robflat_bench.config.protocol import Attacked, Fixed, Measured, ThreatModel, load
 from robflat_bench.config.spec import DatasetRef
+from robflat_bench.core import (
+    Attack,
+    AttackInfo,
+    Examples,
+    ImageShape,
+    Journal,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    NoValue,
+    Observer,
+    Params,
+    Pool,
+    RunFailed,
+    Threat,
+    Workspace,
+)
 from robflat_bench.core.batching import in_batches, padded_batches
-from robflat_bench.core.errors import NoValue, RunFailed
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
-from robflat_bench.core.infos import AttackInfo, MeasureInfo
-from robflat_bench.core.interfaces import Attack, ImageShape, Measure, Measurement, Pool
-from robflat_bench.core.observer import Observer
-from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, Plan, _weaker_broke_more, evaluate
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
@@ -83,7 +94,9 @@ def fixed(registry) -> Fixed:
 def evaluated(
     registry, fixed: Fixed, model: nn.Module, data: Splits, plan: Plan, folder
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    return evaluate(registry, fixed, data, "cpu", plan, Trained(model, "last", 3), StoredJournal(folder), Observer())
+    return evaluate(
+        registry, fixed, data, "cpu", plan, EvaluatedModel(model, "last", 3), StoredJournal(folder), Observer()
+    )
 
 
 def test_an_image_misclassified_clean_counts_although_its_attack_is_classified_right(registry, fixed, tmp_path):

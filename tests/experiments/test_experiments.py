@@ -14,9 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from robflat_bench.config.protocol import load
-from robflat_bench.core.errors import CheckFailed
-from robflat_bench.core.examples import Workspace
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import CheckFailed, Observer, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.experiments import (
     EXPERIMENTS,

@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 from robflat_bench.config.protocol import load
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.examples import Workspace
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import Observer, UsageError, Workspace
 from robflat_bench.data.splits import load_splits
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
 from robflat_bench.experiments.subject import Subject, find_subjects, ready

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures import REGISTRY, stir
-from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core import Examples, MeasureInfo, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.registry.components import resolve
 

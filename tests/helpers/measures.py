@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, ResNet18Params, preact_resnet18, resnet8
-from robflat_bench.core.examples import Examples, Journal, Threat
-from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core import Examples, ImageShape, Journal, Threat
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.registry.registry import discover
 

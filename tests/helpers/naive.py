@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
-from robflat_bench.core.examples import Examples
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.method import Batch, Moment, Training
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, Examples, ImageShape, Moment, Params, Training
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.digits import load
 from robflat_bench.methods.at import AT

@@ -17,20 +17,26 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.backbones.parts import construction
-from robflat_bench.core.infos import (
+from robflat_bench.core import (
+    Attack,
     AttackInfo,
     BackboneInfo,
+    Dataset,
     DatasetInfo,
     Info,
     LauncherInfo,
+    Measure,
     MeasureInfo,
+    Measurement,
+    Method,
     MethodInfo,
+    Modifier,
     ModifierInfo,
+    Params,
     Passes,
+    Pool,
+    Source,
 )
-from robflat_bench.core.interfaces import Attack, Dataset, Measure, Measurement, Pool, Source
-from robflat_bench.core.method import Method, Modifier
-from robflat_bench.core.params import Params
 from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.launchers.local import Local
 

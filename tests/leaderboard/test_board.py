@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.fake_records import DATASET, REGISTRY, fake_run, league, submitted
 
-from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.build import build
 from robflat_bench.leaderboard.entries import Submission, read

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
 
-from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.entries import read, read_entry
 from robflat_bench.results.store import arrays_bytes, read_arrays

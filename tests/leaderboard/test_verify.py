@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
 
-from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import read
 from robflat_bench.leaderboard.verify import BOUNDS, difference, reevaluate
 

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
-from robflat_bench.core.interfaces import ImageShape, Measurement
+from robflat_bench.core import Examples, ImageShape, Journal, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, checkpoints, given_images
 from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst, AdaptiveWorstParams

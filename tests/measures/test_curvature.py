@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
-from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core import Examples, Journal, Measurement, NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.curvature.curvature import (
     HessianLambdaMax,

@@ -52,7 +52,7 @@ from helpers.measures import REGISTRY, Quadratic, highest_in_ball, residual, sha
 from scipy import stats
 from torch import Tensor, nn
 
-from robflat_bench.core.examples import Workspace
+from robflat_bench.core import Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.curvature.hessian import Hessian
 from robflat_bench.numerics.folding import folded
@@ -392,7 +392,7 @@ def test_path_norm_adds_twice_the_logarithm_of_the_scale_of_logits():
 # unfolded parameters (weight-space values equal to 1e-10 in float64)"
 # ---------------------------------------------------------------------------------------------------------
 
-ENGINES = ("measures.oracle", "measures.worst_case", "attacks.pgd", "attacks.engine")
+ENGINES = ("measures.oracle", "measures.flatness.worst_case", "attacks.pgd", "attacks.engine")
 
 
 @pytest.fixture

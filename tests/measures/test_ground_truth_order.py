@@ -21,7 +21,7 @@ from helpers.naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core import Examples, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.flatness.worst_case import Climb, WorstCase, WorstCaseParams
 from robflat_bench.numerics.weight_space import WeightSpace

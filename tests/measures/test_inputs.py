@@ -18,9 +18,7 @@ from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Journal, Threat, Workspace
-from robflat_bench.core.interfaces import ImageShape, Measurement
+from robflat_bench.core import Examples, ImageShape, Journal, Measurement, NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.inputs.gradient_alignment import GradientAlignment
 from robflat_bench.numerics.folding import fold, folded

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.interfaces import Measurement
+from robflat_bench.core import Examples, Measurement, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.measures.flatness.reference import paper_reference

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.examples import Examples, Workspace
+from robflat_bench.core import Examples, Workspace
 from robflat_bench.core.randomness import per_example_uniform
 from robflat_bench.measures.oracle import Oracle, differentiable, normalised
 from robflat_bench.measures.shared import OracleParams

@@ -26,9 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Examples, Measure, Measurement, NoValue, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.bisection import bracket
 from robflat_bench.measures.sharpness.adaptive_average import AdaptiveAverage, AdaptiveAverageParams

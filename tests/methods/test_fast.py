@@ -12,8 +12,7 @@ from helpers import naive
 from helpers.naive import CLASSES, COUNT, EPSILON, batch, images, inner, network, training
 from torch import Tensor, nn
 
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.method import Batch, Method, Moment
+from robflat_bench.core import Batch, Method, Moment, UsageError
 from robflat_bench.core.randomness import generator
 from robflat_bench.methods.cons_at import jensen_shannon
 from robflat_bench.methods.gradalign import misalignment

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import cross_entropy
 from robflat_bench.config.cost import passes_per_image
-from robflat_bench.core.method import Batch, Method
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, Method, Params
 from robflat_bench.core.randomness import generator
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.methods.at import AT

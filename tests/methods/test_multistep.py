@@ -13,7 +13,7 @@ from helpers.naive import CLASSES, COUNT, EPSILON, STEP, batch, images, inner, n
 from torch import Tensor, nn
 
 from robflat_bench.config.cost import passes_per_image
-from robflat_bench.core.method import Batch, Method
+from robflat_bench.core import Batch, Method
 from robflat_bench.core.randomness import generator
 from robflat_bench.methods.alp import ALP, ALPParams
 from robflat_bench.methods.at import AT

@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robflat_bench.config.cost import formula, passes_per_image
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import EXCLUSIVE, ModifierInfo
-from robflat_bench.core.method import Modifier
+from robflat_bench.core import EXCLUSIVE, Modifier, ModifierInfo, UsageError
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.numerics.passes import PassCounter

@@ -17,10 +17,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack, cross_entropy
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.method import Batch, Method, Modifier, Moment
-from robflat_bench.core.params import Params
+from robflat_bench.core import Batch, ImageShape, Method, Modifier, Moment, Params, UsageError
 from robflat_bench.core.randomness import generator
 from robflat_bench.methods.at import AT
 from robflat_bench.methods.trades import TRADES, TRADESParams

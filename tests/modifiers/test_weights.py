@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robflat_bench.attacks.engine import cross_entropy
-from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.core.method import Batch, Loss, Moment
+from robflat_bench.core import Batch, Examples, Loss, Moment, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.modifiers.entropy_sgd import EntropySGD, EntropySGDParams

@@ -21,10 +21,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 
 from robflat_bench.attacks.engine import TrainingAttack, ascend, attacked, cross_entropy
 from robflat_bench.config.protocol import load
-from robflat_bench.core import clock
-from robflat_bench.core.interfaces import ImageShape
-from robflat_bench.core.method import Batch, Moment, Training
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import Batch, ImageShape, Moment, Observer, Training, clock
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import load_splits
 from robflat_bench.numerics import compilation

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robflat_bench.attacks import robflat_bench_attacks
 from robflat_bench.backbones import robflat_bench_backbones
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.data import robflat_bench_datasets
 from robflat_bench.measures import robflat_bench_measures
 from robflat_bench.methods import robflat_bench_methods

@@ -17,8 +17,7 @@ from helpers.misbehaving import EVENTS
 
 from robflat_bench import __version__
 from robflat_bench.config.protocol import load
-from robflat_bench.core.errors import CheckFailed, PluginError
-from robflat_bench.core.hooks import PROJECT
+from robflat_bench.core import PROJECT, CheckFailed, PluginError
 from robflat_bench.leaderboard import entries
 from robflat_bench.registry import hookspecs, plugins
 from robflat_bench.registry.plugins import Plugins, Provider

@@ -9,7 +9,7 @@ import pytest
 
 from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.core.errors import PluginError, UsageError
+from robflat_bench.core import PluginError, UsageError
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.plugins import Provider

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from robflat_bench.core.errors import CheckFailed
+from robflat_bench.core import CheckFailed
 from robflat_bench.results import record as records
 from robflat_bench.results.record import (
     Flags,

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robflat_bench.core.errors import CheckFailed, RunFailed, UsageError
-from robflat_bench.core.examples import Spent
+from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError
 from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
 from robflat_bench.results import store as stores
 from robflat_bench.results.store import (

@@ -23,13 +23,9 @@ from robflat_bench.cli import progress
 from robflat_bench.config.cost import passes_of_attack, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.examples import Examples, Threat, Workspace
-from robflat_bench.core.interfaces import Job, Resources
-from robflat_bench.core.observer import Observer
-from robflat_bench.core.params import Params
+from robflat_bench.core import Examples, Job, Observer, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.data.splits import load_splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, Trained, evaluate
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, EvaluatedModel, evaluate
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose, resolve
@@ -328,7 +324,7 @@ def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_threa
     clean = flags = 0
     for checkpoint in ("best", "last"):
         plan, journal = Plan.of(fixed, checkpoint), StoredJournal(tmp_path / checkpoint)
-        evaluate(registry, fixed, splits, "cpu", plan, Trained(model, checkpoint), journal, Observer())
+        evaluate(registry, fixed, splits, "cpu", plan, EvaluatedModel(model, checkpoint), journal, Observer())
         clean, flags = clean + 30 + 20, flags + min(MEMORY_BATCH, 30)
     selection = protocol.recipe.epochs * fixed.data.heldout.count
     forward, backward = passes_of_evaluation(registry, protocol)

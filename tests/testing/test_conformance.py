@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import zoo
 
-from robflat_bench.core.errors import UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.registry.plugins import Plugins, Provider
 from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, parametrize_checks, run_checks

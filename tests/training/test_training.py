@@ -12,9 +12,7 @@ from torch import nn
 from robflat_bench.config.cost import passes_per_image, updates_per_batch
 from robflat_bench.config.protocol import load
 from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from robflat_bench.core.errors import UsageError
-from robflat_bench.core.infos import MethodInfo
-from robflat_bench.core.observer import Observer
+from robflat_bench.core import MethodInfo, Observer, UsageError
 from robflat_bench.data.splits import load_splits
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers

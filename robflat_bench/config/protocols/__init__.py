@@ -3,7 +3,7 @@
 from importlib import resources
 from importlib.resources.abc import Traversable
 
-from robflat_bench.core.hooks import hookimpl
+from robflat_bench.core import hookimpl
 
 
 @hookimpl

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 from pydantic_core import PydanticUndefined
 
-from robflat_bench.core.errors import RobflatError
-from robflat_bench.core.infos import Info
+from robflat_bench.core import Info, RobflatError
 from robflat_bench.registry.components import Component, compose
 from robflat_bench.registry.registry import Offer, Registry
 

@@ -20,7 +20,7 @@ from robflat_bench.leaderboard.site import columns, curves, export, figures, wor
 from robflat_bench.leaderboard.site.cards import Card, equation
 from robflat_bench.leaderboard.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.config.protocol import Protocol
-from robflat_bench.core.hooks import LeaderboardColumn
+from robflat_bench.core import LeaderboardColumn
 from robflat_bench.results.record import Number, RunRecord
 
 

@@ -33,10 +33,7 @@ import math
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
 from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, LanczosParams, differentiate
 
 with lazy_imports():

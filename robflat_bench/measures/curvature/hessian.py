@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robflat_bench.attacks.engine import attacked
+from robflat_bench.core import Examples, Journal, NoValue
 from robflat_bench.core.batching import padded_batches
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Journal
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
 from robflat_bench.numerics.weight_space import WeightSpace

@@ -18,11 +18,7 @@ builds the dense Hessian of the layer, (K d)^2 entries.
 
 from __future__ import annotations
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Workspace, lazy_imports
 from robflat_bench.measures.shared import FixedImagesParams, differentiate
 
 with lazy_imports():

@@ -14,11 +14,17 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import BallNorm, BallShape, Number
+from robflat_bench.core import (
+    BallNorm,
+    BallShape,
+    Examples,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    Number,
+    Workspace,
+    lazy_imports,
+)
 from robflat_bench.measures.shared import OracleParams, read, reference_is_attacked
 
 with lazy_imports():

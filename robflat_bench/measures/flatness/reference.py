@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.pgd import PGD, PGDParams
+from robflat_bench.core import Examples, Threat, Workspace
 from robflat_bench.core.batching import in_batches
-from robflat_bench.core.examples import Examples, Threat, Workspace
 from robflat_bench.numerics.folding import folded
 
 if TYPE_CHECKING:

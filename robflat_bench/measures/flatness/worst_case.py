@@ -23,11 +23,20 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Journal, Workspace
-from robflat_bench.core.infos import MeasureInfo, Passes
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import BallNorm, BallShape, Number, Params
+from robflat_bench.core import (
+    BallNorm,
+    BallShape,
+    Examples,
+    Journal,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    Number,
+    Params,
+    Passes,
+    Workspace,
+    lazy_imports,
+)
 from robflat_bench.measures.shared import STRONG, OracleParams, reference_is_attacked
 
 with lazy_imports():

@@ -17,11 +17,7 @@ import math
 
 from pydantic import PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo, Passes
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import Params
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Params, Passes, Workspace, lazy_imports
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
 from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, differentiate
 
 with lazy_imports():

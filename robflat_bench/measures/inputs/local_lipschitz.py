@@ -18,11 +18,17 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo, Passes
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import (
+    Examples,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    Number,
+    Params,
+    Passes,
+    Workspace,
+    lazy_imports,
+)
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():

@@ -16,11 +16,7 @@ from __future__ import annotations
 
 import math
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo, Passes
-from robflat_bench.core.interfaces import Measure, Measurement
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Passes, Workspace, lazy_imports
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():

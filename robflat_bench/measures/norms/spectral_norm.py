@@ -22,11 +22,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo, Passes
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import Number, Params
+from robflat_bench.core import (
+    Examples,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    Number,
+    Params,
+    Passes,
+    Workspace,
+    lazy_imports,
+)
 
 if TYPE_CHECKING:
     Layer: TypeAlias = "nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear"

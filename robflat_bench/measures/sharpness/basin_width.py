@@ -25,11 +25,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import Number
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
 from robflat_bench.measures.shared import OracleParams
 
 with lazy_imports():

@@ -27,12 +27,7 @@ import math
 
 from pydantic import Field
 
-from robflat_bench.core.catalogue import lazy_imports
-from robflat_bench.core.errors import NoValue
-from robflat_bench.core.examples import Examples, Workspace
-from robflat_bench.core.infos import MeasureInfo
-from robflat_bench.core.interfaces import Measure, Measurement
-from robflat_bench.core.params import Number
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Number, Workspace, lazy_imports
 from robflat_bench.measures.shared import OracleParams, read
 
 with lazy_imports():
