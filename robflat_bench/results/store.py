@@ -236,6 +236,16 @@ class RunFolder:
         for state in self.checkpoints.glob("state-*.safetensors"):
             state.unlink()
 
+    def evaluation_file(self, key: str) -> Path:
+        """The file of the evaluation with this key."""
+        return self.path / "evaluations" / f"{key}.json"
+
+    def add(self, evaluation: EvaluationRecord, raw: bytes) -> None:
+        """Write an evaluation's outcomes, `raw` as `outcomes_bytes` makes them, then its record."""
+        path = self.evaluation_file(evaluation.key)
+        write_atomically(path.with_suffix(".npz"), raw)
+        write_json(path, evaluation.model_dump(mode="json"))
+
     def record(self) -> RunRecord:
         """The finished run's record, checked against its outcomes; CheckFailed where they disagree."""
         return self.evidence()[0]

@@ -8,11 +8,16 @@ import platform
 import resource
 import socket
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robflat_bench import __version__
+
+if TYPE_CHECKING:
+    from robflat_bench.evaluation.session import Session
+    from robflat_bench.registry.components import Component
 
 PACKAGES = (
     "torch",
@@ -53,17 +58,29 @@ def torch_environment(device: str) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Which code made a record: version and SHA-256 over this package's Python files."""
+def of(session: Session) -> dict[str, Any]:
+    """A record's environment: this machine, torch, how networks were compiled (None: not), and the plugins' facts."""
+    return {
+        **describe(),
+        **torch_environment(session.device),
+        "compiled": session.compile.report() if session.compile else None,
+        "plugins": session.registry.plugins.environment(),
+    }
+
+
+def provenance(used: Iterable[Component]) -> dict[str, Any]:
+    """The code that made a record: version and SHA-256 over this package's Python files, and each component's."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
+    components = {f"{part.info.kind}:{part.name}": part.offer.provenance for part in used}
     return {
         "robflat_bench": __version__,
         "source": digest.hexdigest(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8],
+        "components": dict(sorted(components.items())),
     }
 
 

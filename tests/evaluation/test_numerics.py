@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,6 @@ from robflat_bench.core import (
     MeasureInfo,
     Measurement,
     NoValue,
-    Observer,
     Params,
     Pool,
     RunFailed,
@@ -34,12 +34,14 @@ from robflat_bench.core import (
 from robflat_bench.core.batching import in_batches, padded_batches
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, Plan, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.plan import Plan
+from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Result, check, mean_loss, totals, union_error
-from robflat_bench.results.store import StoredJournal
+from robflat_bench.results.store import Store, StoredJournal
 from robflat_bench.training.loop import heldout_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,9 +96,8 @@ def fixed(registry) -> Fixed:
 def evaluated(
     registry, fixed: Fixed, model: nn.Module, data: Splits, plan: Plan, folder
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    return evaluate(
-        registry, fixed, data, "cpu", plan, EvaluatedModel(model, "last", 3), StoredJournal(folder), Observer()
-    )
+    session = Session(registry, replace(load(registry), fixed=fixed), data, Store(folder), "cpu")
+    return evaluate(session, plan, EvaluatedModel(model, "last", 3), StoredJournal(folder))
 
 
 def test_an_image_misclassified_clean_counts_although_its_attack_is_classified_right(registry, fixed, tmp_path):

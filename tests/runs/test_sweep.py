@@ -23,15 +23,17 @@ from robflat_bench.cli import progress
 from robflat_bench.config.cost import passes_of_attack, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core import Examples, Job, Observer, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.data.splits import load_splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, EvaluatedModel, evaluate
+from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, evaluate
+from robflat_bench.evaluation.model import build_model
+from robflat_bench.evaluation.plan import Plan
+from robflat_bench.evaluation.session import Session
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.results.record import RunRecord
 from robflat_bench.results.store import RunFolder, Store, StoredJournal
-from robflat_bench.runs.run import build_model
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import pace, tasks
 
@@ -318,13 +320,13 @@ def test_the_plan_estimates_what_is_left_from_finished_runs(command, registry, s
 def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_thread, tmp_path):
     """Attacks and measures of the tiny protocol, on both checkpoints; clean images and flags come on top."""
     protocol = load(registry, str(tiny))
-    fixed, splits = protocol.fixed, load_splits(registry, protocol, None)
-    model = build_model(registry, protocol, fixed.backbone, "relu", splits, 1, "cpu")
+    fixed, session = protocol.fixed, Session(registry, protocol, None, Store(tmp_path), "cpu")
+    model = build_model(session, 1)
     counter = PassCounter(model)
     clean = flags = 0
     for checkpoint in ("best", "last"):
         plan, journal = Plan.of(fixed, checkpoint), StoredJournal(tmp_path / checkpoint)
-        evaluate(registry, fixed, splits, "cpu", plan, EvaluatedModel(model, checkpoint), journal, Observer())
+        evaluate(session, plan, EvaluatedModel(model, checkpoint), journal)
         clean, flags = clean + 30 + 20, flags + min(MEMORY_BATCH, 30)
     selection = protocol.recipe.epochs * fixed.data.heldout.count
     forward, backward = passes_of_evaluation(registry, protocol)
@@ -334,11 +336,10 @@ def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_threa
 
 
 @pytest.mark.parametrize("text", ["fgsm", "pgd(steps=3, restarts=2)", "autoattack(version=apgd)"])
-def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, text):
-    protocol = load(registry, str(tiny))
-    splits = load_splits(registry, protocol, None)
-    model = build_model(registry, protocol, protocol.fixed.backbone, "relu", splits, 1, "cpu").eval()
-    examples: Examples = splits.examples("test", "cpu", next(model.parameters()).dtype)
+def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, tmp_path, text):
+    session = Session(registry, load(registry, str(tiny)), None, Store(tmp_path), "cpu")
+    model = build_model(session, 1).eval()
+    examples: Examples = session.examples("test")
     counter, attack = PassCounter(model), resolve(registry, "attack", text)
     declared = passes_of_attack(attack)
     if declared is None:
