@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.config.protocol import Attacked, Measured, SplitName
-from robflat_bench.core import Examples, Kind, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
-from robflat_bench.evaluation.plan import Plan, measure_stage, splits_of
+from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
+from robflat_bench.evaluation.plan import Plan, Step
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
@@ -85,19 +84,15 @@ def evaluate(
     work = _Evaluation(session, plan, subject, journal)
     try:
         work.clean()
-        for row in plan.attacks:
-            for split in splits_of(row):
-                work.attack(row, split)
-        for measured in plan.measures:
-            for split in splits_of(measured):
-                work.measure(measured, split)
+        for step in plan.steps:
+            work.take(step)
     finally:
         work.counter.remove()
     return work.result(), work.outcomes
 
 
 class _Evaluation:
-    """An evaluation in progress: each stage adds to outcomes, seconds, notes and measures."""
+    """An evaluation in progress: each step adds to outcomes, seconds, notes and measures."""
 
     def __init__(self, session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> None:
         self.session, self.plan, self.subject = session, plan, subject
@@ -109,38 +104,61 @@ class _Evaluation:
         self.outcomes: dict[str, np.ndarray] = {}
         self.seconds: dict[str, float] = {}
         self.notes: dict[str, int] = {}
-        self.measures: dict[SplitName, dict[str, MeasureResult]] = {"test": {}, "train": {}}
-
-    # ---- stages -----------------------------------------------------------------------------------------
+        self.measures: dict[str, dict[str, MeasureResult]] = {"test": {}, "train": {}}
 
     def clean(self) -> None:
+        """Evaluate the images without an attack."""
         began = clock.now()
         for split, count in self.plan.clean.items():
             examples = self.session.examples(split, count)
-            self._keep(f"{self.checkpoint}/{split}/clean", *_outcome(self.model, examples, examples.x))
+            path = f"{self.checkpoint}/{split}/clean"
+            self.outcomes[f"{path}/error"], self.outcomes[f"{path}/loss"] = _outcome(self.model, examples, examples.x)
         self._ends("clean", clock.now() - began)
 
-    def attack(self, row: Attacked, split: SplitName) -> None:
-        examples, workspace = self._workplace("attack", row.attack, split, getattr(row, split))
-        attack = resolve(self.session.registry, "attack", row.attack).build(self.session.threat)
-        x_adv = attack.run(self.model, examples, workspace)
-        self._check_unchanged(f"the attack {row.attack}")
-        _check_admissible(f"the attack {row.attack}", x_adv, examples.x, self.session.threat)
-        error, loss = _outcome(self.model, examples, x_adv)
-        self._keep(f"{self.checkpoint}/{split}/{row.attack}", error, loss if row is self.plan.attacks[0] else None)
-        if split == "test":
-            self.notes |= attack.notes
-        self._ends(f"{row.attack}, {split}", workspace.journal.spent.seconds)
+    def take(self, step: Step) -> None:
+        """Run one attack or one measure on one split."""
+        session, place = self.session, f"{step.kind} {step.text}"
+        examples = session.examples(step.split, step.examples)
+        # Best and last can be equal weights with different numbers of examples, so the section is named after both.
+        units = self.journal.section(f"{place}, {len(examples)} {step.split} examples")
+        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, units, self.subject.initial)
+        component = resolve(session.registry, step.kind, step.text).build(session.threat)
+        run = self._attack if step.kind == "attack" else self._measure
+        run(step, component, examples, workspace)
+        self._ends(step.name(step.text), units.spent.seconds)
 
-    def measure(self, row: Measured, split: SplitName) -> None:
-        examples, workspace = self._workplace("measure", row.measure, split, getattr(row, split))
-        measure = resolve(self.session.registry, "measure", row.measure).build(self.session.threat)
+    def _attack(self, step: Step, attack: Attack, examples: Examples, workspace: Workspace) -> None:
+        x_adv = attack.run(self.model, examples, workspace)
+        self._check_unchanged(step)
+        _check_admissible(step, x_adv, examples.x, self.session.threat)
+        error, loss = _outcome(self.model, examples, x_adv)
+        path = f"{self.checkpoint}/{step.split}/{step.text}"
+        self.outcomes[f"{path}/error"] = error
+        if step.text == self.plan.attacks[0].attack:
+            self.outcomes[f"{path}/loss"] = loss
+        if step.split == "test":
+            self.notes |= attack.notes
+
+    def _measure(self, step: Step, measure: Measure, examples: Examples, workspace: Workspace) -> None:
         found, arrays = _measured(measure, self.model, examples, workspace)
-        self._check_unchanged(f"the measure {row.measure}")
-        self.measures[split][row.measure] = found
-        path = measure_path(self.checkpoint, split, row.measure)
+        self._check_unchanged(step)
+        self.measures[step.split][step.text] = found
+        path = measure_path(self.checkpoint, step.split, step.text)
         self.outcomes |= {f"{path}/{name}": array for name, array in arrays.items()}
-        self._ends(measure_stage(row.measure, split), found.seconds)
+
+    def _ends(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = seconds
+        self.session.observer.stage_ends(next(self.stages))
+
+    def _state(self) -> tuple[str, list[bool]]:
+        return digest(self.model.state_dict()), [module.training for module in self.model.modules()]
+
+    def _check_unchanged(self, step: Step) -> None:
+        """RunFailed if a step changed the network, because all later steps would evaluate another network."""
+        if self._state() != (self.weights, self.modes):
+            raise RunFailed(
+                f"the {step.kind} {step.text} left the network changed: its weights, buffers or mode differ from before"
+            )
 
     def result(self) -> Result:
         attacks = [resolve(self.session.registry, "attack", row.attack) for row in self.plan.attacks]
@@ -160,33 +178,6 @@ class _Evaluation:
             seconds=self.seconds,
             **totals(self.outcomes, self.checkpoint, [row.attack for row in self.plan.attacks]),
         )
-
-    # ---- what the stages share --------------------------------------------------------------------------
-
-    def _workplace(self, kind: Kind, text: str, split: SplitName, count: int) -> tuple[Examples, Workspace]:
-        examples = self.session.examples(split, count)
-        # Best and last can be the same weights on other numbers of examples: the number is part of the section's name.
-        units = self.journal.section(f"{kind} {text}, {len(examples)} {split} examples")
-        return examples, Workspace(MEMORY_BATCH, self.session.fixed.seed, units, self.subject.initial)
-
-    def _keep(self, path: str, error: np.ndarray, loss: np.ndarray | None) -> None:
-        self.outcomes[f"{path}/error"] = error
-        if loss is not None:
-            self.outcomes[f"{path}/loss"] = loss
-
-    def _ends(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = seconds
-        self.session.observer.stage_ends(next(self.stages))
-
-    def _state(self) -> tuple[str, list[bool]]:
-        return digest(self.model.state_dict()), [module.training for module in self.model.modules()]
-
-    def _check_unchanged(self, component: str) -> None:
-        """RunFailed if a component changed the network, because all later stages would evaluate another network."""
-        if self._state() != (self.weights, self.modes):
-            raise RunFailed(
-                f"{component} left the network changed: its weights, buffers or mode are not what they were"
-            )
 
 
 def _measured(
@@ -218,8 +209,9 @@ def _measured(
     return result, arrays
 
 
-def _check_admissible(component: str, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
+def _check_admissible(step: Step, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     """RunFailed unless x_adv lies within the threat model; waits for the device once."""
+    component = f"the attack {step.text}"
     if (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
         raise RunFailed(f"{component} made {x_adv.dtype}{[*x_adv.shape]} of {x.dtype}{[*x.shape]}")
     far, low, high = torch.stack([(x_adv - x).abs().max(), x_adv.min(), x_adv.max()]).tolist()

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
-from robflat_bench.core import MeasureInfo, UsageError
+from robflat_bench.core import Kind, MeasureInfo, UsageError
 from robflat_bench.registry.components import resolve, title
 from robflat_bench.registry.registry import Registry
+
+
+class Step(NamedTuple):
+    """One attack or one measure on the first `examples` examples of a split."""
+
+    kind: Kind
+    text: str
+    split: Literal["test", "train"]
+    examples: int
+
+    def name(self, component: str) -> str:
+        """The step's name: the component's, with the split unless a measure reads test examples."""
+        return component if self.kind == "measure" and self.split == "test" else f"{component}, {self.split}"
 
 
 @dataclass(frozen=True)
@@ -35,31 +49,29 @@ class Plan:
         )
 
     @property
+    def steps(self) -> Iterator[Step]:
+        """Every attack, then every measure; each on test examples, then on training examples if it has some."""
+        rows: tuple[Attacked | Measured, ...] = (*self.attacks, *self.measures)
+        for row in rows:
+            kind: Kind = "attack" if isinstance(row, Attacked) else "measure"
+            text = getattr(row, kind)
+            yield Step(kind, text, "test", row.test)
+            if row.train:
+                yield Step(kind, text, "train", row.train)
+
+    @property
     def clean(self) -> dict[SplitName, int]:
-        """The number of examples by split that are also evaluated without an attack; splits without any left out."""
-        test = max([row.test for row in self.attacks] + [row.test for row in self.measures])
-        train = max((row.train for row in self.attacks), default=0)
-        return {"test": test, "train": train} if train else {"test": test}
+        """The number of examples by split that are evaluated clean: all test examples, attacked training examples."""
+        counts: dict[SplitName, int] = {}
+        for step in self.steps:
+            if step.split == "test" or step.kind == "attack":
+                counts[step.split] = max(step.examples, counts.get(step.split, 0))
+        return counts
 
     def stages(self, registry: Registry, checkpoint: str) -> list[str]:
         """The names of the plan's stages, in their order."""
-        names = ["clean"]
-        for row in self.attacks:
-            names += [f"{title(registry, 'attack', row.attack)}, {split}" for split in splits_of(row)]
-        for measured in self.measures:
-            name = title(registry, "measure", measured.measure)
-            names += [measure_stage(name, split) for split in splits_of(measured)]
-        return [f"{checkpoint}: {name}" for name in names]
-
-
-def splits_of(row: Attacked | Measured) -> tuple[SplitName, ...]:
-    """The splits whose examples an attack or a measure reads."""
-    return ("test", "train") if row.train else ("test",)
-
-
-def measure_stage(measure: str, split: SplitName) -> str:
-    """The name of a measure's stage; only training examples are named."""
-    return measure if split == "test" else f"{measure}, {split}"
+        names = [step.name(title(registry, step.kind, step.text)) for step in self.steps]
+        return [f"{checkpoint}: {name}" for name in ("clean", *names)]
 
 
 def choose_plan(

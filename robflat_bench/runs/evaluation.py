@@ -93,10 +93,8 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
 def _components(session: Session, found: FoundModel, plan: Plan) -> list[Component]:
     """Every component that the evaluation uses."""
     texts: list[tuple[Kind, str]] = [] if found.module else [("backbone", found.backbone)]
-    texts += [("dataset", session.fixed.data.dataset)]
-    texts += [("attack", row.attack) for row in plan.attacks]
-    texts += [("measure", row.measure) for row in plan.measures]
-    return [resolve(session.registry, kind, text) for kind, text in texts]
+    texts += [("dataset", session.fixed.data.dataset), *((step.kind, step.text) for step in plan.steps)]
+    return [resolve(session.registry, kind, text) for kind, text in dict.fromkeys(texts)]
 
 
 def _network(session: Session, found: FoundModel, network: nn.Module) -> dict[str, Any]:
