@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -192,16 +192,13 @@ def _measured(
     numbers = {"it": found.value, "its standard error": found.standard_error or 0.0}
     numbers |= {f"its detail {name}": detail for name, detail in found.details.items()}
     wrong = [f"{name} is {number} here" for name, number in numbers.items() if not math.isfinite(number)]
-    spent = workspace.journal.spent
     result = MeasureResult(
         value=None if wrong else found.value,
         standard_error=None if wrong else found.standard_error,
         n=found.n,
-        seconds=spent.seconds,
-        forward=spent.forward,
-        backward=spent.backward,
         reason=reason or next(iter(wrong), ""),
         details={} if wrong else dict(found.details),
+        **asdict(workspace.journal.spent),
     )
     arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
     if wrong:
@@ -244,15 +241,17 @@ def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
 
 
 def _weaker_broke_more(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
-    """Number of test examples that AutoAttack (or its APGD tier) did not break and another attack did."""
-    strong: list[np.ndarray] = []
-    weak: list[np.ndarray] = []
+    """Number of test examples that another attack broke and AutoAttack (or its APGD tier) did not.
+
+    None unless AutoAttack and another attack were run. Examples that not all attacks met are left out.
+    """
+    errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for component in attacks:
-        errors = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
-        (strong if component.name == "autoattack" else weak).append(errors)
-    if not strong or not weak:
+        error = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
+        errors[component.name == "autoattack"].append(error)
+    if not all(errors.values()):
         return None
-    n = min(len(error) for error in (*strong, *weak))
+    n = min(len(error) for found in errors.values() for error in found)
+    strong, weak = (np.any([error[:n] for error in errors[autoattack]], axis=0) for autoattack in (True, False))
     clean = outcomes[f"{checkpoint}/test/clean/error"][:n]
-    held = ~np.any([error[:n] for error in strong], axis=0) & ~clean
-    return int((np.any([error[:n] for error in weak], axis=0) & held).sum())
+    return int((weak & ~strong & ~clean).sum())

@@ -1,7 +1,8 @@
-"""What the machine is: recorded with every run (provenance, never identity) and shown by `doctor`."""
+"""Machine, versions and code that made a record. Records keep them, `doctor` shows them; keys never contain them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -34,7 +35,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Interpreter, machine and library versions; imports nothing heavy."""
+    """Interpreter, machine and versions of libraries; imports none of these libraries."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -46,7 +47,7 @@ def describe() -> dict[str, Any]:
 
 
 def torch_environment(device: str) -> dict[str, Any]:
-    """Device, threads and kernels of this process, as torch sees them."""
+    """Device, threads and CPU kernels of torch in this process."""
     import torch
 
     return {
@@ -85,9 +86,9 @@ def provenance(used: Iterable[Component]) -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far."""
+    """Peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
 
 
 def _version(name: str) -> str | None:
@@ -98,9 +99,10 @@ def _version(name: str) -> str | None:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+        return platform.machine()
+    return platform.processor() or platform.machine()

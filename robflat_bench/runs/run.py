@@ -152,7 +152,7 @@ def _train(run: Run, *watchers: Observer) -> tuple[nn.Module, State]:
         reduced=fixed.training_precision == "bfloat16",
         keep_every=session.keep_every,
     )
-    history = HistoryFile(run.folder.path / "history.jsonl")
+    history = HistoryFile(run.folder.history_file)
     state = train(inputs, Observers(history, session.observer, *watchers))
     for _, cost in helpers.values():
         state.forward += cost.forward
