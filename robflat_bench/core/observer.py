@@ -43,6 +43,6 @@ class Observers(Observer):
             setattr(self, event, partial(_call_each, [getattr(observer, event) for observer in observers]))
 
 
-def _call_each(calls: Sequence[Callable[..., None]], *arguments: object) -> None:
+def _call_each(calls: Sequence[Callable[..., None]], *arguments: object, **named: object) -> None:
     for call in calls:
-        call(*arguments)
+        call(*arguments, **named)

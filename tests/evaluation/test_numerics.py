@@ -1,4 +1,4 @@
-"""What evaluation adds up, by hand: robust error as a union, gaps, flags, memory batches and keyed random numbers."""
+"""Evaluation against results by hand: robust error as a union, gaps, flags, memory batches, keyed random numbers."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_held_out_error_is_a_union_too():
     assert (clean, robust) == (2 / 5, 4 / 5)
 
 
-def test_union_over_fewer_attacked_than_clean_examples():
+def test_robust_error_is_over_the_attacked_examples_if_more_are_evaluated_clean():
     outcomes = {
         "best/test/clean/error": np.array([True, False, False, True, True]),
         "best/test/pgd/error": np.array([False, False, True]),
@@ -187,7 +187,7 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
     assert other.measures[text].value != first.measures[text].value, "other weights, other units"
 
 
-def test_equal_weights_under_two_counts_share_no_units(registry, fixed, tmp_path):
+def test_equal_weights_on_other_numbers_of_examples_share_no_units(registry, fixed, tmp_path):
     """Best and last may be the same weights, and a protocol may ask each for its own number of examples."""
     data, alone = splits([1, 3, 4, 2, 0], [1, 3, 4, 2, 0]), {}
     text = resolve(registry, "measure", "hessian-trace(probes=2)").canonical
@@ -254,7 +254,7 @@ def strangers(registry) -> Registry:
         (lambda attack, model, x: x * model.train().gain, "left the network changed"),
     ],
 )
-def test_an_attack_that_breaks_the_rules_is_named(strangers, fixed, tmp_path, monkeypatch, made, says):
+def test_an_attack_that_breaks_a_rule_fails_the_run(strangers, fixed, tmp_path, monkeypatch, made, says):
     monkeypatch.setattr(Handing, "made", made, raising=False)
     plan = Plan((Attacked(attack="handing", test=5),), ())
     with pytest.raises(RunFailed, match=f"the attack handing .*{says}"):
@@ -267,7 +267,7 @@ def test_an_attack_may_go_to_the_edge_of_ball_and_box(strangers, fixed, tmp_path
     evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
 
 
-def test_a_measure_that_leaves_other_weights_is_named(strangers, fixed, tmp_path):
+def test_a_measure_that_changes_the_weights_fails_the_run(strangers, fixed, tmp_path):
     plan = Plan((Attacked(attack="fgsm", test=5),), (Measured(measure="spoiling", test=5),))
     with pytest.raises(RunFailed, match="the measure spoiling left the network changed"):
         evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
@@ -356,7 +356,7 @@ def test_results_come_in_order_from_units_that_no_other_batch_size_shares():
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_generator_is_its_key():
+def test_a_generator_depends_on_its_key_alone():
     def first(*key: int | str) -> float:
         return float(torch.rand((), generator=generator(*key), dtype=torch.float64))
 

@@ -113,7 +113,7 @@ def test_numbers_move_only_with_numerics(method, tmp_path):
     assert not moved, "a number moved: bump robflat_bench.NUMERICS and write golden.json anew (see above)"
 
 
-def test_golden_bites_when_a_number_moves(tmp_path, monkeypatch):
+def test_the_golden_run_notices_a_loss_that_is_larger_by_a_millionth(tmp_path, monkeypatch):
     from robflat_bench.training import composition
 
     original = composition.weighted_mean

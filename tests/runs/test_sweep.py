@@ -1,4 +1,4 @@
-"""Studies, launchers and sweeps: what a study may say, one run a process, failures that stop nothing, Ctrl-C, kills."""
+"""Studies, launchers and sweeps: which studies are valid, runs in processes of their own, failures, Ctrl-C, kills."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
     assert not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots(Resources(jobs=3)))
 
 
-def test_inline_writes_here_and_runs_one_after_the_other(capfd, tmp_path):
+def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
     with pytest.raises(UsageError, match="one after the other, not 2 at a time; use --launcher local"):
         Inline(Params(), Resources(jobs=2))
     launcher = Inline(Params(), Resources())
@@ -276,7 +276,7 @@ def test_a_strangers_launcher_runs_a_sweep(command, registry, study, tmp_path):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, tmp_path):
+def test_a_plan_lists_runs_with_their_image_passes(command, registry, study, tmp_path):
     study.write_text(GOOD.replace('["at"]', '["at+awp"]'))
     done = command("sweep", study, "--seeds", 2, "--plan", "--store", tmp_path / "runs", "--json")
     assert done.code == 0
@@ -294,7 +294,7 @@ def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_plan_estimates_what_is_left_from_finished_runs(command, registry, study, finished_copy, tmp_path):
+def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, finished_copy, tmp_path):
     """Seconds of training in proportion to its passes, of the evaluation as it took; halved by two jobs."""
     study.write_text(ONE.replace('["standard"]', '["at", "trades"]'))
     plan = ["sweep", study, "--store", finished_copy.store, "--jobs", 2, "--plan"]
@@ -317,7 +317,7 @@ def test_the_plan_estimates_what_is_left_from_finished_runs(command, registry, s
     assert "estimated from 1 finished runs in this store" in shown
 
 
-def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_thread, tmp_path):
+def test_an_evaluation_makes_the_passes_that_its_components_declare(registry, tiny, one_thread, tmp_path):
     """Attacks and measures of the tiny protocol, on both checkpoints; clean images and flags come on top."""
     protocol = load(registry, str(tiny))
     fixed, session = protocol.fixed, Session(registry, protocol, None, Store(tmp_path), "cpu")
@@ -349,7 +349,7 @@ def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, tmp_pa
     assert (counter.forward, counter.backward) == (30 * declared[0], 30 * declared[1])
 
 
-def test_the_plan_names_what_cannot_be_run(command, study, tmp_path):
+def test_a_plan_names_variants_that_cannot_be_run(command, study, tmp_path):
     study.write_text(STUDY.replace('"recipe.epochs" = [1]', '"recipe.epochs" = [0]'))
     done = command("sweep", study, "--plan", "--store", tmp_path / "runs")
     assert done.code == 1
@@ -358,7 +358,7 @@ def test_the_plan_names_what_cannot_be_run(command, study, tmp_path):
     assert "learning_rate=1e+30" in done.out
 
 
-def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tmp_path):
+def test_a_failed_run_stops_no_other_run_and_is_listed(command, registry, study, tmp_path):
     """A diverging run, a loss that is not finite, an unknown parameter, a conflicting composition: one line each;
     the others complete; the exit code is 1."""
     store, plugin = tmp_path / "runs", tmp_path / "nan.py"
@@ -394,7 +394,7 @@ def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tm
     assert "last checkpoint" in again.out
 
 
-def test_retry_failed_runs_them_again(command, registry, study, tmp_path):
+def test_retry_failed_runs_failed_runs_again(command, registry, study, tmp_path):
     study.write_text(ONE)
     store = tmp_path / "runs"
     (task,) = listed(registry, study, store)
@@ -411,7 +411,7 @@ def test_retry_failed_runs_them_again(command, registry, study, tmp_path):
     assert "[1/1] standard, seed 1: done" in done.err
 
 
-def test_a_run_that_cannot_even_begin_is_a_failure_with_its_last_words(registry, study, tmp_path):
+def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(registry, study, tmp_path):
     study.write_text(ONE)
     (task,) = listed(registry, study, tmp_path / "runs")
     sweep = Sweep(here(), refusing)
@@ -452,7 +452,7 @@ def stages(registry, study, tmp_path):
     return play
 
 
-def test_progress_in_lines(stages, capsys, monkeypatch):
+def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with progress.SweepProgress(4, drawing=True) as shown:
         for sweep in stages():
@@ -519,7 +519,7 @@ def test_a_run_of_another_process_is_waited_for_and_then_made(registry, study, t
     assert f"process {os.getpid()}" in sweep.events[0].why
 
 
-def test_what_another_process_finishes_is_done(registry, study, finished, tmp_path):
+def test_a_run_that_another_process_finishes_is_done(registry, study, finished, tmp_path):
     study.write_text(ONE)
     (task,) = listed(registry, study, tmp_path / "runs")
     with contextlib.ExitStack() as held:
