@@ -51,7 +51,7 @@ def test_every_event_reaches_every_observer_in_order():
         def __init__(self, name: str) -> None:
             for event in vars(Observer):
                 if not event.startswith("_"):
-                    setattr(self, event, lambda *given, event=event: seen.append((name, event, given)))
+                    setattr(self, event, lambda *given, event=event, **_: seen.append((name, event, given)))
 
     seen: list[tuple] = []
     both = Observers(Writing("one"), Writing("two"))
