@@ -85,7 +85,7 @@ def evaluate(
     try:
         work.clean()
         for step in plan.steps:
-            work.take(step)
+            work.run(step)
     finally:
         work.counter.remove()
     return work.result(), work.outcomes
@@ -115,16 +115,16 @@ class _Evaluation:
             self.outcomes[f"{path}/error"], self.outcomes[f"{path}/loss"] = _outcome(self.model, examples, examples.x)
         self._ends("clean", clock.now() - began)
 
-    def take(self, step: Step) -> None:
+    def run(self, step: Step) -> None:
         """Run one attack or one measure on one split."""
-        session, place = self.session, f"{step.kind} {step.text}"
+        session = self.session
         examples = session.examples(step.split, step.examples)
-        # Best and last can be equal weights with different numbers of examples, so the section is named after both.
-        units = self.journal.section(f"{place}, {len(examples)} {step.split} examples")
+        # Best and last can be equal weights on other numbers of examples, so the section's name has the number.
+        units = self.journal.section(f"{step.kind} {step.text}, {len(examples)} {step.split} examples")
         workspace = Workspace(MEMORY_BATCH, session.fixed.seed, units, self.subject.initial)
         component = resolve(session.registry, step.kind, step.text).build(session.threat)
-        run = self._attack if step.kind == "attack" else self._measure
-        run(step, component, examples, workspace)
+        work = self._attack if step.kind == "attack" else self._measure
+        work(step, component, examples, workspace)
         self._ends(step.name(step.text), units.spent.seconds)
 
     def _attack(self, step: Step, attack: Attack, examples: Examples, workspace: Workspace) -> None:

@@ -70,8 +70,8 @@ class Session:
     @cached_property
     def splits(self) -> Splits:
         """The protocol's examples, loaded when first needed."""
-        given = isinstance(self.data, Splits)
-        return self.data if given else load_splits(self.registry, self.protocol, self.data)  # type: ignore[return-value, arg-type]
+        data = self.data
+        return data if isinstance(data, Splits) else load_splits(self.registry, self.protocol, data)
 
     def examples(self, split: SplitName, count: int | None = None) -> Examples:
         """The first `count` examples of a split (None: all) on the device, in the session's precision."""

@@ -48,38 +48,26 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     """
     found = model if isinstance(model, FoundModel) else find_model(session, model)
     session = session.under(found.protocol)
-    protocol, data, observer = session.protocol, session.splits.ref, session.observer
+    protocol, observer = session.protocol, session.observer
     configure(protocol.fixed)
-    network = load_model(session, found)
-    weights, initial = digest(network.state_dict()), initial_weights(found.initial)
+    subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
     used = _components(session, found, plan)
-    identity = _network(session, found, network) | {
-        "name": found.name,
-        "weights": weights,
-        "initial": digest(initial) if initial and plan.measures else None,  # attacks do not read them
-        "attacks": [row.model_dump(mode="json") for row in plan.attacks],
-        "measures": [row.model_dump(mode="json") for row in plan.measures],
-        "protocol": protocol.hash,
-        "dataset": data.checksum,
-        "numerics": NUMERICS,
-        "plugins": plugin_sources(used),
-    }
+    identity = _identity(session, found, subject, plan, used)
     key = content_hash(identity)[:16]
-    folder = RunFolder(found.home or session.store.root / protocol.name / "external" / weights[:16])
+    folder = RunFolder(found.home or session.store.root / protocol.name / "external" / identity["weights"][:16])
     path = folder.evaluation_file(key)
     with folder.locked():
         if path.is_file():
             return next(item for item, _ in folder.evaluations() if item.key == key), path
         observer.evaluation_starts(plan.stages(session.registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        subject = EvaluatedModel(network, found.name, found.epoch, initial)
         result, outcomes = evaluate(session, plan, subject, journal)
         raw = outcomes_bytes({found.name: result}, outcomes)
         record = EvaluationRecord(
             key=key,
             model=found.name,
             protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
-            dataset=data,
+            dataset=session.splits.ref,
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
             environment=environment.of(session),
@@ -92,22 +80,35 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
 
 def _components(session: Session, found: FoundModel, plan: Plan) -> list[Component]:
     """Every component that the evaluation uses."""
-    texts: list[tuple[Kind, str]] = [] if found.module else [("backbone", found.backbone)]
+    texts: list[tuple[Kind, str]] = [("backbone", found.backbone)] if found.module is None else []
     texts += [("dataset", session.fixed.data.dataset), *((step.kind, step.text) for step in plan.steps)]
     return [resolve(session.registry, kind, text) for kind, text in dict.fromkeys(texts)]
 
 
-def _network(session: Session, found: FoundModel, network: nn.Module) -> dict[str, Any]:
-    """The part of an evaluation's identity that says which function the weights belong to.
+def _identity(
+    session: Session, found: FoundModel, subject: EvaluatedModel, plan: Plan, used: list[Component]
+) -> dict[str, Any]:
+    """Everything that can change a number of the evaluation; the key hashes it.
 
-    The code of a live module is not known, so its logits and input gradients on a few examples stand for it.
+    The code of a live module is unknown, so its logits and input gradients on a few examples stand for it.
     """
     if found.module is None:
         backbone = resolve(session.registry, "backbone", found.backbone).canonical
-        return {"backbone": backbone, "activation": found.activation}
-    return {
-        "module": found.name,
-        "behaviour": digest(_behaviour(network.eval(), session.examples("test", MEMORY_BATCH))),
+        network = {"backbone": backbone, "activation": found.activation}
+    else:
+        behaviour = _behaviour(subject.model, session.examples("test", MEMORY_BATCH))
+        network = {"module": found.name, "behaviour": digest(behaviour)}
+    initial = subject.initial if plan.measures else None  # attacks do not read them
+    return network | {
+        "name": found.name,
+        "weights": digest(subject.model.state_dict()),
+        "initial": digest(initial) if initial else None,
+        "attacks": [row.model_dump(mode="json") for row in plan.attacks],
+        "measures": [row.model_dump(mode="json") for row in plan.measures],
+        "protocol": session.protocol.hash,
+        "dataset": session.splits.ref.checksum,
+        "numerics": NUMERICS,
+        "plugins": plugin_sources(used),
     }
 
 
