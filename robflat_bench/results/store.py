@@ -96,20 +96,8 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def read_arrays(path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    limit : int
-        The most bytes that it may unpack to.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged, unpacks to more than `limit` bytes, or holds anything but plain arrays.
-    """
+    """The arrays of an .npz file; ValueError if it is damaged, holds anything but plain arrays, or unpacks to more than
+    `limit` bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -130,23 +118,10 @@ SECONDS, PASSES = "spent.seconds", "spent.passes"
 
 @dataclass(eq=False)
 class StoredJournal(Journal):
-    """Units of work as files below a folder. A finished unit is read; a damaged unit is computed again.
+    """Units of work as files below `folder`: a finished unit is read, a damaged unit is computed again.
 
-    Parameters
-    ----------
-    folder : Path
-        The folder of the unit files.
-    on_unit : callable
-        Called after each unit.
-    counter : PassCounter or None
-        Counts the image passes of units.
-    parent : StoredJournal or None
-        The journal of which this one is a section; its `spent` includes this one's.
-
-    Attributes
-    ----------
-    spent : Spent
-        Cost of all units so far, in whichever process they were computed. Each counts once.
+    `on_unit` is called after each unit; `counter` counts image passes; `parent` has this journal as a section. `spent`
+    sums the cost of all units, each once, in whichever process they were computed; a parent's includes its sections'.
     """
 
     folder: Path
@@ -196,13 +171,7 @@ def _spent(unit: Mapping[str, np.ndarray]) -> Spent:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run, or of a model without a run. One process at a time works in it.
-
-    Parameters
-    ----------
-    path : Path
-        The folder; it need not exist.
-    """
+    """The folder of one run, or of a model without a run; it need not exist. One process at a time works in it."""
 
     path: Path
 
@@ -229,18 +198,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
-        """Exclusive use of the folder.
-
-        Parameters
-        ----------
-        wait : bool
-            Wait while another process works here.
-
-        Raises
-        ------
-        Busy
-            If another process works here and `wait` is false; the message names the process.
-        """
+        """Exclusive use of the folder. If another process works here: wait for it, or raise Busy with its name."""
         holder, lock = self.path / "holder.json", FileLock(self.path / ".lock")
         try:
             with disk_errors(self.path):
@@ -268,10 +226,7 @@ class RunFolder:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def finish(self, record: RunRecord, raw: bytes) -> None:
-        """Write the outcomes, `raw` as `outcomes_bytes` makes them, then the record, with which the run counts as done.
-
-        Files that only an interrupted run needs are deleted.
-        """
+        """Write outcomes (of `outcomes_bytes`), then the record: the run is done. Delete what only resuming needed."""
         write_atomically(self.outcomes_file, raw)
         write_json(self.record_file, record.model_dump(mode="json"))
         self.failed_file.unlink(missing_ok=True)
@@ -284,7 +239,7 @@ class RunFolder:
         return self.path / "evaluations" / f"{key}.json"
 
     def add(self, evaluation: EvaluationRecord, raw: bytes) -> None:
-        """Write an evaluation's outcomes, `raw` as `outcomes_bytes` makes them, then its record."""
+        """Write an evaluation's outcomes (of `outcomes_bytes`) and its record."""
         path = self.evaluation_file(evaluation.key)
         write_atomically(path.with_suffix(".npz"), raw)
         write_json(path, evaluation.model_dump(mode="json"))
@@ -371,13 +326,8 @@ class Store:
         return RunFolder(self.root / spec.folder)
 
     def runs(self, *holds: str) -> list[RunFolder]:
-        """The folders that hold one of these files, sorted by path.
-
-        Parameters
-        ----------
-        *holds : str
-            File names. By default spec.json, and record.json, which a submitted entry has without a spec.
-        """
+        """The folders that hold one of these files, sorted by path; by default spec.json, or record.json, which a
+        submitted entry has without a spec."""
         names = holds or ("spec.json", "record.json")
         folders = {path.parent for name in names for path in self.root.glob(f"*/*/seed-*/{name}")}
         return [RunFolder(folder) for folder in sorted(folders)]
