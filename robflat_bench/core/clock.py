@@ -1,4 +1,4 @@
-"""The clock of a run: seconds of work. It stops while a network is compiled, because compilation counts to no budget."""
+"""The clock of a run: seconds of work. It stops while a network is compiled: compilation counts to no budget."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Random numbers keyed by content, never by order of execution.
 
-Training draws are keyed by (seed, purpose, epoch, step), evaluation draws by (seed, purpose, sample index). So a resumed
-run and a run with another memory batch draw the same numbers. All draws are made on the CPU in float64 and then cast, so
-every device and precision uses the same numbers.
+Training draws are keyed by (seed, purpose, epoch, step), evaluation draws by (seed, purpose, sample index). So a
+resumed run and a run with another memory batch draw the same numbers. All draws are made on the CPU in float64 and then
+cast, so every device and precision uses the same numbers.
 """
 
 from __future__ import annotations

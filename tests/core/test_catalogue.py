@@ -35,7 +35,7 @@ class Weights(Measure):
         return Measurement(float(sum(p.numel() for p in weights)), None, 0)
 '''
 
-HELPER = '''
+HELPER = """
 import torch
 
 CLASSES = {torch.nn.Linear: 1}
@@ -43,7 +43,7 @@ CLASSES = {torch.nn.Linear: 1}
 
 def halves(number):
     return number // 2
-'''
+"""
 
 PROGRAM = """
 import json, sys
