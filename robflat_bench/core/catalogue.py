@@ -93,13 +93,13 @@ def lazy_imports() -> Iterator[None]:
     namespace = sys._getframe(2).f_globals  # of the module with the block, above contextlib's frame
     real = builtins.__import__
 
-    def delayed(name: str, globals: Any = None, locals: Any = None, names: Any = (), level: int = 0) -> Any:
+    def delayed(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         if globals is not namespace:
-            return real(name, globals, locals, names or (), level)
+            return real(name, globals, locals, fromlist or (), level)
         module = importlib.util.resolve_name("." * level + name, namespace.get("__package__"))
-        if names and "*" not in names:
-            return SimpleNamespace(**{each: _Lazy(namespace, module, each) for each in names})
-        if names or "." in name:
+        if fromlist and "*" not in fromlist:
+            return SimpleNamespace(**{each: _Lazy(namespace, module, each) for each in fromlist})
+        if fromlist or "." in name:
             raise ImportError(
                 f"`{module}` is imported in a way that cannot be delayed; write `from PACKAGE import NAME`"
             )
