@@ -217,7 +217,7 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
 
 
 def test_inline_writes_here_and_runs_one_after_the_other(capfd, tmp_path):
-    with pytest.raises(UsageError, match="one after the other, not 2 at a time; use --launcher local"):
+    with pytest.raises(UsageError, match="one run at a time, not 2: use `--launcher local`"):
         Inline(Params(), Resources(jobs=2))
     launcher = Inline(Params(), Resources())
     launcher.start(Job("loud", (sys.executable, "-c", "raise SystemExit('heard here')"), tmp_path / "log.txt"))
