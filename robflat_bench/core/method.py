@@ -184,7 +184,7 @@ class TrainingComponent:
     """
 
     saved: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes, all tensors, that a resumed run needs."""
+    """Names of the attributes that a resumed run needs. `setup` makes them: tensors, or dictionaries of tensors."""
 
     def __init__(self, params: Any) -> None:
         self.params = params
@@ -198,12 +198,21 @@ class TrainingComponent:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but `parts` that a resumed run needs: by default the attributes in `saved`."""
-        return {name: getattr(self, name) for name in self.saved}
+        tensors: dict[str, Tensor] = {}
+        for name in self.saved:
+            value = getattr(self, name)
+            tensors |= {f"{name}.{key}": t for key, t in value.items()} if isinstance(value, dict) else {name: value}
+        return tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned. Called after `setup`."""
         for name in self.saved:
-            setattr(self, name, state[name].to(getattr(self, name)))
+            own = getattr(self, name)
+            if isinstance(own, dict):
+                own = {key: state[f"{name}.{key}"].to(tensor, copy=True) for key, tensor in own.items()}
+            else:
+                own = state[name].to(own, copy=True)
+            setattr(self, name, own)
 
 
 class Method(TrainingComponent, ABC):
