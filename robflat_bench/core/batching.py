@@ -11,6 +11,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from robflat_bench.core.examples import Examples, Workspace
 
+MEMORY_BATCH = 250
+"""Images that pass through a network together, outside training steps. It bounds memory and changes no result beyond
+rounding."""
+
 
 def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, int]]:
     """Split examples into the fewest batches of at most `batch`, all of one size.

@@ -27,6 +27,7 @@ from robflat_bench.core import (
     Workspace,
     clock,
 )
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
@@ -35,7 +36,6 @@ from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.results.store import StoredJournal
 
-MEMORY_BATCH = 250
 ROUNDING = 1e-6
 """By how much an attack's arithmetic may miss the radius."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

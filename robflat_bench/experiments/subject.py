@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Journal, Threat, UsageError, Workspace
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
+from robflat_bench.evaluation.evaluate import DTYPES
 from robflat_bench.experiments.document import About
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import compose
