@@ -26,7 +26,7 @@ from robflat_bench.config.cost import passes_of_measure
 from robflat_bench.config.protocol import load
 from robflat_bench.core import NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.evaluation.evaluate import choose_plan
+from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import discover

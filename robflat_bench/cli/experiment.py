@@ -90,16 +90,16 @@ def conduct(
     given = load(registry, protocol, settings)
 
     from robflat_bench.cli.progress import Progress
-    from robflat_bench.data.splits import load_splits
+    from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments import work
     from robflat_bench.experiments.subject import find_subjects, ready
     from robflat_bench.results.store import Store
-    from robflat_bench.runs.run import choose_device
 
-    place, runs = choose_device(device), Store(store)
-    found = find_subjects(registry, given, runs, models, chosen.experiment.reads, backbone, checkpoint)
-    splits = load_splits(registry, found[0].protocol, data)
-    subjects = [ready(registry, model, splits, place) for model in found]
+    runs = Store(store)
+    session = Session(registry, given, data, runs, choose_device(device))
+    found = find_subjects(session, models, chosen.experiment.reads, backbone, checkpoint)
+    session = session.under(found[0].protocol)
+    subjects = [ready(session, model) for model in found]
     with Progress() as progress:
         document = work.conduct(chosen, subjects, runs, progress)
     written = work.publish(document, runs, out)

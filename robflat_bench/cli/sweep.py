@@ -66,8 +66,8 @@ def sweep(
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
     from robflat_bench.data.splits import load_splits
+    from robflat_bench.evaluation.session import choose_device
     from robflat_bench.results.store import Store
-    from robflat_bench.runs.run import choose_device
     from robflat_bench.runs.sweep import Sweep
     from robflat_bench.runs.tasks import pace, tasks
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from robflat_bench.config.protocol import Attacked, Measured
-from robflat_bench.core import Kind, Observer, UsageError
-from robflat_bench.evaluation.evaluate import EvaluatedModel, Plan, evaluate
+from robflat_bench.core import Kind, UsageError
+from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
+from robflat_bench.evaluation.plan import Plan
 from robflat_bench.experiments import ReadingsParams
 from robflat_bench.experiments.document import Document, Row, Value
 from robflat_bench.experiments.measured import titled
@@ -47,8 +48,7 @@ def gathered(subject: Subject, wanted: list[Measured], journal: StoredJournal) -
     missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:
         evaluated = EvaluatedModel(subject.load(), subject.found.name, subject.found.epoch, subject.initial)
-        where = (subject.registry, subject.fixed, subject.splits, subject.device)
-        result, outcomes = evaluate(*where, missing, evaluated, journal, Observer())
+        result, outcomes = evaluate(subject.session, missing, evaluated, journal)
         losses = losses or of_outcomes(outcomes, subject.found.name, attack.attack)
         measures |= {name: taken(found) for name, found in result.measures.items()}
     return Loss(

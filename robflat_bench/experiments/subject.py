@@ -15,27 +15,38 @@ from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Journal, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import DTYPES
+from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
+from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments.document import About
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import RunRecord
-from robflat_bench.results.store import RunFolder, Store
-from robflat_bench.runs.run import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
+from robflat_bench.results.store import RunFolder
+from robflat_bench.runs.run import CHECKPOINTS
 
 
 @dataclass(frozen=True)
 class Subject:
     """One set of weights of one model. `record` and `home`: of its run, None for a weights file."""
 
-    registry: Registry
+    session: Session
     found: FoundModel
-    splits: Splits
-    device: str
     weights: str
     home: RunFolder | None
     record: RunRecord | None
+
+    @property
+    def registry(self) -> Registry:
+        return self.session.registry
+
+    @property
+    def splits(self) -> Splits:
+        return self.session.splits
+
+    @property
+    def device(self) -> str:
+        return self.session.device
 
     @property
     def protocol(self) -> Protocol:
@@ -47,7 +58,7 @@ class Subject:
 
     @property
     def threat(self) -> Threat:
-        return Threat(self.fixed.threat.epsilon, self.fixed.threat.norm)
+        return self.session.threat
 
     @property
     def about(self) -> About:
@@ -64,14 +75,14 @@ class Subject:
 
     def load(self) -> nn.Module:
         """The network in eval mode, made afresh: keep no more of them than you need."""
-        return load_model(self.registry, self.found, self.splits, self.device).eval()
+        return load_model(self.session, self.found).eval()
 
     def examples(self, split: SplitName, count: int) -> Examples:
         """The first `count` of a split; 0: as many as the protocol's measures, or else its first attack, have."""
         available = len(self.splits.pools[split].y)
         if count > available:
             raise UsageError(f"examples={count}: {self.protocol.name} has {available} {split} examples; ask for fewer")
-        return self.splits.examples(split, self.device, self.dtype, count or self.usual_count)
+        return self.session.examples(split, count or self.usual_count)
 
     @property
     def initial(self) -> dict[str, Tensor] | None:
@@ -80,7 +91,7 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.fixed.precision]
+        return self.session.dtype
 
     @property
     def usual_count(self) -> int:
@@ -92,9 +103,7 @@ class Subject:
 
 
 def find_subjects(
-    registry: Registry,
-    protocol: Protocol,
-    store: Store,
+    session: Session,
     models: Sequence[str],
     reads: Literal["chosen", "both", "kept"],
     backbone: str | None,
@@ -103,14 +112,14 @@ def find_subjects(
     """The weights an experiment reads, model by model; all are of one protocol, for a figure compares them."""
     found: list[FoundModel] = []
     for name in models:
-        first = find_model(registry, protocol, store, name, backbone, checkpoint if reads == "chosen" else "last")
+        first = find_model(session, name, backbone, checkpoint if reads == "chosen" else "last")
         if reads == "chosen":
             found.append(first)
             continue
         if first.home is None:
             raise UsageError(f"{name} is no run, and this experiment reads several checkpoints of one; name runs")
-        checkpoints = CHECKPOINTS if reads == "both" else kept(registry, first.protocol, first.home)
-        found += [find_model(registry, protocol, store, name, backbone, each) for each in checkpoints]
+        checkpoints = CHECKPOINTS if reads == "both" else kept(session.registry, first.protocol, first.home)
+        found += [find_model(session, name, backbone, each) for each in checkpoints]
     boards = {model.protocol.hash: f"{model.protocol.name} {model.protocol.version}" for model in found}
     if len(boards) > 1:
         raise UsageError(f"these models belong to {' and '.join(boards.values())}; draw one figure for each protocol")
@@ -144,8 +153,8 @@ def rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     return shlex.join(["robflat-bench", *words, "--store", str(home.parents[2]), "--keep-every", "5", "--fresh"])
 
 
-def ready(registry: Registry, found: FoundModel, splits: Splits, device: str) -> Subject:
+def ready(session: Session, found: FoundModel) -> Subject:
     """The model read once, for the digest of its weights."""
     home = RunFolder(found.home) if found.home else None
-    weights = digest(load_model(registry, found, splits, device).state_dict())
-    return Subject(registry, found, splits, device, weights, home, home.record() if home else None)
+    weights = digest(load_model(session, found).state_dict())
+    return Subject(session, found, weights, home, home.record() if home else None)

@@ -18,7 +18,7 @@ from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, Observer
-from robflat_bench.evaluation.evaluate import configure
+from robflat_bench.evaluation.session import configure
 from robflat_bench.experiments import Chosen, choose
 from robflat_bench.experiments.document import Document, Headed, Row, parsed, read_document
 from robflat_bench.experiments.subject import Subject

@@ -485,7 +485,7 @@ def test_models_that_do_not_exist(command, tiny, tmp_path, model, says):
         (["--measure", "average-case(draws=0)"], "'draws' = 0"),
         (["--attack", "fgsm", "--examples", "31"], "has 30 test examples"),
         (["--examples", "20"], "say of what"),
-        (["--protocol", "digits-linf"], "name its file with --protocol"),
+        (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],
 )
 def test_evaluations_that_cannot_be(finished, command, tiny, options, says):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from robflat_bench.config.protocol import load
 from robflat_bench.core import CheckFailed, Observer, Workspace
 from robflat_bench.core.randomness import generator
+from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import (
     EXPERIMENTS,
     best_last,
@@ -48,13 +49,10 @@ class Lab:
     registry: object
 
     def subjects(self, *methods: str, reads: str = "chosen") -> list[Subject]:
-        from robflat_bench.data.splits import load_splits
-
-        protocol = load(self.registry, str(self.protocol))
+        session = Session(self.registry, load(self.registry, str(self.protocol)), None, self.store, "cpu")
         models = [str(self.runs[method]) for method in methods]
-        found = find_subjects(self.registry, protocol, self.store, models, reads, None, "last")
-        splits = load_splits(self.registry, found[0].protocol, None)
-        return [ready(self.registry, model, splits, "cpu") for model in found]
+        found = find_subjects(session, models, reads, None, "last")
+        return [ready(session.under(found[0].protocol), model) for model in found]
 
     def options(self) -> list[object]:
         return ["--protocol", self.protocol, "--store", self.store.root]

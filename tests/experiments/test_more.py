@@ -12,7 +12,7 @@ from torch import nn
 
 from robflat_bench.config.protocol import load
 from robflat_bench.core import Observer, UsageError, Workspace
-from robflat_bench.data.splits import load_splits
+from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
 from robflat_bench.experiments.subject import Subject, find_subjects, ready
 from robflat_bench.measures import rescaling
@@ -34,8 +34,9 @@ ABLATION = (
 @pytest.fixture(scope="module")
 def subject(registry, finished, tiny, one_thread) -> Subject:
     protocol = load(registry, str(tiny))
-    found = find_subjects(registry, protocol, Store(finished.store), [str(finished.folder)], "chosen", None, "last")
-    return ready(registry, found[0], load_splits(registry, protocol, None), "cpu")
+    session = Session(registry, protocol, None, Store(finished.store), "cpu")
+    found = find_subjects(session, [str(finished.folder)], "chosen", None, "last")
+    return ready(session, found[0])
 
 
 def read(module, text: str, subject: Subject, folder):

@@ -10,7 +10,7 @@ from torch import nn
 from robflat_bench.config.cost import passes_of_measure
 from robflat_bench.config.protocol import load
 from robflat_bench.core import MeasureInfo, NoValue, UsageError, Workspace
-from robflat_bench.evaluation.evaluate import choose_plan
+from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.measures.norms.distance_from_init import DistanceFromInit
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve

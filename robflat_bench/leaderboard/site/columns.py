@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from robflat_bench.leaderboard.site.figures import find
-from robflat_bench.leaderboard.model import Board, Quantity, Row, Value
-from robflat_bench.leaderboard.site.words import amount, interval, number, ranks, seconds, spread
 from robflat_bench.core import LeaderboardColumn
+from robflat_bench.leaderboard.model import Board, Quantity, Row, Value
+from robflat_bench.leaderboard.site.figures import find
+from robflat_bench.leaderboard.site.words import amount, interval, number, ranks, seconds, spread
 from robflat_bench.registry.components import slug
 
 GROUPS = {

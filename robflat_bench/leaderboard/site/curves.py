@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from robflat_bench.config.protocol import Strict
+from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.leaderboard.site.figures import LEFT, RIGHT, TOP, Figure
 from robflat_bench.leaderboard.site.svg import Drawing, scale
 from robflat_bench.leaderboard.site.words import number
-from robflat_bench.config.protocol import Strict
-from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.results.record import RunRecord
 
 SHAPES = ("circle", "square", "diamond")

@@ -16,11 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from robflat_bench.leaderboard.site import columns, curves, export, figures, words
-from robflat_bench.leaderboard.site.cards import Card, equation
-from robflat_bench.leaderboard.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import LeaderboardColumn
+from robflat_bench.leaderboard.model import Board, Leaderboard, Row, Run, Withdrawn
+from robflat_bench.leaderboard.site import columns, curves, export, figures, words
+from robflat_bench.leaderboard.site.cards import Card, equation
 from robflat_bench.results.record import Number, RunRecord
 
 
