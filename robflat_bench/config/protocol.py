@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import Kind, Number, PluginError, UsageError
-from robflat_bench.registry.components import parse_value, resolve, validate, without_negative_zeros
+from robflat_bench.registry.components import parse_value, resolve, without_negative_zeros
 from robflat_bench.registry.registry import Registry
+from robflat_bench.registry.validation import validate
 
 DEFAULT = "digits-linf"
 MAX_BYTES = 64 * 1024

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt
 
 from robflat_bench.core import Number, Params, UsageError
-from robflat_bench.registry.components import non_defaults, parse, validate, write
-from robflat_bench.registry.registry import did_you_mean
+from robflat_bench.registry.components import non_defaults, parse, write
+from robflat_bench.registry.validation import did_you_mean, validate
 
 
 class SGDParams(Params):

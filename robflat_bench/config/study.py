@@ -32,8 +32,7 @@ from pydantic import Field
 
 from robflat_bench.config.protocol import Strict, read_text
 from robflat_bench.core import UsageError
-from robflat_bench.registry.components import validate
-from robflat_bench.registry.registry import did_you_mean
+from robflat_bench.registry.validation import did_you_mean, validate
 
 MAX_VARIANTS = 1000
 Values = Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]

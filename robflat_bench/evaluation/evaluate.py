@@ -106,8 +106,7 @@ def _every(registry: Registry, texts: tuple[str, ...]) -> Iterator[str]:
         if not names:
             yield text
         for name in names:
-            info = registry.get("measure", name).info
-            assert isinstance(info, MeasureInfo)
+            info: MeasureInfo = registry.get("measure", name).info
             chosen = info.couplings if "coupling" in info.params.model_fields else ()
             yield from [f"{name}(coupling={coupling})" for coupling in chosen] or [name]
 

@@ -68,7 +68,7 @@ def build_model(
     faster layout, on the device."""
     component = resolve(registry, "backbone", backbone)
     model: nn.Module = component.build(splits.shape, activation)
-    if not component.info.pretrained:  # type: ignore[attr-defined]
+    if not component.info.pretrained:
         initialize(model, generator(seed, "init"))
     model = model.to(device, DTYPES[protocol.fixed.precision])
     return model.to(memory_format=layout(model))

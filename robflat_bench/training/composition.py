@@ -45,7 +45,7 @@ class Composition:
     def __init__(self, composed: Composed) -> None:
         self.method: Method = composed.method.build()
         self.repeats = updates_per_batch(composed)
-        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}  # type: ignore[misc]
+        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}
         ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
         self._joints = {name: info.joints for name, info in infos.items()}

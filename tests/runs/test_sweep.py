@@ -20,7 +20,7 @@ import pytest
 from helpers.commands import promised
 
 from robflat_bench.cli import progress
-from robflat_bench.config.cost import passes_of_attack, passes_of_evaluation, undeclared
+from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
 from robflat_bench.core import Examples, Job, Observer, Params, Resources, Threat, UsageError, Workspace
@@ -340,7 +340,7 @@ def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, text):
     model = build_model(registry, protocol, protocol.fixed.backbone, "relu", splits, 1, "cpu").eval()
     examples: Examples = splits.examples("test", "cpu", next(model.parameters()).dtype)
     counter, attack = PassCounter(model), resolve(registry, "attack", text)
-    declared = passes_of_attack(attack)
+    declared = passes_of(attack)
     if declared is None:
         assert attack.name == "autoattack"
         return
@@ -366,7 +366,7 @@ def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tm
     refused = {row["run"]: row["error"] for row in done.document["runs"] if row["state"] == "refused"}
     assert refused.keys() == {"trades(bta=1)", "at+awp+sam", "att"}
     assert "unknown key 'bta'; did you mean 'beta'?" in refused["trades(bta=1)"]
-    assert "awp and sam each claim the backward of a step" in refused["at+awp+sam"]
+    assert "awp and sam both replace the backward of a training step" in refused["at+awp+sam"]
     rows = {row["group"]: row for row in done.document["runs"] if row["state"] != "refused"}
     assert {group: row["state"] for group, row in rows.items()} == {
         "good": "done",

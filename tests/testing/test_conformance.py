@@ -14,7 +14,7 @@ from robflat_bench.core import UsageError
 from robflat_bench.registry.plugins import Plugins, Provider
 from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, parametrize_checks, run_checks
-from robflat_bench.testing.common import CHECKS as COMMON
+from robflat_bench.testing.every_kind import CHECKS as COMMON
 
 BUILT_IN = [(kind, name) for kind in KINDS for name in discover().names(kind)]
 
