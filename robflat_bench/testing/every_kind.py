@@ -71,13 +71,3 @@ def check_parameters_are_frozen(component: Component) -> None:
         except ValidationError:
             continue
         raise CheckFailure(f"parameter '{name}' can be changed after validation")
-
-
-CHECKS = (
-    check_description,
-    check_factory,
-    check_example,
-    check_parameters_round_trip,
-    check_unknown_parameter_is_refused,
-    check_parameters_are_frozen,
-)

@@ -87,6 +87,3 @@ def check_interrupt(component: Component) -> None:
         launcher.interrupt()
         ended = _awaited(launcher)
     expect(ended == {"sleeper": 7}, f"after an interrupt that the process answers with exit code 7, it reports {ended}")
-
-
-CHECKS = (check_exit_codes, check_log, check_interrupt)

@@ -8,43 +8,31 @@ import math
 from collections.abc import Callable
 from typing import get_args
 
-import numpy as np
 import torch
 from torch import nn
 
 from robflat_bench.backbones.blocks import Block
-from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Rescaling, Workspace
+from robflat_bench.core import Examples, MeasureInfo, Rescaling
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.numerics.folding import pairs
 from robflat_bench.registry.components import Component
 from robflat_bench.results.record import malformed, measure_path
-from robflat_bench.testing.evaluated import evaluation_checks, watched_on_trained_network
+from robflat_bench.testing.evaluated import measured, watched
 from robflat_bench.testing.expectations import Skipped, expect
-from robflat_bench.testing.fixtures import COUNT, THREAT, World, network
+from robflat_bench.testing.fixtures import COUNT
 from robflat_bench.testing.trial_training import trained_world
-
-
-def _measure(component: Component, place: World) -> Measurement:
-    measure: Measure = component.build(THREAT)
-    try:
-        return measure.measure(place.model, place.examples, Workspace(COUNT, initial=network().state_dict()))
-    except NoValue as reason:
-        raise Skipped(f"no value on the kit's network: {reason}") from None
-
-
-_watched = watched_on_trained_network(_measure)
 
 
 def check_value_is_finite(component: Component[MeasureInfo]) -> None:
     """Its value and its details are finite numbers."""
-    found = _watched(component).made
+    found = watched(component).made
     bad = [name for name, value in {"value": found.value, **found.details}.items() if not math.isfinite(value)]
     expect(not bad, f"not finite: {', '.join(bad[:3])}")
 
 
 def check_standard_error(component: Component[MeasureInfo]) -> None:
     """Its standard error is None or finite and not negative, and its n is at most the number of examples."""
-    found = _watched(component).made
+    found = watched(component).made
     error = found.standard_error
     expect(error is None or (math.isfinite(error) and error >= 0), f"the standard error is {error}")
     expect(0 <= found.n <= COUNT, f"n is {found.n}, of {COUNT} examples")
@@ -53,16 +41,8 @@ def check_standard_error(component: Component[MeasureInfo]) -> None:
 def check_arrays(component: Component[MeasureInfo]) -> None:
     """A record can keep its arrays: they are numeric, and an array over examples has one finite number for each."""
     path = measure_path("last", "test", component.canonical)
-    problems = malformed({f"{path}/{name}": array for name, array in _watched(component).made.arrays.items()})
+    problems = malformed({f"{path}/{name}": array for name, array in watched(component).made.arrays.items()})
     expect(not problems, "; ".join(problems))
-
-
-def _equal(one: Measurement, other: Measurement) -> bool:
-    numbers = [
-        np.array([found.value, found.standard_error or 0.0, found.n, *found.details.values()]) for found in (one, other)
-    ]
-    arrays = [(numbers[0], numbers[1]), *((one.arrays[name], other.arrays.get(name)) for name in one.arrays)]
-    return all(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f") for a, b in arrays)  # type: ignore[arg-type]
 
 
 def check_declared_couplings(component: Component[MeasureInfo]) -> None:
@@ -136,20 +116,10 @@ def check_declared_powers(component: Component[MeasureInfo]) -> None:
         expect(close, f"{rescaling} times {FACTOR:g}: {before:.5g} becomes {after:.5g}, not {expected:.5g}")
 
 
-def _rescaled_value(component: Component, rescaling: Rescaling, c: float, alone_only: bool) -> float:
+def _rescaled_value(component: Component[MeasureInfo], rescaling: Rescaling, c: float, alone_only: bool) -> float:
     """The value on the rescaled network; alone_only: without its other weights, as powers other than 0 need."""
     place = trained_world()
     place.model = RESCALINGS[rescaling](place.model, place.examples, c)
     if alone_only:
         place.model = alone(place.model, place.examples.x)
-    return _measure(component, place).value
-
-
-CHECKS = (
-    check_value_is_finite,
-    check_standard_error,
-    check_arrays,
-    *evaluation_checks(_measure, _watched, _equal),
-    check_declared_couplings,
-    check_declared_powers,
-)
+    return measured(component, place).value

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -14,19 +15,35 @@ from robflat_bench.core import Kind, PluginError, UsageError
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import validate
-from robflat_bench.testing import attacks, backbones, datasets, every_kind, launchers, measures, methods_and_modifiers
+from robflat_bench.testing import (
+    attacks,
+    backbones,
+    datasets,
+    evaluated,
+    every_kind,
+    launchers,
+    measures,
+    methods,
+    methods_and_modifiers,
+    modifiers,
+)
 from robflat_bench.testing.expectations import Check, CheckFailure, Skipped
 from robflat_bench.training.composition import WrongShape
 
-CHECKS: dict[Kind, tuple[Check, ...]] = {
-    "method": (*every_kind.CHECKS, *methods_and_modifiers.METHOD),
-    "modifier": (*every_kind.CHECKS, *methods_and_modifiers.MODIFIER),
-    "attack": (*every_kind.CHECKS, *attacks.CHECKS),
-    "measure": (*every_kind.CHECKS, *measures.CHECKS),
-    "backbone": (*every_kind.CHECKS, *backbones.CHECKS),
-    "dataset": (*every_kind.CHECKS, *datasets.CHECKS),
-    "launcher": (*every_kind.CHECKS, *launchers.CHECKS),
+_MODULES: dict[Kind, tuple[ModuleType, ...]] = {
+    "method": (every_kind, methods, methods_and_modifiers),
+    "modifier": (every_kind, modifiers, methods_and_modifiers),
+    "attack": (every_kind, evaluated, attacks),
+    "measure": (every_kind, evaluated, measures),
+    "backbone": (every_kind, backbones),
+    "dataset": (every_kind, datasets),
+    "launcher": (every_kind, launchers),
 }
+CHECKS: dict[Kind, tuple[Check, ...]] = {
+    kind: tuple(value for module in modules for name, value in vars(module).items() if name.startswith("check_"))
+    for kind, modules in _MODULES.items()
+}
+"""The checks of a kind: everything that its modules call `check_...`, in their order."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,6 @@ from robflat_bench.core import Attack, MethodInfo, ModifierInfo, Observer, Train
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.weights import read_weights
 from robflat_bench.registry.components import Component, Composed, resolve
-from robflat_bench.testing.expectations import Skipped
 from robflat_bench.testing.fixtures import SHAPE, THREAT, World, built_ins, digits, network, world
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import State, TrainingInputs, train
@@ -112,8 +110,9 @@ def trained(component: Component[Any], *, stop_at: int | None = None, count: int
             )
 
         if stop_at is not None:
-            with _interruptible():
+            with suppress(KeyboardInterrupt):
                 train(built_anew(), _StopsAt(stop_at))
+                raise AssertionError("training ended before it was interrupted")
         state = train(built_anew(), Observer())
         names = ("best", "last")
         return Outcome(state, {name: read_weights(Path(folder) / f"{name}.safetensors") for name in names})
@@ -128,18 +127,6 @@ class _StopsAt(Observer):
     def step_ends(self, done: int) -> None:
         if done == self.step:
             signal.raise_signal(signal.SIGINT)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let the interrupt end the training inside, and nothing else."""
-    if threading.current_thread() is not threading.main_thread():
-        raise Skipped("only a training in the main thread can be interrupted")
-    try:
-        yield
-    except KeyboardInterrupt:
-        return
-    raise AssertionError("training ended before it was interrupted")
 
 
 @functools.cache
