@@ -150,9 +150,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     match = _SPEC.fullmatch(text)
     if match is None:
-        raise UsageError(
-            f"'{text}' is not a component: write name or name(key=value, ...), with the name in lower case"
-        )
+        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), the name in lower case")
     values: dict[str, Any] = {}
     for argument in _split(match["arguments"] or "", ",", text):
         pair = _KEY.fullmatch(argument)
@@ -251,11 +249,6 @@ def compose(registry: Registry, text: str) -> Composed:
         Where the names are looked up.
     text : str
         `method` or `method+modifier+...`, modifiers in any order.
-
-    Returns
-    -------
-    Composed
-        Its modifiers are sorted by name.
 
     Raises
     ------
