@@ -178,7 +178,7 @@ def compare(
 def _row(rows: Sequence[Seeds], name: str, where: str) -> Seeds:
     """The row of that label, or with a run of that key (or beginning of one)."""
     from robflat_bench.core import UsageError
-    from robflat_bench.registry.registry import did_you_mean
+    from robflat_bench.registry.validation import did_you_mean
 
     found = [row for row in rows if row.label == name]
     found = found or [row for row in rows if any(run.record.key.startswith(name) for run in row.runs)]

@@ -27,8 +27,9 @@ from robflat_bench.config.protocol import Attacked, Checkpoint, Measured, Protoc
 from robflat_bench.config.spec import RunSpec, make_spec
 from robflat_bench.core import CheckFailed, RobflatError
 from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier
-from robflat_bench.registry.components import compose, validate
+from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
+from robflat_bench.registry.validation import validate
 from robflat_bench.results.record import EvaluationRecord, RunRecord
 from robflat_bench.results.store import MAX_OUTCOMES as MAX_UNPACKED
 from robflat_bench.results.store import RunFolder, Store, read_record, write_json

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ class Composition:
     """
 
     def __init__(self, composed: Composed) -> None:
-        infos = {part.name: cast(ModifierInfo, part.info) for part in composed.modifiers}
+        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}
         ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
         self.method: Method = composed.method.build()
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
