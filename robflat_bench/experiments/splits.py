@@ -24,7 +24,7 @@ from robflat_bench.experiments.measured import Found, changed, measured, titled
 from robflat_bench.experiments.readings import gathered, unit
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.registry.components import resolve
-from robflat_bench.results.record import SPLITS
+from robflat_bench.results.quantities import SPLITS
 from robflat_bench.results.store import StoredJournal
 
 

@@ -1,1 +1,1 @@
-"""The pages of the leaderboard."""
+"""The site: static pages from the board."""
