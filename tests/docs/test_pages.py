@@ -90,7 +90,7 @@ def finished_runs(tmp_path_factory):
 
 @pytest.fixture
 def place(finished_runs, tmp_path, monkeypatch, make_site):
-    """A folder with the pages' files, finished runs, weights, part of the leaderboard and a plugin's protocol `tiny`."""
+    """A folder with the pages' files, finished runs, weights, a part of the board and a plugin's protocol `tiny`."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
