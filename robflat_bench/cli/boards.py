@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
-    from robflat_bench.leaderboard.model import Board, Place, Quantity, Row, Value
+    from robflat_bench.analysis.statistics import Place
+    from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow, RowValue
 
 SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (
@@ -21,7 +22,7 @@ LEGEND = (
 Rows = list[list[str]]
 
 
-def columns(board: Board) -> list[Quantity]:
+def columns(board: Board) -> list[BoardColumn]:
     """What ranks and what it is compared with; the site has the rest."""
     by_id = {quantity.id: quantity for quantity in board.quantities}
     return [by_id[name] for name in (*SHOWN, *board.rankings[1:]) if name in by_id]
@@ -38,7 +39,7 @@ def table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Rows]:
     ]
 
 
-def _cells(row: Row, name: str, board: Board, shown: Sequence[Quantity], mine: Collection[str]) -> list[str]:
+def _cells(row: BoardRow, name: str, board: Board, shown: Sequence[BoardColumn], mine: Collection[str]) -> list[str]:
     values = row.values[board.checkpoint]
     place = row.places.get(board.rankings[0])
     return [
@@ -61,7 +62,7 @@ def _place(place: Place) -> str:
     return f"{place.rank} ({place.low}-{place.high})"
 
 
-def _value(value: Value | None, fraction: bool) -> str:
+def _value(value: RowValue | None, fraction: bool) -> str:
     """`35.0 ± 1.2 %`, half the 95 % interval; of one seed, which has none, `35.0 % (2.1 %)`: its standard error."""
     if value is None:
         return "-"

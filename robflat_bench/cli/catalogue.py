@@ -52,7 +52,7 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     from robflat_bench.core import UsageError
     from robflat_bench.experiments import EXPERIMENTS
     from robflat_bench.registry.registry import KINDS as kinds
-    from robflat_bench.registry.registry import did_you_mean
+    from robflat_bench.registry.validation import did_you_mean
 
     registry = output.registry(files)
     wanted, _, short = name.rpartition(":")

@@ -41,7 +41,7 @@ def leaderboard() -> None:
 @output.json_option
 def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Print the rankings, with your own finished runs (those of --store) beside the committed ones."""
-    from robflat_bench.leaderboard.build import build
+    from robflat_bench.leaderboard.build import build_leaderboard
 
     registry = output.registry(files)
     names = {output.protocol(registry, text).name for text in protocols}
@@ -55,7 +55,7 @@ def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path,
             f", {again.count(False)} with other outcomes (another machine rounds differently)" if not all(again) else ""
         )
         output.note(f"{len(again)} of your runs are in {root} already{other}; they are shown as they are there")
-    made = build([*committed, *mine], root, registry)
+    made = build_leaderboard([*committed, *mine], root, registry)
     chosen = [board for board in made.boards if not names or board.protocol in names]
     if as_json:
         output.emit_json(
@@ -86,7 +86,7 @@ def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ..
     registry = output.registry(files)
     everything = Store(store)
     chosen = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
-    packed = [entries.submit(root, run, _today()) for run in chosen]
+    packed = [entries.add_entry(root, run, _today()) for run in chosen]
     for folder in packed:
         entries.read_entry(root, folder, registry)
     if as_json:
@@ -190,7 +190,7 @@ def verify(
 def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
     """Make board.json and the site from the committed entries."""
     from robflat_bench.core import CheckFailed, UsageError
-    from robflat_bench.leaderboard.publish import differences, pages, write
+    from robflat_bench.leaderboard.publish import differences, pages, write_site
 
     if not root.is_dir():
         raise UsageError(f"there is no {root} here; run this in a clone, or name the folder with --leaderboard DIR")
@@ -201,7 +201,7 @@ def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> 
         click.echo("two rebuilds and the committed board.json are the same, byte for byte")
         return
     made = pages(_checked(root, registry), root, registry)
-    write(made, site, root)
+    write_site(made, site, root)
     click.echo(f"{root / 'board.json'} and {len(made)} files below {site}")
     output.note(f"look at them with `robflat-bench leaderboard serve --site {site}`")
 
@@ -230,9 +230,9 @@ def _today() -> str:
 def _checked(root: Path, registry: Registry) -> list[Submission]:
     """Every entry; CheckFailed where one cannot be trusted, for a board without it would be another."""
     from robflat_bench.core import CheckFailed
-    from robflat_bench.leaderboard.entries import read
+    from robflat_bench.leaderboard.entries import read_entries
 
-    found, problems = read(root, registry)
+    found, problems = read_entries(root, registry)
     for problem in problems:
         output.note(problem)
     if problems:

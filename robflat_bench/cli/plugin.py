@@ -124,10 +124,10 @@ def check(name: str, as_json: bool) -> None:
     Exits with 3 where a check failed, with 4 where nothing of the plugin can be loaded.
     """
     from robflat_bench.core import CheckFailed, PluginError
-    from robflat_bench.testing.audit import audit, find
+    from robflat_bench.testing.audit import audit, find_plugin
 
-    subject = find(name)
-    found = audit(subject, output.note)
+    plugin = find_plugin(name)
+    found = audit(plugin, output.note)
     if as_json:
         output.emit_json(found.document())
     else:
@@ -140,6 +140,6 @@ def check(name: str, as_json: bool) -> None:
         output.console().print(output.table(heading, ["component", "check", "outcome", "reason"], rows))
         click.echo(found.verdict)
     if not found.loaded:
-        raise PluginError("\n".join(f"{broken}\n{broken.trace}" for broken in subject.broken))
+        raise PluginError("\n".join(f"{broken}\n{broken.trace}" for broken in plugin.broken))
     if found.count("failed"):
         raise CheckFailed(f"{found.plugin}: {found.verdict}")

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from robflat_bench.config.protocol import Checkpoint
-    from robflat_bench.leaderboard.build import Seeds
-    from robflat_bench.results.record import EvaluationRecord, Outcomes, RunRecord
+    from robflat_bench.leaderboard.rows import SeedGroup
+    from robflat_bench.results.quantities import Outcomes
+    from robflat_bench.results.record import EvaluationRecord, RunRecord
 
 
 @click.group()
@@ -131,13 +132,14 @@ def compare(
     from dataclasses import asdict
 
     from robflat_bench.analysis.statistics import compare as compared
-    from robflat_bench.leaderboard.build import together
+    from robflat_bench.leaderboard.rows import group_seeds
     from robflat_bench.registry.components import title
 
     registry = output.registry(files)
-    rows = together(output.own_runs(store, registry, [protocol]))
+    rows = group_seeds(output.own_runs(store, registry, [protocol]))
     one, other = (_row(rows, name, f"under {protocol} in {store}") for name in (a, b))
-    measures = [name for name in one.networks[0][checkpoint].numbers if name in other.networks[0][checkpoint].numbers]
+    measured = [row.networks[0][checkpoint].measures for row in (one, other)]
+    measures = [name for name in measured[0] if name in measured[1]]
     found = {
         quantity: compared(x, y)
         for quantity in ("robust_error", "clean_error", "robust_loss", *measures)
@@ -175,10 +177,10 @@ def compare(
         out.print(output.table(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1))
 
 
-def _row(rows: Sequence[Seeds], name: str, where: str) -> Seeds:
+def _row(rows: Sequence[SeedGroup], name: str, where: str) -> SeedGroup:
     """The row of that label, or with a run of that key (or beginning of one)."""
     from robflat_bench.core import UsageError
-    from robflat_bench.registry.registry import did_you_mean
+    from robflat_bench.registry.validation import did_you_mean
 
     found = [row for row in rows if row.label == name]
     found = found or [row for row in rows if any(run.record.key.startswith(name) for run in row.runs)]
@@ -215,7 +217,8 @@ def correlate(
     from fnmatch import fnmatchcase
 
     from robflat_bench.core import UsageError
-    from robflat_bench.leaderboard.build import TARGETS, build
+    from robflat_bench.leaderboard.build import build_leaderboard
+    from robflat_bench.leaderboard.correlations import TARGETS
     from robflat_bench.registry.components import parse, title
 
     if target not in TARGETS:
@@ -224,7 +227,7 @@ def correlate(
     runs = output.own_runs(store, registry, [protocol])
     found = [
         one
-        for board in build(runs, store, registry).boards
+        for board in build_leaderboard(runs, store, registry).boards
         for one in board.correlations
         if (one.target, one.checkpoint) == (target, checkpoint)
         and fnmatchcase(parse(one.quantity.removeprefix("measure:"))[0], measure)
@@ -263,7 +266,7 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
     import csv
     import io
 
-    from robflat_bench.results.record import numbers
+    from robflat_bench.results.quantities import quantity_values
     from robflat_bench.results.store import Store, write_atomically
 
     rows = []
@@ -284,10 +287,10 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
                     "seed": spec.seed,
                     "checkpoint": checkpoint,
                     "added": added,
-                    **number._asdict(),
+                    **value._asdict(),
                 }
                 for checkpoint, result in one.results.items()
-                for number in numbers(checkpoint, result, arrays)
+                for value in quantity_values(checkpoint, result, arrays)
             ]
     if as_json:
         output.emit_json(rows)
@@ -322,11 +325,11 @@ def export(file: Path | None, store: Path, as_json: bool) -> None:
 def report(protocols: tuple[str, ...], style: str, store: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Your methods, ranked among themselves, as a table to paste into a text, with what it was made on and with."""
     from robflat_bench.cli import boards
-    from robflat_bench.leaderboard.build import build
+    from robflat_bench.leaderboard.build import build_leaderboard
 
     registry = output.registry(files)
     runs = output.own_runs(store, registry, protocols)
-    made = [board for board in build(runs, store, registry).boards if board.rows]
+    made = [board for board in build_leaderboard(runs, store, registry).boards if board.rows]
     if as_json:
         output.emit_json([board.model_dump(mode="json") for board in made])
         return

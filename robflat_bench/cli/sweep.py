@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from robflat_bench.config.study import Study
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.record import Outcomes, RunRecord
+    from robflat_bench.results.quantities import Outcomes
+    from robflat_bench.results.record import RunRecord
     from robflat_bench.runs.sweep import Event
     from robflat_bench.runs.tasks import Pace, Refused, Task
 
@@ -250,13 +251,13 @@ def summary(
     registry: Registry, runs: Sequence[tuple[RunRecord, Outcomes]], checkpoint: Literal["best", "last"]
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table of one checkpoint."""
-    from robflat_bench.results.record import numbers
+    from robflat_bench.results.quantities import quantity_label, quantity_values
 
     found = [
         {
-            output.called(registry, number): output.written(number)
-            for number in numbers(checkpoint, record.results[checkpoint], outcomes)
-            if (number.quantity, number.split) in SHOWN
+            quantity_label(registry, value): output.written(value)
+            for value in quantity_values(checkpoint, record.results[checkpoint], outcomes)
+            if (value.quantity, value.split) in SHOWN
         }
         for record, outcomes in runs
     ]

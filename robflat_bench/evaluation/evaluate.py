@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.plan import Plan, Step
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import PassCounter
@@ -24,8 +25,6 @@ from robflat_bench.registry.components import Component, resolve
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.results.store import StoredJournal
 
-MEMORY_BATCH = 250
-"""Images in memory at a time. It changes results by no more than rounding."""
 ROUNDING = 1e-6
 """An adversarial image may be this much farther than epsilon, because floats round."""
 

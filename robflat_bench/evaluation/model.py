@@ -145,7 +145,7 @@ def build_model(session: Session, seed: int, backbone: str = "", activation: str
     protocol = session.protocol
     component = resolve(session.registry, "backbone", backbone or protocol.fixed.backbone)
     model: nn.Module = component.build(session.splits.shape, activation or protocol.recipe.activation)
-    if not component.info.pretrained:  # type: ignore[attr-defined]
+    if not component.info.pretrained:
         initialize(model, generator(seed, "init"))
     return _placed(session, model)
 

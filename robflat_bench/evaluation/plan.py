@@ -128,7 +128,6 @@ def _matching(registry: Registry, texts: tuple[str, ...]) -> Iterator[str]:
         if not names:
             raise UsageError(f"no measure matches '{text}'; see `robflat-bench list measures`")
         for name in names:
-            info = registry.get("measure", name).info
-            assert isinstance(info, MeasureInfo)
+            info: MeasureInfo = registry.get("measure", name).info
             couplings = info.couplings if "coupling" in info.params.model_fields else ()
             yield from [f"{name}(coupling={coupling})" for coupling in couplings] or [name]

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from robflat_bench.core import Number, Params, UsageError
 from robflat_bench.measures.curvature.curvature import HessianLambdaMaxParams
 from robflat_bench.measures.shared import OracleParams
-from robflat_bench.registry.components import parse, validate, write
-from robflat_bench.registry.registry import did_you_mean
+from robflat_bench.registry.components import parse, write
+from robflat_bench.registry.validation import did_you_mean, validate
 
 PACKAGE = "robflat_bench.experiments"
 

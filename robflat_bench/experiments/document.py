@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, UsageError
-from robflat_bench.registry.components import explain
+from robflat_bench.registry.validation import explain
 
 MAX_BYTES = 16 * 1024 * 1024
 Text = Annotated[str, Field(max_length=300)]

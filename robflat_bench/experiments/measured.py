@@ -52,7 +52,7 @@ def kept(found: Measurement) -> Found:
     )
 
 
-def coupled(registry: Registry, text: str, coupling: str) -> Component:
+def coupled(registry: Registry, text: str, coupling: str) -> Component[MeasureInfo]:
     """The measure under this coupling, if it takes any and does not say its own."""
     name, values = parse(text)
     if "coupling" in registry.get("measure", name).info.params.model_fields:
@@ -68,9 +68,3 @@ def changed(registry: Registry, measure: Component, **values: Any) -> Component:
 def titled(component: Component, **instead: str) -> str:
     """As a panel names it; instead: words in place of a parameter's value."""
     return component.info.title.format(**{**component.params.model_dump(), **instead}) or component.brief
-
-
-def info_of(measure: Component) -> MeasureInfo:
-    """What its catalogue row declares."""
-    assert isinstance(measure.info, MeasureInfo)
-    return measure.info

@@ -24,7 +24,7 @@ from robflat_bench.experiments import ScalingParams, choose
 from robflat_bench.experiments.document import Document, Text, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, look, plain
-from robflat_bench.experiments.measured import Found, coupled, info_of, measured
+from robflat_bench.experiments.measured import Found, coupled, measured
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.numerics.folding import pairs
@@ -99,7 +99,7 @@ def read(subject: Subject, params: ScalingParams, journal: StoredJournal) -> Row
     rows = {}
     for text in params.measures or [LIGHT.get(name, name) for name in subject.registry.names("measure")]:
         measure = coupled(subject.registry, text, params.coupling)
-        declared = info_of(measure).powers
+        declared = measure.info.powers
         found = {}
         for rescaling, models in copies.items():
             if rescaling == "alone" and not declared.get("layers"):

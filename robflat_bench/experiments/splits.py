@@ -20,11 +20,11 @@ from robflat_bench.experiments import SplitsParams
 from robflat_bench.experiments.document import Document, Text, Value, names
 from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, log_where_wide, look, plain
-from robflat_bench.experiments.measured import Found, changed, info_of, measured, titled
+from robflat_bench.experiments.measured import Found, changed, measured, titled
 from robflat_bench.experiments.readings import gathered, unit
 from robflat_bench.experiments.subject import Subject
 from robflat_bench.registry.components import resolve
-from robflat_bench.results.record import SPLITS
+from robflat_bench.results.quantities import SPLITS
 from robflat_bench.results.store import StoredJournal
 
 
@@ -48,7 +48,7 @@ class Row(Base):
 def read(subject: Subject, params: SplitsParams, journal: StoredJournal) -> Row:
     """Losses from the record where it has them; each measurement in a section of its own."""
     measure = resolve(subject.registry, "measure", params.measure)
-    takes = info_of(measure).couplings if "coupling" in type(measure.params).model_fields else ()
+    takes = measure.info.couplings if "coupling" in type(measure.params).model_fields else ()
     unknown = [coupling for coupling in params.couplings if coupling not in takes]
     if unknown or not takes:
         raise UsageError(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Journal, Threat, UsageError, Workspace
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
 from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments.document import About

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
-from robflat_bench.registry.components import explain
+from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
 

@@ -15,7 +15,8 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef, plugin_sources
 from robflat_bench.core import Examples, Kind
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, evaluate
+from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import TypeAdapter
 from scipy import stats
 
 from robflat_bench.analysis.statistics import (
     Comparison,
     Estimate,
     McNemar,
+    Place,
     compare,
     crossed,
     holm,
@@ -28,8 +30,7 @@ from robflat_bench.analysis.statistics import (
     over_seeds,
     places,
 )
-from robflat_bench.leaderboard.model import Place as BoardPlace
-from robflat_bench.leaderboard.model import Value
+from robflat_bench.leaderboard.model import RowValue
 
 Table = np.ndarray[Any, Any]
 
@@ -122,10 +123,10 @@ def test_an_interval_of_errors_ends_where_errors_end():
 
 
 def test_values_and_places_are_what_a_board_holds():
-    """The board's Value and Place take them field by field."""
+    """The board's RowValue takes an estimate field by field; its places are these places."""
     table = np.random.default_rng(0).random((3, 20)) < 0.5
-    Value(**asdict(crossed(table)))
-    BoardPlace(**asdict(places([table])[0]))
+    RowValue(**asdict(crossed(table)))
+    TypeAdapter(Place).validate_python(asdict(places([table])[0]))
 
 
 @pytest.mark.parametrize(

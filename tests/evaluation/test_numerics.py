@@ -31,16 +31,17 @@ from robflat_bench.core import (
     Threat,
     Workspace,
 )
-from robflat_bench.core.batching import in_batches, padded_batches
+from robflat_bench.core.batching import MEMORY_BATCH, in_batches, padded_batches
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, _weaker_broke_more, evaluate
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.record import Result, check, mean_loss, totals, union_error
+from robflat_bench.results.quantities import total
+from robflat_bench.results.record import Result, check, totals
 from robflat_bench.results.store import Store, StoredJournal
 from robflat_bench.training.loop import heldout_check
 
@@ -140,9 +141,9 @@ def test_robust_error_is_over_the_attacked_examples_if_more_are_evaluated_clean(
         "best/test/pgd/error": np.array([False, False, True]),
         "best/test/pgd/loss": np.array([1.0, 2.0, 6.0]),
     }
-    assert union_error(outcomes, "best", "test", "pgd") == pytest.approx(2 / 3)
-    assert mean_loss(outcomes, "best", "test", "pgd") == 3.0
-    assert union_error(outcomes, "best", "train", "pgd") is None
+    assert total(outcomes, "best", "robust_error", "pgd", "test") == pytest.approx(2 / 3)
+    assert total(outcomes, "best", "robust_loss", "pgd", "test") == 3.0
+    assert total(outcomes, "best", "robust_error", "pgd", "train") is None
     found = totals(outcomes, "best", ["pgd"])
     assert found["clean_error"] == 3 / 5
     assert found["robust_error"]["pgd"].test == pytest.approx(2 / 3)

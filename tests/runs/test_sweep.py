@@ -20,12 +20,13 @@ import pytest
 from helpers.commands import promised
 
 from robflat_bench.cli import progress
-from robflat_bench.config.cost import passes_of_attack, passes_of_evaluation, undeclared
+from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
 from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.splits import load_splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
@@ -160,10 +161,10 @@ def test_a_group_is_every_method_times_every_combination(study):
     [
         ('["nan"]', "[]", "'groups.2.methods'"),
         ('"recipe.epochs" = [1]', '"fixed.seed" = [1]', "should match pattern"),
-        ('"recipe.epochs" = [1]', f'"recipe.epochs" = {list(range(1, 1200))}', "1000 are enough"),
+        ('"recipe.epochs" = [1]', f'"recipe.epochs" = {list(range(1, 1200))}', "more than 1000"),
         ("protocol =", "protocl =", "did you mean 'protocol'?"),
         ("[[groups]]", "[[groups", "not valid TOML"),
-        ('"recipe.epochs" = [1]', ", ".join(f'"recipe.x{i}" = [1, 2]' for i in range(64)), "1000 are enough"),
+        ('"recipe.epochs" = [1]', ", ".join(f'"recipe.x{i}" = [1, 2]' for i in range(64)), "more than 1000"),
         ('"recipe.epochs" = [1]', '"recipe.epochs" = []', "at least 1 item"),
         ('title = "good"', 'title = "\\u001b[2J"', "should match pattern"),
     ],
@@ -219,7 +220,7 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
 
 
 def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
-    with pytest.raises(UsageError, match="one after the other, not 2 at a time; use --launcher local"):
+    with pytest.raises(UsageError, match="one run at a time, not 2: use `--launcher local`"):
         Inline(Params(), Resources(jobs=2))
     launcher = Inline(Params(), Resources())
     launcher.start(Job("loud", (sys.executable, "-c", "raise SystemExit('heard here')"), tmp_path / "log.txt"))
@@ -341,7 +342,7 @@ def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, tmp_pa
     model = build_model(session, 1).eval()
     examples: Examples = session.examples("test")
     counter, attack = PassCounter(model), resolve(registry, "attack", text)
-    declared = passes_of_attack(attack)
+    declared = passes_of(attack)
     if declared is None:
         assert attack.name == "autoattack"
         return
@@ -367,7 +368,7 @@ def test_a_failed_run_stops_no_other_run_and_is_listed(command, registry, study,
     refused = {row["run"]: row["error"] for row in done.document["runs"] if row["state"] == "refused"}
     assert refused.keys() == {"trades(bta=1)", "at+awp+sam", "att"}
     assert "unknown key 'bta'; did you mean 'beta'?" in refused["trades(bta=1)"]
-    assert "awp and sam each claim the backward of a step" in refused["at+awp+sam"]
+    assert "awp and sam both replace the backward of a training step" in refused["at+awp+sam"]
     rows = {row["group"]: row for row in done.document["runs"] if row["state"] != "refused"}
     assert {group: row["state"] for group, row in rows.items()} == {
         "good": "done",
