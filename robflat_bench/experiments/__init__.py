@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.core import Number, Params, UsageError
-from robflat_bench.measures.curvature.curvature import HessianLambdaMaxParams
+from robflat_bench.measures.curvature.hessian_lambda_max import HessianLambdaMaxParams
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.registry.components import parse, write
 from robflat_bench.registry.validation import did_you_mean, validate

@@ -21,7 +21,8 @@ from robflat_bench.experiments.document import Row as Base
 from robflat_bench.experiments.figures import figure, finish, look, plain
 from robflat_bench.experiments.measured import Found, measured
 from robflat_bench.experiments.subject import Subject
-from robflat_bench.measures.curvature.curvature import HessianLambdaMaxParams, HessianTraceParams
+from robflat_bench.measures.curvature.hessian_lambda_max import HessianLambdaMaxParams
+from robflat_bench.measures.curvature.hessian_trace import HessianTraceParams
 from robflat_bench.measures.curvature.spectral_density import smoothed
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.registry.components import resolve, write
