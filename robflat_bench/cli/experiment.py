@@ -92,17 +92,17 @@ def conduct(
     from robflat_bench.cli.progress import Progress
     from robflat_bench.data.splits import load_splits
     from robflat_bench.experiments import work
-    from robflat_bench.experiments.subject import find_subjects, ready
+    from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.results.store import Store
     from robflat_bench.runs.run import choose_device
 
     place, runs = choose_device(device), Store(store)
-    found = find_subjects(registry, given, runs, models, chosen.experiment.reads, backbone, checkpoint)
+    found = find_models(registry, given, runs, models, chosen.experiment.reads, backbone, checkpoint)
     splits = load_splits(registry, found[0].protocol, data)
-    subjects = [ready(registry, model, splits, place) for model in found]
+    subjects = [open_model(registry, model, splits, place) for model in found]
     with Progress() as progress:
-        document = work.conduct(chosen, subjects, runs, progress)
-    written = work.publish(document, runs, out)
+        document = work.run_experiment(chosen, subjects, runs, progress)
+    written = work.write_document(document, runs, out)
     if as_json:
         output.emit_json(document.model_dump(mode="json"))
         return
