@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,7 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
-from robflat_bench.core import (
-    Batch,
-    InnerAttack,
-    Joint,
-    Loss,
-    Method,
-    Modifier,
-    ModifierInfo,
-    Moment,
-    RunFailed,
-    Training,
-    TrainingComponent,
-)
+from robflat_bench.core import Batch, InnerAttack, Joint, Loss, Method, Modifier, Moment, RunFailed, Training
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 from robflat_bench.training.checkpoint import Tensors, flattened
@@ -44,7 +32,7 @@ class Composition:
     """
 
     def __init__(self, composed: Composed) -> None:
-        infos = {part.name: cast(ModifierInfo, part.info) for part in composed.modifiers}
+        infos: dict[str, Any] = {part.name: part.info for part in composed.modifiers}
         ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
         self.method: Method = composed.method.build()
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
@@ -56,7 +44,7 @@ class Composition:
         return (modifier for name, modifier in self.modifiers.items() if joint in self._joints[name])
 
     @property
-    def members(self) -> dict[str, TrainingComponent]:
+    def members(self) -> dict[str, Method | Modifier]:
         """The method and the modifiers, by the names under which their state is saved."""
         return {"method": self.method, **self.modifiers}
 
