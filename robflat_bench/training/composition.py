@@ -16,19 +16,7 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
-from robflat_bench.core import (
-    Batch,
-    InnerAttack,
-    Joint,
-    Loss,
-    Method,
-    Modifier,
-    ModifierInfo,
-    Moment,
-    RunFailed,
-    Training,
-    TrainingComponent,
-)
+from robflat_bench.core import Batch, InnerAttack, Joint, Loss, Method, Modifier, Moment, RunFailed, Training
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 from robflat_bench.training.checkpoint import Tensors, flattened
@@ -55,7 +43,7 @@ class Composition:
         return (modifier for name, modifier in self.modifiers.items() if joint in self._joints[name])
 
     @property
-    def members(self) -> dict[str, TrainingComponent]:
+    def members(self) -> dict[str, Method | Modifier]:
         """The method and the modifiers, by the names under which their state is saved."""
         return {"method": self.method, **self.modifiers}
 
