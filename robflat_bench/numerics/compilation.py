@@ -166,7 +166,7 @@ def _forward(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _state(network: nn.Module) -> State:
-    """The properties of a network that make torch.compile compile anew. Collecting them takes long next to a GPU pass."""
+    """The properties of a network that make torch.compile compile anew. Collecting them is slow next to a pass."""
     modes = tuple(
         (module.training, getattr(module, "track_running_stats", None), "forward" in module.__dict__)
         for module in network.modules()
