@@ -26,12 +26,7 @@ class NuATParams(GuidedParams):
     """Weight of the nuclear norm, and size of the guided step."""
 
     weight: float = Field(default=4.5, ge=0, description="Final weight (lambda) of the nuclear norm.")
-    ramp: float = Field(
-        default=0.9,
-        ge=0,
-        le=1,
-        description="Fraction of training over which the weight rises from 0.",
-    )
+    ramp: float = Field(default=0.9, ge=0, le=1, description="Fraction of training over which it rises from 0.")
 
 
 class GATParams(GuidedParams):
@@ -51,8 +46,8 @@ class ZeroGradParams(Params):
         default=0.35,
         ge=0,
         lt=1,
-        description="Pixels step only if their gradient's magnitude reaches this quantile of the example's; the authors "
-        "use 0.35 for CIFAR-10, 0.45 for CIFAR-100, 0.7 for SVHN.",
+        description="Quantile of the gradient's magnitudes below which a pixel does not step; the authors use 0.35 for "
+        "CIFAR-10, 0.45 for CIFAR-100, 0.7 for SVHN.",
     )
     alpha: float = Field(default=2.0, gt=0, description="Size of the step, in radii.")
 
