@@ -16,7 +16,18 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
-from robflat_bench.core import Batch, InnerAttack, Joint, Loss, Method, Modifier, Moment, RunFailed, Training
+from robflat_bench.core import (
+    Batch,
+    InnerAttack,
+    Joint,
+    Loss,
+    Method,
+    Modifier,
+    ModifierInfo,
+    Moment,
+    RunFailed,
+    Training,
+)
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 from robflat_bench.training.checkpoint import Tensors, flattened
