@@ -50,14 +50,13 @@ class LossSurface:
     """The mean loss of given images as a function of nu, a float64 vector [d] over all layers."""
 
     def __init__(self, model: nn.Module, oracle: Oracle, images: Examples) -> None:
-        self.model, self.oracle, self.images = model, oracle, images
-        self.space = WeightSpace(model)
+        self.space, self.oracle, self.images = WeightSpace(model), oracle, images
         self.weights = self._vector(self.space.layers)
 
     def at(self, nu: Tensor) -> Point:
         """Losses and gradient at w + nu."""
         with self.space.moved(self._layers(nu)):
-            losses, gradient = self.oracle.gradient(self.model, self.images, self.space.layers)
+            losses, gradient = self.oracle.gradient(self.space.model, self.images, self.space.layers)
         return Point(nu, losses, self._vector(gradient))
 
     def origin(self) -> Point:
@@ -66,11 +65,9 @@ class LossSurface:
 
     def wrong(self, nu: Tensor) -> Tensor:
         """Which examples are misclassified at w + nu, bool [N]."""
-        found = []
-        with self.space.moved(self._layers(nu)), attacked(self.model), torch.no_grad():
-            for part, count in padded_batches(self.images, CHUNK):
-                found.append((self.model(part.x).argmax(1) != part.y)[:count])
-        return torch.cat(found)
+        model, chunks = self.space.model, padded_batches(self.images, CHUNK)
+        with self.space.moved(self._layers(nu)), attacked(model), torch.no_grad():
+            return torch.cat([(model(part.x).argmax(1) != part.y)[:count] for part, count in chunks])
 
     def start(self, number: int, ball: UnitBall, *key: int | str) -> Tensor:
         """z where an ascent begins: 0 for the first, a random point of the ball for others; keyed by layer."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robflat_bench.attacks.engine import Ascent, attacked, margin
+from robflat_bench.attacks.engine import attacked, margin
 from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core import Examples, Measure, Threat, Workspace
 from robflat_bench.core.batching import in_batches, padded_batches
@@ -32,6 +32,10 @@ from robflat_bench.numerics.folding import folded
 CHUNK = 128
 """Examples per backward pass with respect to weights. It differs from the memory batch, because the order in which
 weight gradients are summed changes their last bits, and a sign or a maximum of them makes the change visible."""
+
+
+Read: TypeAlias = Callable[[nn.Module, Examples], Tensor]
+"""(model, examples) -> a number for each example, [B]."""
 
 
 def normalised(logits: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ class Oracle:
     def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         """Cross-entropy of each example in nats, float64 [N]. Each memory batch is a unit of the journal."""
         if self.coupling == "reattack" and self.plain:
-            return self._each(model, examples, workspace, "loss-reattack", lambda found: found.loss).double()
+            return self._attacked(model, examples, workspace, "loss").double()
         return self._read(model, examples, workspace, "loss", self.cross_entropy)
 
     def errors(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
@@ -142,19 +146,10 @@ class Oracle:
                 by_images += [gradients[-1][:count]] if of_images else []
         return Slopes(torch.cat(losses), total, torch.cat(by_images) if of_images else None)
 
-    def _read(
-        self,
-        model: nn.Module,
-        examples: Examples,
-        workspace: Workspace,
-        name: str,
-        read: Callable[[nn.Module, Examples], Tensor],
-    ) -> Tensor:
+    def _read(self, model: nn.Module, examples: Examples, workspace: Workspace, name: str, read: Read) -> Tensor:
         """`read` at the images of the coupling, float64 [N]."""
-        if self.coupling == "reattack":
-            x = self._each(model, examples, workspace, "x_adv-reattack", lambda found: found.x)
-        else:
-            x = self.points(examples).x
+        fresh = self.coupling == "reattack"
+        x = self._attacked(model, examples, workspace, "x") if fresh else self.points(examples).x
 
         def compute(part: Examples) -> Tensor:
             with attacked(model), folded(model, part.x), torch.no_grad():
@@ -163,25 +158,19 @@ class Oracle:
         here = Examples(x, examples.y, examples.index)
         return in_batches(here, workspace, compute, f"{name}-{self.coupling}").double()
 
-    def _each(
-        self,
-        model: nn.Module,
-        examples: Examples,
-        workspace: Workspace,
-        name: str,
-        keep: Callable[[Ascent], Tensor],
+    def _attacked(
+        self, model: nn.Module, examples: Examples, workspace: Workspace, keep: Literal["x", "loss"]
     ) -> Tensor:
-        """`keep` of a fresh attack on each example."""
-        channels = examples.x.shape[1]
+        """The images or the losses that a fresh attack on each example finds."""
         begin = [examples.x, self._kept()] if self.warm else [examples.x]
         both = Examples(torch.cat(begin, 1), examples.y, examples.index)  # so that each batch brings its own x'
 
         def compute(part: Examples) -> Tensor:
-            x, *warm = part.x.split(channels, 1)
-            here = Examples(x, part.y, part.index)
-            return keep(self.pgd.maximise(model, here, workspace.seed, *warm))
+            x, *warm = part.x.split(examples.x.shape[1], 1)
+            found = self.pgd.maximise(model, Examples(x, part.y, part.index), workspace.seed, *warm)
+            return found.x if keep == "x" else found.loss
 
-        return in_batches(both, workspace, compute, name)
+        return in_batches(both, workspace, compute, {"x": "x_adv-reattack", "loss": "loss-reattack"}[keep])
 
     def _kept(self) -> Tensor:
         if self.images is None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robflat_bench.core import Examples, Measure, Measurement, Workspace
 from robflat_bench.core.randomness import generator, normal_like
@@ -50,14 +50,10 @@ def by_filter(tensor: Tensor) -> Tensor:
 
 
 def losses_after(
-    measure: Measure,
-    space: WeightSpace,
-    model: nn.Module,
-    examples: Examples,
-    workspace: Workspace,
-    moves: Iterable[Direction],
+    measure: Measure, space: WeightSpace, examples: Examples, workspace: Workspace, moves: Iterable[Direction]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses of the measure's oracle at w, [N], and after each move, [moves, N]. Every move starts at w."""
+    model = space.model
     oracle = Oracle.of(measure, model, examples, section(workspace, "images"))
     reference = oracle.losses(model, examples, section(workspace, "reference"))
     losses = []

@@ -1,9 +1,9 @@
-r"""Copies of a model with rescaled weights.
+r"""Copies of a model with rescaled weights, to test a measure's invariances.
 
 layers   w <- c w of every convolution whose batch normalisation undoes it; mean <- c mean, var <- c^2 var,
          eps <- c^2 eps: the same function, exactly
-alone    the same, where no other tensor is a weight of the measure: what its declared power speaks of
-logits   W <- c W, b <- c b of the last linear layer: another function, of the same decisions
+alone    the same, and no other tensor moves: the case for which a measure declares its power of c
+logits   W <- c W, b <- c b of the last linear layer: another function with the same decisions
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from robflat_bench.numerics.weight_space import NORMALISATION
 
 @torch.no_grad()
 def rescaled(model: nn.Module, x: Tensor, c: float) -> nn.Module:
-    """The same function with c times the weights of every convolution that a normalisation follows."""
+    """A copy with c times the weights of every convolution that a normalisation follows; the same function."""
     made = copy.deepcopy(model)
     for (layer, norm), _ in pairs(made, x):
         assert norm.running_mean is not None
@@ -35,7 +35,7 @@ def rescaled(model: nn.Module, x: Tensor, c: float) -> nn.Module:
 
 
 def alone(model: nn.Module, x: Tensor) -> nn.Module:
-    """All but these convolutions and the normalisations turned from parameters into constants."""
+    """The model itself, with all parameters turned into buffers but those of such convolutions and normalisations."""
     own = {layer for (layer, _), _ in pairs(model, x)}
     for module in model.modules():
         if module not in own and not isinstance(module, NORMALISATION):
@@ -47,7 +47,7 @@ def alone(model: nn.Module, x: Tensor) -> nn.Module:
 
 @torch.no_grad()
 def louder(model: nn.Module, examples: Examples, c: float) -> nn.Module:
-    """Its logits times c."""
+    """A copy whose logits are c times as large."""
     made = copy.deepcopy(model)
     head, _ = head_pass(made, examples[:1])
     head.weight.mul_(c)

@@ -96,9 +96,6 @@ class LanczosParams(FixedImagesParams):
 FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
 """Powers of a measure that reads the function alone, or weights only relative to their own size."""
 
-STRONG = ("2 * restarts * (strong_steps + 1)", "2 * restarts * strong_steps")
-"""Forward and backward passes of the strong attack at the end of each ascent."""
-
 
 def passes_of_readings(count: str) -> dict[str, Passes]:
     """Passes of a measure that reads the loss `count` times, by coupling. A, B: forward, backward of one attack."""

@@ -1,4 +1,4 @@
-r"""The weights a measure moves, and the ball it moves them in.
+r"""The weights that a measure or a modifier moves, and the ball in which it moves them.
 
     B_xi(w) = { w + T z : ||z_g||_p <= xi ||T^{-1} w_g||_p  for every group g },   p = 2 or inf
 
@@ -9,9 +9,9 @@ r"""The weights a measure moves, and the ball it moves them in.
 | element | one parameter tensor   | diag|w| | single weights (adaptive sharpness)                |
 | global  | all of them            | 1       | all of them by one factor                          |
 
-A layer is one parameter tensor: a weight and its bias are two; each number of a bias is a filter. Normalisation layers
-never move; tensors of zero norm have an empty ball and are skipped. Norms are accumulated in float64. Draws are keyed
-by the tensor's name and shape, so two models of one architecture meet common random numbers.
+A layer is one parameter tensor: a weight and its bias are two layers, and each number of a bias is a filter.
+Normalisation layers and tensors of zero norm do not move. Norms are accumulated in float64. Draws are keyed by the
+tensor's name and shape, so two models of one architecture meet common random numbers.
 Layers: Stutz et al., ICCV 2021. Filters: Li et al., NeurIPS 2018. Elements: Kwon et al., ICML 2021.
 """
 
@@ -35,7 +35,7 @@ Direction = Mapping[str, Tensor]
 
 
 class Drawn(Direction):
-    """A direction whose tensors are drawn when they are asked for: they never lie in memory all at once."""
+    """A direction whose tensors are drawn on access, so that they never lie in memory all at once."""
 
     def __init__(self, names: tuple[str, ...], draw: Callable[[str], Tensor]) -> None:
         self.names, self.draw = names, draw
@@ -56,13 +56,13 @@ def norm(x: Tensor) -> float:
 
 
 def filters(x: Tensor) -> Tensor:
-    """[filters, weights of each]: a filter is what one output channel reads, a slice of the first dimension."""
+    """[filters, weights of each]: a filter holds the weights of one output channel, a slice of the first dimension."""
     return x.reshape(len(x) if x.ndim else 1, -1)
 
 
 @dataclass(frozen=True)
 class Ball:
-    """Which weights share a radius, and in which norm it is measured."""
+    """The shape of the ball: the weights that share a radius, and the norm in which it is measured."""
 
     shape: BallShape = "layer"
     norm: BallNorm = "l2"
@@ -77,8 +77,7 @@ class Ball:
             }
         sizes = {name: measure(part, None) for name, part in z.items()}
         if self.shape == "global" and sizes:
-            whole = measure(torch.stack(list(sizes.values())), None)
-            return dict.fromkeys(sizes, whole)
+            return dict.fromkeys(sizes, measure(torch.stack(list(sizes.values())), None))
         return sizes
 
 
@@ -89,36 +88,51 @@ _NORMS: dict[BallNorm, Callable[[Tensor, int | None], Tensor]] = {
 
 
 class WeightSpace:
-    """The layers of a model that move, with their norms at w; in training, biases stay (biases=False)."""
+    """The layers of a model that move, and their ball.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its present weights are w, the centre of the ball.
+    biases : bool
+        Whether tensors of one dimension move. In training they stay.
+    ball : Ball
+        By default one l2 radius per layer, as in the paper.
+
+    Attributes
+    ----------
+    layers : dict of str to nn.Parameter
+        The tensors that move, by name: no normalisation layers, none of zero norm.
+    norms : dict of str to float
+        ||w_l||_2 of each layer.
+    radii : dict of str to Tensor
+        ||T^{-1} w_g||_p, float64, shaped to multiply each layer: the radius of xi = 1.
+    """
 
     def __init__(self, model: nn.Module, biases: bool = True, ball: Ball | None = None) -> None:
-        fixed = {
-            id(parameter)
-            for module in model.modules()
-            if isinstance(module, NORMALISATION)
-            for parameter in module.parameters(recurse=False)
-        }
+        self.model = model
+        normalising = [module for module in model.modules() if isinstance(module, NORMALISATION)]
+        fixed = {id(parameter) for module in normalising for parameter in module.parameters(recurse=False)}
         candidates = {name: p for name, p in model.named_parameters() if id(p) not in fixed and (biases or p.ndim > 1)}
         self.norms = {name: length for name, p in candidates.items() if (length := norm(p)) > 0}
         self.layers: dict[str, nn.Parameter] = {name: candidates[name] for name in self.norms}
         self.ball = ball or Ball()
-        self.scales: Direction = (  # T; everywhere 1 where it is empty
-            {name: layer.detach().abs() for name, layer in self.layers.items()} if self.ball.shape == "element" else {}
-        )
+        adaptive = self.layers if self.ball.shape == "element" else {}
+        self.scales = {name: layer.detach().abs() for name, layer in adaptive.items()}  # T; empty where T = 1
         self.radii = self.ball.sizes(self._unscaled(dict(self.layers)))
-        """||T^{-1} w_g||_p: the radius of xi = 1."""
 
     def zero(self) -> Direction:
-        """The perturbation that moves nothing."""
+        """nu = 0."""
         return {name: torch.zeros_like(layer) for name, layer in self.layers.items()}
 
     def on_sphere(self, xi: float, *key: int | str) -> Direction:
-        """p = 2: isotropic in each group, ||z_g||_2 = xi ||T^{-1} w_g||_2; p = inf: uniform in the box. Each layer is
-        drawn when it is asked for."""
+        """A random move. p = 2: isotropic in each group, ||z_g||_2 = xi ||T^{-1} w_g||_2. p = inf: uniform in the box.
+
+        Each layer is drawn on access."""
         return self._drawn(xi, lambda _: torch.ones((), dtype=torch.float64), *key)
 
     def in_ball(self, xi: float, *key: int | str) -> Direction:
-        """The same, times U(0,1) in each group for p = 2: the radius is uniform, as the paper's start."""
+        """A random move within the ball. p = 2: the radius of each group is uniform, as the paper's start."""
 
         def fraction(name: str) -> Tensor:
             source = generator(*key, "radius", *([] if self.ball.shape == "global" else [name]))
@@ -133,7 +147,7 @@ class WeightSpace:
             shape, device = self.layers[name].shape, self.layers[name].device
             source = generator(*key, name, *shape)
             z = (torch.randn if gaussian else torch.rand)(shape, generator=source, dtype=torch.float64).to(device)
-            return z * (self.scales[name] > 0) if self.scales else z  # a weight of 0 has no axis, no part in the radius
+            return z * (self.scales[name] > 0) if self.scales else z  # a weight of 0 does not move and has no radius
 
         lengths: Mapping[str, Tensor] = {}
         if gaussian and self.ball.shape == "global":
@@ -151,16 +165,14 @@ class WeightSpace:
 
             z <- Pi_{B_xi}( z + size ||T^{-1} w_g||_p u ),   u = T g / ||T g||_2 (p = 2)  or  sign(T g) (p = inf)
 
-        A group without gradient stays."""
+        A group without a gradient stays."""
         slopes = {name: self._scaled(name, gradient[name]) for name in nu}
-        steep = self.ball.sizes(slopes)
+        lengths, l2 = self.ball.sizes(slopes), self.ball.norm == "l2"
         moved = {}
         for name, current in self._unscaled(nu).items():
-            slope, length = slopes[name], steep[name]
-            if self.ball.norm == "l2":
-                ascent = slope * _ratio(size * self.radii[name], length).to(slope.dtype)
-            else:
-                ascent = slope.sign() * (size * self.radii[name]).to(slope.dtype)
+            slope, reach = slopes[name], size * self.radii[name]
+            factor = _ratio(reach, lengths[name]) if l2 else reach
+            ascent = (slope if l2 else slope.sign()) * factor.to(slope.dtype)
             moved[name] = (current.to(ascent.dtype) + ascent).to(current.dtype)
         return {name: self._scaled(name, part) for name, part in self._projected(moved, xi).items()}
 
@@ -184,7 +196,7 @@ class WeightSpace:
 
     @contextmanager
     def moved(self, nu: Direction) -> Iterator[None]:
-        """The model at w + nu, one more copy of its weights; w itself is put aside and comes back, bit for bit."""
+        """The model at w + nu within the block, one more copy of its weights; w is restored afterwards, bit for bit."""
         own = {name: layer.data for name, layer in self.layers.items()}
         try:
             for name, layer in self.layers.items():
@@ -196,5 +208,5 @@ class WeightSpace:
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0 (there is nothing that it would scale)."""
+    """a / b, and 0 where b is 0."""
     return torch.where(b > 0, a / b, 0)

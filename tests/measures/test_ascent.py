@@ -152,7 +152,7 @@ def test_sam_sharpness_is_the_rise_after_one_step():
 
 
 @pytest.mark.parametrize(("adaptive", "eta"), [(False, 0.0), (True, 0.0), (True, 0.25)])
-def test_worst_case_of_a_linear_loss(adaptive, eta):
+def test_adaptive_worst_of_a_linear_loss_equals_its_closed_form(adaptive, eta):
     """rho ||c g||_2 in an ellipsoid, rho sum c_i |g_i| in a box; a weight that is 0 does not move where c = |w|."""
     w = [0.5, -1.2, 0.0, 2.0]
     model, examples = Known(w, lambda w: 0.4 + G @ w), grey()
@@ -163,7 +163,7 @@ def test_worst_case_of_a_linear_loss(adaptive, eta):
         assert found.details["residual"] == pytest.approx(0, abs=1e-9)
 
 
-def test_keskar_of_a_linear_loss():
+def test_keskar_of_a_linear_loss_equals_its_closed_form():
     model, examples = Known(W, lambda w: 10 * linear(w)), grey()
     found = run(Keskar, model, examples, epsilon=0.01)
     rise = float(examples.x.mean()) * 0.01 * float(((CENTRE.abs() + 1) * 10 * G.abs()).sum())
@@ -172,7 +172,7 @@ def test_keskar_of_a_linear_loss():
 
 
 @pytest.mark.parametrize(("adaptive", "eta"), [(False, 0.0), (True, 0.0), (True, 0.25)])
-def test_worst_case_of_a_quadratic_in_an_ellipsoid(adaptive, eta):
+def test_adaptive_worst_of_a_quadratic_reaches_the_maximum_of_its_ellipsoid(adaptive, eta):
     c = CENTRE.abs() + eta if adaptive else torch.ones(4).double()
     expected = highest_in_ball(c * G, c[:, None] * H * c, 0.6) * float(grey().x.mean())
     found = run(AdaptiveWorst, Known(W, slope), grey(), rho=0.6, adaptive=adaptive, eta=eta, iterations=60)
@@ -180,7 +180,7 @@ def test_worst_case_of_a_quadratic_in_an_ellipsoid(adaptive, eta):
     assert found.value <= expected * (1 + 1e-12)
 
 
-def test_m_sharpness_of_a_quadratic():
+def test_m_sharpness_of_a_quadratic_reaches_the_maximum_of_each_batch():
     """Batches of two, of which every one has the same maximiser, and its own mean grey."""
     examples = grey(7)
     found = run(MSharpness, Known(W, slope), examples, rho=0.6, m=2, iterations=200)
@@ -208,7 +208,7 @@ def grid(half: tuple[float, float], ball: str) -> Tensor:
 
 @pytest.mark.parametrize("ball", ["l2", "linf"])
 @pytest.mark.parametrize("rho", [0.1, 0.5])
-def test_worst_case_of_two_weights_by_grid(ball, rho):
+def test_adaptive_worst_of_two_weights_reaches_the_maximum_of_a_grid(ball, rho):
     w = torch.tensor([0.8, -1.1], dtype=torch.float64)
     half = (rho * 0.9, rho * 1.2)
     expected = float((wavy(w + grid(half, ball)) - wavy(w)).max() * grey().x.mean())
@@ -216,7 +216,7 @@ def test_worst_case_of_two_weights_by_grid(ball, rho):
     assert found.value == pytest.approx(expected, rel=1e-3)
 
 
-def test_keskar_of_two_weights_by_grid():
+def test_keskar_of_two_weights_reaches_the_maximum_of_a_grid():
     w = torch.tensor([0.8, -1.1], dtype=torch.float64)
     rise = (wavy(w + grid((0.05 * 1.8, 0.05 * 2.1), "linf")) - wavy(w)).max() * grey().x.mean()
     found = run(Keskar, Known([0.8, -1.1], wavy), grey(), epsilon=0.05)
@@ -226,7 +226,7 @@ def test_keskar_of_two_weights_by_grid():
     assert found.details["evaluations"] >= 2
 
 
-def test_keskars_standard_error_is_that_of_a_ratio():
+def test_standard_error_of_keskar_equals_the_jackknife_of_a_ratio():
     """Against the jackknife at the same point of the box."""
     found = run(Keskar, mlp(), squares(60), epsilon=0.05)
     losses, reference = found.arrays["losses"], found.arrays["reference"]
@@ -336,7 +336,7 @@ def test_auto_pgd_equals_the_naive_loop(ball, steps, start, radius):
     assert torch.allclose(torch.stack(found), torch.stack(naive), rtol=0, atol=1e-8)
 
 
-def test_checkpoints_of_auto_pgd():
+def test_auto_pgd_reviews_its_step_size_at_the_published_steps():
     assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert sorted(checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20]
     assert sorted(checkpoints(50))[0] == 11, "0.22 * 50 is 11, whatever floating point says"
@@ -392,7 +392,7 @@ def test_one_iteration_over_one_batch_is_sam_sharpness():
         assert whole.value == pytest.approx(sam.value, abs=1e-12) != 0
 
 
-def test_m_is_part_of_the_definition():
+def test_smaller_batches_give_a_higher_m_sharpness():
     values = [run(MSharpness, mlp(), squares(12), m=m, rho=0.3).value for m in (12, 6, 3, 1)]
     assert values == sorted(values)
     assert values[-1] > 1.1 * values[0]
@@ -676,7 +676,7 @@ def test_measures_resume_bit_for_bit(measure, tmp_path):
     assert all(np.array_equal(found.arrays[name], array) for name, array in plain.arrays.items())
 
 
-def test_a_network_on_fire_still_gives_a_number():
+def test_an_ascent_into_infinite_losses_still_gives_a_finite_value():
     """Where the ascent leaves the finite numbers, what was seen before counts."""
     model = Known(W, lambda w: torch.exp(400 * (w[0] - 0.5)) - 1)
     for measure in WORST:

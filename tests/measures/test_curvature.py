@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.measures import Remembering
 from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -269,7 +270,7 @@ def test_both_ends_of_known_spectra(name):
     assert max(found["residual"], found["residual_min"]) <= 2e-5 * max(width, *np.abs(values), 0) + 1e-12
 
 
-def test_residual_is_that_of_the_reported_pair():
+def test_the_residual_belongs_to_the_reported_eigenpair():
     values = np.linspace(0, 1, 200)
     start = np.random.default_rng(0).normal(size=200)
     found = extremes(DiagonalOperator(values), start, tolerance=0.05, vectors=6, iterations=300)
@@ -565,7 +566,7 @@ def test_scaling_single_weights_that_others_undo_moves_the_hessian_only():
         assert after.value != pytest.approx(before.value, rel=0.05)
 
 
-def test_scaling_a_whole_layer_that_the_next_undoes():
+def test_scaling_a_layer_that_the_next_undoes_moves_the_hessian_only():
     model, examples, c = relu_net(), small_examples(), 3.0
     scaled = copy.deepcopy(model)
     with torch.no_grad():
@@ -663,29 +664,6 @@ def test_the_model_leaves_as_it_came(name):
         assert p.grad is gradients[key] is None or torch.equal(p.grad, gradients[key])
     assert all(module.training for module in model.modules())
     assert found.value == read(name, model.eval(), examples, coupling="frozen", **LOOSE.get(name, {})).value
-
-
-class Remembering(Journal):
-    """Keeps units by section and name; dies when asked for one more than it may compute."""
-
-    def __init__(self, lives: float = math.inf) -> None:
-        self.lives = [lives]
-        self.path: tuple[str, ...] = ()
-        self.kept: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
-
-    def unit(self, name, compute):
-        key = (*self.path, name)
-        if key not in self.kept:
-            if self.lives[0] == 0:
-                raise InterruptedError(name)
-            self.lives[0] -= 1
-            self.kept[key] = {name: np.asarray(array) for name, array in compute().items()}
-        return self.kept[key]
-
-    def section(self, name):
-        child = copy.copy(self)
-        child.path = (*self.path, name)
-        return child
 
 
 @pytest.mark.parametrize("name", MEASURES)

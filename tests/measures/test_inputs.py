@@ -6,19 +6,18 @@ import copy
 import itertools
 import math
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.measures import residual, stir, tangled
+from helpers.measures import Remembering, residual, stir, tangled
 from helpers.naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
-from robflat_bench.core import Examples, ImageShape, Journal, Measurement, NoValue, Threat, Workspace
+from robflat_bench.core import Examples, ImageShape, Measurement, NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.inputs.gradient_alignment import GradientAlignment
 from robflat_bench.numerics.folding import fold, folded
@@ -273,7 +272,7 @@ DRAW = ("gradient-alignment", 0)
 @pytest.mark.parametrize("kind", ["probability", "logit"])
 @pytest.mark.parametrize("coupling", ["clean", "frozen"])
 @pytest.mark.parametrize("logits", ["plain", "normalised"])
-def test_margins_by_hand(measure, kind, coupling, logits):
+def test_margins_equal_those_by_hand(measure, kind, coupling, logits):
     model, examples = small_net(), small_examples(30)
     x = pgd(model, examples, 4) if coupling == "frozen" else examples.x
     margins = []
@@ -741,22 +740,6 @@ def test_memory_batches_change_no_value(measure, trained, name):
     assert found[0] == pytest.approx(found[1], rel=1e-6, abs=1e-6)
 
 
-class Remembering(Journal):
-    """Keeps units in a dictionary by section and name, and dies when asked for one more than it may compute."""
-
-    def __init__(self, lives: float = math.inf) -> None:
-        self.lives = lives
-        self.kept: dict[str, dict[str, Any]] = {}
-
-    def unit(self, name, compute):
-        if name not in self.kept:
-            if self.lives == 0:
-                raise InterruptedError(name)
-            self.lives -= 1
-            self.kept[name] = dict(compute())
-        return self.kept[name]
-
-
 @pytest.mark.parametrize("name", [name for name in ALL if name != "path-norm"])
 def test_measures_resume_bit_for_bit(measure, name):
     model, examples = small_net().float(), small_examples(9)
@@ -769,7 +752,7 @@ def test_measures_resume_bit_for_bit(measure, name):
         dying = Remembering(lives)
         with pytest.raises(InterruptedError):
             measure(name, model, examples, Workspace(4, 0, dying))
-        dying.lives = len(journal.kept) - lives
+        dying.lives[0] = len(journal.kept) - lives
         found = measure(name, model, examples, Workspace(4, 0, dying))
         assert (found.value, found.standard_error, found.details) == (plain.value, plain.standard_error, plain.details)
         assert all(np.array_equal(found.arrays[key], array, equal_nan=True) for key, array in plain.arrays.items())

@@ -428,7 +428,7 @@ def test_worst_case_keeps_the_best_restart():
 
 def test_paper_reference_selects_restarts_by_wrong_class_confidence():
     model, examples = small_net(), small_examples(40)
-    found = paper_reference(model, examples, THREAT, Workspace(seed=5, batch=16), steps=2, step=None, restarts=4)
+    found = paper_reference(PGD(PGDParams(steps=2), THREAT), model, examples, Workspace(seed=5, batch=16), restarts=4)
     expected, by_loss = [], []
     for i in range(40):
         confidence, chosen, losses = -1.0, math.nan, []
@@ -712,7 +712,7 @@ def test_combined_standard_error_covers_where_either_alone_does_not():
     assert covered["standard_error_examples"] < 0.87
 
 
-def test_standard_errors_by_hand():
+def test_crossed_standard_errors_equal_those_by_hand():
     found = crossed_errors(np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]]))  # additive: no interaction at all
     assert found["standard_error_draws"] == pytest.approx(math.sqrt(2.0 / 2))
     assert found["standard_error_examples"] == pytest.approx(math.sqrt(7.0 / 3))

@@ -293,7 +293,7 @@ def test_bracket_encloses_the_root(root):
     assert len(tried) <= math.log2(2 / root) + math.log2(1e4) + 3
 
 
-def test_bracket_at_its_ends():
+def test_bracket_ends_at_the_largest_radius_or_at_zero_where_nothing_crosses():
     assert bracket(lambda _: True, 2.0, 0.1) == (2.0, 2.0)
     low, high = bracket(lambda _: False, 2.0, 0.1)
     assert low == 0 < high < 1e-8

@@ -3,15 +3,15 @@ r"""The density of a symmetric operator's eigenvalues, without a matrix: stochas
     \frac1P tr f(H) \approx \frac1n \sum_{i \le n} \sum_{j \le m} \omega_{ij} f(\theta_{ij}),
     \theta_i: eigenvalues of the m x m Lanczos matrix T_i of H and u_i;  \omega_{ij}: their eigenvectors' first entry^2
 
-u_i: random unit vectors with E u u' = 1/P, here of entries +-1/\sqrt P. Each probe integrates u' f(H) u exactly for
-polynomials f of degree 2m - 1, and for every f once its Krylov space is invariant, at the latest with m = P.
+u_i: random unit vectors with E u u' = 1/P, here with entries +-1/\sqrt P. Each probe integrates u' f(H) u exactly for
+polynomials f of degree 2m - 1, and for every f once its Krylov space is invariant, at the latest at m = P.
 
-Full reorthogonalisation, twice. Without it (`fast_lanczos` of curvlinops 3.0.1) an eigenvalue that has converged comes
-again: of a dense Hessian of 109 weights, m = P finds lambda_max six times, and H = 0 is an error. `lanczos_tridiag` of
-linear_operator stops at residuals below 1e-6, whatever the scale: after 2 steps where lambda_max is 1e-7.
+Vectors are fully reorthogonalised, twice. Without that (`fast_lanczos` of curvlinops 3.0.1) an eigenvalue that has
+converged appears again: for a dense Hessian of 109 weights, m = P finds lambda_max six times, and H = 0 is an error.
+`lanczos_tridiag` of linear_operator stops at residuals below 1e-6 at any scale: after 2 steps where lambda_max is 1e-7.
 
 Ubaru, Chen, Saad: Fast estimation of tr(f(A)) via stochastic Lanczos quadrature. SIAM J. Matrix Anal. Appl. 2017.
-Of networks: Ghorbani, Krishnan, Xiao: An investigation into neural net optimization via Hessian eigenvalue density.
+For networks: Ghorbani, Krishnan, Xiao: An investigation into neural net optimization via Hessian eigenvalue density.
 ICML 2019; Papyan: Traces of class/cross-class structure pervade deep learning spectra. JMLR 2020.
 """
 
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 
 INVARIANT = 1e-12
-"""A residual this small beside the largest product is rounding: the Krylov space holds all its images."""
+"""A residual this small, relative to the largest product, is rounding: the Krylov space is invariant."""
 
 
 def quadrature(product: Callable[[Vector], Vector], start: Vector, nodes: int) -> tuple[Vector, Vector]:
-    """theta, ascending, and omega, which sum to 1, of one probe along `start` [P]; min(nodes, P) of each.
+    """Nodes theta, ascending, and weights omega, which sum to 1, of one probe along `start` [P]; min(nodes, P) of each.
 
-    Where the Krylov space is invariant before, the largest node is repeated with weight 0. Memory: nodes times P.
+    Where the Krylov space is invariant earlier, the largest node is repeated with weight 0. Memory: nodes times P.
     """
     count = min(nodes, len(start))
     if not count:

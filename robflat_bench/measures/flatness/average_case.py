@@ -18,18 +18,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import (
-    COUPLING,
-    Draws,
-    Norm,
-    OracleParams,
-    Reference,
-    ReferenceRestarts,
-    Shape,
-    Xi,
-    passes_of_readings,
-    reference_is_attacked,
-)
+from robflat_bench.measures import shared
 
 with lazy_imports():
     from torch import nn
@@ -39,18 +28,18 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
-class AverageCaseParams(OracleParams):
+class AverageCaseParams(shared.OracleParams):
     """Parameters of `average-case`."""
 
-    coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=COUPLING)
-    xi: Xi = 0.5
-    ball: Shape = "layer"
-    norm: Norm = "l2"
-    draws: Draws = 10
-    reference: Reference = "matched"
-    reference_restarts: ReferenceRestarts = 10
+    coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=shared.COUPLING)
+    xi: shared.Xi = 0.5
+    ball: shared.Shape = "layer"
+    norm: shared.Norm = "l2"
+    draws: shared.Draws = 10
+    reference: shared.Reference = "matched"
+    reference_restarts: shared.ReferenceRestarts = 10
 
-    _attacked = model_validator(mode="after")(reference_is_attacked)
+    _attacked = model_validator(mode="after")(shared.reference_is_attacked)
 
 
 INFO = MeasureInfo(
@@ -62,7 +51,7 @@ INFO = MeasureInfo(
     title="average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=passes_of_readings("draws + 1"),
+    passes=shared.passes_of_readings("draws + 1"),
     powers={"layers": 0},
 )
 
@@ -76,6 +65,6 @@ class AverageCase(Measure):
         params = self.params
         space = WeightSpace(model, ball=Ball(params.ball, params.norm))
         moves = (space.on_sphere(params.xi, workspace.seed, INFO.name, draw) for draw in range(params.draws))
-        matched, losses = losses_after(self, space, model, examples, workspace, moves)
+        matched, losses = losses_after(self, space, examples, workspace, moves)
         reference, details = subtracted(self, matched, model, examples, workspace)
         return mean_rise(reference, losses, details)

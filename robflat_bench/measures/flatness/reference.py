@@ -9,29 +9,19 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core import Examples, Measure, Threat, Workspace
+from robflat_bench.core import Examples, Measure, Workspace
 from robflat_bench.core.batching import in_batches
 from robflat_bench.measures.units import section
 from robflat_bench.numerics.folding import folded
 
 
-def paper_reference(
-    model: nn.Module,
-    examples: Examples,
-    threat: Threat,
-    workspace: Workspace,
-    *,
-    steps: int,
-    step: float | None,
-    restarts: int,
-) -> Tensor:
+def paper_reference(pgd: PGD, model: nn.Module, examples: Examples, workspace: Workspace, restarts: int) -> Tensor:
     """The paper's reference loss, float64 [N] (paper section 1.7).
 
     For each example it is the cross-entropy of the restart with the highest wrong-class confidence max_{k != y} p_k.
     """
     confidence = torch.full_like(examples.y, -torch.inf, dtype=torch.float64)
     chosen = torch.zeros_like(confidence)
-    pgd = PGD(PGDParams(steps=steps, step=step), threat)
     for restart in range(restarts):
         # Each restart is an attack with one restart and a seed of its own.
         def logits(part: Examples, seed: int = workspace.seed + restart) -> Tensor:
@@ -59,7 +49,7 @@ def subtracted(
     params = measure.params
     if params.reference == "matched":
         return matched, {}
-    place = section(workspace, "paper")
-    attack = {"steps": params.steps, "step": params.step, "restarts": params.reference_restarts}
-    reference = paper_reference(model, examples, measure.threat, place, **attack).cpu().numpy()
+    pgd = PGD(PGDParams(steps=params.steps, step=params.step), measure.threat)
+    paper = paper_reference(pgd, model, examples, section(workspace, "paper"), params.reference_restarts)
+    reference = paper.cpu().numpy()
     return reference, {"offset_at_zero": float((matched - reference).mean())}

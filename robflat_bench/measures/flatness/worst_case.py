@@ -32,25 +32,12 @@ from robflat_bench.core import (
     Measure,
     MeasureInfo,
     Measurement,
-    Number,
     Params,
     Passes,
     Workspace,
     lazy_imports,
 )
-from robflat_bench.measures.shared import (
-    COUPLING,
-    STRONG,
-    Logits,
-    Norm,
-    OracleParams,
-    Reference,
-    ReferenceRestarts,
-    Shape,
-    Step,
-    Xi,
-    reference_is_attacked,
-)
+from robflat_bench.measures import shared
 
 with lazy_imports():
     import numpy as np
@@ -70,26 +57,29 @@ with lazy_imports():
 class WorstCaseParams(Params):
     """Parameters of `worst-case`."""
 
-    coupling: Literal["clean", "frozen", "joint"] = Field(default="joint", description=COUPLING)
-    xi: Xi = 0.003
-    ball: Shape = "layer"
-    norm: Norm = "l2"
+    coupling: Literal["clean", "frozen", "joint"] = Field(default="joint", description=shared.COUPLING)
+    xi: shared.Xi = 0.003
+    ball: shared.Shape = "layer"
+    norm: shared.Norm = "l2"
     restarts: PositiveInt = Field(default=10, description="Ascents, each from random weights and images of the balls.")
     steps: PositiveInt = Field(default=20, description="Steps of each ascent, and of the attack of `frozen`.")
-    step: Step = None
-    weight_step: Number | None = Field(
-        default=None, gt=0, description="Step size of the weights, in units of xi=1; by default 2.5 xi / updates."
+    step: shared.Step = None
+    weight_step: shared.Step = Field(
+        default=None, description="Step size of the weights, in units of xi=1; by default 2.5 xi / updates."
     )
     batch: NonNegativeInt = Field(default=0, description="Examples per update of the weights; 0: all of them.")
     keep: Literal["best", "last"] = Field(default="best", description="Iterate of an ascent that counts.")
     warm: bool = Field(default=False, description="Under `joint`: one more ascent, from where `frozen` ends.")
     strong_steps: PositiveInt = Field(default=40, description="Steps of the attack at the end of each ascent.")
-    logits: Logits = "plain"
-    reference: Reference = "matched"
-    reference_restarts: ReferenceRestarts = 10
+    logits: shared.Logits = "plain"
+    reference: shared.Reference = "matched"
+    reference_restarts: shared.ReferenceRestarts = 10
 
-    _attacked = model_validator(mode="after")(reference_is_attacked)
+    _attacked = model_validator(mode="after")(shared.reference_is_attacked)
 
+
+STRONG, STRONG_BACK = "2 * restarts * (strong_steps + 1)", "2 * restarts * strong_steps"
+"""Forward and backward passes of the strong attacks."""
 
 INFO = MeasureInfo(
     name="worst-case",
@@ -102,10 +92,8 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen", "joint"),
     passes={
         "clean": Passes("restarts * (steps + 2)", "restarts * steps"),
-        "frozen": Passes(
-            f"steps + 1 + restarts * (steps + 2) + {STRONG[0]}", f"steps + restarts * steps + {STRONG[1]}"
-        ),
-        "joint": Passes(f"2 * restarts * (steps + 1) + {STRONG[0]}", f"2 * restarts * steps + {STRONG[1]}"),
+        "frozen": Passes(f"steps + 1 + restarts * (steps + 2) + {STRONG}", f"steps + restarts * steps + {STRONG_BACK}"),
+        "joint": Passes(f"2 * restarts * (steps + 1) + {STRONG}", f"2 * restarts * steps + {STRONG_BACK}"),
     },
     powers={"layers": 0},
 )
@@ -145,7 +133,7 @@ class WorstCase(Measure):
 
     def _oracle(self, coupling: Literal["clean", "frozen"]) -> Oracle:
         params = self.params
-        attack = OracleParams(coupling=coupling, steps=params.steps, step=params.step, logits=params.logits)
+        attack = shared.OracleParams(coupling=coupling, steps=params.steps, step=params.step, logits=params.logits)
         return Oracle(self.threat, attack)
 
     def _space(self, model: nn.Module) -> WeightSpace:
@@ -168,7 +156,7 @@ class WorstCase(Measure):
     def strong(self, model: nn.Module, examples: Examples, workspace: Workspace, climb: Climb) -> Tensor:
         """Losses at w + nu under a longer attack that also starts from the images of the climb, float64 [N]."""
         params = self.params
-        attack = OracleParams(coupling="reattack", warm=True, steps=params.strong_steps, logits=params.logits)
+        attack = shared.OracleParams(coupling="reattack", warm=True, steps=params.strong_steps, logits=params.logits)
         oracle = Oracle(self.threat, attack)
         oracle.images = climb.images
         with WeightSpace(model).moved(climb.nu):

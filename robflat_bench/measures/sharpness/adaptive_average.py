@@ -64,7 +64,7 @@ class AdaptiveAverage(Measure):
         params, space = self.params, WeightSpace(model)
         noise = normal_like if params.ball == "l2" else uniform_like
         moves = random_moves(space, self._scaled, params.draws, workspace.seed, INFO.name, noise=noise)
-        return mean_rise(*losses_after(self, space, model, examples, workspace, moves))
+        return mean_rise(*losses_after(self, space, examples, workspace, moves))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.rho * z * (w.abs() if self.params.adaptive else 1)

@@ -71,7 +71,7 @@ class LocalEntropy(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model)
         moves = random_moves(space, lambda z, w: self._std(w) * z, self.params.draws, workspace.seed, INFO.name)
-        reference, losses = losses_after(self, space, model, examples, workspace, moves)
+        reference, losses = losses_after(self, space, examples, workspace, moves)
         means = losses.mean(1)
         weights = np.exp(means.min() - means)  # e_k, relative to the lowest loss so that nothing underflows
         sample = float(weights.sum() ** 2 / (weights**2).sum())

@@ -61,7 +61,7 @@ class LPF(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model)
         moves = random_moves(space, self._scaled, self.params.draws, workspace.seed, INFO.name)
-        return mean_rise(*losses_after(self, space, model, examples, workspace, moves))
+        return mean_rise(*losses_after(self, space, examples, workspace, moves))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.std * z * (by_filter(w) if self.params.filter_normalised else 1)
