@@ -112,6 +112,13 @@ def frozen_statistics(*models: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def gradient_at(model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
+    """The gradient of each example's objective with respect to its image, [B,C,H,W]."""
+    variable = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(model(variable)).sum(), variable)
+    return gradient
+
+
 def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
     """The nearest images in the l-inf ball around x and in [0,1]; epsilon may be per example, [B,1,1,1]."""
     return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
@@ -133,7 +140,7 @@ class Ascent(NamedTuple):
         """x with losses of -infinity, which any other loss exceeds."""
         return cls(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
 
-    def highest(self, other: Ascent) -> Ascent:
+    def improved_by(self, other: Ascent) -> Ascent:
         """The iterate with the higher loss for each example; the one of `self` where losses are equal."""
         better = other.loss > self.loss
         return Ascent(_each(better, other.x, self.x), torch.where(better, other.loss, self.loss))
@@ -183,7 +190,7 @@ def ascend(
                 loss = objective(logits)
                 total = loss.sum()
             here = Ascent(current, loss.detach())
-            best = best.highest(here) if moving is None else here
+            best = best.improved_by(here) if moving is None else here
             if not last:
                 (gradient,) = torch.autograd.grad(total, variable)
                 stepped = project(current + step * gradient.sign(), x, epsilon)
@@ -242,9 +249,7 @@ class TrainingAttack(InnerAttack):
 
     def gradient(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         with self.attacking(model):
-            variable = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(objective(model(variable)).sum(), variable)
-        return gradient
+            return gradient_at(model, x, objective)
 
     def within(self, epsilon: float) -> TrainingAttack:
         return replace(self, epsilon=epsilon)

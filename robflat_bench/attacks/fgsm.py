@@ -10,10 +10,9 @@ from __future__ import annotations
 from robflat_bench.core import Attack, AttackInfo, Examples, Passes, lazy_imports
 
 with lazy_imports():
-    import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import attacked, cross_entropy, project
+    from robflat_bench.attacks.engine import attacked, cross_entropy, gradient_at, project
 
 
 INFO = AttackInfo(
@@ -30,9 +29,7 @@ class FGSM(Attack):
     """Returns the full step even where it lowers the loss."""
 
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
+        x, epsilon = examples.x, self.threat.epsilon
         with attacked(model):
-            variable = examples.x.detach().clone().requires_grad_()
-            loss = cross_entropy(examples.y)(model(variable)).sum()
-            (gradient,) = torch.autograd.grad(loss, variable)
-        epsilon = self.threat.epsilon
-        return project(examples.x + epsilon * gradient.sign(), examples.x, epsilon)
+            gradient = gradient_at(model, x, cross_entropy(examples.y))
+        return project(x + epsilon * gradient.sign(), x, epsilon)

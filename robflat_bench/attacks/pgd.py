@@ -81,7 +81,7 @@ class PGD(Attack):
         with attacked(model), folded(model, x):
             for start in [*self._starts(examples, seed), *([] if warm is None else [warm])]:
                 found = ascend(model, x, start, objective, epsilon=epsilon, step=step, steps=self.params.steps)
-                best = best.highest(found)
+                best = best.improved_by(found)
         return best
 
     def _starts(self, examples: Examples, seed: int) -> Iterator[Tensor]:

@@ -72,7 +72,7 @@ def small_examples(count: int = 7, dtype: torch.dtype = torch.float64, classes: 
 
 
 class Recording(nn.Module):
-    """Keeps every input its network was asked about."""
+    """Keeps every input of its network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def naive_pgd(
     step: float,
     steps: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Every iterate, start included, and the objective at each, the long way round."""
+    """Every iterate, start included, and the objective at each, written as a plain loop."""
 
     def into(moved: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(moved, x - epsilon), x + epsilon).clamp(0, 1)
@@ -250,7 +250,7 @@ def test_attacks_stay_in_ball_and_box_and_use_them(name, dtype):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_leave_no_trace(name):
+def test_attacks_change_neither_model_nor_images_nor_random_state(name):
     examples, model = small_examples(), small_net()
     model[0].train()
     model[3].weight.requires_grad_(False)
@@ -420,7 +420,7 @@ def test_pgd_default_step_is_a_quarter_of_epsilon():
     assert not torch.equal(found[0], found[2])
 
 
-def test_more_restarts_never_lose():
+def test_more_restarts_never_lower_the_loss():
     model, examples = small_net(), small_examples(40)
     one, five = (
         PGD(PGDParams(steps=2, restarts=restarts), Threat(0.1)).maximise(model, examples, 0).loss for restarts in (1, 5)
@@ -429,7 +429,7 @@ def test_more_restarts_never_lose():
     assert (five > one).any()
 
 
-def test_pgd_starts_belong_to_the_example_not_to_its_place():
+def test_pgd_starts_depend_on_the_index_of_an_example_not_on_its_position():
     model, examples = small_net(), small_examples(20)
     pgd = PGD(PGDParams(steps=1, restarts=2), Threat(0.1))
     found = pgd.maximise(model, examples, 0)
@@ -445,7 +445,7 @@ def test_pgd_starts_belong_to_the_example_not_to_its_place():
 
 
 @pytest.mark.parametrize("batch", [1, 6, 20, 64])
-def test_pgd_does_not_see_the_memory_batch(batch):
+def test_memory_batch_does_not_change_pgd(batch):
     model, examples = small_net(), small_examples(20)
     pgd = PGD(PGDParams(steps=3, restarts=2), Threat(0.1))
     found = pgd.run(model, examples, Workspace(batch=batch, seed=5))
@@ -458,7 +458,7 @@ def test_pgd_does_not_see_the_memory_batch(batch):
 
 
 class Remembering(Journal):
-    """Keeps units in a dictionary, and dies when asked to compute one more than it may."""
+    """Keeps units in a dictionary, and raises an error after a number of computed units."""
 
     def __init__(self, lives: float = math.inf, kept: dict[str, Mapping[str, np.ndarray]] | None = None) -> None:
         self.lives = lives
@@ -476,7 +476,7 @@ class Remembering(Journal):
 
 
 class Coarse(nn.Module):
-    """Sees images in 8 grey levels: no gradient reaches the pixels, so only queries and luck break it."""
+    """Rounds images to 8 grey levels: no gradient reaches the pixels, so only queries and random starts break it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -487,7 +487,7 @@ class Coarse(nn.Module):
 
 
 class Sharp(nn.Module):
-    """So sure of itself that the cross-entropy has hardly any gradient: later stages find what the first missed."""
+    """Has logits so large that the cross-entropy has hardly any gradient: later stages find what the first missed."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -499,7 +499,7 @@ class Sharp(nn.Module):
 
 @pytest.fixture(scope="module")
 def perceptron() -> nn.Module:
-    """A small float32 network that knows its digits, about half of them also at epsilon 0.1."""
+    """A small float32 network that classifies most digits correctly, about half of them also at epsilon 0.1."""
     examples = digits(0, 600)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -532,7 +532,7 @@ def flags(model: nn.Module, x_adv: Tensor, examples: Examples) -> Tensor:
 
 @pytest.fixture
 def small_budgets(monkeypatch):
-    """The original with fewer iterations and queries, whoever constructs it."""
+    """The original with fewer iterations and queries, in the adapter and in the reference."""
     set_version = pyautoattack.AutoAttack._set_version
 
     def smaller(self, version="standard"):
@@ -545,7 +545,7 @@ def small_budgets(monkeypatch):
     monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", smaller)
 
 
-def test_apgd_tier_is_the_authors_code_with_survivors_regrouped(perceptron):
+def test_apgd_tier_equals_the_authors_code_with_unbroken_examples_regrouped(perceptron):
     examples, journal = digits(1000, 1034), Remembering()
     ours = AutoAttack(AutoAttackParams(version="apgd", batch=12), Threat(0.1))
     weights, random_state = copy.deepcopy(perceptron.state_dict()), torch.get_rng_state()
@@ -571,7 +571,7 @@ def test_apgd_tier_draws_with_the_given_seed(perceptron):
 
 
 def check_standard_version(model: nn.Module, examples: Examples, epsilon: float, batch: int) -> dict[str, int]:
-    """The adapter does what the original does; how many examples each stage broke."""
+    """Compare the adapter with the original; return how many examples each stage broke."""
     journal = Remembering()
     ours = AutoAttack(AutoAttackParams(batch=batch), Threat(epsilon))
     random_state = torch.get_rng_state()
@@ -592,27 +592,27 @@ def check_standard_version(model: nn.Module, examples: Examples, epsilon: float,
 
 
 @pytest.mark.usefixtures("small_budgets")
-def test_standard_version_is_the_authors_code(perceptron):
+def test_standard_version_equals_the_authors_code(perceptron):
     broken = check_standard_version(Sharp(perceptron).eval(), digits(1000, 1030), 0.1, batch=30)
     assert broken["apgd-ce"] > 0 < broken["apgd-t"]
     assert broken["fab-t"] > 0, "it tries classes that the shortened apgd-t left out"
 
 
 @pytest.mark.usefixtures("small_budgets")
-def test_standard_version_is_the_authors_code_where_gradients_are_masked(perceptron):
+def test_standard_version_equals_the_authors_code_where_gradients_are_masked(perceptron):
     broken = check_standard_version(Coarse(perceptron).eval(), digits(1000, 1014), 0.17, batch=6)
     assert broken["apgd-ce"] > 0, "by its random start"
     assert broken["square"] > 0, "the one stage that needs no gradient"
 
 
 @pytest.mark.slow
-def test_standard_version_is_the_authors_code_at_full_budget(perceptron):
+def test_standard_version_equals_the_authors_code_at_full_budget(perceptron):
     broken = check_standard_version(perceptron, digits(1000, 1012), 0.12, batch=6)
     assert broken["apgd-ce"] > 0
 
 
 @pytest.mark.usefixtures("small_budgets")
-def test_folding_moves_hardly_a_flag_and_without_it_none(monkeypatch):
+def test_folding_changes_at_most_one_flag_and_without_folding_none_changes(monkeypatch):
     """On a network with batch normalisation: plain is the authors' code, pixel for pixel; fast rounds differently."""
     model = residual()
     examples = digits(1000, 1060)
@@ -633,7 +633,7 @@ def test_folding_moves_hardly_a_flag_and_without_it_none(monkeypatch):
 
 
 def residual() -> nn.Module:
-    """resnet8(width=4) whose statistics have seen digits, fitted to them for a few steps, float32."""
+    """resnet8(width=4) in float32, trained on digits for a few steps."""
     model = resnet8(ResNet8Params(width=4), ImageShape(1, 8, 10, (0.3,), (0.37,)), "relu")
     initialize(model, generator(2, "init"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -674,7 +674,7 @@ def test_autoattack_resumes_bit_for_bit(perceptron, lives):
     assert dying.computed + second.computed == undisturbed.computed, "nothing twice, nothing left out"
 
 
-def test_autoattack_where_nothing_stands(perceptron):
+def test_autoattack_returns_the_images_if_all_are_misclassified(perceptron):
     examples = digits(1000, 1010)
     wrong = Examples(examples.x, (perceptron(examples.x).argmax(1) + 1) % 10, examples.index)
     x_adv = AutoAttack(AutoAttackParams(), Threat(0.1)).run(perceptron, wrong, Workspace())

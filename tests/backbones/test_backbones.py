@@ -98,7 +98,7 @@ def test_own_networks_do_not_import_timm() -> None:
 @pytest.mark.parametrize(
     "bad", [{"width": 0}, {"strides": [1, 2]}, {"strides": [1, 2, 3]}, {"stem_stride": 3}, {"depth": 8}]
 )
-def test_parameters_out_of_range(bad: dict[str, Any]) -> None:
+def test_parameters_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ResNet8Params(**bad)
 
@@ -107,14 +107,14 @@ def test_parameters_out_of_range(bad: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_logits(name: str) -> None:
+def test_logits_have_one_column_per_class(name: str) -> None:
     factory, params = OWN[name]
     model = factory(params, CIFAR, "relu").eval()
     with torch.no_grad():
         assert model(images(CIFAR)).shape == (2, 10)
 
 
-def test_logits_of_digits() -> None:
+def test_digits_give_float32_logits() -> None:
     model = resnet8(ResNet8Params(), DIGITS, "relu").eval()
     assert model(images(DIGITS)).shape == (2, 10)
     assert model(images(DIGITS)).dtype == torch.float32
@@ -145,7 +145,7 @@ def counted(widths: list[int], blocks: int, stem: int, preactivated: bool, class
         ("wrn-34-10", counted([160, 320, 640], 5, 16, True), 46_160_474),
     ],
 )
-def test_parameter_count(name: str, by_hand: int, published: int | None) -> None:
+def test_parameter_count_equals_the_published_one(name: str, by_hand: int, published: int | None) -> None:
     factory, params = OWN[name]
     assert size(factory(params, CIFAR, "relu")) == by_hand
     assert published is None or published == by_hand
@@ -165,7 +165,7 @@ def test_strides_set_the_resolution(strides: tuple[Any, Any, Any], stem_stride: 
     assert seen == sizes
 
 
-def test_parameter_names() -> None:
+def test_parameter_names_are_the_documented_ones() -> None:
     names = [name for name, _ in slim("resnet8").named_parameters()]
     assert len(names) == len(set(names))
     assert {
@@ -204,7 +204,7 @@ def conv(module: Any, x: Tensor, stride: int = 1) -> Tensor:
 
 @pytest.mark.parametrize(("inputs", "stride"), [(6, 1), (6, 2), (4, 1)])
 @pytest.mark.parametrize("kind", [PostActivation, PreActivation])
-def test_block_formula(kind: Any, inputs: int, stride: int) -> None:
+def test_block_equals_its_formula(kind: Any, inputs: int, stride: int) -> None:
     block = kind(inputs, 6, stride, nn.SiLU).double()
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -226,7 +226,7 @@ def test_block_formula(kind: Any, inputs: int, stride: int) -> None:
 # --- input and activation ----------------------------------------------------------------------------------
 
 
-def test_normalisation_formula() -> None:
+def test_normalisation_equals_its_formula() -> None:
     model = Normalized(nn.Identity(), CIFAR).double()
     x = images(CIFAR).double()
     for channel in range(3):
@@ -253,7 +253,7 @@ def test_activation_swaps_every_activation(name: str, activation: str) -> None:
     assert counts == {key: expected * (key == activation) for key in ACTIVATION_NAMES}
 
 
-def test_unknown_activation() -> None:
+def test_unknown_activation_is_refused() -> None:
     with pytest.raises(UsageError, match="relu, silu, gelu, mish"):
         resnet8(ResNet8Params(), DIGITS, "swish")
 
@@ -271,7 +271,7 @@ def test_initialisation_is_a_function_of_the_generator(name: str) -> None:
         assert torch.equal(value, other.get_parameter(key)) is not drawn
 
 
-def test_initialisation_forgets_what_was_there() -> None:
+def test_initialisation_does_not_depend_on_earlier_weights() -> None:
     model, fresh = slim("resnet18", seed=1), slim("resnet18", seed=1)
     with torch.no_grad():
         for p in model.parameters():
@@ -291,7 +291,7 @@ def test_initialisation_ignores_layout_and_dtype() -> None:
         assert torch.equal(value.double(), moved.get_parameter(key))
 
 
-def test_initial_distribution() -> None:
+def test_initial_weights_have_the_declared_standard_deviation() -> None:
     model = resnet18(ResNet18Params(), CIFAR, "silu")
     initialize(model, seeded(0))
     for key, value in model.named_parameters():
@@ -428,16 +428,16 @@ def test_timm_has_no_dropout(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet81", "resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"])
-def test_timm_unknown_name(name: str) -> None:
+def test_unknown_timm_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="resnet18" if name != "hf-hub:timm/resnet18.a1_in1k" else "timm has no"):
         timm_model(TimmParams(name=name), CIFAR, "relu")
 
 
-def test_timm_keeps_its_activation() -> None:
+def test_another_activation_for_a_timm_model_is_refused() -> None:
     with pytest.raises(UsageError, match="their own activation"):
         timm_model(TimmParams(name="resnet18"), CIFAR, "silu")
 
 
-def test_timm_images_too_small() -> None:
+def test_images_too_small_for_a_timm_architecture_are_refused() -> None:
     with pytest.raises(UsageError, match="does not take 1x8x8 images"):
         timm_model(TimmParams(name="vit_tiny_patch16_224"), DIGITS, "relu")

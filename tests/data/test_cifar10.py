@@ -183,7 +183,7 @@ def test_environment_names_the_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: None], ids=["empty", "missing"])
-def test_nothing_found_names_layouts_and_ways_out(tmp_path, make):
+def test_error_without_data_names_layouts_and_options(tmp_path, make):
     root = tmp_path / "data"
     make(root)
     with pytest.raises(UsageError) as caught:
@@ -201,7 +201,7 @@ def test_nothing_found_names_layouts_and_ways_out(tmp_path, make):
         assert part in message
 
 
-def test_a_broken_copy_does_not_hide_a_sound_one(tmp_path):
+def test_broken_copy_does_not_hide_a_sound_one(tmp_path):
     write_copy(tmp_path / "broken", train=9)
     (tmp_path / "broken" / "train-0.parquet").write_bytes(b"PAR1 and nothing else")
     write_copy(tmp_path / "sound")
@@ -295,14 +295,14 @@ def test_wrong_column_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])
-def test_truncated_parquet(tmp_path, keep):
+def test_truncated_parquet_is_refused(tmp_path, keep):
     path = write_copy(tmp_path) / "train-0.parquet"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     assert "train-0.parquet: not a readable parquet file" in refusal(tmp_path)
 
 
-def test_parquet_damaged_behind_sound_metadata(tmp_path):
+def test_parquet_damaged_behind_sound_metadata_is_refused(tmp_path):
     path = write_copy(tmp_path) / "train-0.parquet"
     content = bytearray(path.read_bytes())
     content[4:40] = b"\xff" * 36  # the first page's header
@@ -310,18 +310,18 @@ def test_parquet_damaged_behind_sound_metadata(tmp_path):
     assert "train-0.parquet: " in refusal(tmp_path)
 
 
-def test_test_split_missing(tmp_path):
+def test_missing_test_split_is_refused(tmp_path):
     (write_copy(tmp_path) / "test-0.parquet").unlink()
     assert "test-*.parquet: there is no such file" in refusal(tmp_path)
 
 
-def test_same_position_in_two_shards(tmp_path):
+def test_same_index_in_two_shards_is_refused(tmp_path):
     write_copy(tmp_path)
     write_parquet(tmp_path / "train-1.parquet", [GOOD], [1], index=[0])
     assert "two images have the same index" in refusal(tmp_path)
 
 
-def test_limits_hold_before_decoding(tmp_path, monkeypatch):
+def test_too_many_images_and_too_large_files_are_refused_before_decoding(tmp_path, monkeypatch):
     write_copy(tmp_path)
     monkeypatch.setattr(parquet, "decode_image", None)
     monkeypatch.setattr(parquet, "SIZES", {"train": 4, "test": 3})
@@ -331,7 +331,7 @@ def test_limits_hold_before_decoding(tmp_path, monkeypatch):
     assert "more than the 1,000 it may have" in refusal(tmp_path)
 
 
-def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
+def test_parquet_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     write_copy(tmp_path)
     zeros = [bytes(100_000 + i) for i in range(20)]
     write_parquet(tmp_path / "train-0.parquet", zeros, [1] * 20)
@@ -345,7 +345,7 @@ def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_batches_round_trip(tmp_path, monkeypatch):
+def test_batches_are_read_channel_by_channel(tmp_path, monkeypatch):
     planes, y = write_batches(tmp_path / "cifar-10-batches-py", monkeypatch)
     source = load(tmp_path)
     pool = source.pools["train"]
@@ -443,7 +443,7 @@ def test_bad_batch_is_refused(tmp_path, monkeypatch, case):
     assert problem in message
 
 
-def test_missing_and_oversized_batch(tmp_path, monkeypatch):
+def test_missing_and_oversized_batches_are_refused(tmp_path, monkeypatch):
     write_batches(tmp_path / "batches", monkeypatch)
     monkeypatch.setattr(batches, "MAX_BYTES", 100)
     assert "more than the 100 it may have" in refusal(tmp_path)

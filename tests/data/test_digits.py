@@ -16,7 +16,7 @@ def source():
     return load()
 
 
-def test_pool(source):
+def test_pool_holds_all_digits_in_order(source):
     pool = source.pools["train"]
     assert list(source.pools) == ["train"]
     assert source.classes == 10

@@ -1,7 +1,7 @@
-"""`--compile`: the numbers of an eager run, whatever the compiler does with memory, and even if there is none.
+"""`--compile` gives the numbers of an eager run, whatever the compiler does with memory, and without a compiler.
 
-No CUDA device is needed. What its graphs do to a program is done by a backend: all that a graph returns lies in one
-place and is overwritten by the next call, and weights are read where they lay when it was recorded.
+No CUDA device is needed: a backend does here what CUDA graphs do. All outputs of a graph have fixed addresses and are
+overwritten by the next call, and weights are read at the addresses at which the graph was recorded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHAPE = ImageShape(1, 8, 3, (0.5,), (0.5,))
 
 
 def recorded(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., list[object]]:
-    """Its outputs lie in one place, as those of a CUDA graph do, and nothing tells when they are overwritten."""
+    """A compiler whose outputs have fixed addresses and are silently overwritten, as a CUDA graph's are."""
     kept: list[Tensor | None] = []
 
     def replay(*arguments: object) -> list[object]:
@@ -66,8 +66,8 @@ def plain(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
 
 
 class Graphs:
-    """A backend that records where weights are not differentiated, as mode "reduce-overhead" does there, and compiles
-    otherwise; it refuses weights that have moved since."""
+    """A backend that records graphs where weights need no gradient, as mode "reduce-overhead" does, and compiles
+    otherwise. It refuses weights at other addresses."""
 
     def __init__(self) -> None:
         self.compiled = 0
@@ -182,11 +182,11 @@ METHODS = (
 
 
 EAGER = ("free-at(repeats=2)",)
-"""All its images ask for a gradient of their own."""
+"""Methods whose images all need a gradient."""
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_updates_are_the_eager_ones_though_graphs_overwrite_what_they_return(registry, session, method):
+def test_compiled_updates_equal_eager_ones_although_graphs_overwrite_their_outputs(registry, session, method):
     assert updates(registry, method, session) == updates(registry, method, None)
     assert session.notes == []
     assert session.backend.compiled == session.variants
@@ -194,12 +194,12 @@ def test_updates_are_the_eager_ones_though_graphs_overwrite_what_they_return(reg
 
 
 @pytest.mark.parametrize(("bn", "reduced"), [("train", False), ("eval", True), ("train", True)])
-def test_so_are_those_of_other_modes_and_of_bfloat16(registry, session, bn, reduced):
+def test_compiled_updates_equal_eager_ones_in_train_mode_and_in_bfloat16(registry, session, bn, reduced):
     assert updates(registry, "trades", session, bn, reduced) == updates(registry, "trades", None, bn, reduced)
     assert session.notes == []
 
 
-def test_what_a_graph_returned_lives_on(session):
+def test_output_of_a_graph_survives_the_next_replay(session):
     model, (x, _) = network().eval(), images(4)
     session.add(model)
     with captured(model), torch.no_grad():
@@ -208,8 +208,8 @@ def test_what_a_graph_returned_lives_on(session):
     assert not torch.equal(first, second)
 
 
-def test_a_moved_network_is_attacked_as_an_eager_one(session):
-    """Weights that a measure has put elsewhere are read there."""
+def test_attack_on_moved_weights_equals_the_eager_one(session):
+    """A graph reads the weights that a measure has moved, although they have new addresses."""
     model, (x, y) = network().eval(), images(4)
     twin = copy.deepcopy(model)
     session.add(model)
@@ -239,7 +239,7 @@ def test_a_copy_of_a_compiled_network_is_eager(session):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_trying_leaves_no_trace(session, monkeypatch):
+def test_trial_changes_no_state_and_takes_no_time(session, monkeypatch):
     """Statistics, gradients and random numbers are as before, and no time has passed."""
 
     class Time:
@@ -267,13 +267,13 @@ def test_trying_leaves_no_trace(session, monkeypatch):
     assert (clock.now() - began, session.seconds) == (0, 100)
 
 
-def test_what_goes_beyond_the_variants_is_eager(registry, session, monkeypatch):
+def test_variants_beyond_the_limit_are_eager(registry, session, monkeypatch):
     monkeypatch.setattr(compilation, "VARIANTS", 1)
     assert updates(registry, "at", session) == updates(registry, "at", None)
     assert (session.backend.compiled, session.variants) == (1, 1)
 
 
-def test_more_variants_than_torch_takes_by_itself_are_compiled(session):
+def test_more_variants_than_torchs_default_limit_are_compiled(session):
     model = network()
     session.add(model)
     for count in range(2, 14):
@@ -286,7 +286,7 @@ def test_more_variants_than_torch_takes_by_itself_are_compiled(session):
     ("backend", "said"),
     [(no_compiler, "no C"), (not_at_run_time, "does not start"), (not_backward, "does not start")],
 )
-def test_without_a_compiler_it_goes_on_as_if_nobody_had_asked(registry, session, backend, said):
+def test_without_a_compiler_updates_equal_eager_ones(registry, session, backend, said):
     session.backend = backend
     assert updates(registry, "trades+awp", session) == updates(registry, "trades+awp", None)
     (note,) = session.notes
@@ -296,7 +296,7 @@ def test_without_a_compiler_it_goes_on_as_if_nobody_had_asked(registry, session,
     assert session.report()["problem"] in note
 
 
-def test_a_call_that_fails_after_its_trial_is_made_again_eagerly(session):
+def test_call_that_fails_after_its_trial_is_repeated_eagerly(session):
     model, (x, _) = network().eval(), images(4)
     session.add(model)
     calls = []
@@ -325,7 +325,7 @@ settings) and of evaluation; and the loss."""
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", no_compiler])
-def test_a_compiled_run_is_the_same_run(command, finished, tiny, tmp_path, monkeypatch, backend):
+def test_compiled_run_equals_the_eager_run(command, finished, tiny, tmp_path, monkeypatch, backend):
     monkeypatch.setattr(compilation, "Compilation", partial(Compilation, backend=backend))
     done = command("run", "--method", "at", "--protocol", tiny, "--store", tmp_path, "--compile", "--json")
     assert done.code == 0, done.err
@@ -338,7 +338,7 @@ def test_a_compiled_run_is_the_same_run(command, finished, tiny, tmp_path, monke
     assert compiled["variants"] == (1 if backend is no_compiler else VARIANTS_OF_A_RUN)
 
 
-def test_an_evaluation_is_the_same_too(command, finished_copy, tiny, monkeypatch):
+def test_compiled_evaluation_equals_the_eager_one(command, finished_copy, tiny, monkeypatch):
     monkeypatch.setattr(compilation, "Compilation", partial(Compilation, backend="aot_eager"))
     arguments = (
         "evaluate",
@@ -371,7 +371,7 @@ class StopsAt(Observer):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_compiled_run_goes_on_eagerly_and_the_other_way_round(registry, tiny, tmp_path, monkeypatch, first):
+def test_interrupted_compiled_run_resumes_eagerly_and_vice_versa(registry, tiny, tmp_path, monkeypatch, first):
     from robflat_bench.training import loop
 
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
@@ -403,7 +403,7 @@ methods = ["standard"]
 """
 
 
-def test_a_sweep_passes_it_on(command, tiny, tmp_path, monkeypatch):
+def test_sweep_passes_compile_to_its_runs(command, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # in the run's process: no compiler is needed to see that it asks
     (tmp_path / "tiny.toml").write_text(tiny.read_text())
     (tmp_path / "mine.toml").write_text(STUDY)
@@ -414,7 +414,7 @@ def test_a_sweep_passes_it_on(command, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_inductor_computes_what_eager_does(registry):
+def test_inductor_equals_eager_within_rounding(registry):
     """The real compiler, which needs a C++ one here: losses within rounding, and no fallback."""
     session = Compilation("cpu", print)
     found, expected = updates(registry, "trades", session), updates(registry, "trades", None)
