@@ -25,7 +25,6 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
 from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
-from robflat_bench.data.splits import load_splits
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.plan import Plan
@@ -118,8 +117,8 @@ def refusing(task) -> list[str]:
 
 def listed(registry, path: Path, store: Path, seeds: int = 1):
     chosen = load_study(str(path))
-    splits = load_splits(registry, load(registry, chosen.protocol), None)
-    wanted, refused = tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
+    session = Session(registry, load(registry, chosen.protocol), None, Store(store), "cpu")
+    wanted, refused = tasks(session, chosen, seeds)
     assert not refused
     return wanted
 
