@@ -69,14 +69,15 @@ def timm_model(params: TimmParams, shape: ImageShape, activation: str) -> nn.Mod
             network = _create(params.name, shape)
             if shape.size <= SMALL:
                 _keep_resolution(network)
-            _try_forward(network, shape)
+            with torch.no_grad():  # in eval mode, so that no statistics move
+                network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))
         except Exception as error:  # each architecture fails in its own way on images too small for it
             size = f"{shape.channels}x{shape.size}x{shape.size}"
             raise UsageError(
                 f"timm's {params.name} does not take {size} images: {error}; choose another architecture"
             ) from error
     _disable_dropout(network)
-    return Normalized(network, shape)
+    return Normalized(network.train(), shape)
 
 
 def _create(name: str, shape: ImageShape) -> nn.Module:
@@ -98,13 +99,6 @@ def _keep_resolution(network: nn.Module) -> None:
     if isinstance(stem, nn.Conv2d) and stem.kernel_size == (7, 7) and hasattr(network, "maxpool"):
         network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=stem.bias is not None)
         network.maxpool = nn.Identity()
-
-
-def _try_forward(network: nn.Module, shape: ImageShape) -> None:
-    """Run one image, in eval mode so that no statistics move, to raise the network's own error."""
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))
-    network.train()
 
 
 def _disable_dropout(network: nn.Module) -> None:

@@ -50,7 +50,7 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     """Say all about one component, protocol, study or experiment; `kind:name` where two kinds share a NAME."""
     from robflat_bench.config.study import studies
     from robflat_bench.core import UsageError
-    from robflat_bench.experiments import EXPERIMENTS
+    from robflat_bench.experiments import experiments
     from robflat_bench.registry.registry import KINDS as kinds
     from robflat_bench.registry.validation import did_you_mean
 
@@ -61,7 +61,7 @@ def info(name: str, files: tuple[Path, ...], as_json: bool) -> None:
     }
     catalogues["protocol"] = registry.protocols, functools.partial(_protocol, registry, short)
     catalogues["study"] = studies(), functools.partial(_study, registry, short)
-    catalogues["experiment"] = (row.name for row in EXPERIMENTS), functools.partial(_experiment, registry, short)
+    catalogues["experiment"] = experiments(), functools.partial(_experiment, registry, short)
     if wanted not in ("", *catalogues):
         raise UsageError(f"'{wanted}' is no kind; there are {', '.join(catalogues)}")
     found = [kind for kind, (names, _) in catalogues.items() if wanted in ("", kind) and short in names]
@@ -180,16 +180,16 @@ def _studies(registry: Registry, pattern: str) -> list[dict[str, Any]]:
 def _experiments(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     import fnmatch
 
-    from robflat_bench.experiments import EXPERIMENTS
+    from robflat_bench.experiments import experiments
 
-    return [_experiment(registry, name) for name in fnmatch.filter(sorted(row.name for row in EXPERIMENTS), pattern)]
+    return [_experiment(registry, name) for name in fnmatch.filter(experiments(), pattern)]
 
 
 def _experiment(registry: Registry, name: str) -> dict[str, Any]:
     from robflat_bench import __version__
-    from robflat_bench.experiments import EXPERIMENTS
+    from robflat_bench.experiments import experiments
 
-    (found,) = [row for row in EXPERIMENTS if row.name == name]
+    found = experiments()[name]
     row = {"name": name, "kind": "experiment", "summary": found.summary, "provider": f"robflat-bench {__version__}"}
     return {**row, "reads": found.reads, **_parameters(found.params)}
 

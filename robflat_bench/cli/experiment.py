@@ -92,17 +92,17 @@ def conduct(
     from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments import work
-    from robflat_bench.experiments.subject import find_subjects, ready
+    from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.results.store import Store
 
     runs = Store(store)
     session = Session(registry, given, data, runs, choose_device(device))
-    found = find_subjects(session, models, chosen.experiment.reads, backbone, checkpoint)
+    found = find_models(session, models, chosen.experiment.reads, backbone, checkpoint)
     session = session.under(found[0].protocol)
-    subjects = [ready(session, model) for model in found]
+    subjects = [open_model(session, model) for model in found]
     with Progress() as progress:
-        document = work.conduct(chosen, subjects, runs, progress)
-    written = work.publish(document, runs, out)
+        document = work.run_experiment(chosen, subjects, runs, progress)
+    written = work.write_document(document, runs, out)
     if as_json:
         output.emit_json(document.model_dump(mode="json"))
         return

@@ -68,7 +68,7 @@ class Batch:
     ----------
     index: int64 [B], positions among the training examples; -1 for any other image.
     x: float [B,C,H,W] in [0,1], the images that the attack starts from.
-    y: int64 [B], the labels that the attack maximises the loss of.
+    y: int64 [B], the labels that the attack works against.
     target: float [B,K], rows sum to 1; the distribution that the loss compares predictions with.
     weight: float [B], at least 0; weight of each example in the mean loss.
     moment: epoch and update.

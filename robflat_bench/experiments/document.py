@@ -1,6 +1,6 @@
-"""The JSON of an experiment: what was read from which models, under which protocol. A figure is drawn from it alone.
+"""The JSON document of an experiment: the values read from each model, and the protocol. The figure needs nothing else.
 
-A document may come from a stranger (`experiment redraw`): its size, names and numbers are checked before it is drawn.
+Anyone may send a document to `experiment redraw`, so its size, names and numbers are checked before it is drawn.
 """
 
 from __future__ import annotations
@@ -9,32 +9,30 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import ProtocolRef
-from robflat_bench.core import CheckFailed, UsageError
-from robflat_bench.registry.validation import explain
+from robflat_bench.core import CheckFailed, Params, UsageError
+from robflat_bench.registry.components import parse
+from robflat_bench.registry.validation import explain, validate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from robflat_bench.experiments.trained_model import TrainedModel
+    from robflat_bench.results.store import StoredJournal
 
 MAX_BYTES = 16 * 1024 * 1024
+"""Size limit of a document."""
 Text = Annotated[str, Field(max_length=300)]
+ExperimentText = Annotated[str, Field(max_length=2000)]
 
 
-class Row(Strict):
-    """What an experiment reads from one model. `n`: on how many test examples."""
-
-    n: int
-
-    @property
-    @abstractmethod
-    def brief(self) -> dict[str, float | None]:
-        """The few numbers the command's table shows, by column."""
-
-
-class Value(Strict):
-    """A number (None: it has none here) with its standard error (None: not defined) over n examples."""
+class Estimate(Strict):
+    """A number with its standard error over `n` examples; None where the number or its error is undefined."""
 
     value: float | None
     standard_error: float | None
@@ -42,13 +40,22 @@ class Value(Strict):
 
     @property
     def drawn(self) -> float:
-        """What a figure shows: nothing, where there is no value."""
+        """The value as a figure draws it: NaN, a gap, where the value is None."""
         return math.nan if self.value is None else self.value
 
 
-class About(Strict):
-    """Which model: the label of its run (or name of its file), training seed, checkpoint, epoch counted from 0, and the
-    run's early-stopping epoch."""
+class MeasuredValue(Estimate):
+    """A measurement with the measure's details, or the reason why the measure has no value."""
+
+    details: dict[str, float] = Field(default_factory=dict)
+    reason: Text = ""
+
+
+class ModelRef(Strict):
+    """Names the weights that were read: label of the run (or name of the file), training seed and checkpoint.
+
+    `epoch` and the early-stopping epoch `best_epoch` count from 0. `weights` is the digest of the weights.
+    """
 
     label: Text
     seed: int | None
@@ -59,21 +66,60 @@ class About(Strict):
     weights: Text
 
 
-R = TypeVar("R", bound=Row)
+class Experiment(Strict):
+    """Base of every experiment. The class says how to read and to draw; an instance holds the values of one model.
+
+    Attributes
+    ----------
+    name, summary
+        As `robflat-bench list experiments` shows them.
+    params
+        The model of the experiment's parameters.
+    reads
+        The weights of each model: the `chosen` checkpoint, `both` best and last, or every `kept` epoch. The latter two
+        take runs only, no weights files.
+    n
+        Number of test examples.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    params: ClassVar[type[Params]]
+    reads: ClassVar[Literal["chosen", "both", "kept"]] = "chosen"
+
+    n: int
+
+    @classmethod
+    @abstractmethod
+    def read(cls, model: TrainedModel, params: Any, journal: StoredJournal) -> Self:
+        """Read the values of one model; every piece of work is a unit of the journal, so that it can resume."""
+
+    @property
+    @abstractmethod
+    def brief(self) -> dict[str, float | None]:
+        """The few numbers that the command's table shows, by column."""
+
+    @staticmethod
+    @abstractmethod
+    def draw(document: Document[Any]) -> Figure:
+        """Draw the figure from the document alone."""
 
 
-class Reading(Strict, Generic[R]):
-    """One model and what was read from it."""
-
-    model: About
-    values: R
+E = TypeVar("E", bound=Experiment)
 
 
-class Document(Strict, Generic[R]):
-    """All a figure shows. Losses and flatness are in nats."""
+class ModelReading(Strict, Generic[E]):
+    """One model and the values read from it."""
+
+    model: ModelRef
+    values: E
+
+
+class Document(Strict, Generic[E]):
+    """Everything a figure shows. Losses and flatness are in nats."""
 
     schema_version: Literal[1] = 1
-    experiment: Annotated[str, Field(max_length=2000)]
+    experiment: ExperimentText
     protocol: ProtocolRef
     dataset: Text
     dataset_checksum: Text
@@ -81,11 +127,34 @@ class Document(Strict, Generic[R]):
     epsilon: float
     evaluation_seed: int
     numerics: int
-    readings: tuple[Reading[R], ...] = Field(min_length=1, max_length=1000)
+    readings: tuple[ModelReading[E], ...] = Field(min_length=1, max_length=1000)
+
+    @property
+    def values(self) -> list[E]:
+        """The values of each model."""
+        return [reading.values for reading in self.readings]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each model in a legend."""
+        return names([reading.model for reading in self.readings])
+
+    @property
+    def params(self) -> Any:
+        """The experiment's parameters."""
+        return validate(self.values[0].params, parse(self.experiment)[1], self.experiment)
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows of the summary: label, seed, checkpoint, then the numbers of `Experiment.brief`."""
+        briefs = [values.brief for values in self.values]
+        columns = list(dict.fromkeys(column for brief in briefs for column in brief))
+        models = [[reading.model.label, reading.model.seed, reading.model.checkpoint] for reading in self.readings]
+        rows = [[*model, *map(brief.get, columns)] for model, brief in zip(models, briefs, strict=True)]
+        return ["model", "seed", "checkpoint", *columns], rows
 
 
-def names(models: Sequence[About], among: Sequence[str] = ("seed", "checkpoint", "weights")) -> list[str]:
-    """What each model is called in a legend: its label, and of these properties what tells equal labels apart."""
+def names(models: Sequence[ModelRef], among: Sequence[str] = ("seed", "checkpoint", "weights")) -> list[str]:
+    """Name each model for a legend: its label, plus those properties of `among` that distinguish equal labels."""
     found = [model.label for model in models]
     for key in among:
         if len({*found}) < len(found) and len({getattr(model, key) for model in models}) > 1:
@@ -94,26 +163,26 @@ def names(models: Sequence[About], among: Sequence[str] = ("seed", "checkpoint",
     return found
 
 
-def read_document(path: Path) -> bytes:
-    """The file's bytes; UsageError where there is none, CheckFailed where it is too large."""
+class Heading(Strict):
+    """The part of a document that names its experiment, which decides how the rest is read."""
+
+    model_config = ConfigDict(extra="ignore")
+    experiment: ExperimentText
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes; UsageError where it cannot be read, CheckFailed where it is too large."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise CheckFailed(f"{path} is larger than {MAX_BYTES} bytes, which no experiment writes")
+            raise CheckFailed(f"{path} is larger than {MAX_BYTES} bytes; documents of experiments are smaller")
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; name the JSON file of an experiment") from None
 
 
-class Headed(Strict):
-    """Only what a document says of its experiment: what the rest must look like follows from it."""
-
-    model_config = ConfigDict(extra="ignore")
-    experiment: Annotated[str, Field(max_length=2000)]
-
-
-def parsed(raw: bytes, model: type[Any], source: str) -> Any:
-    """`raw` as that model; CheckFailed naming the source and the first problem."""
+def parsed(raw: bytes, model: type[Any], source: object) -> Any:
+    """`raw` validated as that model; CheckFailed names the source and the first problem."""
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise CheckFailed(f"{source} is no experiment's JSON: {explain(error, model)}") from None
+        raise CheckFailed(f"{source} is not the JSON of an experiment: {explain(error, model)}") from None

@@ -1,7 +1,7 @@
-"""How every figure looks: one style, colours for all eyes (Okabe & Ito), a legend beside the data, a caption below.
+"""The style of every figure: colours for colour-blind readers (Okabe & Ito), legend above the panels, caption below.
 
-Files are the same bytes for the same document and matplotlib: no dates, a fixed salt for SVG identifiers, no setting
-of the user's. Figures are made without pyplot, so no window and no global state is involved.
+The same document and matplotlib give the same bytes: files carry no date, SVG identifiers have a fixed salt, and the
+user's matplotlib settings are ignored. Figures are made without pyplot: no window opens, no global state changes.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib.style
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from robflat_bench.experiments.document import Document
+from robflat_bench.experiments.document import Document, Estimate
 
 STYLE = {
     "font.size": 9.5,
@@ -42,36 +43,47 @@ STYLE = {
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-Dashes = Literal["-", "--", "-.", ":"]
+DASHES = ("-", "--", "-.", ":")
+GREY = "#555555"
 WIDE = 1.5
 """Decades beyond which values are drawn on a log scale."""
 
 
-class Look(NamedTuple):
-    """How the k-th model is drawn; the 7 x 4 first ones all differ."""
-
-    color: str
-    marker: str
-    linestyle: Dashes
+def look(k: int) -> dict[str, Any]:
+    """Colour, marker and line style of the k-th model; the first 28 differ."""
+    return {"color": COLOURS[k % 7], "marker": MARKERS[k % 7], "linestyle": DASHES[k // 7 % 4]}
 
 
-def look(k: int) -> Look:
-    return Look(COLOURS[k % 7], MARKERS[k % 7], get_args(Dashes)[k // 7 % 4])
+def entry(label: str, **style: Any) -> Line2D:
+    """An entry of a legend, grey unless the style has a colour."""
+    return Line2D([], [], label=plain(label), **{"color": GREY, **style})
 
 
-def figure(columns: int, rows: int = 1, width: float = 4.2, height: float = 3.2, **shared: Any) -> tuple[Figure, Any]:
-    """A figure and its axes [rows, columns]; sizes in inches, of one panel."""
+def entries(names: Iterable[str], **style: Any) -> list[Any]:
+    """An entry for each model in its look; `style` replaces parts of it."""
+    return [entry(name, **{**look(k), **style}) for k, name in enumerate(names)]
+
+
+def errorbars(axes: Axes, x: Sequence[Any], values: Sequence[Estimate], k: int, **style: Any) -> None:
+    """Values of the k-th model with their standard errors (0 where undefined)."""
+    errors = [value.standard_error or 0.0 for value in values]
+    y = [value.drawn for value in values]
+    axes.errorbar(x, y, errors, **{"color": look(k)["color"], "marker": look(k)["marker"], **style})
+
+
+def panels(columns: int, rows: int = 1, width: float = 4.2, height: float = 3.2, **shared: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, an array [rows, columns]; width and height of one panel in inches."""
     made = Figure(figsize=(max(width * columns, 5.2), height * rows + 1.0))
     return made, made.subplots(rows, columns, squeeze=False, **shared)
 
 
 def plain(text: str) -> str:
-    """Text in which nothing is read as mathematics."""
+    """Escape `$`, so that matplotlib draws the text as it is."""
     return text.replace("$", r"\$")
 
 
 def finish(made: Figure, document: Document[Any], title: str, notes: str, legend: list[Any] | None = None) -> Figure:
-    """Title and legend above the panels, the caption with protocol, n and seeds below."""
+    """Add title and legend above the panels, and below them a caption with protocol, n and seeds."""
     if legend:
         # The legend carries the title: a figure's own would be laid out in the same place.
         columns = max(1, min(len(legend), int(made.get_figwidth() / 1.9)))
@@ -95,13 +107,13 @@ def finish(made: Figure, document: Document[Any], title: str, notes: str, legend
 
 
 def wide(values: Iterable[float]) -> bool:
-    """Whether the values ask for a log scale: all positive, and more than 1.5 decades between them."""
+    """Whether the finite values are all positive and span more than `WIDE` decades."""
     found = [value for value in values if math.isfinite(value)]
     return bool(found) and min(found) > 0 and max(found) / min(found) > 10**WIDE
 
 
 def log_where_wide(axes: Axes, values: Iterable[float], axis: str = "y") -> bool:
-    """Set the scale the values ask for, with ticks in plain numbers; whether it is a log scale."""
+    """Set a log scale with ticks in plain numbers where the values are `wide`; True if set."""
     if not wide(values):
         return False
     which = getattr(axes, f"{axis}axis")
@@ -113,7 +125,7 @@ def log_where_wide(axes: Axes, values: Iterable[float], axis: str = "y") -> bool
 
 
 def round_levels(low: float, high: float, count: int = 10) -> tuple[np.ndarray, bool]:
-    """At most about `count` round numbers that cover [low, high], and whether they are spaced as on a log scale."""
+    """About `count` round numbers that cover [low, high], and whether their spacing is logarithmic."""
     if not wide([low, high]):
         levels = ticker.MaxNLocator(count, min_n_ticks=2).tick_values(low, high if high > low else low + 1e-3)
         return np.asarray(levels), False
@@ -127,11 +139,12 @@ def round_levels(low: float, high: float, count: int = 10) -> tuple[np.ndarray, 
     return every[first : last + 1], True
 
 
-def rendered(draw: Callable[[Document[Any]], Figure], document: Document[Any]) -> dict[str, bytes]:
-    """The figure as files: suffix -> bytes."""
-    # What "default" leaves as the user has it never touches content, except the layout engine and the hash salt.
+def figure_files(document: Document[Any]) -> dict[str, bytes]:
+    """The document's figure as files: suffix -> bytes."""
+    # "default" leaves the user's backend settings as they are; STYLE sets the two that change the content: layout
+    # engine and hash salt.
     with matplotlib.style.context(["default", STYLE]):
-        made = draw(document)
+        made = document.values[0].draw(document)
         files = {}
         for suffix, metadata in {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}.items():
             buffer = io.BytesIO()

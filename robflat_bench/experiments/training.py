@@ -1,79 +1,74 @@
 """Robust loss and flatness through training: when robust overfitting sets in, does the loss landscape sharpen?
 
-One row per kept checkpoint; the line marks the epoch early stopping chooses.   Stutz et al., ICCV 2021.
+Every kept checkpoint is read; a vertical line marks the early-stopping epoch.   Stutz et al., ICCV 2021.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from robflat_bench.core import lazy_imports
+from robflat_bench.experiments.document import Document, ModelReading, names
+from robflat_bench.experiments.losses import RobustLosses, by_run, counts, measures_of, unit
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+with lazy_imports():
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-from robflat_bench.experiments.document import Document, Reading, Value, names
-from robflat_bench.experiments.figures import figure, finish, log_where_wide, look, plain
-from robflat_bench.experiments.readings import Loss, counts, measures_of, read, unit
-
-__all__ = ["Row", "draw", "read"]
-Row = Loss
+    from robflat_bench.experiments import figures as fig
 
 
-def draw(document: Document[Loss]) -> Figure:
-    """Robust loss in the first panel, each measure in one of its own, over epochs trained."""
-    runs: dict[str, list[Reading[Loss]]] = {}
-    for reading in document.readings:
-        runs.setdefault(reading.model.run or reading.model.label, []).append(reading)
-    called = names([readings[0].model for readings in runs.values()], among=("seed", "run"))
-    measures = measures_of(document)
-    made, panels = figure(1 + len(measures), width=3.9)
-    axes = panels[0]
+class TrainingCurves(RobustLosses):
+    """The values of one kept checkpoint."""
 
-    legend = []
-    for k, (name, readings) in enumerate(zip(called, runs.values(), strict=True)):
-        readings = sorted(readings, key=lambda reading: reading.model.epoch or 0)
-        color, marker, _ = look(k)
-        for split, fill, dashes in (("test", color, "-"), ("train", "white", "--")):
-            losses = {epoch(r): r.values.robust_loss[split] for r in readings if split in r.values.robust_loss}
-            curve(axes[0], losses, color, marker, linestyle=dashes, markerfacecolor=fill)
-        for panel, measure in zip(axes[1:], measures, strict=True):
-            curve(panel, {epoch(r): r.values.measures[measure] for r in readings}, color, marker)
-        best = readings[0].model.best_epoch
-        turns = (3 * k, (3, 3 * max(len(runs) - 1, 1)))  # lines at one epoch take turns, none hides another
-        for panel in axes if best is not None else ():
-            panel.axvline((best or 0) + 1, color=color, linestyle=turns, linewidth=1.3)
-        legend.append(Line2D([], [], color=color, marker=marker, label=plain(name)))
+    name = "training"
+    summary = "Robust loss and flatness through training, the early-stopping point marked (needs run --keep-every)."
+    reads = "kept"
 
-    label(axes[0], "robust loss", "cross-entropy under attack (nats)")
-    log_where_wide(axes[0], [v.drawn for r in document.readings for v in r.values.robust_loss.values()])
-    for panel, (measure, title) in zip(axes[1:], measures.items(), strict=True):
-        label(panel, title, unit(measure))
-        log_where_wide(panel, [r.values.measures[measure].drawn for r in document.readings])
-    legend += [
-        Line2D([], [], color="#555555", marker="o", label="test"),
-        Line2D([], [], color="#555555", marker="o", markerfacecolor="white", linestyle="--", label="train"),
-        Line2D([], [], color="#555555", linestyle=(0, (3, 3)), linewidth=1.3, label="early stopping (best)"),
-    ]
-    train = document.readings[0].values.robust_loss.get("train")
-    notes = f"{counts(document)} Bars: one standard error."
-    notes += f" Train: {train.n} training images without augmentation." if train else ""
-    return finish(made, document, "Robust loss and flatness through training", notes, legend)
+    @staticmethod
+    def draw(document: Document[RobustLosses]) -> Figure:
+        """Robust loss in the first panel and each measure in a further one, over epochs trained."""
+        runs = [sorted(run.values(), key=_epochs) for run in by_run(document)]
+        measures = measures_of(document)
+        made, (panels,) = fig.panels(1 + len(measures), width=3.9)
+
+        for k, readings in enumerate(runs):
+            color = fig.look(k)["color"]
+            for split, fill, dashes in (("test", color, "-"), ("train", "white", "--")):
+                there = [reading for reading in readings if split in reading.values.robust_loss]
+                losses = [reading.values.robust_loss[split] for reading in there]
+                fig.errorbars(panels[0], list(map(_epochs, there)), losses, k, linestyle=dashes, markerfacecolor=fill)
+            for axes, measure in zip(panels[1:], measures, strict=True):
+                fig.errorbars(axes, list(map(_epochs, readings)), [r.values.measures[measure] for r in readings], k)
+            best = readings[0].model.best_epoch
+            # Dashes of lines at the same epoch take turns, so that none hides another.
+            turns = (3 * k, (3, 3 * max(len(runs) - 1, 1)))
+            for axes in panels if best is not None else ():
+                axes.axvline((best or 0) + 1, color=color, linestyle=turns, linewidth=1.3)
+
+        shown = [[loss.drawn for values in document.values for loss in values.robust_loss.values()]]
+        shown += [[values.measures[measure].drawn for values in document.values] for measure in measures]
+        titles = {"robust loss": "cross-entropy under attack (nats)"}
+        titles |= {title: unit(measure) for measure, title in measures.items()}
+        for axes, (title, label), values in zip(panels, titles.items(), shown, strict=True):
+            axes.set_title(fig.plain(title))
+            axes.set_ylabel(fig.plain(label))
+            axes.set_xlabel("epochs trained")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            fig.log_where_wide(axes, values)
+        legend = fig.entries(names([run[0].model for run in runs], among=("seed", "run")), linestyle="-")
+        legend += [
+            fig.entry("test", marker="o"),
+            fig.entry("train", marker="o", markerfacecolor="white", linestyle="--"),
+            fig.entry("early stopping (best)", linestyle=(0, (3, 3)), linewidth=1.3),
+        ]
+        train = document.values[0].robust_loss.get("train")
+        notes = f"{counts(document)} Bars: one standard error."
+        notes += f" Train: {train.n} training images without augmentation." if train else ""
+        return fig.finish(made, document, "Robust loss and flatness through training", notes, legend)
 
 
-def epoch(reading: Reading[Loss]) -> int:
+def _epochs(reading: ModelReading[RobustLosses]) -> int:
     """Epochs trained: weights of epoch 0 have seen one."""
     return (reading.model.epoch or 0) + 1
 
 
-def curve(axes: Axes, values: Mapping[int, Value], color: str, marker: str, **style: Any) -> None:
-    errors = [value.standard_error or 0.0 for value in values.values()]
-    axes.errorbar([*values], [value.drawn for value in values.values()], errors, color=color, marker=marker, **style)
-
-
-def label(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(plain(title))
-    axes.set_ylabel(plain(unit))
-    axes.set_xlabel("epochs trained")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+INFO = TrainingCurves

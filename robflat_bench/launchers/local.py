@@ -18,18 +18,9 @@ from typing import IO, Any, ClassVar
 from robflat_bench.core import Job, Launcher, LauncherInfo, Resources, UsageError
 
 INFO = (
-    LauncherInfo(
-        name="local",
-        summary="on this machine, --jobs at a time, each on its own CPU threads or GPU",
-        factory=f"{__name__}:Local",
-    ),
-    LauncherInfo(
-        name="inline",
-        summary="on this machine, one after the other, each showing its own progress here",
-        factory=f"{__name__}:Inline",
-    ),
+    LauncherInfo("local", "on this machine, --jobs at a time, each on its own CPU threads or GPU", f"{__name__}:Local"),
+    LauncherInfo("inline", "on this machine, one after the other, each with its progress here", f"{__name__}:Inline"),
 )
-
 
 POLL_SECONDS = 0.1
 

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from robflat_bench.analysis.correlation import Model, statistics
+from robflat_bench.analysis.correlation import statistics
+from robflat_bench.analysis.models import Model
 from robflat_bench.leaderboard.model import BoardColumn, BoardRow, Correlation, CorrelationValue
 from robflat_bench.leaderboard.rows import CHECKPOINTS, SeedGroup
 from robflat_bench.registry.components import members, parse

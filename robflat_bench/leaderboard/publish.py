@@ -1,5 +1,6 @@
-"""From the committed entries to files: `board.json`, which is committed, and the site, which is not. `differences`
-proves that both are functions of what is committed."""
+"""From the committed entries to files: `board.json`, which is committed, and the site, which is not.
+
+`differences` proves that both depend on the committed files alone."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ from robflat_bench.results.quantities import quantity_values
 from robflat_bench.results.store import read_record
 
 BOARD = "data/board.json"
-"""Its page below the site; a copy of it lies in the leaderboard's folder."""
+"""Path of the board below the site; the leaderboard's folder has a copy."""
 ELSEWHERE = ({"PYTHONHASHSEED": "1", "TZ": "Pacific/Kiritimati"}, {"PYTHONHASHSEED": "2", "TZ": "America/Adak"})
 
 
 def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, registry: Registry) -> Sources:
-    """What the site cites: records, the catalogue, and the text and documents that lie below `root`."""
+    """The sources of the pages: records, the catalogue, and the pages and experiment documents below `root`."""
     protocols = {one.id: known_protocol(registry, one.protocol) for one in board.boards}
     return Sources(
         records={one.record.key: one.record for one in submissions},
@@ -54,7 +55,7 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
 
 
 def _columns(registry: Registry, board: Board) -> list[LeaderboardColumn]:
-    """What plugins add to a board's table, named after who does."""
+    """The columns that plugins add to a board's table; a name starts with its plugin's distribution."""
     document = board.model_dump(mode="json")
     offered = registry.plugins.rows("robflat_bench_leaderboard_columns", _check_column, board=document)
     return [replace(column, name=f"{who.distribution}-{column.name}") for who, columns in offered for column in columns]
@@ -76,7 +77,7 @@ def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> 
 
 
 def write_site(made: Mapping[str, bytes], site: Path, root: Path) -> None:
-    """The site below `site`, and board.json below `root`. Pages of an earlier build that are none any more go."""
+    """Write the site below `site` and board.json below `root`. Pages that only an earlier build had are removed."""
     before = site / "files.json"
     former = json.loads(before.read_text("utf-8")) if before.is_file() else []
     for name in {*former} - {*made}:
@@ -91,7 +92,7 @@ def write_site(made: Mapping[str, bytes], site: Path, root: Path) -> None:
 
 
 def digests(root: Path, plugins: tuple[Path, ...]) -> dict[str, str]:
-    """SHA-256 of every file of the site; CheckFailed where an entry cannot be trusted."""
+    """SHA-256 of every file of the site; raises CheckFailed with the first problem of an entry."""
     registry = discover(plugins)
     submissions, problems = read_entries(root, registry)
     if problems:
@@ -100,15 +101,16 @@ def digests(root: Path, plugins: tuple[Path, ...]) -> dict[str, str]:
 
 
 def differences(root: Path, plugins: tuple[Path, ...]) -> str:
-    """What differs between two rebuilds, in processes with other hash seeds and time zones, and the committed board;
-    empty where nothing does."""
+    """Build twice, with other hash seeds and time zones, and compare both builds and the committed board.
+
+    Returns a sentence on the first difference, or ""."""
     one, other = (_elsewhere(root, plugins, changes) for changes in ELSEWHERE)
     changed = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
     if changed:
-        return f"{len(changed)} files differ between two builds, {changed[0]} for one"
+        return f"{len(changed)} files differ between two builds, among them {changed[0]}"
     committed = root / "board.json"
     if not committed.is_file() or hashlib.sha256(committed.read_bytes()).hexdigest() != one[BOARD]:
-        return f"{committed} is not what its entries give"
+        return f"{committed} differs from what its entries give. Type `robflat-bench leaderboard build`, and commit it"
     return ""
 
 

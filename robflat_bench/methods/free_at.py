@@ -30,7 +30,7 @@ class FreeATParams(Params):
 
 INFO = MethodInfo(
     name="free-at",
-    summary="uses each batch several times; one backward pass moves the weights and a perturbation that is kept",
+    summary="uses each batch several times; one backward pass moves weights and perturbation, which is carried over",
     factory=f"{__name__}:FreeAT",
     params=FreeATParams,
     citation="Shafahi et al.: Adversarial training for free! NeurIPS 2019",

@@ -24,7 +24,6 @@ from robflat_bench.methods.at import AT
 with lazy_imports():
     import torch
     from torch import Tensor, nn
-    from torch.nn import functional as F
 
     from robflat_bench.attacks.engine import frozen_statistics, project
     from robflat_bench.core.randomness import uniform_like
@@ -76,7 +75,7 @@ class GradAlign(AT):
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     """d sum_i CE_i / dx [B,C,H,W], with the model in its present mode."""
     variable = x.detach().requires_grad_()
-    loss = F.cross_entropy(model(variable), y, reduction="sum")
+    loss = nn.functional.cross_entropy(model(variable), y, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, variable, create_graph=create_graph)
     return gradient
 
@@ -86,4 +85,4 @@ def misalignment(one: Tensor, two: Tensor) -> Tensor:
     one, two = one.flatten(1), two.flatten(1)
     smallest = torch.finfo(one.dtype).tiny ** 0.5  # the squares of smaller gradients underflow
     vanishing = torch.minimum(one.norm(dim=1), two.norm(dim=1)) < smallest
-    return torch.where(vanishing, 0.0, 1 - F.cosine_similarity(one, two, dim=1, eps=smallest))
+    return torch.where(vanishing, 0.0, 1 - nn.functional.cosine_similarity(one, two, dim=1, eps=smallest))

@@ -20,7 +20,6 @@ from robflat_bench.methods.trades import TRADES, TRADESParams
 with lazy_imports():
     import torch
     from torch import Tensor, nn
-    from torch.nn import functional as F
 
 
 class HATParams(TRADESParams):
@@ -57,4 +56,4 @@ class HAT(TRADES):
         beyond = (batch.x + self.params.h * (x_adv - batch.x)).clamp(0, 1)
         with torch.no_grad():
             label = self.standard(x_adv).argmax(1)
-        return loss + self.params.gamma * F.cross_entropy(model(beyond), label, reduction="none")
+        return loss + self.params.gamma * nn.functional.cross_entropy(model(beyond), label, reduction="none")

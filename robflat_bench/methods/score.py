@@ -4,6 +4,7 @@ r"""SCORE:  L(w) = mean_i [ ||p(x_i) - t_i||_2^2 + \beta ||p(x_i') - p(x_i)||_2^
 
 Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022.
 
+y is the target, one-hot unless a modifier has changed it: smoothing adds to that of a modifier.
 The attack treats the clean prediction as a constant; in the loss the gradient flows through both predictions. Clean
 and adversarial images are two forward passes, and each updates BN statistics. The released code freezes BN statistics
 during the attack; here every attack does. At x itself the attack's gradient is zero, so the recipe's start must be
@@ -22,9 +23,7 @@ with lazy_imports():
 
 class SCOREParams(Params):
     beta: float = Field(default=3.0, ge=0, description="Weight of the distance between the predictions.")
-    smoothing: float = Field(
-        default=0.1, ge=0, lt=1, description="Target of the other classes together (s), on top of a modifier's."
-    )
+    smoothing: float = Field(default=0.1, ge=0, lt=1, description="Target of all wrong classes together (s).")
 
 
 INFO = MethodInfo(

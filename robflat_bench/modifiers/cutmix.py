@@ -25,9 +25,7 @@ with lazy_imports():
 
 
 class CutMixParams(Params):
-    alpha: float = Field(
-        default=1.0, gt=0, description="The share that a box leaves is drawn from Beta(alpha, alpha); 1 is uniform."
-    )
+    alpha: float = Field(default=1.0, gt=0, description="Areas are drawn from Beta(alpha, alpha); 1 is uniform.")
 
 
 INFO = ModifierInfo(

@@ -23,9 +23,7 @@ with lazy_imports():
 
 
 class RandomWPParams(Params):
-    xi: Number = Field(
-        default=0.5, gt=0, description="Length relative to each layer's norm; the default is average-case's."
-    )
+    xi: Number = Field(default=0.5, gt=0, description="Length relative to each layer's norm, as in average-case.")
 
 
 INFO = ModifierInfo(

@@ -27,9 +27,7 @@ with lazy_imports():
 
 
 class RWPParams(Params):
-    gamma: Number = Field(
-        default=0.01, gt=0, lt=1, description="Radius and length of a step, relative to the norm of all weights."
-    )
+    gamma: Number = Field(default=0.01, gt=0, lt=1, description="Radius and step, relative to the norm of all weights.")
     steps: PositiveInt = Field(default=10, description="Steps of the ascent.")
     threshold: float = Field(default=1.7, gt=0, description="Examples with a loss below it push the weights away (c).")
 

@@ -39,7 +39,7 @@ INFO = ModifierInfo(
 
 
 class SAM(Modifier):
-    """Descends one gradient step uphill: e = rho T^2 g / ||T g||, where T is 1 here and may be another `scale`."""
+    """Descends one gradient step uphill, e = rho T^2 g / ||T g||. T is `scale`: 1 here, other values in ASAM."""
 
     params: SAMParams
 

@@ -22,7 +22,6 @@ from robflat_bench.core import Batch, InnerAttack, Modifier, ModifierInfo, Param
 with lazy_imports():
     import torch
     from torch import Tensor, nn
-    from torch.nn import functional as F
 
     from robflat_bench.attacks.engine import cross_entropy
     from robflat_bench.backbones.parts import construction, initialize
@@ -76,4 +75,4 @@ class SelfSupervision(Modifier):
 
     def loss(self, model: nn.Module, batch: Batch, prepared: tuple[Tensor, Tensor]) -> Tensor:
         x_adv, turns = prepared
-        return self.params.weight * F.cross_entropy(WithHead(model, self.head)(x_adv), turns)
+        return self.params.weight * nn.functional.cross_entropy(WithHead(model, self.head)(x_adv), turns)

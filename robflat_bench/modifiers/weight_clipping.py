@@ -22,9 +22,7 @@ with lazy_imports():
 
 
 class WeightClippingParams(Params):
-    limit: Number = Field(
-        default=0.005, gt=0, description="Largest size of a parameter; of a scale, largest distance from 1 (c)."
-    )
+    limit: Number = Field(default=0.005, gt=0, description="Largest size of a weight; for scales, of scale - 1 (c).")
 
 
 INFO = ModifierInfo(

@@ -1,1 +1,1 @@
-"""Networks as numbers: weights, weight space, passes, folded and compiled networks."""
+"""Networks as numbers: weights and weight space, counted passes, folded and compiled networks."""

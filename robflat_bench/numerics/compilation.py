@@ -1,14 +1,15 @@
-"""`--compile`: the forwards where a run spends its time, by torch.compile, and eager whenever that cannot be had.
+"""`--compile`: torch.compile for the forward passes where a run spends its time, with a fallback to eager mode.
 
-| within        | what is differentiated | compiled how                                                      |
-|---------------|------------------------|-------------------------------------------------------------------|
-| `captured`    | the images             | on CUDA captured in graphs (mode "reduce-overhead"): static memory |
-| `fused`       | the weights            | kernels fused, no graphs: weights move, gradients are kept         |
-| anywhere else | anything, twice        | not at all: compiled code has no second derivative                 |
+| block           | gradients               | compiled                                                           |
+|-----------------|-------------------------|--------------------------------------------------------------------|
+| `captured`      | of the images           | on CUDA into graphs (mode "reduce-overhead"), which fix addresses  |
+| `fused`         | of the weights          | into fused kernels, without graphs: weights move, gradients persist |
+| everywhere else | any, also of gradients  | not: compiled code has no second derivative                        |
 
-Only `forward` is replaced, and only within: hooks (pass counters) stay outside, names of weights and saved states are
-untouched. Each variant (batch shape, modes, precision, ...) is tried on zeros first, while the clock stands still. The
-first failure ends it for the session, with one note. It is provenance, never identity.
+Only `forward` is replaced, and only inside the blocks: hooks (pass counters) stay outside, and the names of weights and
+saved states are unchanged. Each variant (batch shape, modes, precision, ...) is first tried on zeros while the clock
+stands still. After the first failure everything is eager for the rest of the session, with one note. Compilation enters
+the record's provenance, never the run's key.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 
 from robflat_bench.core import clock
 
-Place = Literal["captured", "fused"]
+Region = Literal["captured", "fused"]
 State = tuple[Any, ...]
 Variant = tuple[Any, ...]
 
 VARIANTS = 32
-"""Of one network; what goes beyond stays eager. A run takes a dozen: two or three batch shapes in each mode."""
+"""Variants of one network that are compiled; further ones stay eager. A run has a dozen: two or three batch shapes in
+each mode."""
 TRIALS = 3
 """A CUDA graph is warmed up in the first call, recorded in the second and replayed from the third."""
 
@@ -37,7 +39,17 @@ _NETWORKS: WeakKeyDictionary[nn.Module, Compiled] = WeakKeyDictionary()
 
 
 class Compilation:
-    """torch.compile for the networks of one session, as long as it works; `note` tells the person when it does not."""
+    """torch.compile for the networks of one session, until it fails.
+
+    Parameters
+    ----------
+    device
+        "cpu" or "cuda".
+    note
+        Shows one line to the user.
+    backend
+        Backend of torch.compile.
+    """
 
     def __init__(
         self, device: str, note: Callable[[str], None], backend: str | Callable[..., Any] = "inductor"
@@ -50,7 +62,7 @@ class Compilation:
         self.problem = ""
 
     def add(self, network: nn.Module) -> None:
-        """From now on its forwards are compiled within `captured` and `fused`, unless it hides its class's forward."""
+        """Compile the network's forward inside `captured` and `fused`, unless an instance attribute hides it."""
         if "forward" not in network.__dict__:
             try:
                 _NETWORKS[network] = Compiled(self)
@@ -58,57 +70,44 @@ class Compilation:
                 self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
-        """Eager from now on, all networks."""
+        """Run all networks eagerly from now on."""
         if not self.problem:
             self.problem = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:300]}"
             self.note(f"--compile: {self.problem}; going on without")
 
     def report(self) -> dict[str, Any]:
-        """For the record's environment."""
-        return {
-            "backend": self.backend if isinstance(self.backend, str) else "custom",
-            "mode": self.mode,
-            "variants": self.variants,
-            "seconds": self.seconds,
-            "problem": self.problem,
-        }
+        """The entry of the record's environment."""
+        backend = self.backend if isinstance(self.backend, str) else "custom"
+        return {"backend": backend} | {name: vars(self)[name] for name in ("mode", "variants", "seconds", "problem")}
 
 
 class Compiled:
-    """What is kept of one network: its compiled forwards, the variants tried, and where its weights are lent to."""
+    """The compiled forwards of one network, the variants tried, and copies of its weights at fixed addresses."""
 
     def __init__(self, session: Compilation) -> None:
         self.session = session
-        modes: dict[Place, str | None] = {"captured": session.mode, "fused": None}
-        self.forwards: dict[Place, Callable[[nn.Module, Tensor], Tensor]] = {
-            place: torch.compile(  # type: ignore[call-overload]  # whose overloads lack the last two
-                _forward,
-                backend=session.backend,
-                mode=mode,
-                dynamic=False,
-                recompile_limit=VARIANTS,
-                isolate_recompiles=True,
-            )
-            for place, mode in modes.items()
+        modes: dict[Region, str | None] = {"captured": session.mode, "fused": None}
+        options: dict[str, Any] = {"dynamic": False, "recompile_limit": VARIANTS, "isolate_recompiles": True}
+        self.forwards: dict[Region, Callable[[nn.Module, Tensor], Tensor]] = {
+            region: torch.compile(_forward, backend=session.backend, mode=mode, **options)
+            for region, mode in modes.items()
         }
         self.tried: set[Variant] = set()
-        self.lent: dict[Variant, list[Tensor]] = {}
+        self.copies: dict[tuple[Any, ...], list[Tensor]] = {}
 
-    def __call__(self, place: Place, network: nn.Module, state: State, x: Tensor) -> Tensor:
-        if self._sound(_variant(place, state, x), network, x):
+    def __call__(self, region: Region, network: nn.Module, state: State, x: Tensor) -> Tensor:
+        if self._works(_variant(region, state, x), network, x):
             try:
-                # A graph's output is overwritten by its next replay, and an objective may keep what it was given. The
-                # gradient of the images is not copied: `ascend` has used it up before the next forward.
-                return self.forwards[place](network, x).clone()
+                # The next replay of a graph overwrites its output, which an objective may keep: it gets a copy. The
+                # gradient of the images is not copied, because `ascend` has used it before the next forward.
+                return self.forwards[region](network, x).clone()
             except Exception as error:
                 self.session.give_up(error)
         return _forward(network, x)
 
-    def _sound(self, variant: Variant, network: nn.Module, x: Tensor) -> bool:
-        """Whether this variant is compiled and works; tried once, forward and backward, leaving no trace."""
-        if self.session.problem or (variant not in self.tried and len(self.tried) == VARIANTS):
-            return False
-        if variant not in self.tried:
+    def _works(self, variant: Variant, network: nn.Module, x: Tensor) -> bool:
+        """Whether the variant is compiled and works. Its first use tries it, forward and backward."""
+        if not self.session.problem and variant not in self.tried and len(self.tried) < VARIANTS:
             self.tried.add(variant)
             self.session.variants += 1
             began = time.perf_counter()
@@ -118,38 +117,41 @@ class Compiled:
                 except Exception as error:
                     self.session.give_up(error)
             self.session.seconds += time.perf_counter() - began
-        return not self.session.problem
+        return variant in self.tried and not self.session.problem
 
-    def _try(self, place: Place, network: nn.Module, x: Tensor) -> None:
+    def _try(self, region: Region, network: nn.Module, x: Tensor) -> None:
+        """Run a variant on zeros; statistics, gradients and random numbers stay as they are."""
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         devices = [x.device] if x.is_cuda else []
         try:
             with torch.random.fork_rng(devices):
                 for _ in range(TRIALS):
                     zeros = torch.zeros_like(x).requires_grad_(x.requires_grad)
-                    logits = self.forwards[place](network, zeros)
+                    logits = self.forwards[region](network, zeros)
                     leaves = [leaf for leaf in (zeros, *network.parameters()) if leaf.requires_grad]
                     if logits.requires_grad:
                         torch.autograd.grad(logits.sum(), leaves, allow_unused=True)
             for device in devices:
                 torch.cuda.synchronize(device)
         finally:
-            for buffer, copy in buffers:
-                buffer.copy_(copy)
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     @contextmanager
-    def lending(self, network: nn.Module) -> Iterator[None]:
-        """The network's weights, folded or not, at addresses that stay: a graph reads where it was recorded, but a
-        folded weight is a new tensor in each step, and so is one that a measure has moved. No weight receives a
-        gradient within."""
-        places = [(module._parameters, name) for module in network.modules() for name in module._parameters]
-        own = [(table, name, weight) for table, name in places if (weight := table[name]) is not None]
+    def weights_in_place(self, network: nn.Module) -> Iterator[None]:
+        """Copy the network's weights, folded or not, to fixed addresses and use them there.
+
+        A graph reads the addresses at which it was recorded, but a folded weight is a new tensor in each step, and so
+        is a weight that a measure has moved. Inside the block no weight receives a gradient.
+        """
+        tables = [module._parameters for module in network.modules()]
+        own = [(table, name, weight) for table in tables for name, weight in table.items() if weight is not None]
         key = tuple((weight.shape, weight.stride(), weight.dtype) for _, _, weight in own)
-        if key not in self.lent:
-            self.lent[key] = [torch.empty_like(weight, requires_grad=False) for _, _, weight in own]
+        if key not in self.copies:
+            self.copies[key] = [torch.empty_like(weight, requires_grad=False) for _, _, weight in own]
         try:
             with torch.no_grad():
-                for (table, name, weight), copy in zip(own, self.lent[key], strict=True):
+                for (table, name, weight), copy in zip(own, self.copies[key], strict=True):
                     table[name] = copy.copy_(weight)  # type: ignore[assignment]
             yield
         finally:
@@ -158,13 +160,13 @@ class Compiled:
 
 
 def _forward(network: nn.Module, x: Tensor) -> Tensor:
-    """Its class's forward: without hooks, and whatever stands in for it at the moment."""
+    """The forward of the network's class, without hooks and without any replacement."""
     logits: Tensor = type(network).forward(network, x)
     return logits
 
 
 def _state(network: nn.Module) -> State:
-    """What of a network makes torch.compile compile anew; slow to tell, beside a pass on a GPU."""
+    """The properties of a network that make torch.compile compile anew. Collecting them is slow next to a pass."""
     modes = tuple(
         (module.training, getattr(module, "track_running_stats", None), "forward" in module.__dict__)
         for module in network.modules()
@@ -172,52 +174,61 @@ def _state(network: nn.Module) -> State:
     return modes, tuple((weight.dtype, weight.requires_grad) for weight in network.parameters())
 
 
-def _variant(place: Place, state: State, x: Tensor) -> Variant:
-    """The same of everything: place, network, images, and what torch is set to."""
+def _variant(region: Region, state: State, x: Tensor) -> Variant:
+    """Region, network's state, properties of the images, and torch's switches: equal variants share compiled code."""
     device = x.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     switches = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), precision)
-    return (place, state, x.shape, x.stride(), x.dtype, x.requires_grad, switches)
+    return (region, state, x.shape, x.stride(), x.dtype, x.requires_grad, switches)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The blocks
+# ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def captured(network: nn.Module) -> Iterator[None]:
-    """Within, gradients are taken of the images alone, once, before the network's weights move again."""
-    compiled = _NETWORKS.get(network)
-    if compiled is None or compiled.session.problem:
+    """A block that takes gradients of the images alone, once each, while the network's weights do not move."""
+    if not (compiled := _working(network)):
         yield
-    else:
-        with compiled.lending(network):
-            state = _state(network)  # which stays: an attack changes neither modes nor weights
-            with _standing_in(network, lambda x: compiled("captured", network, state, x)):
-                yield
-
-
-@contextmanager
-def fused(network: nn.Module) -> Iterator[None]:
-    """Within, gradients are taken of the weights, once. Where images ask for one, too, the forward is eager: such
-    losses (gradient alignment) tend to differentiate it again."""
-    compiled = _NETWORKS.get(network)
-    if compiled is None or compiled.session.problem:
-        yield
-    else:
-
-        def forward(x: Tensor) -> Tensor:
-            looked_into = any(module._forward_hooks for module in network.modules() if module is not network)
-            eager = x.requires_grad or looked_into
-            return _forward(network, x) if eager else compiled("fused", network, _state(network), x)
-
-        with _standing_in(network, forward):
+        return
+    with compiled.weights_in_place(network):
+        state = _state(network)  # an attack changes neither modes nor weights
+        with _replaced_forward(network, lambda x: compiled("captured", network, state, x)):
             yield
 
 
 @contextmanager
-def _standing_in(network: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    before = network.__dict__.get("forward")
+def fused(network: nn.Module) -> Iterator[None]:
+    """A block that takes gradients of the weights, once each.
+
+    Where images require a gradient the forward is eager, because such losses (gradient alignment) tend to differentiate
+    it again; and where a submodule has hooks, because compiled code would not call them.
+    """
+    if not (compiled := _working(network)):
+        yield
+        return
+
+    def forward(x: Tensor) -> Tensor:
+        hooked = any(module._forward_hooks for module in network.modules() if module is not network)
+        return _forward(network, x) if x.requires_grad or hooked else compiled("fused", network, _state(network), x)
+
+    with _replaced_forward(network, forward):
+        yield
+
+
+def _working(network: nn.Module) -> Compiled | None:
+    compiled = _NETWORKS.get(network)
+    return compiled if compiled and not compiled.session.problem else None
+
+
+@contextmanager
+def _replaced_forward(network: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    before = {"forward": network.__dict__["forward"]} if "forward" in network.__dict__ else {}
+    network.__dict__["forward"] = forward
     try:
-        network.__dict__["forward"] = forward
         yield
     finally:
-        network.__dict__.pop("forward")
-        if before is not None:
-            network.__dict__["forward"] = before
+        del network.__dict__["forward"]
+        network.__dict__.update(before)

@@ -1,4 +1,4 @@
-"""Networks with another head on their features."""
+"""Networks with a second head on their features."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from robflat_bench.core import UsageError
 
 
 class WithHead(nn.Module):
-    """The model with another head in place of its last linear layer, for as long as a forward lasts: its output
-    is the head's, so passes are counted as ever, and nothing outlives the forward."""
+    """A model whose last linear layer is replaced by another head during its forward.
+
+    Parameters
+    ----------
+    model
+        Images -> logits. Its hooks run as ever, so its passes are counted; nothing of it is changed after the forward.
+    head
+        Features, the input of the model's last linear layer -> output.
+    """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -17,16 +24,13 @@ class WithHead(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        hook = last_linear(self.model).register_forward_hook(lambda _, inputs, output: self.head(inputs[0]))
-        try:
+        with last_linear(self.model).register_forward_hook(lambda _, inputs, output: self.head(inputs[0])):
             logits: Tensor = self.model(x)
-        finally:
-            hook.remove()
         return logits
 
 
 def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that makes the logits; UsageError where there is none."""
+    """The layer that makes the logits: the model's last linear layer; UsageError if it has none."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise UsageError("self-supervision needs a network with a linear layer at its end; choose another backbone")

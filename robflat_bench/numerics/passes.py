@@ -1,4 +1,4 @@
-"""Counting image passes, so that every record carries its true budget."""
+"""Counts of image passes, so that every record carries its true budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _uncounted = False
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Passes within only look at a network's structure; no counter counts them."""
+    """Let no counter count the passes inside, which look at a network's structure only."""
     global _uncounted
     before, _uncounted = _uncounted, True
     try:
@@ -23,9 +23,14 @@ def uncounted() -> Iterator[None]:
 
 
 class PassCounter:
-    """Counts images that went forward and backward through networks, whoever asked for it.
+    """Counts the images that go forward and backward through networks.
 
     A backward pass is counted when a gradient reaches the network's output, once for each forward.
+
+    Parameters
+    ----------
+    models
+        The networks; they get hooks, until `remove`.
     """
 
     def __init__(self, *models: nn.Module) -> None:

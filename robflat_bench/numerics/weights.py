@@ -1,4 +1,4 @@
-"""Weights as safetensors: nothing is unpickled, damage is found, and the digest names weights wherever they lie."""
+"""Weights as safetensors files: reading unpickles nothing, a digest identifies weights and finds damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robflat_bench.results.store import write_atomically
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, by name: the identity of weights wherever they lie."""
+    """SHA-256 over names, dtypes, shapes and bytes, in order of name: the identity of weights on every device."""
     result = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -26,43 +26,45 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file. The tensors may share memory (the best weights can be the last ones): each is copied."""
+    """The content of a safetensors file. Tensors may share memory (the best weights can be the last ones)."""
     copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     return save(copies, metadata)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Parameters and buffers of a model, with the digest that finds damage later."""
+    """Write parameters and buffers of a model, with the digest that finds damage later."""
     write_atomically(path, packed(tensors, {"digest": digest(tensors)}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; UsageError where it is missing, CheckFailed where it is damaged."""
+    """The tensors of a safetensors file; UsageError if it is missing, CheckFailed if it is damaged."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
         tensors, metadata = unpacked(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckFailed(f"{path} is not a readable safetensors file: {error}") from None
-    if metadata.get("digest", digest(tensors)) != digest(tensors):
+    found = digest(tensors)
+    if metadata.get("digest", found) != found:
         raise CheckFailed(f"{path} is damaged: its tensors do not have the digest it carries")
     return tensors
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Into the model; UsageError naming the first tensor that does not fit."""
+    """Load tensors into the model; UsageError with the first tensor that does not fit. `name` names their origin."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
-    if expected != given:
-        key = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))[0]
+    wrong = sorted(key for key in expected | given if expected.get(key) != given.get(key))
+    if wrong:
+        there, here = (shapes.get(wrong[0], "missing") for shapes in (given, expected))
         raise UsageError(
-            f"{name} does not fit this backbone: '{key}' is {given.get(key, 'missing')} there and "
-            f"{expected.get(key, 'missing')} here; name the backbone it was made with"
+            f"{name} does not fit this backbone: '{wrong[0]}' is {there} there and {here} here; "
+            "name the backbone it was made with"
         )
     model.load_state_dict(dict(tensors))
 
 
 def unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; SafetensorError, OSError or ValueError where it is damaged."""
+    """Tensors and metadata of a safetensors file; SafetensorError, OSError or ValueError if it is damaged."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -192,7 +192,7 @@ def robflat_bench_commands() -> list[click.Command]:
 # state, threads, gradient mode and working directory are restored, and its time is not the run's. An observer that
 # raises is reported once and not called again during this run; the record keeps its error and time
 # (provenance.observers). The training of helpers is not observed. Ctrl-C or a killed process ends a run without a hook;
-# the process that continues it begins with `robflat_bench_run_starts` and may repeat the last epoch, with equal numbers.
+# the process that continues it calls `robflat_bench_run_starts` first and may repeat the last epoch with equal numbers.
 # ---------------------------------------------------------------------------------------------------------
 
 

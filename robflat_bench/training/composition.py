@@ -27,7 +27,6 @@ from robflat_bench.core import (
     Moment,
     RunFailed,
     Training,
-    TrainingComponent,
 )
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
@@ -55,7 +54,7 @@ class Composition:
         return (modifier for name, modifier in self.modifiers.items() if joint in self._joints[name])
 
     @property
-    def members(self) -> dict[str, TrainingComponent]:
+    def members(self) -> dict[str, Method | Modifier]:
         """The method and the modifiers, by the names under which their state is saved."""
         return {"method": self.method, **self.modifiers}
 

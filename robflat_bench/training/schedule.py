@@ -10,21 +10,13 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from robflat_bench.config.recipe import (
-    OPTIMIZERS,
-    SCHEDULES,
-    CosineParams,
-    CyclicParams,
-    OneCycleParams,
-    PiecewiseParams,
-    Recipe,
-    named,
-)
+from robflat_bench.config import recipe as recipes
+from robflat_bench.config.recipe import Recipe, named
 
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The recipe's optimizer for these parameters."""
-    name, params = named(OPTIMIZERS, "optimizer", recipe.optimizer)
+    name, params = named(recipes.OPTIMIZERS, "optimizer", recipe.optimizer)
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if name == "sgd":
         return SGD(parameters, rate, weight_decay=decay, momentum=params.momentum, nesterov=params.nesterov)
@@ -43,20 +35,20 @@ def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, done: int) 
 
 
 def _schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
-    _, params = named(SCHEDULES, "schedule", recipe.schedule)
+    _, params = named(recipes.SCHEDULES, "schedule", recipe.schedule)
     rate = recipe.learning_rate
     match params:
-        case PiecewiseParams(drops=drops, factor=factor):
+        case recipes.PiecewiseParams(drops=drops, factor=factor):
             return lr_scheduler.MultiStepLR(optimizer, [round(drop * steps) for drop in drops], factor)
-        case OneCycleParams(rise=rise):
+        case recipes.OneCycleParams(rise=rise):
             # One step more than there are: torch refuses to advance after the last step, and the loop does so.
             return lr_scheduler.OneCycleLR(
                 optimizer, rate, steps + 1, pct_start=rise, anneal_strategy="linear", cycle_momentum=False
             )
-        case CyclicParams(cycles=cycles):
+        case recipes.CyclicParams(cycles=cycles):
             half: Any = steps / cycles / 2  # torch declares an int, but only a fraction lets the last step end at 0
             return lr_scheduler.CyclicLR(optimizer, 0.0, rate, half, half, cycle_momentum=False)
-        case CosineParams(final=final):
+        case recipes.CosineParams(final=final):
             return lr_scheduler.CosineAnnealingLR(optimizer, steps, final * rate)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 

@@ -241,6 +241,11 @@ def test_the_glossary_is_in_order():
     assert len(terms) > 50
 
 
+def test_the_architecture_names_every_room():
+    rows = re.findall(r"^\| `(\w+)` \| ", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE)
+    assert set(rows) == {path.parent.name for path in Path(api.__file__).parent.glob("*/*.py")}
+
+
 if __name__ == "__main__":
     for name in GENERATED:
         (REFERENCE / f"{name}.md").write_text(generated(name), "utf-8")

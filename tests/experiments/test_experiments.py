@@ -17,20 +17,13 @@ from robflat_bench.config.protocol import load
 from robflat_bench.core import CheckFailed, Observer, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.evaluation.session import Session
-from robflat_bench.experiments import (
-    EXPERIMENTS,
-    best_last,
-    choose,
-    figures,
-    landscape,
-    readings,
-    surface,
-    training,
-    work,
-)
-from robflat_bench.experiments.directions import Landscape, offsets
-from robflat_bench.experiments.document import About, names
-from robflat_bench.experiments.subject import Subject, find_subjects, ready
+from robflat_bench.experiments import choose, experiments, figures, work
+from robflat_bench.experiments.best_last import BestLast
+from robflat_bench.experiments.document import ModelRef, names
+from robflat_bench.experiments.landscape import LossLandscape, MovedModel, offsets
+from robflat_bench.experiments.surface import LossSurface
+from robflat_bench.experiments.trained_model import TrainedModel, find_models, open_model
+from robflat_bench.experiments.training import TrainingCurves
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import read_weights, write_weights
@@ -48,11 +41,11 @@ class Lab:
     protocol: Path
     registry: object
 
-    def subjects(self, *methods: str, reads: str = "chosen") -> list[Subject]:
-        session = Session(self.registry, load(self.registry, str(self.protocol)), None, self.store, "cpu")
+    def subjects(self, *methods: str, reads: str = "chosen") -> list[TrainedModel]:
+        protocol = load(self.registry, str(self.protocol))
         models = [str(self.runs[method]) for method in methods]
-        found = find_subjects(session, models, reads, None, "last")
-        return [ready(session.under(found[0].protocol), model) for model in found]
+        session = Session(self.registry, protocol, None, self.store, "cpu")
+        return [open_model(session, model) for model in find_models(session, models, reads, None, "last")]
 
     def options(self) -> list[object]:
         return ["--protocol", self.protocol, "--store", self.store.root]
@@ -74,7 +67,7 @@ def lab(registry, finished, tiny, command, tmp_path_factory, one_thread) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def subject(lab) -> Subject:
+def subject(lab) -> TrainedModel:
     return lab.subjects("at")[0]
 
 
@@ -82,7 +75,7 @@ def journal(folder: Path) -> StoredJournal:
     return StoredJournal(folder / "work")
 
 
-def robust_loss(subject: Subject, params, model) -> float:
+def robust_loss(subject: TrainedModel, params, model) -> float:
     """By the oracle, from a journal that keeps nothing."""
     oracle, examples = Oracle(subject.threat, params), subject.examples("test", params.examples)
     oracle.freeze(subject.load(), examples, Workspace(250, 0))
@@ -115,26 +108,26 @@ def test_points_are_even_and_the_middle_is_the_model_itself():
 
 
 def test_a_random_direction_has_half_of_each_layers_norm(subject, tmp_path):
-    here = Landscape(subject, choose("landscape(steps=2)").params, journal(tmp_path))
+    here = MovedModel(subject, choose("landscape(steps=2)").params, journal(tmp_path))
     direction = here.random(3)
-    assert {*direction} == {*moving(here.model)}
-    for name, weight in moving(here.model).items():
+    assert {*direction} == {*moving(here.network)}
+    for name, weight in moving(here.network).items():
         assert float(direction[name].norm() / weight.norm()) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_a_filter_normalised_direction_has_half_of_each_filters_norm(subject, tmp_path):
-    here = Landscape(subject, choose("landscape(steps=2, normalisation=filter)").params, journal(tmp_path))
+    here = MovedModel(subject, choose("landscape(steps=2, normalisation=filter)").params, journal(tmp_path))
     direction = here.random(0)
-    for name, weight in moving(here.model).items():
+    for name, weight in moving(here.network).items():
         for moved, filter in zip(direction[name], weight, strict=True):
             assert float(moved.norm()) == pytest.approx(0.5 * float(filter.norm()), rel=1e-4, abs=1e-9)
-    layerwise = Landscape(subject, choose("landscape(steps=2)").params, journal(tmp_path)).random(0)
+    layerwise = MovedModel(subject, choose("landscape(steps=2)").params, journal(tmp_path)).random(0)
     assert any(not torch.allclose(layerwise[name], direction[name], rtol=1e-2) for name in direction)
 
 
 def test_two_models_meet_the_same_random_numbers(lab, tmp_path):
     one, two = (
-        Landscape(s, choose("landscape(steps=2)").params, journal(tmp_path)) for s in lab.subjects("at", "trades")
+        MovedModel(s, choose("landscape(steps=2)").params, journal(tmp_path)) for s in lab.subjects("at", "trades")
     )
     for name in one.space.layers.keys() & two.space.layers.keys():
         z_one, z_two = (here.random(0)[name] / here.space.norms[name] for here in (one, two))
@@ -145,7 +138,7 @@ def test_two_models_meet_the_same_random_numbers(lab, tmp_path):
 def test_the_adversarial_direction_is_a_normalised_ascent_at_fixed_adversarial_examples(subject, tmp_path):
     """Against the loop of the docstring, written with plain autograd."""
     params = choose("landscape(steps=2, adversarial=0.05, ascent=3)").params
-    here = Landscape(subject, params, journal(tmp_path))
+    here = MovedModel(subject, params, journal(tmp_path))
     direction = here.adversarial(journal(tmp_path))
 
     model, examples = subject.load(), subject.examples("test", 0)
@@ -181,7 +174,7 @@ def test_the_adversarial_direction_is_a_normalised_ascent_at_fixed_adversarial_e
 # ---------------------------------------------------------------------------------------------------------
 
 
-def by_hand(subject: Subject, *moves: tuple[float, int]):
+def by_hand(subject: TrainedModel, *moves: tuple[float, int]):
     """The model at w + sum of s D_k, with directions drawn here."""
     model = subject.load()
     parameters = dict(model.named_parameters())
@@ -201,7 +194,7 @@ def by_hand(subject: Subject, *moves: tuple[float, int]):
 
 def test_landscape_at_zero_is_the_oracles_loss_and_elsewhere_that_of_the_moved_model(subject, tmp_path):
     params = choose(QUICK).params
-    row = landscape.read(subject, params, journal(tmp_path))
+    row = LossLandscape.read(subject, params, journal(tmp_path))
     assert row.n == 30
     exactly = robust_loss(subject, params, subject.load())
     assert row.random.loss[1] == row.adversarial.loss[0] == exactly
@@ -212,7 +205,7 @@ def test_landscape_at_zero_is_the_oracles_loss_and_elsewhere_that_of_the_moved_m
             assert found == pytest.approx(robust_loss(subject, params, by_hand(subject, (s, k))), abs=1e-5)
     assert row.random.loss[2] == pytest.approx(np.mean([curve[2] for curve in row.random.directions]))
     assert row.random.standard_error[1] == row.adversarial.standard_error[0] == 0.0
-    here = Landscape(subject, params, journal(tmp_path))
+    here = MovedModel(subject, params, journal(tmp_path))
     uphill = here.adversarial(journal(tmp_path))
     rise = here.losses((1.0, uphill)) - here.losses((0.0, uphill))
     assert row.adversarial.loss[1] - row.adversarial.loss[0] == pytest.approx(rise.mean())
@@ -223,7 +216,7 @@ def test_landscape_at_zero_is_the_oracles_loss_and_elsewhere_that_of_the_moved_m
 
 def test_the_adversary_follows_as_the_coupling_says(subject, tmp_path):
     rows = {
-        coupling: landscape.read(
+        coupling: LossLandscape.read(
             subject, choose(QUICK.replace(")", f", coupling={coupling})")).params, journal(tmp_path / coupling)
         )
         for coupling in ("clean", "frozen", "reattack")
@@ -234,20 +227,20 @@ def test_the_adversary_follows_as_the_coupling_says(subject, tmp_path):
 
 
 def test_the_model_is_as_it_was(subject, tmp_path):
-    here = Landscape(subject, choose(QUICK).params, journal(tmp_path))
-    before = copy.deepcopy(here.model.state_dict())
+    here = MovedModel(subject, choose(QUICK).params, journal(tmp_path))
+    before = copy.deepcopy(here.network.state_dict())
     here.losses((1.0, here.random(0)), (-0.5, here.adversarial(journal(tmp_path))))
-    assert all(torch.equal(value, before[name]) for name, value in here.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in here.network.state_dict().items())
 
 
 def test_surface_is_the_loss_over_two_random_directions(subject, tmp_path):
     params = choose("surface(points=3, steps=2)").params
-    row = surface.read(subject, params, journal(tmp_path))
+    row = LossSurface.read(subject, params, journal(tmp_path))
     assert row.loss[1][1] == robust_loss(subject, params, subject.load())
     for i, j in ((0, 0), (0, 2), (1, 2)):
         moved = by_hand(subject, (row.s[j], 0), (row.s[i], 1))
         assert row.loss[i][j] == pytest.approx(robust_loss(subject, params, moved), abs=1e-5)
-    uphill = surface.read(
+    uphill = LossSurface.read(
         subject, choose("surface(points=3, steps=2, second=adversarial)").params, journal(tmp_path / "a")
     )
     assert uphill.loss[1] == row.loss[1]
@@ -266,10 +259,10 @@ def test_best_last_takes_its_values_from_the_record(lab, monkeypatch, tmp_path):
     record = json.loads((lab.runs["at"] / "record.json").read_text())["results"]
     best, last = lab.subjects("at", reads="both")
     average = best.fixed.measures[0].measure
-    monkeypatch.setattr(readings, "evaluate", refuse)
+    monkeypatch.setattr("robflat_bench.experiments.losses.evaluate", refuse)
     params = choose(f"best-last(measures=['{average}'])").params
     for subject, checkpoint in ((best, "best"), (last, "last")):
-        row = readings.read(subject, params, journal(tmp_path))
+        row = BestLast.read(subject, params, journal(tmp_path))
         assert row.robust_loss["test"].value == record[checkpoint]["robust_loss"]["test"]
         assert row.robust_loss["train"].value == record[checkpoint]["robust_loss"]["train"]
         assert row.measures[average].value == record[checkpoint]["measures"][average]["value"]
@@ -282,10 +275,10 @@ def test_what_the_record_lacks_is_computed(lab, command, tmp_path):
     """The tiny protocol reads the worst case at the last checkpoint only, and kept epochs not at all."""
     best, _ = lab.subjects("at", reads="both")
     early, late = lab.subjects("at", reads="kept")
-    assert [(s.about.checkpoint, s.about.epoch) for s in (early, late)] == [("epoch-0000", 0), ("epoch-0001", 1)]
+    assert [(s.ref.checkpoint, s.ref.epoch) for s in (early, late)] == [("epoch-0000", 0), ("epoch-0001", 1)]
     params = choose("training").params
     for subject in (best, early):
-        row = readings.read(subject, params, journal(tmp_path / subject.weights[:8]))
+        row = TrainingCurves.read(subject, params, journal(tmp_path / subject.weights[:8]))
         assert [*row.measures] == [measure.measure for measure in subject.fixed.measures]
         arguments = [part for name in row.measures for part in ("--measure", name)]
         arguments += ["--attack", subject.fixed.attacks[0].attack]
@@ -295,12 +288,15 @@ def test_what_the_record_lacks_is_computed(lab, command, tmp_path):
         assert row.robust_loss["test"].value == expected["robust_loss"]["test"]
         assert {k: v.value for k, v in row.measures.items()} == {k: v["value"] for k, v in expected["measures"].items()}
     recorded = json.loads((lab.runs["at"] / "record.json").read_text())["results"]["last"]
-    assert readings.read(late, params, journal(tmp_path)).robust_loss["test"].value == recorded["robust_loss"]["test"]
+    assert (
+        TrainingCurves.read(late, params, journal(tmp_path)).robust_loss["test"].value
+        == recorded["robust_loss"]["test"]
+    )
 
 
 def test_legends_tell_models_apart_by_as_little_as_needed():
     def about(label="at", seed=1, checkpoint="last", weights="a"):
-        return About(
+        return ModelRef(
             label=label, seed=seed, checkpoint=checkpoint, epoch=None, best_epoch=None, run=None, weights=weights
         )
 
@@ -329,28 +325,28 @@ class Stop(Observer):
 
 def test_an_interrupted_experiment_goes_on_bit_for_bit(lab, tmp_path, monkeypatch):
     chosen, subjects = choose(QUICK), lab.subjects("at", "trades")
-    undisturbed = work.conduct(chosen, subjects, Store(tmp_path / "one"), Observer())
+    undisturbed = work.run_experiment(chosen, subjects, Store(tmp_path / "one"), Observer())
     for at in (1, 4, 9, 12):
         with pytest.raises(KeyboardInterrupt):
-            work.conduct(chosen, subjects, Store(tmp_path / "two"), Stop(at))
+            work.run_experiment(chosen, subjects, Store(tmp_path / "two"), Stop(at))
     asked = []
-    losses = Landscape.losses
-    monkeypatch.setattr(Landscape, "losses", lambda *a: asked.append(1) or losses(*a))
-    assert work.conduct(chosen, subjects, Store(tmp_path / "two"), Observer()) == undisturbed
+    losses = MovedModel.losses
+    monkeypatch.setattr(MovedModel, "losses", lambda *a: asked.append(1) or losses(*a))
+    assert work.run_experiment(chosen, subjects, Store(tmp_path / "two"), Observer()) == undisturbed
     assert 0 < len(asked) < 8  # of 16 points
     asked.clear()
-    assert work.conduct(chosen, subjects, Store(tmp_path / "two"), Observer()) == undisturbed
+    assert work.run_experiment(chosen, subjects, Store(tmp_path / "two"), Observer()) == undisturbed
     assert not asked
 
 
 def test_one_more_model_costs_one_model(lab, tmp_path):
     chosen, (at, trades) = choose(QUICK), lab.subjects("at", "trades")
     alone, both = Stop(), Stop()
-    work.conduct(chosen, [at], Store(tmp_path), alone)
-    work.conduct(chosen, [at, trades], Store(tmp_path), both)
+    work.run_experiment(chosen, [at], Store(tmp_path), alone)
+    work.run_experiment(chosen, [at, trades], Store(tmp_path), both)
     assert alone.units == both.units > 0
     other = Stop()
-    work.conduct(choose(QUICK.replace("steps=2", "steps=3")), [at], Store(tmp_path), other)
+    work.run_experiment(choose(QUICK.replace("steps=2", "steps=3")), [at], Store(tmp_path), other)
     assert other.units == alone.units
 
 
@@ -383,7 +379,8 @@ def test_a_command_writes_data_and_figure(lab, command, tmp_path, text, models):
 
 
 def test_landscape_is_a_second_name_and_the_store_keeps_figures(lab, command, monkeypatch):
-    monkeypatch.setattr(landscape, "read", lambda *_: landscape.Row.model_validate(TOY))
+    toy = LossLandscape.model_validate(TOY)
+    monkeypatch.setattr(LossLandscape, "read", lambda *_: toy)
     done = command("landscape", lab.runs["at"], *lab.options())
     assert done.code == 0, done.err
     assert "loss at w (nats)" in done.out
@@ -401,7 +398,7 @@ TOY = {"n": 30, "random": CURVE, "adversarial": CURVE}
 def toy(lab, tmp_path) -> Path:
     """The JSON of a landscape."""
     subject = lab.subjects("at")[0]
-    document = work.document_of(choose("landscape"))(
+    document = work.document_model(choose("landscape"))(
         experiment=choose("landscape").canonical,
         protocol={"name": "tiny", "version": "1.0", "hash": "0"},
         dataset="digits",
@@ -410,7 +407,7 @@ def toy(lab, tmp_path) -> Path:
         epsilon=0.2,
         evaluation_seed=0,
         numerics=1,
-        readings=[{"model": subject.about.model_dump(), "values": TOY}],
+        readings=[{"model": subject.ref.model_dump(), "values": TOY}],
     )
     path = tmp_path / "toy.json"
     path.write_text(document.model_dump_json())
@@ -427,19 +424,19 @@ def changed(path: Path, change) -> Path:
 def test_figures_carry_no_date_and_no_setting_of_the_user(toy):
     import matplotlib
 
-    document = work.document_of(choose("landscape")).model_validate_json(toy.read_bytes())
-    first = figures.rendered(landscape.draw, document)
+    document = work.document_model(choose("landscape")).model_validate_json(toy.read_bytes())
+    first = figures.figure_files(document)
     with matplotlib.rc_context({"axes.facecolor": "pink", "svg.hashsalt": None, "lines.linewidth": 9}):
-        assert figures.rendered(landscape.draw, document) == first
+        assert figures.figure_files(document) == first
     assert b"<dc:date>" not in first["svg"]
     assert b"tEXtSoftware" not in first["png"]
-    caption = " ".join(text.get_text() for text in landscape.draw(document).findobj(matplotlib.text.Text)).split()
+    caption = " ".join(text.get_text() for text in LossLandscape.draw(document).findobj(matplotlib.text.Text)).split()
     assert " ".join(caption).count("n = 30 test images") == 1
     assert "(nats)" in caption
 
 
 def test_wide_ranges_are_drawn_on_a_log_scale(toy):
-    draw, model = landscape.draw, work.document_of(choose("landscape"))
+    draw, model = LossLandscape.draw, work.document_model(choose("landscape"))
     assert draw(model.model_validate_json(toy.read_bytes())).axes[0].get_yscale() == "linear"
     changed(toy, lambda content: content["readings"][0]["values"]["random"].update(loss=[80, 1, 2]))
     wide = draw(model.model_validate_json(toy.read_bytes()))
@@ -499,7 +496,7 @@ def test_mistakes_are_answered_with_the_next_command(lab, command, tiny):
     assert "list experiments" in complaint("landscpe", at)
     assert "'points'" in complaint("landscape(points=4)", at)
     assert "has 30 test examples" in complaint("landscape(points=3, examples=31)", at)
-    assert "is no run" in complaint("best-last", at / "checkpoints" / "last.safetensors")
+    assert "is not a run" in complaint("best-last", at / "checkpoints" / "last.safetensors")
     assert "results ls" in complaint("landscape", "0000000000000000")
     assert "unknown measure 'flatnes'" in complaint("best-last(measures=['flatnes'])", at)
 
@@ -514,13 +511,13 @@ def test_models_of_two_protocols_share_no_figure(lab, command, tmp_path):
     assert "--protocol" in done.complaint or "one figure for each protocol" in done.complaint
 
 
-def test_the_catalogue_and_its_modules_agree(command):
+def test_every_experiment_is_listed_and_complete(command):
     rows = command("list", "experiments", "--json").document
-    assert [row["name"] for row in rows] == sorted(row.name for row in EXPERIMENTS)
+    assert [row["name"] for row in rows] == sorted(experiments()) == list(experiments())
     assert all({"name", "summary", "provider", "parameters"} <= {*row} for row in rows)
-    for row in EXPERIMENTS:
-        module = work.module_of(choose(row.name))
-        assert all(hasattr(module, part) for part in ("Row", "read", "draw"))
+    for name, experiment in experiments().items():
+        assert not experiment.__abstractmethods__, name
+        assert experiment.__module__.endswith(f".{name.replace('-', '_')}")
     assert command("info", "surface", "--json").document["parameters"]
 
 
@@ -528,7 +525,7 @@ def pair(best: tuple[float | None, float], last: tuple[float | None, float], err
     """The document of a best-last figure: (flatness, robust loss) of both checkpoints."""
 
     def reading(checkpoint: str, flatness: float | None, loss: float):
-        model = About(label="at", seed=1, checkpoint=checkpoint, epoch=0, best_epoch=0, run="r", weights=checkpoint)
+        model = ModelRef(label="at", seed=1, checkpoint=checkpoint, epoch=0, best_epoch=0, run="r", weights=checkpoint)
         value = {"standard_error": error, "n": 9}
         values = {"n": 9, "attack": "pgd", "titles": {"m": "m"}, "measures": {"m": {**value, "value": flatness}}}
         return {"model": model.model_dump(), "values": values | {"robust_loss": {"test": {**value, "value": loss}}}}
@@ -536,11 +533,11 @@ def pair(best: tuple[float | None, float], last: tuple[float | None, float], err
     rest = {"protocol": {"name": "tiny", "version": "1.0", "hash": "0"}, "dataset": "digits", "dataset_checksum": "0"}
     rest |= {"canonical_data": True, "epsilon": 0.2, "evaluation_seed": 0, "numerics": 1, "experiment": "best-last"}
     readings = [reading("best", *best), reading("last", *last)]
-    return work.document_of(choose("best-last")).model_validate({**rest, "readings": readings})
+    return work.document_model(choose("best-last")).model_validate({**rest, "readings": readings})
 
 
 def arrows(document):
-    return [text for text in best_last.draw(document).axes[0].texts if text.arrow_patch is not None]
+    return [text for text in BestLast.draw(document).axes[0].texts if text.arrow_patch is not None]
 
 
 def test_an_arrow_leads_from_best_to_last_where_they_are_apart():
@@ -554,17 +551,17 @@ def test_an_arrow_leads_from_best_to_last_where_they_are_apart():
 def test_a_measure_without_a_value_leaves_a_gap():
     document = pair((None, 1.0), (2.0, 2.0))
     assert not arrows(document)
-    assert {*figures.rendered(best_last.draw, document)} == {"png", "svg"}
-    assert {*figures.rendered(training.draw, document)} == {"png", "svg"}
+    assert {*figures.figure_files(document)} == {"png", "svg"}
+    assert TrainingCurves.draw(document).axes
 
 
 def test_a_damaged_row_is_refused(lab, tmp_path):
     chosen, subjects = choose("best-last"), lab.subjects("at", reads="both")
-    work.conduct(chosen, subjects, Store(tmp_path), Observer())
+    work.run_experiment(chosen, subjects, Store(tmp_path), Observer())
     for path in (tmp_path / "experiments" / "models").glob("*/row.json"):
         path.write_text("{}")
     with pytest.raises(CheckFailed, match=r"row\.json"):
-        work.conduct(chosen, subjects, Store(tmp_path), Observer())
+        work.run_experiment(chosen, subjects, Store(tmp_path), Observer())
 
 
 def test_layers_with_zero_norm_and_normalisation_stay(subject):

@@ -13,8 +13,8 @@ from torch import nn
 from robflat_bench.config.protocol import load
 from robflat_bench.core import Observer, UsageError, Workspace
 from robflat_bench.evaluation.session import Session
-from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, splits, work
-from robflat_bench.experiments.subject import Subject, find_subjects, ready
+from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, work
+from robflat_bench.experiments.trained_model import TrainedModel, find_models, open_model
 from robflat_bench.measures import rescaling
 from robflat_bench.measures.flatness.worst_case import WorstCase
 from robflat_bench.numerics.weight_space import WeightSpace
@@ -32,18 +32,19 @@ ABLATION = (
 
 
 @pytest.fixture(scope="module")
-def subject(registry, finished, tiny, one_thread) -> Subject:
+def subject(registry, finished, tiny, one_thread) -> TrainedModel:
     protocol = load(registry, str(tiny))
     session = Session(registry, protocol, None, Store(finished.store), "cpu")
-    found = find_subjects(session, [str(finished.folder)], "chosen", None, "last")
-    return ready(session, found[0])
+    (found,) = find_models(session, [str(finished.folder)], "chosen", None, "last")
+    return open_model(session, found)
 
 
-def read(module, text: str, subject: Subject, folder):
-    return module.read(subject, choose(text).params, StoredJournal(folder / "work"))
+def read(text: str, subject: TrainedModel, folder):
+    chosen = choose(text)
+    return chosen.experiment.read(subject, chosen.params, StoredJournal(folder / "work"))
 
 
-def direct(subject: Subject, text: str, model: nn.Module | None = None, split: str = "test", count: int = 12):
+def direct(subject: TrainedModel, text: str, model: nn.Module | None = None, split: str = "test", count: int = 12):
     """The measure itself, from a journal that keeps nothing."""
     examples = subject.examples(split, count)
     measure = resolve(subject.registry, "measure", text).build(subject.threat)
@@ -88,7 +89,7 @@ def test_only_the_scaled_tensors_move_alone(subject):
 
 def test_known_powers_come_out(subject, tmp_path):
     """Exactly: powers of two change no digit of a float."""
-    row = read(scaling, SCALING, subject, tmp_path)
+    row = read(SCALING, subject, tmp_path)
     average, trace, margin = row.measures.values()
     assert row.factors == (1.0, 0.5, 2.0)
     assert row.logits_moved == 0
@@ -105,7 +106,7 @@ def test_known_powers_come_out(subject, tmp_path):
 
 
 def test_scaling_values_are_the_measures_own(subject, tmp_path):
-    row = read(scaling, SCALING, subject, tmp_path)
+    row = read(SCALING, subject, tmp_path)
     examples = subject.examples("test", 12)
     for text, moved in row.measures.items():
         for kind, change in {
@@ -142,9 +143,9 @@ def test_exponents_are_slopes_and_need_one_sign():
 
 
 def test_without_normalisation_there_is_nothing_to_scale(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(Subject, "load", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    monkeypatch.setattr(TrainedModel, "load", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     with pytest.raises(UsageError, match="no normalisation undoes"):
-        read(scaling, SCALING, subject, tmp_path)
+        read(SCALING, subject, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_without_normalisation_there_is_nothing_to_scale(subject, tmp_path, monk
 
 
 def test_spectrum_is_what_the_measures_say(subject, tmp_path):
-    row = read(spectrum, SPECTRUM, subject, tmp_path)
+    row = read(SPECTRUM, subject, tmp_path)
     top = direct(subject, "hessian-lambda-max(steps=2, density=2, nodes=6, tolerance=0.1)")
     assert same(row.lambda_max, top)
     assert row.lambda_max.details == dict(top.details)
@@ -174,8 +175,8 @@ def test_the_axis_is_logarithmic_beyond_its_scale_and_passes_zero():
 
 
 def test_the_drawn_density_holds_every_eigenvalue(subject, tmp_path):
-    document = work.conduct(choose(SPECTRUM), [subject], Store(tmp_path), Observer())
-    (curve,) = [line for line in spectrum.draw(document).axes[0].lines if len(line.get_xdata()) > 100]
+    document = work.run_experiment(choose(SPECTRUM), [subject], Store(tmp_path), Observer())
+    (curve,) = [line for line in spectrum.HessianSpectrum.draw(document).axes[0].lines if len(line.get_xdata()) > 100]
     assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(1, abs=1e-3)
 
 
@@ -185,7 +186,7 @@ def test_the_drawn_density_holds_every_eigenvalue(subject, tmp_path):
 
 
 def test_splits_are_the_measure_on_either_split_and_the_loss_adds_up(subject, tmp_path):
-    row = read(splits, SPLITS, subject, tmp_path)
+    row = read(SPLITS, subject, tmp_path)
     assert [*row.found] == ["test", "train"]
     assert {tuple(found) for found in row.found.values()} == {("clean", "frozen", "reattack")}
     for split, found in row.found.items():
@@ -217,9 +218,8 @@ def test_splits_are_the_measure_on_either_split_and_the_loss_adds_up(subject, tm
     ],
 )
 def test_mistakes_say_what_to_do(subject, tmp_path, text, message):
-    module = {"splits": splits, "ablation": ablation, "scaling": scaling}[text.partition("(")[0]]
     with pytest.raises(UsageError, match=message):
-        read(module, text, subject, tmp_path)
+        read(text, subject, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_shorter_runs_are_the_beginning_of_the_longest_bit_for_bit(subject, tmp_
     ascents = []
     ascend = WorstCase.ascend
     monkeypatch.setattr(WorstCase, "ascend", lambda self, *a: ascents.append(a[3:5]) or ascend(self, *a))
-    (line,) = read(ablation, ABLATION, subject, tmp_path).lines
+    (line,) = read(ABLATION, subject, tmp_path).lines
     assert sorted(ascents) == [(xi, restart) for xi in (0.0, 0.03) for restart in range(3)]
     assert line.settings == (1, 2, 3)
     for restarts, found in zip(line.settings, line.found, strict=True):
@@ -239,7 +239,7 @@ def test_shorter_runs_are_the_beginning_of_the_longest_bit_for_bit(subject, tmp_
         assert same(found, expected)
         assert found.details == dict(expected.details)
     text = "ablation(measures=['average-case(steps=2)'], axis=draws, values=[2, 4, 3], examples=12)"
-    (line,) = read(ablation, text, subject, tmp_path / "draws").lines
+    (line,) = read(text, subject, tmp_path / "draws").lines
     assert line.settings == (2, 4, 3)
     for draws, found in zip(line.settings, line.found, strict=True):
         assert same(found, direct(subject, f"average-case(steps=2, draws={draws})"))
@@ -264,7 +264,7 @@ def test_shorter_runs_are_the_beginning_of_the_longest_bit_for_bit(subject, tmp_
 def test_every_point_is_the_measure_at_that_setting(subject, tmp_path, measure, axis, settings, texts):
     text = f'ablation(measures=["{measure}"], axis={axis}, values=[{settings}], examples=12)'
     text = text if axis != "ball" else text.replace(settings, ", ".join(f'"{s}"' for s in settings.split(", ")))
-    (line,) = read(ablation, text, subject, tmp_path).lines
+    (line,) = read(text, subject, tmp_path).lines
     for spelled, found in zip(texts, line.found, strict=True):
         assert same(found, direct(subject, spelled.format(measure[:-1]))), spelled
     assert line.found[0].value != line.found[1].value
@@ -278,7 +278,7 @@ def test_all_axes_are_those_with_usual_values(subject):
         assert axes == ablation.GRIDS[name]
         for axis, settings in axes.items():
             for setting in settings:
-                ablation.changed(subject.registry, measure, **ablation.values(axis, setting))
+                subject.variant(measure, **ablation.values(axis, setting))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -306,9 +306,9 @@ def test_a_command_writes_data_and_figure(finished, tiny, command, tmp_path, tex
 
 def test_measures_without_a_value_leave_gaps(subject, tmp_path):
     text = "scaling(examples=12, measures=['local-entropy(draws=6, gamma=0.001, steps=2)', 'margin'])"
-    document = work.conduct(choose(text), [subject], Store(tmp_path), Observer())
+    document = work.run_experiment(choose(text), [subject], Store(tmp_path), Observer())
     entropy, margin = document.readings[0].values.measures.values()
     assert entropy.found["layers"][0].value is None
     assert "effective sample size" in entropy.found["layers"][0].reason
     assert margin.found["layers"][0].value is not None
-    assert {*figures.rendered(scaling.draw, document)} == {"png", "svg"}
+    assert {*figures.figure_files(document)} == {"png", "svg"}

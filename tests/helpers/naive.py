@@ -40,7 +40,7 @@ def images(seed: int, count: int = COUNT) -> Tensor:
 
 
 def batch(soft: bool = False, weighted: bool = False, progress: float = 0.0) -> Batch:
-    """Six images, their labels, and what the loss sees: the labels as they are, or smoothed and weighted."""
+    """Six images with labels; targets are the labels, or smoothed if `soft`, and weights are one unless `weighted`."""
     y = torch.tensor([3, 1, 4, 1, 5, 9])
     target = nn.functional.one_hot(y, CLASSES).double()
     if soft:
@@ -50,7 +50,7 @@ def batch(soft: bool = False, weighted: bool = False, progress: float = 0.0) -> 
 
 
 def digits(start: int, stop: int) -> Examples:
-    """Of the training pool, float32."""
+    """Digits `start` to `stop` of the training pool, float32."""
     pool = load().pools["train"]
     x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
     return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
@@ -87,7 +87,7 @@ def inner(steps: int = 3, start: str = "uniform", bn: str = "eval") -> TrainingA
 
 
 def training(model: nn.Module, **changes: object) -> Training:
-    """What `setup` is given: as many examples as the batch has, no helpers, no spare images."""
+    """The argument of `setup`: as many examples as `batch()` has, no helpers, no spare images."""
     given = Training(
         model=model,
         shape=SHAPE,
@@ -133,7 +133,7 @@ def pgd(
     epsilon: float = EPSILON,
     step: float = STEP,
 ) -> tuple[list[Tensor], Tensor]:
-    """Every iterate of PGD in eval mode, and per example the one with the highest objective(i, logits_i)."""
+    """All iterates of PGD in eval mode, and for each example the iterate with the highest objective(i, logits_i)."""
     model = copy.deepcopy(model).eval()
     lower, upper = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)
     current = torch.minimum(torch.maximum(start, lower), upper)
@@ -153,12 +153,12 @@ def pgd(
 
 
 def uniform_start(x: Tensor) -> Tensor:
-    """Where `inner()` starts."""
+    """The start of `inner()`."""
     return x + EPSILON * (2 * torch.rand(x.shape, generator=generator("attack"), dtype=torch.float64) - 1)
 
 
 def assert_same_update(ours: Tensor, model: nn.Module, theirs: Tensor, twin: nn.Module) -> None:
-    """Equal loss, gradients of all parameters (1e-8) and running statistics; the gradients are not all small."""
+    """Loss, gradients of all parameters (to 1e-8) and running statistics are equal, and some gradient is large."""
     assert abs(ours.item() - theirs.item()) <= 1e-10 * max(1.0, abs(theirs.item()))
     ours.backward()
     theirs.backward()

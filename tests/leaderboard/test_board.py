@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,3 +227,15 @@ def test_an_added_measure_counts_on_the_examples_that_most_runs_have_and_nobody_
     values = [run.values["last"].get("measure:margin") for row in board.rows for run in row.runs]
     assert sorted(values, key=str) == [1.0] * 5 + [None]
     assert [row.label for row in board.rows if "measure:margin" in row.values["last"]] == ["trades"]
+
+
+def test_a_board_is_built_without_torch(root):
+    """Building and rendering load neither torch nor a module that trains or evaluates; only verification does."""
+    code = (
+        "import sys; from pathlib import Path; from robflat_bench.leaderboard.publish import digests; "
+        "digests(Path(sys.argv[1]), ()); "
+        "heavy = {'torch', 'robflat_bench.training', 'robflat_bench.evaluation'} & {*sys.modules}; "
+        "sys.exit(' '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -102,7 +102,7 @@ def test_build_writes_the_committed_board_and_the_site_and_check_proves_it(comma
     (root / "board.json").write_bytes(b"{}")
     done = command("leaderboard", "build", "--check", "--leaderboard", root)
     assert done.code == 3
-    assert "board.json is not what its entries give" in done.err
+    assert "board.json differs from what its entries give" in done.err
 
 
 def test_the_page_of_a_run_has_standard_errors_and_n(command, root, store, tmp_path):

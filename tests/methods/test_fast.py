@@ -31,7 +31,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def build(registry, model):
-    """A method by its text, set up; its helper is a network of another seed."""
+    """Builds a method from its text and sets it up; its helper is a network of another seed."""
 
     def make(text: str) -> Method:
         composed = compose(registry, text)
@@ -44,7 +44,7 @@ def build(registry, model):
 
 
 def draw(purpose: str, count: int = COUNT) -> Tensor:
-    """U(-1,1) as keyed by the batch's moment."""
+    """U(-1,1), keyed by the moment of `batch()`."""
     source = generator(7, purpose, 2, 3)
     return 1 - 2 * (1 - torch.rand(count, 1, 8, 8, generator=source, dtype=torch.float64))
 
@@ -102,7 +102,7 @@ def naive_mlcat(form: str, twin: nn.Module, given: Batch, x_adv: Tensor) -> list
 
 
 def naive_gradalign(twin: nn.Module, given: Batch, x_adv: Tensor) -> list[Tensor]:
-    """Both gradients with second-order autograd, running statistics put back by hand."""
+    """Both gradients by second-order autograd; running statistics are restored by hand."""
     values = naive_losses(twin, given, x_adv)
     norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
     statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
@@ -158,7 +158,7 @@ def test_loss_gradient_and_statistics_equal_the_naive_implementation(model, buil
 
 
 def naive_step(model: nn.Module, given: Batch, start: Tensor, size: float) -> Tensor:
-    """One sign step, an example at a time in eval mode."""
+    """One sign step in eval mode, one example at a time."""
     model = copy.deepcopy(model).eval()
     rows = []
     for x, y in zip(start, given.y, strict=True):
@@ -169,7 +169,7 @@ def naive_step(model: nn.Module, given: Batch, start: Tensor, size: float) -> Te
 
 
 def watched(method: Method, model: nn.Module, given: Batch, steps: int = 3) -> tuple[Tensor, list[Tensor]]:
-    """x_adv, and the images that the network saw on the way."""
+    """x_adv, and the images that the attack passed through the network."""
     seen: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     x_adv = method.attack(model, given, inner(steps))
@@ -272,7 +272,7 @@ def test_cons_at_without_augmentation_compares_two_attacks_of_one_image(model, b
 
 
 @pytest.mark.parametrize("modifier", ["ignore-incorrect", "pgd-tau", "cutmix", "unlabeled"])
-def test_cons_at_is_not_changed_where_only_its_first_view_would_be(registry, modifier):
+def test_cons_at_refuses_modifiers_that_would_change_only_one_view(registry, modifier):
     with pytest.raises(UsageError, match="cons-at has its own"):
         compose(registry, f"cons-at+{modifier}")
 
@@ -292,7 +292,7 @@ def test_jensen_shannon_is_symmetric_bounded_and_zero_for_equal_predictions():
 
 
 def numbered(seed: int, count: int) -> Batch:
-    """A batch of any size, weighted."""
+    """A weighted batch of `count` examples."""
     y = torch.arange(count) % CLASSES
     weight = 1.0 + torch.arange(count) % 3
     moment = Moment(7, 0, seed, 0.0)
@@ -345,7 +345,7 @@ def test_free_at_equals_the_naive_updates_over_batches_of_all_sizes(registry, mo
 
 
 def test_free_at_carries_its_perturbation_over(registry, model):
-    """Within a replay, from batch to batch, and past a smaller batch that leaves the other rows alone."""
+    """From update to update, from batch to batch, and across a smaller batch, which does not touch the other rows."""
     composition = free(registry, model)
     assert torch.equal(composition.method.attack(model, PLAN[0], inner()), PLAN[0].x), "it starts at the images"
     deltas = run_free(composition, model, PLAN[:5])
@@ -358,7 +358,7 @@ def test_free_at_carries_its_perturbation_over(registry, model):
 
 
 def test_free_at_moves_once_per_update_and_only_with_the_backward_pass(registry, model):
-    """Gradients with respect to weights alone do not touch the perturbation; of two backward passes the last counts."""
+    """Gradients with respect to weights do not move the perturbation; of two backward passes the last one does."""
     composition, given = free(registry, model), PLAN[2]
     run_free(composition, model, PLAN[:2])
     method = composition.method
@@ -386,7 +386,7 @@ def test_free_at_with_weight_perturbation_follows_the_gradient_there(registry, m
     assert not torch.equal(delta, other)
 
 
-def test_free_at_continues_from_its_state_as_if_undisturbed(registry, model):
+def test_resumed_free_at_continues_with_the_same_perturbation(registry, model):
     composition = free(registry, model)
     run_free(composition, model, PLAN[:3])
     state = {name: tensor.clone() for name, tensor in composition.state_dict().items()}
@@ -406,7 +406,7 @@ def test_free_at_continues_from_its_state_as_if_undisturbed(registry, model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_misalignment_of_known_gradients(dtype):
-    """Parallel, opposite, orthogonal, at 60 degrees, opposite but tiny, vanishing here, there and nearly."""
+    """Parallel, opposite, orthogonal, at 60 degrees, opposite but tiny, and with one gradient zero or nearly zero."""
     one = torch.tensor([[2, 0], [2, 0], [2, 0], [2, 0], [1e-15, 0], [0, 0], [1, 1], [1e-40, 0]], dtype=dtype)
     two = torch.tensor([[3, 0], [-1, 0], [0, 9], [1, 3**0.5], [-1e-15, 0], [1, 1], [0, 0], [0, 1]], dtype=dtype)
     expected = torch.tensor([0, 2, 1, 0.5, 2, 0, 0, 0 if dtype == torch.float32 else 1], dtype=dtype)
@@ -454,7 +454,7 @@ class Constant(nn.Module):
         return self.logits
 
 
-def test_mlcat_forms_have_one_value_and_the_gradients_derived(build):
+def test_mlcat_forms_have_equal_values_and_the_derived_gradients(build):
     """d l_i / d logits = p_i - target_i, times threshold / l_i below the threshold, or times zero as released."""
     given = batch()
     logits = 3 * torch.randn(COUNT, CLASSES, generator=generator("logits"), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Standard training, AT and TRADES against naive implementations in float64, and what every method promises."""
+"""Standard training, AT and TRADES against naive implementations in float64, and checks of every method."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model() -> nn.Module:
 
 
 def build(registry, name: str, model: nn.Module) -> tuple[Method, list[nn.Module]]:
-    """The method by name, set up, and its helpers, networks of other seeds."""
+    """The method of this name, set up, and its helpers: networks of other seeds."""
     composed = compose(registry, name)
     helpers = {key: network(seed).eval() for seed, key in enumerate(composed.helpers, start=5)}
     composition = Composition(composed)
@@ -131,7 +131,7 @@ def test_standard_training_has_no_adversary(model):
 
 
 def test_at_attacks_the_label_and_learns_the_target(model):
-    """Label noise and smoothing change the target only: the attack still knows the true label."""
+    """Label noise and smoothing change only the target: the attack keeps the true label."""
     given = batch()
     noisy = Batch(given.index, given.x, given.y, given.target.roll(1, dims=1), given.weight)
     x_adv = AT(Params()).attack(model, given, inner())
@@ -166,7 +166,7 @@ def test_attack_leaves_the_model_in_train_mode_and_untouched(registry, model, na
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("steps", [1, 4])
-def test_an_update_costs_what_the_catalogue_says(registry, model, name, steps):
+def test_update_costs_the_declared_passes(registry, model, name, steps):
     given, (method, helpers) = batch(), build(registry, name, model)
     counter = PassCounter(model, *helpers)
     x_adv = method.attack(model, given, inner(steps))

@@ -41,7 +41,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def trained() -> nn.Module:
-    """A network that gives some labels more than half of the probability, and some not."""
+    """A network that gives some labels, but not all, more than half of the probability."""
     model, given = network(), batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(20):
@@ -57,7 +57,7 @@ def adversarial(given: Batch) -> Tensor:
 
 
 def inputs_of(model: nn.Module, run) -> list[Tensor]:
-    """Everything the network is shown while `run()` runs."""
+    """All inputs of the network during `run()`."""
     seen: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     run()
@@ -110,8 +110,8 @@ def test_loss_gradient_and_statistics_equal_the_naive_implementation(trained, na
     naive.assert_same_update(ours, trained, naive_loss(name, twin, given, x_adv), twin)
 
 
-def test_mart_learns_through_its_weight_as_published(trained):
-    """Detached, the loss would be the same and its gradient another."""
+def test_mart_differentiates_its_weight_as_published(trained):
+    """With a detached weight, the loss would be equal and its gradient different."""
     given, twin = batch(), copy.deepcopy(trained)
     x_adv = adversarial(given)
     STATELESS["mart"].loss(trained, given, x_adv).mean().backward()
@@ -121,7 +121,7 @@ def test_mart_learns_through_its_weight_as_published(trained):
 
 
 class Fixed(nn.Module):
-    """The same logits for any image."""
+    """A network with the same logits for every image."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Fixed(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
-def test_mart_keeps_finite_where_a_wrong_class_is_certain():
+def test_mart_is_finite_if_a_wrong_class_is_certain():
     model, given = Fixed(500, *[0] * 9), batch()
     loss = STATELESS["mart"].loss(model, given, given.x)
     assert torch.allclose(loss, torch.tensor(500 - math.log(1e-4), dtype=torch.float64), rtol=0, atol=1e-6)
@@ -139,8 +139,8 @@ def test_mart_keeps_finite_where_a_wrong_class_is_certain():
     assert model.logits.grad.isfinite().all()
 
 
-def test_mart_judges_by_the_label_where_the_target_is_noisy(trained):
-    """Only the cross-entropy sees the target."""
+def test_mart_uses_the_label_in_margin_and_weight_if_the_target_is_noisy(trained):
+    """Only the cross-entropy uses the target."""
     given = batch()
     noisy = replace(given, target=given.target.roll(1, dims=1))
     one, two = (STATELESS["mart"].loss(copy.deepcopy(trained), which, adversarial(given)) for which in (given, noisy))
@@ -196,7 +196,7 @@ def test_inner_attack_equals_the_naive_loop(model, name):
 
 
 def still_right(model: nn.Module, given: Batch, steps: int) -> list[int]:
-    """kappa of each example: over x_0 .. x_{T-1} of the naive loop."""
+    """kappa of each example, from x_0 .. x_{T-1} of the naive loop."""
 
     def objective(i: int, logits: Tensor) -> Tensor:
         return naive.cross_entropy(naive.probabilities(logits), nn.functional.one_hot(given.y[i], CLASSES))
@@ -207,7 +207,7 @@ def still_right(model: nn.Module, given: Batch, steps: int) -> list[int]:
 
 
 def gentle(steps: int):
-    """An attack of small steps, so that examples fall one after another."""
+    """An attack of small steps, which fools the examples at different iterates."""
     attack = inner(steps)
     attack.step = EPSILON / 3
     return attack
@@ -215,7 +215,7 @@ def gentle(steps: int):
 
 @pytest.mark.parametrize(("soft", "weighted"), KINDS)
 @pytest.mark.parametrize("lam", [-1.0, 2.0])
-def test_gairat_weights_by_the_geometry(trained, soft, weighted, lam, monkeypatch):
+def test_gairat_weights_equal_the_naive_formula(trained, soft, weighted, lam, monkeypatch):
     monkeypatch.setattr(naive.pgd, "__defaults__", (EPSILON, EPSILON / 3))
     steps = 5
     given, twin = batch(soft, weighted, progress=0.5), copy.deepcopy(trained)
@@ -234,7 +234,7 @@ def test_gairat_weights_by_the_geometry(trained, soft, weighted, lam, monkeypatc
 
 
 def test_gairat_does_not_count_the_last_iterate():
-    """Logits that are right at every iterate but the last, and the other way round: all T count, or none."""
+    """Logits that are right at all iterates but the last give kappa = T; logits that are right only there give 0."""
     given = batch(progress=0.9)
 
     class Turning(nn.Module):
@@ -266,8 +266,8 @@ def test_gairat_is_at_until_its_warmup_is_over(trained):
     assert ratio[0] > 1 > ratio[-1]
 
 
-def test_gairat_never_runs_out_of_weight(trained):
-    """All examples safe, the smallest weights there are, in single precision: they share the loss evenly."""
+def test_gairat_weights_are_finite_and_even_if_all_examples_have_the_smallest_weight(trained):
+    """If no example is fooled, all weights are as small as possible; in float32 they still normalise to one."""
     given = batch(progress=0.9)
     method = GAIRAT(GAIRATParams(lam=-10))
     method.share = torch.ones(COUNT)
@@ -275,7 +275,7 @@ def test_gairat_never_runs_out_of_weight(trained):
     assert torch.allclose(method.loss(copy.deepcopy(trained), given, given.x), plain, rtol=1e-5)
 
 
-def test_an_example_without_weight_does_not_touch_the_others():
+def test_example_of_weight_zero_has_no_effect_on_the_others():
     values, weight = torch.tensor([1.0, 3.0, 100.0]), torch.tensor([1.0, 3.0, 0.0])
     assert mean_one(values, weight)[:2].tolist() == pytest.approx([0.4, 1.2])
     assert weighted_mean(mean_one(values, weight), weight).item() == pytest.approx(1)
@@ -287,7 +287,7 @@ def test_an_example_without_weight_does_not_touch_the_others():
 
 
 class Labels:
-    """t_i example by example, as a dictionary by index."""
+    """t_i of each example, in a dictionary by index."""
 
     def __init__(self) -> None:
         self.held: dict[int, list[float]] = {}
@@ -323,7 +323,7 @@ def self_adaptive(model: nn.Module) -> SelfAdaptive:
 
 @pytest.mark.parametrize(("soft", "weighted"), KINDS)
 def test_self_adaptive_labels_follow_the_predictions(trained, soft, weighted):
-    """Three updates with other orders, one image from elsewhere, and a loss evaluated twice."""
+    """Three updates with different orders and one image from elsewhere; the loss is evaluated twice."""
     method, reference = self_adaptive(trained), Labels()
     rows = [[0, 1, 2, 3, 4, 5], [4, 2, -1, 0, 3, 1], [-1, 3, 5, 2, 0, 4]]
     for update, index in enumerate(rows):
@@ -371,7 +371,7 @@ def soft_logit_margin(logits: Tensor, y: int) -> Tensor:
 
 
 def naive_mma(model: nn.Module, given: Batch, last: dict[int, float], most: float = MOST):
-    """For each example alone: all inputs of the network, the margin, x + delta, and whether it counts."""
+    """Per example: all inputs of the network, the margin, x + delta, and whether it enters the loss."""
     noise = torch.rand(given.x.shape, generator=given.moment.random("mma start"), dtype=torch.float64) * 2 - 1
     frozen, found = copy.deepcopy(model).eval(), []
     for i, index in enumerate(given.index.tolist()):
@@ -406,7 +406,7 @@ def naive_mma(model: nn.Module, given: Batch, last: dict[int, float], most: floa
 
 
 def small(steps: int = 3):
-    """The recipe's attack with a step below the margins, so that what is remembered is used."""
+    """The recipe's attack with a step below the margins, so that remembered margins are used."""
     attack = inner(steps)
     attack.step = STEP / 40
     return attack
@@ -487,8 +487,8 @@ def test_mma_costs_what_its_parameters_say_whatever_the_recipe(registry, model, 
     assert (counter.forward, counter.backward) == tuple(COUNT * n for n in passes_per_image(composed, 7))
 
 
-def test_mma_stays_put_where_no_direction_is(monkeypatch):
-    """A network that ignores its input, from a start at the image itself: no NaN."""
+def test_mma_leaves_images_unchanged_if_the_gradient_vanishes(monkeypatch):
+    """A network that ignores its input, attacked from the image itself: no NaN."""
     monkeypatch.setattr("robflat_bench.methods.mma.uniform_like", lambda x, source: torch.zeros_like(x))
     given = batch()
 
@@ -507,8 +507,8 @@ def test_mma_stays_put_where_no_direction_is(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [mma, self_adaptive])
-def test_what_is_remembered_survives_an_interruption(trained, make):
-    """Saved after one update and loaded into a new method, the second update is the same, and not a first one."""
+def test_resumed_method_remembers_margins_and_labels(trained, make):
+    """A state saved after one update and loaded into a new method gives the same second update."""
     first, second = (naive.at(batch(progress=0.8), update=update) for update in (0, 1))
     method, resumed, fresh = make(trained), make(trained), make(trained)
     method.attack(trained, first, small())

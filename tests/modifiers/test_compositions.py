@@ -1,4 +1,4 @@
-"""Methods with modifiers: the grammar, what may go together, what it costs, and how the parts act as one."""
+"""Methods with modifiers: grammar, allowed combinations, costs, and the order in which the parts act."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ METHODS = {info.name: info for info in robflat_bench_methods()}
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_written_order_of_modifiers_never_matters(registry):
+def test_written_order_of_modifiers_does_not_matter(registry):
     one, other = compose(registry, "at+ema+awp(gamma=5e-3)"), compose(registry, " at + awp( gamma=0.005 )+ema")
     assert one.canonical == other.canonical
     assert one.brief == other.brief == "at+awp(gamma=0.005)+ema"
 
 
-def test_the_canonical_text_reads_back_as_itself(registry):
+def test_canonical_text_parses_to_the_same_composition(registry):
     for name in MODIFIERS:
         composed = compose(registry, f"trades+{name}")
         assert compose(registry, composed.canonical) == composed
 
 
-def test_a_plus_within_a_value_is_no_separator(registry):
+def test_plus_within_a_value_is_not_a_separator(registry):
     assert compose(registry, "trades(beta=6e+0)").canonical == "trades(beta=6.0)"
     with pytest.raises(UsageError, match="not a component"):
         compose(registry, "+awp")
@@ -51,7 +51,7 @@ def test_a_plus_within_a_value_is_no_separator(registry):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("modifier", MODIFIERS)
-def test_a_modifier_is_refused_exactly_where_the_method_has_claimed_its_joint(registry, method, modifier):
+def test_modifier_is_refused_only_if_the_method_claims_its_joint(registry, method, modifier):
     claimed = {*METHODS[method].claims} & {*MODIFIERS[modifier].joints}
     if claimed:
         with pytest.raises(UsageError, match=f"{method} has its own {claimed.pop()}, which {modifier} would"):
@@ -62,7 +62,7 @@ def test_a_modifier_is_refused_exactly_where_the_method_has_claimed_its_joint(re
 
 @pytest.mark.parametrize("one", MODIFIERS)
 @pytest.mark.parametrize("two", MODIFIERS)
-def test_two_modifiers_are_refused_exactly_where_they_claim_one_exclusive_joint(registry, one, two):
+def test_two_modifiers_are_refused_only_if_they_share_an_exclusive_joint(registry, one, two):
     if one == two:
         with pytest.raises(UsageError, match="given twice"):
             compose(registry, f"at+{one}+{two}")
@@ -101,7 +101,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("text", sorted(REFUSED | ALLOWED))
-def test_what_goes_together(registry, text):
+def test_compositions_are_allowed_or_refused_as_listed(registry, text):
     if text in REFUSED:
         with pytest.raises(UsageError, match=r"its own|both replace"):
             compose(registry, text)
@@ -122,8 +122,8 @@ def test_helpers_of_one_name_must_be_one_network(registry):
 # Standard training has no adversary, and MMA none against what an untrained network misclassifies.
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("standard", "mma")])
 @pytest.mark.parametrize("modifier", [name for name, info in MODIFIERS.items() if "backward" in info.joints])
-def test_the_adversary_survives_every_way_of_descending(registry, method, modifier):
-    """Free AT moves its images in the backward pass; all others attack anyway: by the second update x_adv is not x."""
+def test_images_are_attacked_under_every_modifier_of_the_descent(registry, method, modifier):
+    """Free AT moves its images in the backward pass, so x_adv differs from x at the second update at the latest."""
     composed, model = compose(registry, f"{method}+{modifier}"), network()
     composition = Composition(composed)
     composition.setup(training(model, helpers={name: network(5).eval() for name in composed.helpers}))
@@ -143,7 +143,7 @@ def test_the_adversary_survives_every_way_of_descending(registry, method, modifi
 
 
 @pytest.mark.parametrize("modifier", ["awp(steps=2)", "rwp(steps=3)", "sam", "asam", "random-wp", "entropy-sgd"])
-def test_statistics_of_heads_move_once_per_update_too(registry, modifier):
+def test_statistics_of_extra_heads_move_once_per_update(registry, modifier):
     composition, model = Composition(compose(registry, f"at+self-supervision+{modifier}")), network()
     composition.setup(training(model))
     optimizer = torch.optim.SGD(composition.parameters(model), lr=0.05)
@@ -158,7 +158,7 @@ def test_statistics_of_heads_move_once_per_update_too(registry, modifier):
 
 
 class Appends(Modifier):
-    """Writes its name into the images; `log` is shared by all."""
+    """Appends its name to `log`, which all instances share."""
 
     log: list[str] = []  # noqa: RUF012
 
@@ -180,7 +180,7 @@ class Second(Appends):
 
 
 @pytest.mark.parametrize("text", ["at+zz-first+aa-second", "at+aa-second+zz-first"])
-def test_modifiers_of_a_joint_act_by_rank_not_by_name_or_written_order(monkeypatch, text):
+def test_modifiers_of_a_joint_act_by_rank(monkeypatch, text):
     plugins: Plugins = discover().plugins
     registry = Registry(plugins)
     joints = ("augment", "after_step")
@@ -210,12 +210,12 @@ def test_formulas_are_integer_arithmetic(t, a, b):
 
 
 @pytest.mark.parametrize("text", ["T ** 2", "__import__('os')", "T / 2", "x", "1.5", "T if 1 else 2", "-T", "f(T)"])
-def test_anything_else_is_no_formula(text):
+def test_formula_rejects_everything_but_integer_arithmetic(text):
     with pytest.raises(ValueError, match="not a formula"):
         formula(text, {"T": 3})
 
 
-def test_costs_add_up(registry):
+def test_passes_of_method_and_modifiers_add_up(registry):
     """AT: T+2 and T+1. AWP evaluates the loss once more per step; TRADES' loss is two passes each."""
     assert passes_per_image(compose(registry, "at"), 10) == (12, 11)
     assert passes_per_image(compose(registry, "trades"), 10) == (14, 12)
@@ -226,7 +226,7 @@ def test_costs_add_up(registry):
 @pytest.mark.parametrize("modifier", MODIFIERS)
 @pytest.mark.parametrize("method", ["at", "trades"])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_an_update_costs_what_the_catalogue_says(registry, method, modifier, steps):
+def test_update_costs_the_declared_passes(registry, method, modifier, steps):
     composed, model = compose(registry, f"{method}+{modifier}"), network()
     composition = Composition(composed)
     spare = torch.full((9, 1, 8, 8), 7, dtype=torch.uint8)

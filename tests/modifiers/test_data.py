@@ -80,7 +80,7 @@ def many(classes: int, count: int) -> Batch:
 
 
 @pytest.mark.parametrize(("classes", "tau"), [(10, 0.1), (10, 1.0), (3, 0.4)])
-def test_label_noise_flips_as_many_labels_as_it_says_to_each_class_alike(classes, tau):
+def test_label_noise_draws_labels_with_probability_tau_and_uniformly_over_classes(classes, tau):
     given = many(classes, 30_000)
     target = LabelNoise(LabelNoiseParams(tau=tau)).target(given)
     assert torch.equal(target.sum(1), torch.ones(len(target)).double())
@@ -94,7 +94,7 @@ def test_label_noise_flips_as_many_labels_as_it_says_to_each_class_alike(classes
         assert low <= count <= high
 
 
-def test_label_noise_is_drawn_anew_in_each_step_and_replaces_soft_targets_whole():
+def test_label_noise_is_drawn_anew_in_each_update_and_replaces_whole_soft_targets():
     given, noise = batch(soft=True), LabelNoise(LabelNoiseParams(tau=0.5))
     drawn = [noise.target(at(given, update=update)) for update in range(4)]
     assert torch.equal(drawn[0], noise.target(at(given, update=0)))
@@ -109,7 +109,7 @@ def test_label_noise_is_drawn_anew_in_each_step_and_replaces_soft_targets_whole(
 @pytest.mark.parametrize(
     "text", ["label-noise(tau=1)+label-smoothing(tau=0.2)", "label-smoothing(tau=0.2)+label-noise(tau=1)"]
 )
-def test_noise_comes_before_smoothing_and_the_attack_sees_neither(registry, model, text):
+def test_label_noise_acts_before_smoothing_and_the_attack_sees_neither(registry, model, text):
     given = at(batch(), update=1)
     prepared = composed(registry, f"at+{text}", model).prepare(given)
     noisy = LabelNoise(LabelNoiseParams(tau=1)).target(given)
@@ -149,7 +149,7 @@ def test_cutout_equals_the_loop_over_pixels(shape, fraction):
 
 
 def test_cutout_centres_are_uniform_over_all_pixels():
-    """Every pixel is covered as often as centres within reach of it say."""
+    """Each pixel is covered as often as the number of centres within reach predicts."""
     count = 20_000
     given = torch.full((count, 1, 8, 8), 200, dtype=torch.uint8)
     made = augmenting(Cutout(CutoutParams()), SHAPE).augment(given, generator("centres"))
@@ -193,7 +193,7 @@ def test_autoaugment_treats_each_image_by_itself_and_fills_with_the_mean(shape):
 
 
 @pytest.mark.parametrize("text", ["at+autoaugment+cutout", "at+cutout+autoaugment"])
-def test_the_policy_comes_before_the_hole(registry, model, text):
+def test_autoaugment_acts_before_cutout(registry, model, text):
     given, source = bytes_of(SHAPE, 30), generator("both")
     made = composed(registry, text, model).augment(given, generator("both"))
     middle = augmenting(AutoAugment(Params()), SHAPE).augment(given, source)
@@ -243,8 +243,8 @@ def test_cutmix_pastes_one_box_of_the_example_before_and_mixes_targets_by_its_ar
     assert torch.equal(*twice)
 
 
-def test_cutmix_alpha_is_that_of_the_beta_distribution():
-    """Beta(500, 500) is close to 1/2 always: no box is larger than half of the image's area, sides rounded down."""
+def test_cutmix_areas_follow_the_beta_distribution():
+    """Beta(500, 500) is always close to 1/2: no box exceeds half of the image's area, with sides rounded down."""
     given = batch()
     share = [
         float(((mixed := CutMix(CutMixParams(alpha=500)).batch(at(given, update=u))).x != given.x).double().mean())
@@ -287,7 +287,7 @@ def test_unlabeled_images_carry_the_labels_that_the_helper_predicts(ratio, own):
         assert not isinstance(tensor, Tensor) or torch.equal(getattr(given, name), tensor)
 
 
-def test_unlabeled_images_are_drawn_from_all_that_is_left_with_replacement():
+def test_unlabeled_images_are_drawn_from_all_spare_images_with_replacement():
     modifier, helper, spare = unlabeled(0.7, count=3)
     predicted = {int(k) for k in helper(spare.double() / 255).argmax(1)}
     drawn = [modifier.batch(at(batch(), update=update)).x[2:] for update in range(20)]
@@ -296,7 +296,7 @@ def test_unlabeled_images_are_drawn_from_all_that_is_left_with_replacement():
     assert any(len({image.numpy().tobytes() for image in part}) < 3 for part in drawn)
 
 
-def test_unlabeled_images_are_augmented_as_the_others():
+def test_unlabeled_images_are_augmented_as_training_images():
     modifier, _, _ = unlabeled(0.5)
     asked: list[str] = []
 
@@ -311,14 +311,14 @@ def test_unlabeled_images_are_augmented_as_the_others():
     assert made.views is None, "a view of the labelled images alone would not be one of this batch"
 
 
-def test_a_batch_of_one_stays_labelled():
+def test_unlabeled_leaves_a_batch_of_one_labelled():
     given = batch()
     one = replace(given, **{name: getattr(given, name)[:1] for name in ("index", "x", "y", "target", "weight")})
     assert torch.equal(unlabeled(0.7)[0].batch(one).x, one.x)
 
 
-def test_mixing_comes_after_other_images(registry, model):
-    """A batch of labelled and unlabelled images is mixed; none escapes."""
+def test_cutmix_acts_after_unlabeled(registry, model):
+    """All images of the batch are mixed, labelled and unlabelled ones."""
     for text in ("at+cutmix+unlabeled", "at+unlabeled+cutmix"):
         composition = Composition(compose(registry, text))
         helpers = {"standard": network(5).eval()}
@@ -357,12 +357,12 @@ METHODS = {"at": lambda: AT(Params()), "trades": lambda: TRADES(TRADESParams(bet
 
 
 def slow(steps: int = 8, bn: str = "eval") -> TrainingAttack:
-    """Small steps: examples are fooled at different iterates."""
+    """An attack of small steps, which fools the examples at different iterates."""
     return TrainingAttack(epsilon=EPSILON, step=0.004, steps=steps, start="normal", bn=bn, source=generator("attack"))
 
 
 def labelled(model: nn.Module, wrong: tuple[int, ...] = (2,)) -> Batch:
-    """The batch with labels that the model predicts, but for some."""
+    """The batch with the model's predictions as labels, except for the examples `wrong`."""
     given = batch()
     y = copy.deepcopy(model).eval()(given.x).argmax(1)
     y[list(wrong)] = (y[list(wrong)] + 1) % CLASSES
@@ -370,7 +370,7 @@ def labelled(model: nn.Module, wrong: tuple[int, ...] = (2,)) -> Batch:
 
 
 def recorded(model: nn.Module, attack) -> tuple[list[Tensor], Tensor]:
-    """What the attack asked the model, and what it found."""
+    """The model's inputs during the attack, and x_adv."""
     seen: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     x_adv = attack()
@@ -423,8 +423,8 @@ def test_pgd_tau_stops_each_example_tau_steps_after_it_is_fooled(model, name, ta
 
 
 @pytest.mark.parametrize("tau", [0, 1, 2])
-def test_tau_counts_steps_not_successes(tau):
-    """Fooled at iterate 2, then correct again: the steps that follow are counted all the same."""
+def test_pgd_tau_counts_steps_after_the_first_success(tau):
+    """An example is fooled at iterate 2 and then correct again: later steps count nevertheless."""
     y, steps = torch.tensor([0, 0]), 6
     right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     moves = moving(y, tau)
@@ -439,7 +439,7 @@ def prediction(model: nn.Module, x: Tensor, bn: str) -> list[int]:
 
 
 @pytest.mark.parametrize("bn", ["eval", "train"])
-def test_ignored_are_exactly_the_examples_that_are_misclassified_clean(model, bn):
+def test_ignore_incorrect_leaves_only_misclassified_examples_clean(model, bn):
     given = batch()
     predicted = prediction(model, given.x, bn)
     given = replace(given, y=torch.tensor([k if i % 2 else (k + 1) % CLASSES for i, k in enumerate(predicted)]))
@@ -456,7 +456,7 @@ def test_ignored_are_exactly_the_examples_that_are_misclassified_clean(model, bn
 
 
 @pytest.mark.parametrize("bn", ["eval", "train"])
-def test_against_label_leaking_the_attack_sees_the_prediction(model, bn):
+def test_prevent_label_leaking_attacks_the_prediction(model, bn):
     given = batch()
     predicted = prediction(model, given.x, bn)
     assert predicted != given.y.tolist()
@@ -479,7 +479,7 @@ def test_against_label_leaking_the_attack_sees_the_prediction(model, bn):
 
 
 @pytest.mark.parametrize("name", ["pgd-tau", "ignore-incorrect", "prevent-label-leaking"])
-def test_the_loss_of_a_modified_attack_keeps_its_target(registry, model, name):
+def test_attack_modifiers_leave_the_target_of_the_loss(registry, model, name):
     given, twin = batch(soft=True), copy.deepcopy(model)
     composition = composed(registry, f"at+{name}", model)
     modifier = composition.modifiers[name]
@@ -555,7 +555,7 @@ def test_turned_images_are_attacked_as_the_naive_loop_does(model):
 
 
 @pytest.mark.parametrize("weight", [0.5, 4.0])
-def test_its_loss_gradient_and_statistics_equal_the_naive_implementation(registry, model, weight):
+def test_self_supervision_equals_the_naive_implementation(registry, model, weight):
     given = batch(soft=True, weighted=True)
     modifier = supervised(model, weight)
     both = nn.ModuleList([model, modifier.head])
@@ -574,7 +574,7 @@ def test_its_loss_gradient_and_statistics_equal_the_naive_implementation(registr
     naive.assert_same_update(ours, both, theirs, twins)
 
 
-def test_the_head_is_that_of_the_paper_the_same_in_every_run_and_of_the_models_precision(model):
+def test_self_supervision_head_has_the_papers_layers_fixed_weights_and_the_models_precision(model):
     one, other = supervised(model), supervised(network(9))
     sizes = [tuple(p.shape) for p in one.head.parameters()]
     assert sizes == [(256, 16), (256,), (256,), (256,), (4, 256), (4,)]
@@ -584,7 +584,7 @@ def test_the_head_is_that_of_the_paper_the_same_in_every_run_and_of_the_models_p
     assert isinstance(one.head[2], nn.ReLU)
 
 
-def test_self_supervision_leaves_nothing_on_the_model(registry, model):
+def test_self_supervision_leaves_no_hook_or_graph_on_the_model(registry, model):
     composition = composed(registry, "at+self-supervision", model)
     names = set(model.state_dict())
     features: list[weakref.ref] = []
@@ -606,7 +606,7 @@ def test_self_supervision_needs_a_linear_layer():
         supervised(nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()))
 
 
-def test_the_head_is_trained_and_survives_an_interruption(registry):
+def test_self_supervision_head_is_trained_and_resumes(registry):
     def run(model: nn.Module, updates: range, saved: dict[str, Tensor] | None) -> Composition:
         composition = composed(registry, "at+self-supervision(weight=2)", model)
         if saved is not None:
@@ -635,7 +635,7 @@ def test_the_head_is_trained_and_survives_an_interruption(registry):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_unlabelled_augmented_images_says_so(command, tiny, tmp_path):
+def test_record_of_a_run_on_unlabelled_images_says_extra_data(command, tiny, tmp_path):
     method = "at+unlabeled+autoaugment+cutout+cutmix+label-noise"
     done = command("run", "--method", method, "--protocol", tiny, "--store", tmp_path, "--json")
     assert done.code == 0, done.err

@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture
 def model() -> nn.Module:
-    """Biases start at zero, where a relative perturbation would leave them anyway."""
+    """Biases away from zero: at zero, a relative perturbation would not move them."""
     net = network()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -61,7 +61,7 @@ def close(one: Weights, other: Weights, tolerance: float) -> bool:
 
 @dataclass
 class Updates:
-    """AT with a modifier on a network; what each training forward saw of the weights and did to the statistics."""
+    """AT with a modifier; records the weights of each training forward pass and how it changed the statistics."""
 
     registry: object
     text: str
@@ -106,7 +106,7 @@ def gradient(model: nn.Module, value: Tensor) -> Weights:
 
 
 def displaced(model: nn.Module, nu: Weights) -> nn.Module:
-    """A copy at w + nu: what happens to it, its running statistics too, stays with it."""
+    """A copy of the model at w + nu, with running statistics of its own."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in other.named_parameters():
@@ -120,12 +120,12 @@ def length(*tensors: Tensor) -> float:
 
 
 def matrices(model: nn.Module) -> Weights:
-    """Convolution and linear weights: what has more than one dimension."""
+    """Convolution and linear weights: parameters of more than one dimension."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim > 1}
 
 
 def assert_descended(ours: Updates, before: nn.Module, at: nn.Module, value: Tensor) -> None:
-    """SGD with rate 1: the weights moved by the gradient of `value`, the loss of the network `at`."""
+    """SGD of rate 1 moved the weights by the gradient of `value`, the loss of the network `at`."""
     expected = gradient(at, value)
     moved = {name: p - weights_of(ours.model)[name] for name, p in weights_of(before).items()}
     assert close(moved, expected, 1e-8)
@@ -178,8 +178,8 @@ def test_awp_equals_the_naive_perturbation(registry, model, text, gamma, size, s
     assert close(statistics_of(model), statistics_of(there), 1e-10), "moved by the last forward, and by it alone"
 
 
-def test_awp_of_one_step_does_perturb(registry, model):
-    """The released code's one-step attack returned the weights it was given."""
+def test_awp_of_one_step_perturbs(registry, model):
+    """The one-step attack of the released code returned its input."""
     given, before = batch(), weights_of(model)
     ours = Updates(registry, "at+awp(gamma=0.03)", model)
     ours.step(given)
@@ -204,7 +204,7 @@ def test_awp_steps_smaller_than_the_radius_are_projected_only_at_its_edge(regist
     assert reached[4] <= 0.05 + 1e-12
 
 
-def test_awp_warms_up_without_perturbation(registry):
+def test_awp_does_not_perturb_during_warmup(registry):
     plain = Updates(registry, "at", network())
     early, late = (Updates(registry, "at+awp(warmup=0.5)", network()) for _ in range(2))
     for run, progress in ((plain, 0.4), (early, 0.4), (late, 0.5)):
@@ -295,7 +295,7 @@ def test_rwp_equals_the_naive_perturbation(registry, model, rank, gamma, steps):
     assert close(statistics_of(model), statistics_of(there), 1e-10)
 
 
-def test_rwp_of_one_step_for_everybody_is_as_long_as_the_radius_over_all_layers(registry, model):
+def test_rwp_of_one_step_without_threshold_reaches_the_radius_over_all_layers(registry, model):
     before = matrices(model)
     ours = Updates(registry, "at+rwp(gamma=0.03, steps=1, threshold=1e9)", model)
     ours.step(batch())
@@ -305,7 +305,7 @@ def test_rwp_of_one_step_for_everybody_is_as_long_as_the_radius_over_all_layers(
     assert max(shares) > 2 * min(shares), "one ball for all layers, not one for each"
 
 
-def test_rwp_stays_where_no_example_is_learned(registry):
+def test_rwp_does_not_perturb_if_no_example_is_learned(registry):
     plain = Updates(registry, "at", network())
     ours = Updates(registry, "at+rwp(steps=3, threshold=1e-6)", network())
     assert ours.step(batch()) == plain.step(batch())
@@ -315,7 +315,7 @@ def test_rwp_stays_where_no_example_is_learned(registry):
 
 
 def test_a_loss_can_be_restricted_to_examples(registry, model, monkeypatch):
-    """Factors of the examples' losses; the mean still divides by all their weights."""
+    """Factors scale the examples' losses; the mean still divides by the sum of all weights."""
     given, found = batch(soft=True, weighted=True), {}
     expected = losses(copy.deepcopy(model), given, adversarial(model, given))
     ours = Updates(registry, "at+rwp", model)
@@ -363,7 +363,7 @@ def test_sam_equals_the_naive_perturbation(registry, model, text, rho, eta):
     assert_descended(ours, before, there, naive.mean(losses(there, given, x_adv), given))
 
 
-def test_sam_takes_its_radius_from_everything_trained_and_leaves_what_has_no_gradient(model):
+def test_sam_radius_covers_all_trained_parameters_and_skips_those_without_gradient(model):
     head, unused = nn.Parameter(torch.tensor([3.0])), nn.Parameter(torch.tensor([5.0]))
     optimizer = torch.optim.SGD([*model.parameters(), head, unused], lr=0.1, weight_decay=0.5)
     seen = []
@@ -498,7 +498,7 @@ def test_entropy_sgd_equals_its_recursion_over_two_cycles(model):
 
 
 @pytest.mark.parametrize("interrupted", [0, 1, 2, 3, 5])
-def test_entropy_sgd_goes_on_in_the_middle_of_a_cycle(model, interrupted):
+def test_entropy_sgd_resumes_in_the_middle_of_a_cycle(model, interrupted):
     one = Walk(model)
     for update in range(interrupted):
         one.step(update)
@@ -512,7 +512,7 @@ def test_entropy_sgd_goes_on_in_the_middle_of_a_cycle(model, interrupted):
     assert same(model.state_dict(), other.model.state_dict())
 
 
-def test_entropy_sgd_evaluates_clipped_weights_where_they_are_clipped(registry, model):
+def test_entropy_sgd_evaluates_clipped_weights_with_weight_clipping(registry, model):
     ours = Updates(registry, "at+entropy-sgd(steps=2)+weight-clipping(limit=0.02)", model)
     for update in range(4):
         ours.step(naive.at(batch(), update=update))
@@ -549,7 +549,7 @@ def test_ema_equals_its_closed_form(registry, model, warmup):
 
 
 def epochs_of(registry, text: str, epochs: int) -> tuple[Updates, list[Weights], list[Weights]]:
-    """Two updates an epoch: the run, and per epoch the state at its end and what was evaluated."""
+    """A run of two updates per epoch, and for each epoch the final state and the evaluated weights."""
     ours = Updates(registry, text, network(), rate=0.1)
     states, evaluated = [], []
     for epoch in range(epochs):
@@ -596,7 +596,7 @@ def test_swa_calibrates_statistics_on_the_clean_training_images(registry):
                 lambda _, given, name=name: inputs.setdefault(name, []).append(given[0].detach())
             )
     with torch.no_grad():
-        net(images(0)), net(images(1))  # what naive.training lends
+        net(images(0)), net(images(1))  # the images of naive.training
     expected = dict(plain[1])
     for name, batches in inputs.items():
         channels = [given.transpose(0, 1).flatten(1) for given in batches]
@@ -610,7 +610,7 @@ def test_swa_calibrates_statistics_on_the_clean_training_images(registry):
     assert not close(calibrated[1], plain[1], 1e-3)
 
 
-def test_swa_calibrates_only_once_it_averages_and_its_passes_are_counted(registry, model):
+def test_swa_calibrates_only_averages_and_its_passes_are_counted(registry, model):
     ours = Updates(registry, "at+swa", model)
     counter = PassCounter(model)
     for progress, passes in ((0.49, 0), (0.5, 2 * COUNT), (1.0, 4 * COUNT)):
@@ -619,7 +619,7 @@ def test_swa_calibrates_only_once_it_averages_and_its_passes_are_counted(registr
 
 
 @pytest.mark.parametrize("text", ["ema(decay=0.9)", "ema(warmup=false)", "swa(start=0.2)", "entropy-sgd(steps=3)"])
-def test_the_state_saved_in_the_middle_gives_the_same_continuation(registry, model, text):
+def test_resumed_modifier_continues_with_the_same_weights(registry, model, text):
     def go_on(run: Updates) -> list[Weights]:
         evaluated = []
         for update in (2, 3, 4):
@@ -639,7 +639,7 @@ def test_the_state_saved_in_the_middle_gives_the_same_continuation(registry, mod
     assert all(same(a, b) for a, b in zip(go_on(other), expected, strict=True))
 
 
-def test_the_harness_says_how_much_of_training_is_done_at_the_end_of_each_epoch(command, tiny, tmp_path, monkeypatch):
+def test_end_of_an_epoch_counts_the_epoch_as_done(command, tiny, tmp_path, monkeypatch):
     moments: list[Moment] = []
     evaluated = Composition.evaluated
 
@@ -659,7 +659,7 @@ def test_the_harness_says_how_much_of_training_is_done_at_the_end_of_each_epoch(
 
 
 def clipped(weights: Weights, limit: float) -> Weights:
-    """One number at a time; here a tensor of one dimension named "weight" is a scale."""
+    """Clips number by number; in this network, a one-dimensional "weight" is a scale."""
     result = {}
     for name, tensor in weights.items():
         center = 1.0 if name.endswith("weight") and tensor.ndim == 1 else 0.0
@@ -690,8 +690,8 @@ def test_ema_averages_clipped_weights_whatever_the_written_order(registry, model
     assert close({name: average[name] for name in expected}, expected, 1e-12)
 
 
-def test_nothing_of_weight_clipping_is_left_when_flatness_is_measured(registry, model):
-    """The released code clipped the perturbed weights of clipped networks, too."""
+def test_flatness_measures_do_not_clip_perturbed_weights(registry, model):
+    """The released code also clipped the perturbed weights of clipped networks."""
     ours = Updates(registry, "at+weight-clipping(limit=0.005)", model, rate=0.1)
     for update in range(3):
         ours.step(naive.at(batch(), update=update))

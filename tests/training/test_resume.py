@@ -1,4 +1,4 @@
-"""`kill -9` at a random moment, run again: weights and numbers equal an undisturbed run's, bit for bit."""
+"""A run killed by `kill -9` at a random moment and started again equals an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ main()
 
 
 def start(folder: Path, store: str) -> subprocess.Popen:
-    """The run as a process of its own, its record going to a file."""
+    """Starts the run in a process of its own, which writes its record to a file."""
     command = ["run", "--method", "trades", "--protocol", "resume.toml", "--store", store, "--json"]
     with (folder / f"{store}.json").open("wb") as out:
         return subprocess.Popen(
@@ -90,7 +90,7 @@ def start(folder: Path, store: str) -> subprocess.Popen:
 
 
 def finished(folder: Path, store: str) -> dict:
-    """The record of a run that goes on to its end."""
+    """Runs to the end and returns the record."""
     assert start(folder, store).wait(timeout=300) == 0
     return json.loads((folder / f"{store}.json").read_text())
 
@@ -112,7 +112,7 @@ def kill_and_compare(undisturbed, number: int) -> None:
         process = start(folder, store)
         try:
             process.wait(timeout=moments.uniform(0.25, 1.0) * duration)
-            break  # it was done before its killer came
+            break  # the run ended before it was killed
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -121,11 +121,11 @@ def kill_and_compare(undisturbed, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_killed_run_ends_as_an_undisturbed_one(undisturbed, number):
+def test_killed_run_ends_with_the_same_record(undisturbed, number):
     kill_and_compare(undisturbed, number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(3, 20))
-def test_killed_run_ends_as_an_undisturbed_one_more_often(undisturbed, number):
+def test_run_killed_at_many_moments_ends_with_the_same_record(undisturbed, number):
     kill_and_compare(undisturbed, number)

@@ -1,4 +1,4 @@
-"""The training loop with everything in the catalogue: schedules, optimizers, budgets, resumption, helpers, averages."""
+"""The training loop with every method and modifier: schedules, optimizers, budgets, resuming, helpers, averages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_schedules_follow_their_closed_form_and_replay_exactly(schedule):
         assert learning_rate(again) == rates[done]
 
 
-def test_every_schedule_and_optimizer_is_tested():
+def test_every_schedule_and_optimizer_has_a_reference_here():
     assert {name.partition("(")[0] for name in RATES} == SCHEDULES.keys()
     assert OPTIMIZERS.keys() == UPDATES.keys()
 
@@ -137,14 +137,14 @@ def run(session: Session, method: str) -> Run:
 
 
 def trained(session: Session, method: str) -> tuple[loop.State, dict[str, str]]:
-    """Where training ended, and the digests of the weights it left."""
+    """The final state of training, and the digests of the weights it wrote."""
     made = run(session, method)
     _, state = _train(made)
     return state, {name: digest(read_weights(made.folder.weights(name))) for name in ("best", "last")}
 
 
 class StopsAt(Observer):
-    """Ctrl-C in the middle of things, once."""
+    """Interrupts training once, after `step` updates."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -155,9 +155,9 @@ class StopsAt(Observer):
             raise KeyboardInterrupt
 
 
-def test_reduced_precision_trains_other_but_similar_weights_that_stay_float32(bench, monkeypatch):
+def test_bfloat16_training_has_a_similar_loss_and_keeps_float32_weights(bench, monkeypatch):
     """bfloat16 has 8 bits of mantissa: while weights hardly move, the loss agrees to a few per cent, and not to 1e-5.
-    Stopped runs resume bit for bit, and every loss is computed in float32."""
+    Interrupted runs resume bit for bit, and every loss is computed in float32."""
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     seen = []
     original = composition.weighted_mean
@@ -182,7 +182,7 @@ def test_reduced_precision_trains_other_but_similar_weights_that_stay_float32(be
         bench("fixed.precision='float64'", "fixed.training_precision='bfloat16'")
 
 
-def test_weights_are_kept_from_the_beginning_and_of_every_nth_epoch(bench):
+def test_initial_weights_and_every_nth_epoch_are_kept(bench):
     here = replace(bench("recipe.epochs=5"), keep_every=2)
     _, weights = trained(here, "at")
     plain = bench("recipe.epochs=5", store="plain")
@@ -199,8 +199,8 @@ def test_weights_are_kept_from_the_beginning_and_of_every_nth_epoch(bench):
 
 
 @pytest.mark.parametrize("method", [*EVERYTHING, *TOGETHER])
-def test_a_run_that_stopped_ends_as_one_that_did_not(bench, monkeypatch, method):
-    """Stopped within the first and the last epoch; whatever a method keeps between steps is kept on disk."""
+def test_interrupted_run_ends_with_the_same_weights(bench, monkeypatch, method):
+    """Interrupted in the first and in the last epoch: everything that a method remembers is saved."""
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     here = bench("recipe.epochs=3", "recipe.attack_steps=2")
     state, weights = trained(here, method)
@@ -222,7 +222,7 @@ ONCE = {
 
 
 @pytest.mark.parametrize("method", EVERYTHING)
-def test_a_run_costs_what_the_catalogue_says(bench, method):
+def test_run_costs_the_declared_passes(bench, method):
     """60 images, 2 epochs."""
     here = bench("recipe.attack_steps=3")
     composed = compose(here.registry, method)
@@ -236,7 +236,7 @@ def test_a_run_costs_what_the_catalogue_says(bench, method):
 
 
 @pytest.mark.parametrize("method", ["fgsm-rs", "at+ema+awp"])
-def test_the_record_tells_the_true_budget(bench, method):
+def test_record_has_the_true_budget(bench, method):
     here = bench("recipe.attack_steps=3")
     record = execute(run(here, method))
     forward, backward = passes_per_image(compose(here.registry, method), 3)
@@ -267,14 +267,14 @@ def test_a_helper_is_trained_once_and_counted(bench):
     assert (folder.checkpoints / "last.safetensors").read_bytes() == weights
 
 
-def test_the_helper_is_part_of_the_key(bench):
+def test_run_key_depends_on_the_helper(bench):
     one, other = bench(), bench("recipe.activation=silu")
     specs = [run(session, "hat").spec for session in (one, other)]
     assert specs[0].helpers != specs[1].helpers
     assert specs[0].key != specs[0].model_copy(update={"helpers": specs[1].helpers}).key
 
 
-def test_extra_images_are_part_of_the_key_and_of_the_record(bench):
+def test_run_key_and_record_depend_on_extra_images(bench):
     here = bench()
     made = run(here, "at+unlabeled(ratio=0.5)")
     spec = made.spec
@@ -284,14 +284,14 @@ def test_extra_images_are_part_of_the_key_and_of_the_record(bench):
     assert execute(made).extra_data
 
 
-def test_where_no_image_is_left_over_unlabeled_is_refused_before_anything_is_trained(bench):
+def test_unlabeled_is_refused_before_training_if_no_image_is_spare(bench):
     here = bench()
     empty = here.splits.ref.model_copy(update={"spare": ""})
     with pytest.raises(UsageError, match="uses every image of its training pool"):
         assert run(replace(here, data=replace(here.splits, ref=empty)), "at+unlabeled").spec
 
 
-def test_a_helper_that_needs_the_method_itself_is_refused(registry, bench):
+def test_method_that_is_its_own_helper_is_refused(registry, bench):
     extended = Registry(discover().plugins)
     info = MethodInfo("narcissus", "learns from itself", "here:Method", helpers={"idol": "narcissus"})
     extended.add(info, registry.get("method", "at").provider)
@@ -299,7 +299,7 @@ def test_a_helper_that_needs_the_method_itself_is_refused(registry, bench):
         assert run(replace(bench(), registry=extended), "narcissus").spec
 
 
-def test_spare_images_are_those_no_split_uses(bench):
+def test_no_split_uses_spare_images(bench):
     splits = bench().splits
     used = [set(pool.index.tolist()) for pool in splits.pools.values()]
     spare = set(splits.spare.index.tolist())
@@ -312,15 +312,15 @@ def test_spare_images_are_those_no_split_uses(bench):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_average_that_forgets_everything_is_the_network_itself(bench):
+def test_ema_of_decay_zero_is_the_network_itself(bench):
     plain, weights = trained(bench(), "at")
     averaged, same = trained(bench(), "at+ema(decay=0, warmup=false)")
     assert same == weights
     assert averaged.best == plain.best
 
 
-def test_best_and_last_are_of_the_same_kind_of_weights(bench, monkeypatch):
-    """The averaged weights are what is checked, kept and reported; training goes on as if there were none."""
+def test_best_and_last_are_both_averaged_weights(bench, monkeypatch):
+    """The averaged weights are checked, kept and reported; training continues with the network's own."""
     plain, weights = trained(bench(), "at")
     averaged, slow = trained(bench(), "at+ema(decay=0.9, warmup=false)")
     assert [row.train_loss for row in averaged.history] == [row.train_loss for row in plain.history]

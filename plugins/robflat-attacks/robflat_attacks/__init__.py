@@ -1,6 +1,6 @@
-"""torchattacks' and foolbox's attacks as components of robflat-bench: rows and parameters, torch-free.
+"""The attacks of torchattacks and foolbox as components of robflat-bench: rows and parameters, without torch.
 
-The attacks' names are in `tables`, the calls in `adapters`.
+`tables` lists the attacks by name, `adapters` calls them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ from robflat_attacks.tables import FOOLBOX, TORCHATTACKS, Entry
 from robflat_bench.api import AttackInfo, Number, Params, hookimpl
 
 LIBRARIES = ("torchattacks", "foolbox")
-"""Their distributions, and our attacks, are called the same."""
+"""Names of the distributions, and of our attacks."""
 
 
 class LibraryParams(Params):
-    """name: as the library spells it. steps: iterations (Square: queries), by default the library's number.
+    """An attack of a library, and what it is given."""
 
-    step: size in pixels of [0,1], by default the library's own fraction of epsilon. batch is part of the definition:
-    the libraries draw for a whole batch, so examples are attacked in equal batches of at most so many.
-    """
-
-    name: str
-    steps: PositiveInt | None = None
-    step: Number | None = Field(default=None, gt=0)
-    restarts: PositiveInt = 1
-    batch: PositiveInt = 250
+    name: str = Field(description="Name of the attack, as the library spells it.")
+    steps: PositiveInt | None = Field(
+        default=None, description="Iterations (queries of Square, tries of noise); by default the library's number."
+    )
+    step: Number | None = Field(
+        default=None,
+        gt=0,
+        description="Size of a step in pixels of [0,1]; by default the library's own fraction of epsilon.",
+    )
+    restarts: PositiveInt = Field(default=1, description="Restarts, for attacks that draw their start.")
+    batch: PositiveInt = Field(
+        default=250,
+        description="Most images per batch; it changes the result, because the libraries draw for a whole batch.",
+    )
 
     library: ClassVar[str]
     table: ClassVar[Mapping[str, Entry]]
@@ -42,7 +47,7 @@ class LibraryParams(Params):
     @model_validator(mode="before")
     @classmethod
     def _spell_out_steps(cls, values: Any) -> Any:
-        """The library's number enters the canonical text: it is part of what was run."""
+        """Write the library's number into the canonical text, because it defines the attack."""
         entry = cls.table.get(str(values.get("name")))
         return {"steps": entry.steps, **values} if entry else values
 
@@ -66,13 +71,15 @@ class LibraryParams(Params):
 
 
 class TorchattacksParams(LibraryParams):
-    __doc__ = LibraryParams.__doc__
+    """An attack of torchattacks, and what it is given."""
+
     library = "torchattacks"
     table = TORCHATTACKS
 
 
 class FoolboxParams(LibraryParams):
-    __doc__ = LibraryParams.__doc__
+    """An attack of foolbox, and what it is given."""
+
     library = "foolbox"
     table = FOOLBOX
 
@@ -109,11 +116,11 @@ def robflat_bench_environment() -> Mapping[str, str]:
 
 @hookimpl
 def robflat_bench_validate_record(record: Mapping[str, Any]) -> list[str]:
-    """The libraries' numbers moved between their versions, so one without a version cannot be reproduced."""
+    """Results of a library need its version, because results changed between versions."""
     noted = record["environment"].get("plugins", {}).get("robflat-attacks", {})
     attacks = {attack for result in record["results"].values() for attack in result["robust_error"]}
     return [
-        f"it has results of {library} and does not say of which version; evaluate it again"
+        f"it has results of {library} but not the version of {library}; evaluate it again"
         for library in LIBRARIES
         if not noted.get(library) and any(attack.startswith(f"{library}(") for attack in attacks)
     ]

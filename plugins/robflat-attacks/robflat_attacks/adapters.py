@@ -1,7 +1,7 @@
-"""The adapters: one call of the library's own attack per batch, and what the harness promises around it.
+"""The adapters: one call of the library's own attack per batch, within the harness's promises.
 
-The libraries draw from torch's global generators, so these are seeded by content (seed, attack, indices of the batch)
-and put back.
+The libraries draw from torch's global generators. So these are seeded by content (seed, attack, indices of the batch)
+and restored afterwards.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from robflat_attacks import FoolboxParams, LibraryParams, TorchattacksParams
 from robflat_bench.api import Attack, Examples, UsageError, Workspace, attacked, generator, project
 
 CLASSES = range(4, 11)
-"""What APGDT can be told: its loss reads four logits; ten are the label and nine targets, as in AutoAttack. Its default
-of ten would break on fewer."""
+"""Class counts that APGDT accepts. Its loss reads four logits; ten are the label and nine targets, as in AutoAttack.
+Its default of ten would fail on fewer."""
 
 
 class LibraryAttack(Attack):
-    """What both libraries share; their results lie in the ball and the box, whatever the attack returned."""
+    """An attack of either library; its result is projected into the ball and onto images."""
 
     params: LibraryParams
 
@@ -43,7 +43,7 @@ class LibraryAttack(Attack):
         return project(found, x, self.threat.epsilon)
 
     def arguments(self, model: nn.Module, x: Tensor, key: int) -> dict[str, Any]:
-        """Our parameters, the threat and the seed, as the library's constructor names them."""
+        """Parameters, threat and seed, under the names of the library's constructor."""
         params, epsilon, takes = self.params, self.threat.epsilon, self.params.entry.takes
         values = {
             "epsilon": epsilon,
@@ -62,7 +62,7 @@ class LibraryAttack(Attack):
 
     @abstractmethod
     def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """x_adv [B,C,H,W] as the library returns it."""
+        """The library's x_adv [B,C,H,W]."""
 
 
 class Torchattacks(LibraryAttack):

@@ -1,7 +1,7 @@
-"""The libraries' l-inf attacks by name: which of our parameters each takes, under what name, and its defaults.
+"""The libraries' l-inf attacks by name: the parameters each takes, their names in the library, and the defaults.
 
-Torch-free, so that a spec is validated without either library. What a library offers beyond these rows has another
-norm, or needs what an evaluation does not give (README).
+This module imports neither torch nor a library, so that a spec can be validated without them. The libraries' other
+attacks have another norm, or need more than an evaluation gives (see the README).
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """One attack of a library.
+    """An attack of a library.
 
-    takes: our parameter -> the argument of its constructor. steps: the library's default, 1 where it takes none.
-    step: the library's default as a fraction of its default epsilon. channels: the only number of them it can attack.
+    Parameters
+    ----------
+    takes
+        Our parameter -> the argument of the attack's constructor.
+    steps
+        The library's default; 1 if the attack takes no steps.
+    step
+        The library's default, as a fraction of its default epsilon.
+    channels
+        The only number of channels that the attack can handle; None if it handles any.
     """
 
     takes: Mapping[str, str]
@@ -44,7 +52,7 @@ TORCHATTACKS: Mapping[str, Entry] = {
 }
 
 _DESCENT = {"steps": "steps", "step": "abs_stepsize"}
-_RANDOM = {"restarts": "times"}  # of `repeat`; the other attacks would only do the same again
+_RANDOM = {"restarts": "times"}  # argument of `repeat`; repeating a deterministic attack changes nothing
 
 FOOLBOX: Mapping[str, Entry] = {
     "FGSM": Entry({}),

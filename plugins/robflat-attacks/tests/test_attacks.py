@@ -338,7 +338,7 @@ def test_a_record_must_name_the_librarys_version():
     assert robflat_bench_validate_record(record(ours, **robflat_bench_environment())) == []
     for lacking in (record(ours), record(ours, foolbox="3.3.4")):
         (problem,) = robflat_bench_validate_record(lacking)
-        assert "results of torchattacks and does not say of which version" in problem
+        assert "results of torchattacks but not the version of torchattacks" in problem
 
 
 def test_evaluate_attacks_a_run_and_notes_the_versions(command, trained):

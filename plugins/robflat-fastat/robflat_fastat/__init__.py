@@ -1,7 +1,7 @@
-"""Fast adversarial training for robflat-bench: NuAT, GAT and ZeroGrad (rows, torch-free), and what methods cost.
+"""Fast adversarial training for robflat-bench: NuAT, GAT and ZeroGrad (rows, without torch), and the cost of methods.
 
-Equations and code lie in the files the factories name. Radii below are those of the recipe; the defaults are the
-authors' for CIFAR-10 at 8/255, none is rescaled for another one.
+Each method's file holds its equation and code. A radius is the recipe's epsilon. The defaults are the authors' for
+CIFAR-10 at 8/255; they are not rescaled for other radii.
 """
 
 from __future__ import annotations
@@ -16,35 +16,40 @@ from robflat_fastat.cost import training_cost
 
 
 class GuidedParams(Params):
-    """noise: size of the random start, in radii. alpha: size of the step, in radii."""
+    """Size of the guided step."""
 
-    noise: float = Field(default=0.5, ge=0, le=1)
-    alpha: float = Field(default=1.0, gt=0)
+    noise: float = Field(default=0.5, ge=0, le=1, description="Size of the random start, in radii.")
+    alpha: float = Field(default=1.0, gt=0, description="Size of the step, in radii.")
 
 
 class NuATParams(GuidedParams):
-    """weight: of the nuclear norm (lambda). ramp: the fraction of training over which it rises from 0 to that.
-    noise: size of the random start, in radii. alpha: size of the step, in radii."""
+    """Weight of the nuclear norm, and size of the guided step."""
 
-    weight: float = Field(default=4.5, ge=0)
-    ramp: float = Field(default=0.9, ge=0, le=1)
+    weight: float = Field(default=4.5, ge=0, description="Final weight (lambda) of the nuclear norm.")
+    ramp: float = Field(default=0.9, ge=0, le=1, description="Fraction of training over which it rises from 0.")
 
 
 class GATParams(GuidedParams):
-    """weight: of the squared distance (lambda). late: the fraction of training after which it is `boost` times as
-    large. noise: size of the random start, in radii. alpha: size of the step, in radii."""
+    """Weight of the squared distance, and size of the guided step."""
 
-    weight: float = Field(default=10.0, ge=0)
-    late: float = Field(default=0.86, ge=0, le=1)
-    boost: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=10.0, ge=0, description="Weight (lambda) of the squared distance.")
+    late: float = Field(
+        default=0.86, ge=0, le=1, description="Fraction of training after which `boost` multiplies the weight."
+    )
+    boost: float = Field(default=4.0, gt=0, description="Factor of the weight late in training.")
 
 
 class ZeroGradParams(Params):
-    """q: the quantile of the gradient's magnitudes below which pixels do not step (the authors': 0.35 for CIFAR-10,
-    0.45 for CIFAR-100, 0.7 for SVHN). alpha: size of the step, in radii."""
+    """The pixels that step, and how far."""
 
-    q: float = Field(default=0.35, ge=0, lt=1)
-    alpha: float = Field(default=2.0, gt=0)
+    q: float = Field(
+        default=0.35,
+        ge=0,
+        lt=1,
+        description="Quantile of the gradient's magnitudes below which a pixel does not step; the authors use 0.35 for "
+        "CIFAR-10, 0.45 for CIFAR-100, 0.7 for SVHN.",
+    )
+    alpha: float = Field(default=2.0, gt=0, description="Size of the step, in radii.")
 
 
 @hookimpl

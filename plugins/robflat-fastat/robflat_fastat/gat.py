@@ -1,5 +1,6 @@
-r"""GAT:  L(w) = mean_i [ \ell_CE(f(x_i), y_i) + \lambda || p(x_i') - p(x_i) ||_2^2 ],   x' one step on the same:
-see `guided`.
+r"""GAT, whose adversarial images x' take one step (see `guided`):
+
+    L(w) = mean_i [ \ell_CE(f(x_i), y_i) + \lambda || p(x_i') - p(x_i) ||_2^2 ]
 
 Sriramanan, Addepalli, Baburaj, Babu: Guided adversarial attack for evaluating and enhancing adversarial defenses,
 NeurIPS 2020. p are softmax probabilities.
@@ -18,7 +19,7 @@ from robflat_fastat.guided import Guided
 
 
 class GAT(Guided):
-    """Squared distances of predictions."""
+    """Measures the distance of predictions by their squared difference."""
 
     params: GATParams
 

@@ -1,12 +1,12 @@
-r"""What NuAT and GAT share: a distance D between clean and adversarial outputs, in the loss and in one guided step.
+r"""NuAT and GAT: a distance D between clean and adversarial outputs, in the loss and in one guided attack step.
 
     L(w) = mean_i [ \ell_CE(f(x_i), y_i) + \lambda D_i( f(x_i'), f(x_i) ) ],
     x' = clip( x + d + \alpha eps sign \nabla_x [ \ell_CE(f(x + d), y) + \lambda_a D( f(x + d), f(x) ) ] ),
     d = +-\nu eps, each sign with even odds (Bernoulli), x + d clipped to images; clip: to the ball and to images.
 
-As in both released scripts \lambda_a is 0 on every other update, the first of an epoch among them, so that the
-network meets two kinds of examples; the clean logits of those steps are computed all the same. Chosen otherwise: these
-are taken as the recipe's attack sees the model (there: in train mode, whose statistics move).
+As in both released scripts, \lambda_a is 0 on every other update, including the first of an epoch, so that the network
+is trained on two kinds of examples. Their clean logits are computed all the same. One difference: here clean logits are
+computed as the recipe's attack sees the model; in the scripts, in train mode, where statistics move.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from robflat_fastat import GuidedParams
 
 
 class Guided(Method):
-    """The gradient flows through both outputs; BN statistics see the adversarial images, then the clean ones."""
+    """The gradient of the loss flows through both outputs. BN statistics see adversarial images, then clean images."""
 
     params: GuidedParams
 
     @abstractmethod
     def weight(self, moment: Moment) -> float:
-        """lambda at this moment of training."""
+        """The weight (lambda) of the distance at this moment of training."""
 
     @abstractmethod
     def distance(self, moved: Tensor, clean: Tensor, batch: Batch) -> Tensor:
-        """D_i of logits [B,K] and [B,K]: [B]."""
+        """D_i [B] between adversarial and clean logits [B,K]."""
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         clean, plain = inner.predict(model, batch.x), cross_entropy(batch.y)
@@ -60,6 +60,6 @@ class Guided(Method):
 
 
 def bernoulli_start(batch: Batch, size: float) -> Tensor:
-    """Each pixel up or down by `size`, clipped to images."""
+    """The batch's images with each pixel moved up or down by `size`, with even odds, clipped to images."""
     up = uniform_like(batch.x, batch.moment.random("start")) < 0
     return (batch.x + torch.where(up, size, -size)).clamp(0, 1)

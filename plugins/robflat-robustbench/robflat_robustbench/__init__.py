@@ -1,4 +1,4 @@
-"""RobustBench's models by name, and the numbers it publishes of them, for robflat-bench. Rows only, without torch."""
+"""RobustBench's models and their published numbers, for robflat-bench: the hooks, without torch."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from robflat_bench.api import BackboneInfo, Params, hookimpl
 
 if TYPE_CHECKING:
     import rich_click as click
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
-"""Data sets whose models can be built, and their classes."""
+"""Dataset of the models that can be built -> number of classes."""
 
 MODELS = "ROBFLAT_BENCH_MODELS"
-"""Environment variable: the folder that RobustBench's `load_model` calls `model_dir`."""
+"""Environment variable with the folder of weights, which RobustBench's `load_model` calls `model_dir`."""
 
 
 class RobustBenchParams(Params):
-    """name, dataset, threat: the model as RobustBench names it, and what it was trained on and against.
+    """The model, and the place of its weights."""
 
-    weights: "published" = those under `models`, by default $ROBFLAT_BENCH_MODELS or ./models, at
-    DATASET/THREAT/NAME.pt or .safetensors; "random" = untrained, always the same; otherwise a .pt or .safetensors
-    file.
-    """
-
-    name: str
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    threat: Literal["Linf", "L2", "corruptions"] = "Linf"
-    weights: str = "published"
-    models: str | None = None
+    name: str = Field(description="Name of the model, as RobustBench spells it.")
+    dataset: Literal["cifar10", "cifar100"] = Field(default="cifar10", description="Dataset that it was trained on.")
+    threat: Literal["Linf", "L2", "corruptions"] = Field(
+        default="Linf", description="Threat model that it was trained against."
+    )
+    weights: str = Field(
+        default="published",
+        description='"published": DATASET/THREAT/NAME.pt or .safetensors below `models`. "random": untrained, always '
+        "the same. Otherwise: a .pt or .safetensors file.",
+    )
+    models: str | None = Field(
+        default=None, description="Folder of published weights; by default $ROBFLAT_BENCH_MODELS, else ./models."
+    )
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""`robflat-bench robustbench`: what models there are, and their published numbers as reference rows."""
+"""`robflat-bench robustbench`: list the models, and write their published numbers as reference rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def robustbench() -> None:
 @click.option("--models", envvar=MODELS, help=f"Folder of weights [env: {MODELS}; default: models].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def models(pattern: str, models: str | None, as_json: bool) -> None:
-    """List the models whose name matches PATTERN: whether their weights are here, and what is published."""
+    """List the models whose name matches PATTERN, with the place of their weights and their published errors."""
     from robflat_robustbench.zoo import files, zoo
 
     rows: list[dict[str, Any]] = []
@@ -59,11 +59,11 @@ def models(pattern: str, models: str | None, as_json: bool) -> None:
     "--leaderboard",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
-    help="The leaderboard's folder.",
+    help="Folder of the leaderboard.",
 )
-@click.option("--protocol", default="robustbench-linf", show_default=True, help="Of which board.")
+@click.option("--protocol", default="robustbench-linf", show_default=True, help="Protocol of the board.")
 def references(leaderboard: Path, protocol: str) -> None:
-    """Write the published numbers to a board's reference rows; other rows stay as they are."""
+    """Write the published numbers into a board's reference rows; other rows stay as they are."""
     path = leaderboard / "references" / f"{protocol}.toml"
     before = path.read_text("utf-8") if path.is_file() else ""
     rows = [known.reference for known in published().values()]

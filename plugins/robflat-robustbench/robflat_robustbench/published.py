@@ -1,4 +1,4 @@
-"""The numbers that RobustBench publishes: as reference rows of a board, and as a check of records. Without torch."""
+"""The numbers that RobustBench publishes, as reference rows of a board and as a check of records. Without torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from robflat_bench.api import UsageError, parse
 from robflat_robustbench import RobustBenchParams
 
 IMAGES = 10_000
-"""Test images behind a published error."""
+"""Number of test images behind a published error."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What RobustBench says of a model on CIFAR-10 under linf: errors as fractions, the robust one AutoAttack's.
+    """RobustBench's entry for a model on CIFAR-10 under linf.
 
-    commit: of RobustBench's repository, where its file says so. note: what to know beside the numbers.
+    Parameters
+    ----------
+    name, architecture, paper
+        As RobustBench gives them.
+    clean_error, robust_error
+        Fractions of the test set; the robust error is AutoAttack's.
+    commit
+        Commit of RobustBench's repository at which the entry was read.
+    note
+        A remark, e.g. extra training data.
     """
 
     name: str
@@ -50,21 +59,28 @@ class Published:
 
 @cache
 def published() -> dict[str, Published]:
-    """Name -> what is published, in the table's order."""
+    """Name -> published entry, in the table's order."""
     text = (resources.files("robflat_robustbench") / "published.toml").read_text("utf-8")
     return {row["name"]: Published(**row) for row in tomllib.loads(text)["models"]}
 
 
 def merged(text: str, rows: list[dict[str, Any]]) -> str:
-    """The text of a file of references with these rows at its end, instead of those with their labels; comments and
-    other rows stay as they are written."""
+    """A file of references with these rows at its end.
+
+    Rows with the same labels are replaced; comments and other rows stay as they are written.
+
+    Raises
+    ------
+    UsageError
+        If the text is not a file of references.
+    """
     try:
         labels = [row["label"] for row in tomllib.loads(text).get("rows", [])]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"the references there are not what they should be: {error}") from None
+        raise UsageError(f"the references there cannot be read: {error}") from None
     head, *blocks = text.split("[[rows]]\n")
     if len(blocks) != len(labels):
-        raise UsageError("the references there do not have each row under a line [[rows]]; put them so first")
+        raise UsageError("the references there have rows without a line [[rows]]; put each row under such a line first")
     own = {row["label"] for row in rows}
     kept = [block for label, block in zip(labels, blocks, strict=True) if label not in own]
     added = [
@@ -77,10 +93,10 @@ def merged(text: str, rows: list[dict[str, Any]]) -> str:
 
 
 def problems(record: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an evaluation of published weights on CIFAR-10: a clean error that is not the published one.
+    """The problems of an evaluation of published weights on CIFAR-10: a clean error that is not the published one.
 
-    Allowed are five binomial standard errors and 0.2 %. A record does not say on how many images it counted: taken
-    are as few as its fraction can come from.
+    The tolerance is five binomial standard errors plus 0.2 %. A record does not say how many images it counted, so the
+    least number is assumed that its fraction can come from.
     """
     text = str(record.get("model", ""))
     if not text.startswith("robustbench(") or record["dataset"]["name"] != "cifar10":

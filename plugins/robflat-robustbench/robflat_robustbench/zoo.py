@@ -1,8 +1,8 @@
-"""RobustBench's architectures as a backbone, with weights from files that lie here already.
+"""RobustBench's architectures as a backbone, with weights from local files.
 
-RobustBench keeps the knowledge of which architecture belongs to which published name; everything else of it stays
-outside: it prints, warns of setuptools, builds on the global random state and downloads. Weights are read without
-unpickling, and all of them fit or none is taken.
+RobustBench knows the architecture of each published name. Its side effects are kept out: printing, warnings of
+setuptools, draws from the global random state, and downloads. Weights are read without unpickling, and are taken only
+if all of them fit.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from robflat_bench.api import ImageShape, PluginError, UsageError
 from robflat_robustbench import CLASSES, MODELS, RobustBenchParams
 
 WRAPPERS = ("last", "state_dict", "model_state_dict", "net", "model")
-"""Keys under which trainers keep the weights; of a checkpoint with the best and the last, RobustBench evaluates the
+"""Keys under which checkpoints keep the weights. If a checkpoint has the best and the last, RobustBench evaluates the
 last."""
 
 PREFIXES = ("module.", "model.")
-"""What data parallelism and wrappers put before names."""
+"""Prefixes that data parallelism and wrappers add to names."""
 
 COUNTERS = ("*num_batches_tracked",)
-"""What evaluation never reads, and checkpoints of old releases of torch lack."""
+"""Buffers that evaluation never reads and that checkpoints of old releases of torch lack."""
 
 CONSTANTS = ("mu", "sigma")
-"""Normalisation of the input, which some architectures hold as buffers that their published checkpoints lack."""
+"""Buffers of some architectures, the normalisation of images, that their published checkpoints lack."""
 
 LACKING_CONSTANTS = (
     "Augustin2020Adversarial*",
@@ -60,7 +60,7 @@ LACKING_CONSTANTS = (
     "Wu2020Adversarial",
 )
 LEFT_OVER = {"Pang2020Boosting": ("model_preact_hl1.*",), "Diffenderfer2021Winning_*": ("*.scores",)}
-"""Tensors of training that published checkpoints hold and no forward pass reads."""
+"""Model -> tensors of training in its published checkpoint that no forward pass reads."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ LEFT_OVER = {"Pang2020Boosting": ("model_preact_hl1.*",), "Diffenderfer2021Winni
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that a library prints or warns of leaves this block."""
+    """Suppress what libraries print and warn of inside the block."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -78,8 +78,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def autoattack_by_its_old_name() -> Iterator[None]:
-    """`import autoattack` answers with pyautoattack, the same code under its name on the package index: robustbench 1.1
-    depends on the one and imports the other. Whoever has an `autoattack` of their own keeps it."""
+    """Let `import autoattack` give pyautoattack, the same code under its name on the package index.
+
+    robustbench 1.1 imports `autoattack` without depending on it. An installed `autoattack` is used as it is.
+    """
     if importlib.util.find_spec("autoattack"):
         yield
         return
@@ -93,8 +95,10 @@ def autoattack_by_its_old_name() -> Iterator[None]:
 
 
 def overwritten() -> list[str]:
-    """Modules of the installed robustbench that are not those of its release: torchattacks 3.5 brings an older copy and
-    puts it in the same place, so which of the two lies there is chance. [] where the release recorded no hashes."""
+    """Modules of the installed robustbench that differ from its release, by the hashes that the release recorded.
+
+    torchattacks 3.5 installs an older copy in the same place, so either of the two may be there.
+    """
     changed = []
     for file in metadata.files("robustbench") or ():
         if file.suffix == ".py" and file.parts[0] == "robustbench" and file.hash:
@@ -106,7 +110,7 @@ def overwritten() -> list[str]:
 
 @cache
 def zoo() -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-    """(dataset, threat) -> name -> RobustBench's entry; PluginError where RobustBench cannot be imported."""
+    """(dataset, threat) -> name -> RobustBench's entry; PluginError if RobustBench cannot be imported."""
     if changed := overwritten():
         raise PluginError(
             f"the installed robustbench is not its release: {len(changed)} of its files were overwritten "
@@ -130,7 +134,7 @@ def zoo() -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
 
 
 def entry(params: RobustBenchParams) -> dict[str, Any]:
-    """RobustBench's entry of a model; UsageError with the nearest names where it has none."""
+    """RobustBench's entry for a model; UsageError with the nearest names if it has none."""
     models = zoo().get((params.dataset, params.threat), {})
     if params.name not in models:
         close = difflib.get_close_matches(params.name, models, n=3)
@@ -140,7 +144,7 @@ def entry(params: RobustBenchParams) -> dict[str, Any]:
 
 
 def files(params: RobustBenchParams) -> tuple[Path, ...]:
-    """Where the weights of a model lie, or would: as RobustBench lays them out, an ensemble's members apart."""
+    """The paths of a model's weights, existing or not, in RobustBench's layout; an ensemble has one for each member."""
     if params.weights != "published":
         return (Path(params.weights),)
     folder = Path(params.models or os.environ.get(MODELS, "models")) / params.dataset / params.threat
@@ -152,9 +156,13 @@ def files(params: RobustBenchParams) -> tuple[Path, ...]:
 
 
 def robustbench_model(params: RobustBenchParams, shape: ImageShape, activation: str) -> nn.Module:
-    """The architecture of a published name with its weights. `activation` is ignored: the model has its own.
+    """The architecture of a published name with its weights. `activation` is ignored, because the model has its own.
 
-    UsageError: unknown name, images it was not built for, weights that are not here, need unpickling or do not fit.
+    Raises
+    ------
+    UsageError
+        For an unknown name, for images of another shape, and for weights that are missing, need unpickling or do not
+        fit.
     """
     wanted = (3, 32, CLASSES[params.dataset])
     if (shape.channels, shape.size, shape.classes) != wanted:
@@ -189,14 +197,17 @@ def _missing(params: RobustBenchParams, path: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Checkpoints of strangers
+# Untrusted checkpoints
 # ---------------------------------------------------------------------------------------------------------
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or a .pt, without what wraps them; nothing is unpickled.
+    """The tensors of a .safetensors or .pt file, without wrappers; nothing is unpickled.
 
-    UsageError: damaged, not a checkpoint, or one that only loads by running code of its own.
+    Raises
+    ------
+    UsageError
+        If the file is damaged, is not a checkpoint, or would run code to load.
     """
     try:
         with quiet():
@@ -218,7 +229,7 @@ def _item(content: object, key: str) -> object:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file does not load; torch's own words advise to unpickle it."""
+    """Why a file does not load. torch's own message advises to unpickle it, so it is not shown."""
     if path.read_bytes()[:256].lstrip()[:1] == b"<":
         return "it is a web page, so its download failed; delete it and fetch it again"
     if isinstance(error, pickle.UnpicklingError):
@@ -229,9 +240,15 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def fitted(tensors: Mapping[str, Tensor], model: nn.Module, name: str, path: Path) -> dict[str, Tensor]:
-    """A complete state dict of the model from a checkpoint's tensors; UsageError that says what does not fit.
+    """A complete state dict of the model from a checkpoint's tensors.
 
-    What may differ is listed above: prefixes, counters, and for published names constants and left-over tensors.
+    Only the differences listed above are allowed: prefixes, counters, and for published names constants and left-over
+    tensors.
+
+    Raises
+    ------
+    UsageError
+        With the first three tensors that do not fit.
     """
     expected: dict[str, Tensor] = model.state_dict()
     found: dict[str, Tensor] = {}

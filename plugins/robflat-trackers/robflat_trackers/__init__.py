@@ -1,6 +1,6 @@
 """TensorBoard and MLflow as observers of robflat-bench's runs: files on disk, no server, no network.
 
-Hooks only. What a tracker writes is in the module of its own, by which names in `scalars`.
+This module holds the hooks. Each tracker has a module of its own; `scalars` names the logged numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from robflat_bench.api import RunView, UsageError, hookimpl
 
 VARIABLE = "ROBFLAT_TRACKERS"
+"""Environment variable with the trackers to use, separated by commas."""
 
 TRACKERS = {
     "tensorboard": "robflat_trackers.event_files:TensorBoard",
@@ -22,7 +23,7 @@ TRACKERS = {
 
 
 class Tracker(Protocol):
-    """What follows one run. Made when the run starts or goes on; `ends` or `fails` close it."""
+    """Follows one run. It is made when the run starts or resumes, and closed by `ends`, `fails` or `close`."""
 
     def __init__(self, run: RunView) -> None: ...
     def epoch_ends(self, epoch: Mapping[str, Any]) -> None: ...
@@ -33,11 +34,11 @@ class Tracker(Protocol):
 
 
 _open: dict[str, list[Tracker]] = {}
-"""Run key -> its trackers, until the run ends."""
+"""Key of a run -> its trackers, until the run ends."""
 
 
 def _trackers(run: RunView) -> list[Tracker]:
-    """Those that the environment names; all of them where it names none."""
+    """New trackers for a run: those that the environment variable names, or all if it is not set."""
     text = os.environ.get(VARIABLE, ",".join(TRACKERS))
     names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
     for name in names:

@@ -1,5 +1,7 @@
-"""Event files of TensorBoard below `<run>/observers/tensorboard`: the training itself, and each checkpoint's results in
-a folder of their own, so that best and last share charts and an evaluation that is done again replaces them.
+"""TensorBoard's event files of a run, below `<run>/observers/tensorboard`.
+
+Each checkpoint's results have a folder of their own. So best and last share charts, and a repeated evaluation replaces
+its results.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from typing import Any
 from robflat_bench.api import RunView
 from robflat_trackers.scalars import of_epoch, of_result
 
-# With this module present TensorBoard writes files by its own stub, not by an installed TensorFlow, whose import takes
-# seconds and the memory of every GPU.
+# With this module present, TensorBoard writes files by its own stub and does not import an installed TensorFlow, which
+# would take seconds and the memory of every GPU.
 sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 
 class TensorBoard:
-    """One run's event files, on disk after every epoch."""
+    """The event files of one run, written to disk after every epoch."""
 
     def __init__(self, run: RunView) -> None:
         self.run = run
@@ -51,8 +53,11 @@ class TensorBoard:
             self.writer.close()
 
     def _begun(self, step: int) -> SummaryWriter:
-        """Only the first epoch tells where an interrupted run goes on: what it had from there on is purged. At 0 too:
-        TensorBoard takes a folder's first mark to purge for its beginning, and heeds later ones only."""
+        """A writer that begins at an epoch and purges what an interrupted run logged from there on.
+
+        A run that begins at epoch 0 also needs the mark to purge: TensorBoard takes a folder's first mark for its
+        beginning and heeds only later ones.
+        """
         if step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
         writer = SummaryWriter(self.folder, purge_step=step)
@@ -68,6 +73,6 @@ def _write(writer: SummaryWriter, numbers: Mapping[str, float], step: int) -> No
 
 
 def _about(run: RunView) -> str:
-    """Markdown: who the run is, and its spec as code."""
+    """Label, protocol, seed and key of the run, and its spec as code, in Markdown."""
     spec = json.dumps(run.spec, indent=2).replace("\n", "\n    ")
     return f"**{run.label}** under {run.protocol}, seed {run.seed}, key {run.key}\n\n    {spec}"

@@ -1,6 +1,6 @@
-"""Runs of MLflow, at $MLFLOW_TRACKING_URI or in `<store>/mlflow`: plain files, one place for all runs of a store.
+"""MLflow runs, at $MLFLOW_TRACKING_URI or in `<store>/mlflow`, which all runs of a store share.
 
-The place is MLflow's file store because it needs no database, and processes of a sweep write to it side by side.
+The default is MLflow's file store: it needs no database, and the processes of a sweep can write to it at the same time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from filelock import FileLock
 from robflat_bench.api import RunView
 from robflat_trackers.scalars import of_epoch, of_result
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before its import, which would start to send
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import, which would start to send
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # "in maintenance mode": refused unless asked for
 
 from mlflow import MlflowClient
@@ -25,17 +25,20 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 ERROR = "robflat.error"
-"""The tag that says why a run failed."""
+"""The tag with the reason of a failed run."""
 
 
 class MLflow:
-    """One run of MLflow for one run of ours, whose id lies in the run's folder: a run that goes on is found again, and
-    one that starts anew (`--fresh`) is another run."""
+    """One MLflow run for each of our runs.
+
+    The run's folder keeps the MLflow run's id. So a resumed run continues its MLflow run, and a run that starts anew
+    (`--fresh`) has another.
+    """
 
     def __init__(self, run: RunView) -> None:
         store = run.folder.resolve().parents[2]  # <store>/<protocol>/<label>/seed-<n>-<key>
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (store / "mlflow").as_uri()
-        with FileLock(store / ".mlflow.lock"):  # two processes would make two places, or two experiments of one name
+        with FileLock(store / ".mlflow.lock"):  # two processes would create the store, or the experiment, twice
             self.client = MlflowClient(tracking_uri=uri)
             experiment = self._experiment(run.protocol)
         self.id = self._found(run.folder) or self._new(run, experiment)
@@ -62,14 +65,14 @@ class MLflow:
         self.client.set_terminated(self.id, "FAILED")
 
     def close(self) -> None:
-        """Everything is on disk (or at the server) already."""
+        """Does nothing: everything is on disk, or at the server, already."""
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         return found.experiment_id if found else self.client.create_experiment(name)
 
     def _found(self, folder: Path) -> str | None:
-        """The run that an interrupted one of ours began, unless it was deleted or lies in another place."""
+        """The id of the MLflow run that our interrupted run began, unless it was deleted or is at another place."""
         marker = _marker(folder)
         if not marker.is_file():
             return None
@@ -103,7 +106,7 @@ class MLflow:
         return made
 
     def _log(self, numbers: Mapping[str, float], step: int) -> None:
-        """What was not logged before an interruption: a repeated epoch has equal numbers, and MLflow keeps both."""
+        """Log the numbers that were not logged before an interruption: MLflow would keep a repeated epoch twice."""
         now = int(time.time() * 1000)
         new = {name: value for name, value in numbers.items() if (name, step) not in self.logged}
         self.client.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in new.items()])

@@ -1,6 +1,7 @@
-"""What is logged, by which names: the numbers of an epoch and of a checkpoint, each under a name that both trackers
-take. MLflow allows letters, digits, `_-. :/` in at most 250 characters, and keeps `a/b` as a file in a folder `a`: no
-name may be a folder of another one.
+"""The logged numbers of an epoch and of a checkpoint, under names that both trackers accept.
+
+MLflow accepts at most 250 letters, digits and `_-. :/`. It keeps `a/b` as a file in a folder `a`, so no name may be the
+folder of another name.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 LONGEST = 200
-"""Characters of a component's part of a name; the quantity, the checkpoint and the split need the others."""
+"""Most characters of a component within a name; quantity, checkpoint and split need the rest."""
 
 _PUNCTUATION = re.compile(r'[(),=\[\]" ]+')
 _OTHER = re.compile(r"[^A-Za-z0-9_. -]+")
 
 
 def legal(component: str) -> str:
-    """`pgd restarts 3 steps 20` of `pgd(restarts=3, steps=20)`; where more than a component's punctuation is lost, the
-    beginning of the text's hash keeps two names apart."""
+    """A component's text as a name: `pgd(restarts=3, steps=20)` becomes `pgd restarts 3 steps 20`.
+
+    If more than punctuation is lost, the beginning of the text's hash is added, so that different texts have different
+    names.
+    """
     plain = _PUNCTUATION.sub(" ", component).strip()
     name = _OTHER.sub(" ", plain)
     if name == plain and len(name) <= LONGEST:
@@ -28,12 +32,12 @@ def legal(component: str) -> str:
 
 
 def of_epoch(epoch: Mapping[str, Any]) -> dict[str, float]:
-    """Everything an epoch's line of history has but the time, which differs where the epoch is repeated."""
+    """The numbers of an epoch's line of history, without the time, which differs if the epoch is repeated."""
     return {name: value for name, value in epoch.items() if name not in ("epoch", "seconds") and value is not None}
 
 
 def of_result(result: Mapping[str, Any]) -> dict[str, float]:
-    """A checkpoint's errors, losses, gaps, measures with standard errors, and flags; what it lacks is left out."""
+    """A checkpoint's errors, losses, gaps, measures with standard errors, and flags, as far as it has them."""
     found = {
         "clean_error/test": result["clean_error"],
         "clean_error/train": result["clean_error_train"],

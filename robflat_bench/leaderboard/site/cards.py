@@ -1,7 +1,7 @@
-"""Method cards: what a reader wants to know of a method before its numbers: paper, equation, parameters, how to get it.
+"""Method cards: paper, equation, parameters and source of a method and its modifiers, shown above its numbers.
 
-All of it comes from the catalogue and from the opening of the docstring where the component's code lies, which is read
-as text: no component is imported for it.
+They come from the catalogue and from the opening of the component's docstring. The docstring is read as text, so no
+component is imported.
 """
 
 from __future__ import annotations
@@ -20,9 +20,25 @@ from robflat_bench.registry.components import Component, compose
 from robflat_bench.registry.registry import Offer, Registry
 
 
-class Part(NamedTuple):
-    """One component of a method. equation: the opening of its docstring; notes: the rest; parameters: name, value,
-    default; about: what the parameters mean; provider: the plugin it comes from."""
+class CardParameter(NamedTuple):
+    """A parameter of a component, as text."""
+
+    name: str
+    value: str
+    default: str
+    description: str
+
+
+class CardPart(NamedTuple):
+    """One component of a method.
+
+    Attributes
+    ----------
+    equation, notes : the opening of its docstring, and the rest.
+    about : the docstring of its parameters.
+    provider : distribution and version of the plugin it comes from; "" for a built-in.
+    bibtex : made from the citation; "" where the citation has another form.
+    """
 
     name: str
     kind: str
@@ -30,69 +46,68 @@ class Part(NamedTuple):
     citation: str
     equation: str
     notes: str
-    parameters: tuple[tuple[str, str, str], ...]
+    parameters: tuple[CardParameter, ...]
     about: str
     provider: str
     bibtex: str
 
 
-Card = tuple[Part, ...]
+Card = tuple[CardPart, ...]
 
 
 def method_card(registry: Registry, method: str) -> Card:
-    """The parts of a canonical method text; none where its plugin is not here."""
+    """The parts of a canonical method text; () where its plugin is not installed."""
     try:
         return tuple(_part(member) for member in compose(registry, method).members)
     except RobflatError:
         return ()
 
 
-def _part(component: Component) -> Part:
+def _part(component: Component) -> CardPart:
     info, provider = component.info, component.offer.provider
+    params = type(component.params)
     equation, notes = opening(docstring(component.offer))
-    fields = type(component.params).model_fields
     values = component.params.model_dump()
-    return Part(
+    return CardPart(
         name=info.name,
         kind=info.kind,
         summary=info.summary,
         citation=info.citation,
         equation=equation,
         notes=notes,
-        parameters=tuple((key, _written(values[key]), _written(field.get_default())) for key, field in fields.items()),
-        about=" ".join((type(component.params).__doc__ or "").split()) if fields else "",
+        parameters=tuple(
+            CardParameter(name, _text(values[name]), _text(field.get_default()), field.description or "")
+            for name, field in params.model_fields.items()
+        ),
+        about=" ".join((params.__doc__ or "").split()) if params.model_fields else "",
         provider="" if provider.built_in else f"{provider.distribution} {provider.version}",
         bibtex=bibtex(info),
     )
 
 
-def _written(value: Any) -> str:
+def _text(value: Any) -> str:
     return "" if value is None or value is PydanticUndefined else str(value)
 
 
 def docstring(offer: Offer) -> str:
-    """The docstring of the module that a factory names, or of the class where the module has none; read, not run."""
+    """The docstring of a factory's module, or of the factory where the module has none; "" without a source file."""
     module, _, name = offer.info.factory.partition(":")
-    if offer.provider.version == "file" and offer.provider.module is not None:
-        origin = offer.provider.module.__file__
-    else:
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            return ""
-        origin = spec.origin if spec else None
-    if not origin or not origin.endswith(".py"):
-        return ""
     try:
-        tree = ast.parse(Path(origin).read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError):
+        if offer.provider.version == "file" and offer.provider.module is not None:
+            origin = offer.provider.module.__file__
+        else:
+            spec = importlib.util.find_spec(module)
+            origin = spec.origin if spec else None
+        tree = ast.parse(Path(origin or "").read_text("utf-8"))
+    except (ImportError, OSError, SyntaxError, ValueError):
         return ""
     own = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name)
     return ast.get_docstring(tree) or next((ast.get_docstring(node) or "" for node in own), "")
 
 
 def opening(text: str) -> tuple[str, str]:
-    """The first paragraph with those that it cannot end without, indented or after a comma, and the rest."""
+    """The first paragraph of a docstring, and the rest. Paragraphs that continue the first one, indented or after a
+    comma, belong to it."""
     paragraphs = [part for part in text.split("\n\n") if part.strip()]
     count = 1
     while count < len(paragraphs) and (paragraphs[count].startswith("    ") or paragraphs[count - 1].endswith(",")):
@@ -107,7 +122,7 @@ _CITATION = re.compile(
 
 
 def bibtex(info: Info) -> str:
-    """An entry made of the citation; nothing where it is not `Authors: Title. Venue Year`."""
+    """A BibTeX entry made from the citation; "" where the citation is not `Authors: Title. Venue Year`."""
     match = _CITATION.fullmatch(info.citation.strip().rstrip("."))
     if match is None:
         return ""
@@ -123,7 +138,7 @@ def bibtex(info: Info) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Equations: the docstrings' plain TeX as marked-up text
+# Equations: from the docstrings' plain TeX to HTML
 # ---------------------------------------------------------------------------------------------------------
 
 _LETTERS = {
@@ -142,7 +157,7 @@ _ARGUMENT = re.compile(r"\\[A-Za-z]+|-?[A-Za-z0-9]+")
 
 
 def equation(text: str) -> Markup:
-    """Greek letters, relations, sub- and superscripts of the docstrings' notation; all else stays as it is."""
+    """Greek letters, relations, subscripts and superscripts as HTML; other text stays as it is."""
     made, at = Markup(""), 0
     while match := _TOKEN.search(text, at):
         made += escape(text[at : match.start()])
@@ -164,7 +179,7 @@ def equation(text: str) -> Markup:
 
 
 def _argument(text: str, at: int) -> tuple[str, int]:
-    """What a script raises or lowers, from `at` on, and where it ends: a group in brackets, or a word."""
+    """The argument of a subscript or superscript at `at`, a bracketed group or a word, and where it ends."""
     if text[at] not in "{(":
         match = _ARGUMENT.match(text, at)
         return (match[0], match.end()) if match else ("", at)

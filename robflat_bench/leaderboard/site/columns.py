@@ -9,15 +9,7 @@ from markupsafe import Markup
 
 from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.model import TIERS, Board, BoardColumn, BoardRow, RowValue
-from robflat_bench.leaderboard.site.words import (
-    format_count,
-    format_seconds,
-    format_value,
-    interval,
-    rank_interval,
-    spread,
-    unit_and_n,
-)
+from robflat_bench.leaderboard.site import words
 from robflat_bench.registry.components import slug
 from robflat_bench.results.quantities import MEASURE
 
@@ -94,7 +86,7 @@ def _measured(board: Board, column: BoardColumn, group: str, checkpoint: str) ->
     cells = {row.id: _cell(row, column, value, not checkpoint) for row, value in values if value}
     key = slug(f"{column.id}-{checkpoint}" if checkpoint else column.id)
     title = f"{column.title}, {checkpoint}" if checkpoint else column.title
-    return TableColumn(key, title, unit_and_n(column), group, cells)
+    return TableColumn(key, title, words.unit_and_n(column), group, cells)
 
 
 def _pictured(board: Board, column: TableColumn) -> TableColumn:
@@ -120,10 +112,10 @@ def _evidence(row: BoardRow) -> Cell:
 
 
 def _cell(row: BoardRow, column: BoardColumn, value: RowValue, ranked: bool) -> Cell:
-    note = f"se {format_value(value.standard_error, column.unit)}" if value.standard_error is not None else ""
+    note = f"se {words.format_value(value.standard_error, column.unit)}" if value.standard_error is not None else ""
     if ranked and (place := row.places.get(column.id)):
-        note = f"rank {place.rank} ({rank_interval(place)}) {place.letters}"
-    return Cell(spread(value, column.unit), note, value.mean)
+        note = f"rank {place.rank} ({words.rank_interval(place)}) {place.letters}"
+    return Cell(words.spread(value, column.unit), note, value.mean)
 
 
 def _budget(board: Board) -> list[TableColumn]:
@@ -135,9 +127,9 @@ def _budget(board: Board) -> list[TableColumn]:
 
     extra = {row.id: Cell("yes" if row.extra_data else "no", value=row.extra_data) for row in board.rows}
     return [
-        column("forward", "Forward passes", "images", format_count),
-        column("backward", "Backward passes", "images", format_count),
-        column("seconds", "Time", "training and evaluation", format_seconds),
+        column("forward", "Forward passes", "images", words.format_count),
+        column("backward", "Backward passes", "images", words.format_count),
+        column("seconds", "Time", "training and evaluation", words.format_seconds),
         TableColumn("extra", "Extra data", "", "budget", extra),
     ]
 
@@ -151,12 +143,12 @@ def method_results(board: Board, row: BoardRow) -> list[tuple[BoardColumn, dict[
             value = row.value(checkpoint, column.id)
             if value is None:
                 continue
-            uncertainty = interval(value.low, value.high, column.unit)
+            uncertainty = words.interval(value.low, value.high, column.unit)
             if not uncertainty and value.standard_error is not None:
-                uncertainty = f"standard error {format_value(value.standard_error, column.unit)}"
+                uncertainty = f"standard error {words.format_value(value.standard_error, column.unit)}"
             place = row.places.get(column.id) if checkpoint == board.checkpoint else None
-            rank = f"rank {place.rank} ({rank_interval(place)}), {place.letters}" if place else ""
-            cells[checkpoint] = (format_value(value.mean, column.unit), uncertainty, rank)
+            rank = f"rank {place.rank} ({words.rank_interval(place)}), {place.letters}" if place else ""
+            cells[checkpoint] = (words.format_value(value.mean, column.unit), uncertainty, rank)
         if cells:
             made.append((column, cells))
     return made

@@ -145,5 +145,5 @@ def _figure(name: str, title: str, up: str, unit: str, curves: Sequence[EpochCur
     lines = [dict(curve.points) for curve in curves]
     epochs = sorted({epoch for epoch, _ in points})
     table = [(f"{epoch:g}", *(format_value(line.get(epoch), unit) for line in lines)) for epoch in epochs]
-    caption = "Dots: the best checkpoints." if any(curve.marks for curve in curves) else ""
+    caption = "Dots: the best checkpoints, chosen on held-out images." if any(curve.marks for curve in curves) else ""
     return Figure(drawing, caption, ("Epoch", *(curve.name for curve in curves)), table)

@@ -12,16 +12,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from robflat_bench.leaderboard.model import Board, BoardRow, Correlation, CorrelationValue, RowValue
+from robflat_bench.leaderboard.site import words
 from robflat_bench.leaderboard.site.svg import WIDTH, Drawing, Scale, hint, scale
-from robflat_bench.leaderboard.site.words import (
-    UNITS,
-    format_count,
-    format_value,
-    interval,
-    rank_interval,
-    spread,
-    within,
-)
 
 LEFT, RIGHT, TOP = 60, WIDTH - 14, 14
 NAMED = 40
@@ -58,10 +50,10 @@ class Axis(NamedTuple):
 
     @property
     def heading(self) -> str:
-        return f"{self.title} ({UNITS[self.unit]})" if self.unit in UNITS else self.title
+        return f"{self.title} ({words.UNITS[self.unit]})" if self.unit in words.UNITS else self.title
 
     def cell(self, value: RowValue) -> str:
-        return format_count(value.mean) if self.log else spread(value, self.unit)
+        return words.format_count(value.mean) if self.log else words.spread(value, self.unit)
 
 
 def column_axis(board: Board, id: str) -> Axis:
@@ -108,8 +100,8 @@ def statistic_text(statistic: CorrelationValue) -> str:
     name = statistic.name.capitalize()
     if statistic.value is None:
         return f"{name}: {statistic.reason or 'not defined'}"
-    ends = interval(statistic.low, statistic.high, "ratio")
-    return f"{name} {format_value(statistic.value, 'ratio')}{f' ({ends})' if ends else ''}"
+    ends = words.interval(statistic.low, statistic.high, "ratio")
+    return f"{name} {words.format_value(statistic.value, 'ratio')}{f' ({ends})' if ends else ''}"
 
 
 def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figure:
@@ -118,7 +110,7 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figu
     shown = [(row, a, b) for row, a, b in found if a and b and (a.mean > 0 or not across.log)]
     ranked = [(a.mean, b.mean) for row, a, b in shown if not row.unranked]
     trend = {"regression": regression, "pareto": pareto}[line](ranked)
-    title = f"{up.title} against {within(across.title)}"
+    title = f"{up.title} against {words.within(across.title)}"
     desc = f"Each of {len(shown)} methods is a point; the table below holds the same numbers."
     drawing = Drawing(f"{board.id}-{name}", title, desc, 360)
     x = scale(_ends(a for _, a, _ in shown), LEFT, RIGHT, across.unit, across.log, floor=0.0)
@@ -138,9 +130,10 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figu
     for row, a, b in shown[:NAMED]:
         drawing.label(x(a.mean), y(b.mean), row.label, (LEFT + 2, 2, RIGHT + 12, y.start - 2))
     caption = {
+        "Each point is a method, the mean over its seeds; lower left is better.": True,
         "Line: least squares over the ranked methods.": line == "regression",
-        "Line: no method is lower in one without being higher in the other.": line == "pareto",
-        "Whiskers: 95 % intervals.": any(value.low is not None for _, a, b in shown for value in (a, b)),
+        "Line: Pareto front of the ranked methods.": line == "pareto",
+        "Whiskers: 95 % confidence intervals.": any(value.low is not None for _, a, b in shown for value in (a, b)),
         "Hollow: not ranked.": any(row.unranked for row, _, _ in shown),
         "Squares: trained on extra data.": any(row.extra_data for row, _, _ in shown),
     }
@@ -179,7 +172,7 @@ def _ranks(board: Board, k: int, id: str) -> Figure:
     shown, last = ranked[:NAMED], max([row.places[id].high for row in ranked[:NAMED]], default=1)
     height, width = 22 * len(shown) + 62, 380
     desc = "One line per method: its rank as a point, the 95 % interval of its rank as a bar, and its letters."
-    drawing = Drawing(f"{board.id}-ranks-{k}", f"Ranks by {within(board.column(id).title)}", desc, height, width)
+    drawing = Drawing(f"{board.id}-ranks-{k}", f"Ranks by {words.within(board.column(id).title)}", desc, height, width)
     x = Scale(0.5, last + 0.5, 160, width - 42)
     for tick in sorted({1, *(t for t in x.ticks if t == int(t) and t >= 1)}):
         drawing.line([(x(tick), 8), (x(tick), height - 48)], "grid")
@@ -190,12 +183,15 @@ def _ranks(board: Board, k: int, id: str) -> Figure:
         label = row.label if len(row.label) <= 22 else f"{row.label[:21]}\u2026"
         drawing.text(150, y + 4, label, "label end")
         drawing.line([(x(place.low), y), (x(place.high), y)], "bar")
-        drawing.mark(x(place.rank), y, "point", f"{row.label}: rank {place.rank}, {rank_interval(place)}")
+        drawing.mark(x(place.rank), y, "point", f"{row.label}: rank {place.rank}, {words.rank_interval(place)}")
         drawing.text(width - 28, y + 4, place.letters, "letters")
-    caption = "Bars: 95 % of the bootstrap's ranks. Methods that share a letter are not told apart."
-    caption += f" The first {NAMED} of {len(ranked)}." * (len(ranked) > NAMED)
-    table = [(row.label, str(p.rank), rank_interval(p), p.letters) for row in ranked if (p := row.places[id])]
-    return Figure(drawing, caption, ("Method", "Rank", "95 % interval", "Letters"), table)
+    caption = {
+        "Rank 1 has the lowest value. Bars: 95 % bootstrap intervals.": True,
+        "Methods that share a letter do not differ significantly.": True,
+        f"The first {NAMED} of {len(ranked)}.": len(ranked) > NAMED,
+    }
+    table = [(row.label, str(p.rank), words.rank_interval(p), p.letters) for row in ranked if (p := row.places[id])]
+    return Figure(drawing, _sentences(caption), ("Method", "Rank", "95 % interval", "Letters"), table)
 
 
 def heat_maps(board: Board) -> list[dict[str, Any]]:

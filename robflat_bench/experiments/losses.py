@@ -1,0 +1,163 @@
+"""Robust loss and measures of one model as the protocol's evaluation reads them: the values of `training`, `best-last`.
+
+Values that the run's record holds for these weights are taken from it; only missing ones are computed.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field
+
+from robflat_bench.config.protocol import Attacked, Measured
+from robflat_bench.core import Kind, Params, UsageError, lazy_imports
+from robflat_bench.experiments.document import Document, Estimate, Experiment, ModelReading
+
+with lazy_imports():
+    import numpy as np
+
+    from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
+    from robflat_bench.evaluation.plan import Plan
+    from robflat_bench.experiments.trained_model import TrainedModel, titled
+    from robflat_bench.measures.per_example import error_of_mean
+    from robflat_bench.registry.components import resolve
+    from robflat_bench.results.record import MeasureResult
+    from robflat_bench.results.store import StoredJournal, read_arrays
+
+
+class MeasuresParams(Params):
+    """Parameters of `training` and `best-last`."""
+
+    measures: tuple[str, ...] = Field(
+        default=(),
+        description='Measures, e.g. ["average-case(xi=0.25)"], on the protocol\'s number of test examples; '
+        "none: the protocol's measures.",
+    )
+
+
+class RobustLosses(Experiment):
+    """Robust losses and measures of one model.
+
+    Attributes
+    ----------
+    attack
+        Title of the protocol's first attack.
+    robust_loss
+        Mean cross-entropy under the attack, by split.
+    measures, titles
+        Value and title of each measure, by canonical text.
+    """
+
+    params = MeasuresParams
+
+    attack: str
+    robust_loss: dict[str, Estimate]
+    measures: dict[str, Estimate]
+    titles: dict[str, str]
+
+    @property
+    def brief(self) -> dict[str, float | None]:
+        losses: dict[str, float | None] = {f"robust loss, {k} (nats)": v.value for k, v in self.robust_loss.items()}
+        return losses | {self.titles.get(name, name): value.value for name, value in self.measures.items()}
+
+    @classmethod
+    def read(cls, model: TrainedModel, params: MeasuresParams, journal: StoredJournal) -> Self:
+        """Read the losses and the measures asked for, each as the protocol has it or on its usual number of examples.
+
+        Raises
+        ------
+        UsageError
+            Neither the parameters nor the protocol name a measure.
+        """
+        fixed = model.fixed
+        if not params.measures and not fixed.measures:
+            example = "'training(measures=[\"average-case\"])'"
+            raise UsageError(f"{model.found.protocol.name} has no measures; name some, e.g. {example}")
+        own = {row.measure: row for row in fixed.measures}
+        texts = [resolve(model.registry, "measure", text).canonical for text in params.measures] or list(own)
+        wanted = [own.get(text, Measured(measure=text, test=model.usual_count)) for text in texts]
+        return cls.model_validate(losses_and_measures(model, wanted, journal))
+
+
+def losses_and_measures(model: TrainedModel, wanted: list[Measured], journal: StoredJournal) -> dict[str, object]:
+    """The values of `RobustLosses`: from the record where it has them, otherwise by the protocol's evaluation."""
+    attack = model.fixed.attacks[0]
+    losses, measures = _recorded(model, attack, wanted)
+    missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
+    if missing.attacks or missing.measures:
+        evaluated = EvaluatedModel(model.load(), model.found.name, model.found.epoch, model.initial)
+        result, outcomes = evaluate(model.session, missing, evaluated, journal)
+        losses = losses or _mean_losses(outcomes, model.found.name, attack.attack)
+        measures |= {name: _estimate(found) for name, found in result.measures.items()}
+
+    def title(kind: Kind, text: str) -> str:
+        return titled(resolve(model.registry, kind, text))
+
+    return {
+        "n": losses["test"].n,
+        "attack": title("attack", attack.attack),
+        "robust_loss": losses,
+        "measures": {row.measure: measures[row.measure] for row in wanted},
+        "titles": {row.measure: title("measure", row.measure) for row in wanted},
+    }
+
+
+def _recorded(
+    model: TrainedModel, attack: Attacked, wanted: list[Measured]
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Robust losses, and those of the protocol's measures that the run's record holds for these weights."""
+    results = model.record.results.items() if model.record else ()
+    for checkpoint, result in results:
+        if result.weights == model.weights and model.home:
+            outcomes = read_arrays(model.home.outcomes_file)
+            own = [row.measure for row in wanted if row in model.fixed.measures and row.measure in result.measures]
+            measures = {name: _estimate(result.measures[name]) for name in own}
+            return _mean_losses(outcomes, checkpoint, attack.attack), measures
+    return {}, {}
+
+
+def _mean_losses(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -> dict[str, Estimate]:
+    """Mean cross-entropy by split, with its standard error over examples."""
+    found = {split: outcomes.get(f"{checkpoint}/{split}/{attack}/loss") for split in ("test", "train")}
+    return {
+        split: Estimate(value=float(losses.mean()), standard_error=error_of_mean(losses), n=len(losses))
+        for split, losses in found.items()
+        if losses is not None
+    }
+
+
+def _estimate(found: MeasureResult) -> Estimate:
+    return Estimate(value=found.value, standard_error=found.standard_error, n=found.n)
+
+
+def by_run(document: Document[RobustLosses]) -> list[dict[str, ModelReading[RobustLosses]]]:
+    """The readings of each run, by checkpoint."""
+    runs: dict[str, dict[str, ModelReading[RobustLosses]]] = {}
+    for reading in document.readings:
+        runs.setdefault(reading.model.run or reading.model.label, {})[reading.model.checkpoint] = reading
+    return list(runs.values())
+
+
+def measures_of(document: Document[RobustLosses]) -> dict[str, str]:
+    """Canonical text -> title of the measures; ValueError unless every model has them all and a test loss."""
+    titles = document.values[0].titles
+    for reading in document.readings:
+        if "test" not in reading.values.robust_loss or {*reading.values.measures} != {*titles}:
+            raise ValueError(f"{reading.model.label}, {reading.model.checkpoint} lacks values that other models have")
+    return titles
+
+
+def unit(measure: str) -> str:
+    """The label of a measure's axis: flatness is a rise of the robust loss in nats; other measures have own units."""
+    return "rise of the robust loss (nats)" if measure.startswith(("average-case", "worst-case")) else "value"
+
+
+def counts(document: Document[RobustLosses]) -> str:
+    """A sentence on the attack, and on the number of test examples of each measure."""
+    values = document.values[0]
+    images: dict[int, list[str]] = {}
+    for name, title in values.titles.items():
+        n = max(each.measures[name].n for each in document.values)
+        images.setdefault(n, []).append(title.partition(",")[0])
+    parts = [f"{' and '.join(titles)} on {n} of them" for n, titles in images.items()]
+    return f"Robust loss: cross-entropy under {values.attack}. {'; '.join(parts).capitalize()}."

@@ -1,0 +1,183 @@
+"""A trained model that an experiment reads: its weights, examples, threat model and protocol."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from robflat_bench.config.protocol import Fixed, Protocol, SplitName
+from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
+from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
+from robflat_bench.evaluation.session import Session
+from robflat_bench.experiments.document import MeasuredValue, ModelRef
+from robflat_bench.numerics.weights import digest
+from robflat_bench.registry.components import Component, compose, resolve, write
+from robflat_bench.registry.registry import Registry
+from robflat_bench.results.record import RunRecord
+from robflat_bench.results.store import RunFolder
+from robflat_bench.runs.run import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One set of weights of one model.
+
+    Attributes
+    ----------
+    weights
+        Digest of the weights.
+    home, record
+        Folder and record of the model's run; None for a weights file.
+    """
+
+    session: Session
+    found: FoundModel
+    weights: str
+    home: RunFolder | None
+    record: RunRecord | None
+
+    @property
+    def registry(self) -> Registry:
+        return self.session.registry
+
+    @property
+    def fixed(self) -> Fixed:
+        return self.session.fixed
+
+    @property
+    def threat(self) -> Threat:
+        return self.session.threat
+
+    @property
+    def ref(self) -> ModelRef:
+        run = self.record
+        return ModelRef(
+            label=run.spec.label if run else self.found.name,
+            seed=run.seed if run else None,
+            checkpoint=self.found.name,
+            epoch=self.found.epoch,
+            best_epoch=run.results["best"].epoch if run else None,
+            run=run.key if run else None,
+            weights=self.weights,
+        )
+
+    def load(self) -> nn.Module:
+        """A new copy of the network, in eval mode."""
+        return load_model(self.session, self.found).eval()
+
+    def examples(self, split: SplitName, count: int) -> Examples:
+        """The first `count` examples of a split; 0 means `usual_count`."""
+        available = len(self.session.splits.pools[split].y)
+        if count > available:
+            raise UsageError(
+                f"examples={count}: {self.found.protocol.name} has {available} {split} examples; ask for fewer"
+            )
+        return self.session.examples(split, count or self.usual_count)
+
+    @property
+    def initial(self) -> dict[str, Tensor] | None:
+        """The weights before training, where the run kept them."""
+        return initial_weights(self.found.initial)
+
+    @property
+    def usual_count(self) -> int:
+        """Examples of the protocol's measures, or of its first attack where it has no measures."""
+        return max((row.test for row in self.fixed.measures), default=self.fixed.attacks[0].test)
+
+    def variant(self, measure: Component, **values: Any) -> Component:
+        """The measure with other values of some parameters."""
+        return resolve(self.registry, "measure", write(measure.name, {**measure.params.model_dump(), **values}))
+
+    def measure(
+        self, measure: Component, network: nn.Module, examples: Examples, journal: Journal
+    ) -> tuple[MeasuredValue, Mapping[str, np.ndarray]]:
+        """Measure `network`, the model's own or a changed copy; records hold no such measurements.
+
+        Returns
+        -------
+        tuple
+            The finite numbers of the measurement, or the reason why there is no value; and the measurement's arrays.
+        """
+        place = replace(self.workspace(journal), initial=self.initial)
+        try:
+            found = measure.build(self.threat).measure(network, examples, place)
+        except NoValue as reason:
+            return MeasuredValue(value=None, standard_error=None, n=len(examples), reason=str(reason)[:300]), {}
+        finite, error = math.isfinite(found.value), found.standard_error
+        kept = MeasuredValue(
+            value=found.value if finite else None,
+            standard_error=error if error is not None and finite and math.isfinite(error) else None,
+            n=found.n,
+            details={name: value for name, value in found.details.items() if math.isfinite(value)},
+            reason="" if finite else f"it is {found.value} here",
+        )
+        return kept, found.arrays
+
+    def workspace(self, journal: Journal) -> Workspace:
+        """A workspace with the memory batch and the evaluation seed of `evaluate`."""
+        return Workspace(MEMORY_BATCH, self.fixed.seed, journal)
+
+
+def find_models(
+    session: Session,
+    models: Sequence[str],
+    reads: Literal["chosen", "both", "kept"],
+    backbone: str | None,
+    checkpoint: str,
+) -> list[FoundModel]:
+    """The weights that an experiment reads, in the order of `models`; UsageError unless all have one protocol."""
+    found: list[FoundModel] = []
+    for name in models:
+        first = find_model(session, name, backbone, checkpoint if reads == "chosen" else "last")
+        if reads == "chosen":
+            found.append(first)
+            continue
+        if first.home is None:
+            raise UsageError(f"{name} is not a run; this experiment reads several checkpoints of a run: name runs")
+        checkpoints = CHECKPOINTS if reads == "both" else kept_epochs(session.registry, first.protocol, first.home)
+        found += [find_model(session, name, backbone, each) for each in checkpoints]
+    protocols = {model.protocol.hash: f"{model.protocol.name} {model.protocol.version}" for model in found}
+    if len(protocols) > 1:
+        both = " and ".join(protocols.values())
+        raise UsageError(f"these models were trained under {both}; draw one figure for each protocol")
+    return found
+
+
+def kept_epochs(registry: Registry, protocol: Protocol, home: Path) -> list[str]:
+    """The kept epochs of a run; where there is none, UsageError with the command that trains again and keeps some."""
+    if checkpoints := list(RunFolder(home).kept()):
+        return checkpoints
+    raise UsageError(f"{home} kept no checkpoints during training; type: {_rerun(registry, protocol, home)}")
+
+
+def _rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
+    """The command that trains a run again and keeps checkpoints."""
+    record = RunFolder(home).record()
+    defaults = protocol.defaults.model_dump(mode="json")
+    recipe = record.spec.recipe.model_dump(mode="json")
+    file = protocol.name if protocol.name in registry.protocols else "FILE.toml"
+    words = ["robflat-bench", "run", "--method", compose(registry, record.method).brief, "--protocol", file]
+    words += ["--seed", str(record.seed)]
+    words += [word for k, v in recipe.items() if v != defaults[k] for word in ("--set", f"recipe.{k}={v}")]
+    # home is <store>/<protocol>/<label>/seed-<n>-<key>
+    return shlex.join([*words, "--store", str(home.parents[2]), "--keep-every", "5", "--fresh"])
+
+
+def open_model(session: Session, found: FoundModel) -> TrainedModel:
+    """The model as experiments read it; its network is loaded once for the digest of its weights."""
+    home = RunFolder(found.home) if found.home else None
+    weights = digest(load_model(session, found).state_dict())
+    return TrainedModel(session, found, weights, home, home.record() if home else None)
+
+
+def titled(component: Component, **instead: str) -> str:
+    """The component's title, or where it has none, its text; `instead` replaces parameter values by words."""
+    return component.info.title.format(**{**component.params.model_dump(), **instead}) or component.brief
