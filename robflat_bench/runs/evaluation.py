@@ -65,7 +65,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     with folder.locked():
         if path.is_file():
             return next(item for item, _ in folder.evaluations() if item.key == key), path
-        observer.evaluation_starts(plan.stages(session.registry, found.name))
+        observer.evaluation_starts(plan.stage_names(session.registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
         result, outcomes = evaluate(session, plan, subject, journal)
         raw = outcomes_bytes({found.name: result}, outcomes)
@@ -87,7 +87,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
 def _components(session: Session, found: FoundModel, plan: Plan) -> list[Component]:
     """Every component that the evaluation uses."""
     texts: list[tuple[Kind, str]] = [("backbone", found.backbone)] if found.module is None else []
-    texts += [("dataset", session.fixed.data.dataset), *((step.kind, step.text) for step in plan.steps)]
+    texts += [("dataset", session.fixed.data.dataset), *((stage.kind, stage.text) for stage in plan.stages)]
     return [resolve(session.registry, kind, text) for kind, text in dict.fromkeys(texts)]
 
 
