@@ -66,18 +66,17 @@ def sweep(
 
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
-    from robflat_bench.data.splits import load_splits
-    from robflat_bench.evaluation.session import choose_device
+    from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.results.store import Store
     from robflat_bench.runs.sweep import Sweep
     from robflat_bench.runs.tasks import pace, tasks
 
-    launching = component.build(Resources(jobs, protocol.fixed.threads, choose_device(device)))
-    splits = load_splits(registry, protocol, data)
-    wanted, refused = tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
+    session = Session(registry, protocol, data, Store(store), choose_device(device))
+    launching = component.build(Resources(jobs, protocol.fixed.threads, session.device))
+    wanted, refused = tasks(session, chosen, seeds)
     for variant in refused:
         output.note(f"cannot run {variant.variant}: {variant.reason}")
-    agenda = Agenda(wanted, refused, jobs, retry_failed, pace(Store(store), protocol.hash))
+    agenda = Agenda(wanted, refused, jobs, retry_failed, pace(session.store, protocol.hash))
     if plan:
         if as_json:
             output.emit_json({"study": chosen.name, "protocol": chosen.protocol, **agenda.document()})

@@ -1,1 +1,5 @@
-"""Evaluation: robustness and flatness of trained weights. No training code is called here."""
+"""Evaluation: robustness and flatness of trained weights. It never trains.
+
+session   what runs and evaluations share        plan       which attacks and measures, on how many examples
+model     find, load and build networks          evaluate   one checkpoint under a plan
+"""

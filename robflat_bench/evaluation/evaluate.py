@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
-from robflat_bench.evaluation.plan import Plan, Step
+from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
@@ -83,15 +83,15 @@ def evaluate(
     work = _Evaluation(session, plan, subject, journal)
     try:
         work.clean()
-        for step in plan.steps:
-            work.run(step)
+        for stage in plan.stages:
+            work.run(stage)
     finally:
         work.counter.remove()
     return work.result(), work.outcomes
 
 
 class _Evaluation:
-    """An evaluation in progress: each step adds to outcomes, seconds, notes and measures."""
+    """An evaluation in progress: each stage adds to outcomes, seconds, notes and measures."""
 
     def __init__(self, session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> None:
         self.session, self.plan, self.subject = session, plan, subject
@@ -99,7 +99,7 @@ class _Evaluation:
         self.weights, self.modes = self._state()
         self.counter = PassCounter(self.model)
         self.journal = journal.section(self.weights, self.counter)
-        self.stages = iter(plan.stages(session.registry, self.checkpoint))
+        self.names = iter(plan.stage_names(session.registry, self.checkpoint))
         self.outcomes: dict[str, np.ndarray] = {}
         self.seconds: dict[str, float] = {}
         self.notes: dict[str, int] = {}
@@ -114,49 +114,49 @@ class _Evaluation:
             self.outcomes[f"{path}/error"], self.outcomes[f"{path}/loss"] = _outcome(self.model, examples, examples.x)
         self._ends("clean", clock.now() - began)
 
-    def run(self, step: Step) -> None:
+    def run(self, stage: EvaluationStage) -> None:
         """Run one attack or one measure on one split."""
         session = self.session
-        examples = session.examples(step.split, step.examples)
+        examples = session.examples(stage.split, stage.examples)
         # Best and last can be equal weights on other numbers of examples, so the section's name has the number.
-        units = self.journal.section(f"{step.kind} {step.text}, {len(examples)} {step.split} examples")
+        units = self.journal.section(f"{stage.kind} {stage.text}, {len(examples)} {stage.split} examples")
         workspace = Workspace(MEMORY_BATCH, session.fixed.seed, units, self.subject.initial)
-        component = resolve(session.registry, step.kind, step.text).build(session.threat)
-        work = self._attack if step.kind == "attack" else self._measure
-        work(step, component, examples, workspace)
-        self._ends(step.name(step.text), units.spent.seconds)
+        component = resolve(session.registry, stage.kind, stage.text).build(session.threat)
+        work = self._attack if stage.kind == "attack" else self._measure
+        work(stage, component, examples, workspace)
+        self._ends(stage.name(stage.text), units.spent.seconds)
 
-    def _attack(self, step: Step, attack: Attack, examples: Examples, workspace: Workspace) -> None:
+    def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
         x_adv = attack.run(self.model, examples, workspace)
-        self._check_unchanged(step)
-        _check_admissible(step, x_adv, examples.x, self.session.threat)
+        self._check_unchanged(stage)
+        _check_admissible(stage, x_adv, examples.x, self.session.threat)
         error, loss = _outcome(self.model, examples, x_adv)
-        path = f"{self.checkpoint}/{step.split}/{step.text}"
+        path = f"{self.checkpoint}/{stage.split}/{stage.text}"
         self.outcomes[f"{path}/error"] = error
-        if step.text == self.plan.attacks[0].attack:
+        if stage.text == self.plan.attacks[0].attack:
             self.outcomes[f"{path}/loss"] = loss
-        if step.split == "test":
+        if stage.split == "test":
             self.notes |= attack.notes
 
-    def _measure(self, step: Step, measure: Measure, examples: Examples, workspace: Workspace) -> None:
+    def _measure(self, stage: EvaluationStage, measure: Measure, examples: Examples, workspace: Workspace) -> None:
         found, arrays = _measured(measure, self.model, examples, workspace)
-        self._check_unchanged(step)
-        self.measures[step.split][step.text] = found
-        path = measure_path(self.checkpoint, step.split, step.text)
+        self._check_unchanged(stage)
+        self.measures[stage.split][stage.text] = found
+        path = measure_path(self.checkpoint, stage.split, stage.text)
         self.outcomes |= {f"{path}/{name}": array for name, array in arrays.items()}
 
     def _ends(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = seconds
-        self.session.observer.stage_ends(next(self.stages))
+        self.session.observer.stage_ends(next(self.names))
 
     def _state(self) -> tuple[str, list[bool]]:
         return digest(self.model.state_dict()), [module.training for module in self.model.modules()]
 
-    def _check_unchanged(self, step: Step) -> None:
-        """RunFailed if a step changed the network, because all later steps would evaluate another network."""
+    def _check_unchanged(self, stage: EvaluationStage) -> None:
+        """RunFailed if a stage changed the network, because all later stages would evaluate another network."""
         if self._state() != (self.weights, self.modes):
             raise RunFailed(
-                f"the {step.kind} {step.text} left the network changed: its weights, buffers or mode differ from before"
+                f"the {stage.kind} {stage.text} left the network changed: its weights, buffers or mode differ"
             )
 
     def result(self) -> Result:
@@ -205,9 +205,9 @@ def _measured(
     return result, arrays
 
 
-def _check_admissible(step: Step, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
+def _check_admissible(stage: EvaluationStage, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     """RunFailed unless x_adv lies within the threat model; waits for the device once."""
-    component = f"the attack {step.text}"
+    component = f"the attack {stage.text}"
     if (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
         raise RunFailed(f"{component} made {x_adv.dtype}{[*x_adv.shape]} of {x.dtype}{[*x.shape]}")
     far, low, high = torch.stack([(x_adv - x).abs().max(), x_adv.min(), x_adv.max()]).tolist()

@@ -12,7 +12,7 @@ from robflat_bench.registry.components import resolve, title
 from robflat_bench.registry.registry import Registry
 
 
-class Step(NamedTuple):
+class EvaluationStage(NamedTuple):
     """One attack or one measure on the first `examples` examples of a split."""
 
     kind: Kind
@@ -21,7 +21,7 @@ class Step(NamedTuple):
     examples: int
 
     def name(self, component: str) -> str:
-        """The step's name: the component's, with the split unless a measure reads test examples."""
+        """The stage's name: the component's, with the split unless a measure reads test examples."""
         return component if self.kind == "measure" and self.split == "test" else f"{component}, {self.split}"
 
 
@@ -49,28 +49,28 @@ class Plan:
         )
 
     @property
-    def steps(self) -> Iterator[Step]:
+    def stages(self) -> Iterator[EvaluationStage]:
         """Every attack, then every measure; each on test examples, then on training examples if it has some."""
         rows: tuple[Attacked | Measured, ...] = (*self.attacks, *self.measures)
         for row in rows:
             kind: Kind = "attack" if isinstance(row, Attacked) else "measure"
             text = getattr(row, kind)
-            yield Step(kind, text, "test", row.test)
+            yield EvaluationStage(kind, text, "test", row.test)
             if row.train:
-                yield Step(kind, text, "train", row.train)
+                yield EvaluationStage(kind, text, "train", row.train)
 
     @property
     def clean(self) -> dict[SplitName, int]:
         """The number of examples by split that are evaluated clean: all test examples, attacked training examples."""
         counts: dict[SplitName, int] = {}
-        for step in self.steps:
-            if step.split == "test" or step.kind == "attack":
-                counts[step.split] = max(step.examples, counts.get(step.split, 0))
+        for stage in self.stages:
+            if stage.split == "test" or stage.kind == "attack":
+                counts[stage.split] = max(stage.examples, counts.get(stage.split, 0))
         return counts
 
-    def stages(self, registry: Registry, checkpoint: str) -> list[str]:
+    def stage_names(self, registry: Registry, checkpoint: str) -> list[str]:
         """The names of the plan's stages, in their order."""
-        names = [step.name(title(registry, step.kind, step.text)) for step in self.steps]
+        names = [stage.name(title(registry, stage.kind, stage.text)) for stage in self.stages]
         return [f"{checkpoint}: {name}" for name in ("clean", *names)]
 
 

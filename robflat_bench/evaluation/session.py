@@ -78,9 +78,11 @@ class Session:
         return self.splits.examples(split, self.device, self.dtype, count)
 
     def under(self, protocol: Protocol) -> Session:
-        """This session under a protocol: itself, or another session, which loads that protocol's own examples."""
+        """This session under another protocol. Examples are shared if both protocols select the same."""
         if protocol == self.protocol:
             return self
+        if protocol.fixed.data == self.fixed.data:
+            return replace(self, protocol=protocol, data=self.splits)
         return replace(self, protocol=protocol, data=None if isinstance(self.data, Splits) else self.data)
 
 

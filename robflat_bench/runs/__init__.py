@@ -1,1 +1,6 @@
-"""Runs: from a method to its record, an evaluation, or a sweep over a study."""
+"""Runs: everything that trains, evaluates and writes records.
+
+run       from a method to its record            evaluation    from a finished model to a further evaluation
+tasks     the runs of a study                    sweep         run these tasks, each in its own process
+observers history file, observers of plugins     environment   the machine and the code behind a record
+"""

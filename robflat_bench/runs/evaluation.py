@@ -14,7 +14,7 @@ from robflat_bench import NUMERICS
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef, plugin_sources
-from robflat_bench.core import Examples, Kind
+from robflat_bench.core import Kind, UsageError
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
@@ -46,6 +46,11 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
         Read from its file if the same network was evaluated under the same plan, on the same data, by the same code.
     Path
         The record's file; its outcomes lie beside it, as `.npz`.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model, or a live module does not give one logit for each class of the dataset.
     """
     found = model if isinstance(model, FoundModel) else find_model(session, model)
     session = session.under(found.protocol)
@@ -60,7 +65,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     with folder.locked():
         if path.is_file():
             return next(item for item, _ in folder.evaluations() if item.key == key), path
-        observer.evaluation_starts(plan.stages(session.registry, found.name))
+        observer.evaluation_starts(plan.stage_names(session.registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
         result, outcomes = evaluate(session, plan, subject, journal)
         raw = outcomes_bytes({found.name: result}, outcomes)
@@ -82,7 +87,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
 def _components(session: Session, found: FoundModel, plan: Plan) -> list[Component]:
     """Every component that the evaluation uses."""
     texts: list[tuple[Kind, str]] = [("backbone", found.backbone)] if found.module is None else []
-    texts += [("dataset", session.fixed.data.dataset), *((step.kind, step.text) for step in plan.steps)]
+    texts += [("dataset", session.fixed.data.dataset), *((stage.kind, stage.text) for stage in plan.stages)]
     return [resolve(session.registry, kind, text) for kind, text in dict.fromkeys(texts)]
 
 
@@ -97,8 +102,7 @@ def _identity(
         backbone = resolve(session.registry, "backbone", found.backbone).canonical
         network = {"backbone": backbone, "activation": found.activation}
     else:
-        behaviour = _behaviour(subject.model, session.examples("test", MEMORY_BATCH))
-        network = {"module": found.name, "behaviour": digest(behaviour)}
+        network = {"module": found.name, "behaviour": digest(_behaviour(session, found.name, subject.model))}
     initial = subject.initial if plan.measures else None  # attacks do not read them
     return network | {
         "name": found.name,
@@ -113,9 +117,17 @@ def _identity(
     }
 
 
-def _behaviour(network: nn.Module, examples: Examples) -> dict[str, Tensor]:
+def _behaviour(session: Session, name: str, network: nn.Module) -> dict[str, Tensor]:
+    """Logits and input gradients of a live module on a few test examples; UsageError if these are no logits."""
+    examples = session.examples("test", MEMORY_BATCH)
     with attacked(network):
         images = examples.x.clone().requires_grad_()
         logits = network(images)
+        expected = (len(images), session.splits.shape.classes)
+        if tuple(logits.shape) != expected:
+            raise UsageError(
+                f"{name} makes {tuple(logits.shape)} of {tuple(images.shape)} images, not logits {expected}; pass a "
+                f"network for {session.splits.ref.name}"
+            )
         (gradient,) = torch.autograd.grad(logits.sum(), images)
     return {"logits": logits, "gradient": gradient}

@@ -189,7 +189,7 @@ def _evaluate(
     session, folder = run.session, run.folder
     epochs = {"best": trained.best.epoch, "last": run.spec.recipe.epochs - 1}
     plans = {checkpoint: Plan.of(session.fixed, checkpoint) for checkpoint in CHECKPOINTS}
-    stages = [stage for name, plan in plans.items() for stage in plan.stages(session.registry, name)]
+    stages = [stage for name, plan in plans.items() for stage in plan.stage_names(session.registry, name)]
     session.observer.evaluation_starts(stages)
     initial = initial_weights(folder.weights(INITIAL))
     results: dict[str, Result] = {}

@@ -11,13 +11,14 @@ from typing import Literal
 
 from robflat_bench.config.cost import passes_of_evaluation, passes_of_training
 from robflat_bench.config.protocol import load
-from robflat_bench.config.spec import DatasetRef, RunSpec, make_spec
+from robflat_bench.config.spec import RunSpec
 from robflat_bench.config.study import Study, Variant
 from robflat_bench.core import RobflatError
+from robflat_bench.evaluation.session import Session
 from robflat_bench.registry.components import compose
-from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import Budget, RunRecord
 from robflat_bench.results.store import RunFolder, Store, read_record
+from robflat_bench.runs.run import Run
 
 State = Literal["new", "unfinished", "failed", "done"]
 
@@ -87,25 +88,17 @@ class Refused:
     reason: str
 
 
-def tasks(
-    registry: Registry, study: Study, seeds: int, dataset: DatasetRef, images: int, store: Store
-) -> tuple[list[Task], list[Refused]]:
+def tasks(session: Session, study: Study, seeds: int) -> tuple[list[Task], list[Refused]]:
     """Every run of a study, and the variants that cannot be run.
 
     Parameters
     ----------
-    registry : Registry
-        Finds the components.
+    session : Session
+        Under the study's protocol; its store keeps the runs.
     study : Study
-        The variants and their protocol.
+        The variants.
     seeds : int
         Each variant is run with the seeds 1 to `seeds`.
-    dataset : DatasetRef
-        The data as loaded.
-    images : int
-        Number of training examples.
-    store : Store
-        Keeps the runs.
 
     Returns
     -------
@@ -114,19 +107,20 @@ def tasks(
     list of Refused
         Variants with an unknown component, a wrong parameter or a setting that the recipe does not admit.
     """
+    registry, images = session.registry, len(session.splits.pools["train"].y)
     made: list[list[Task]] = []
     refused: list[Refused] = []
     for variant in study.variants():
         try:
             protocol = load(registry, study.protocol, variant.settings)
             composed = compose(registry, variant.method)
-            specs = [make_spec(registry, protocol, composed, dataset, seed) for seed in range(1, seeds + 1)]
+            runs = [Run(session.under(protocol), composed, seed) for seed in range(1, seeds + 1)]
+            places = [(run.spec, run.folder) for run in runs]  # first: a spec refuses helpers without end
             training = passes_of_training(registry, composed, protocol.recipe, images)
             evaluation = passes_of_evaluation(registry, protocol)
+            made.append([Task(variant, spec, folder, training, evaluation) for spec, folder in places])
         except RobflatError as error:
             refused.append(Refused(variant, str(error).splitlines()[0]))
-        else:
-            made.append([Task(variant, spec, store.folder(spec), training, evaluation) for spec in specs])
     found: dict[str, Task] = {}
     for task in itertools.chain.from_iterable(zip(*made, strict=True)):
         found.setdefault(task.spec.key, task)

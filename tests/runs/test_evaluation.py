@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robflat_bench.config.protocol import Attacked, load
-from robflat_bench.core import Observer
+from robflat_bench.core import Observer, UsageError
 from robflat_bench.evaluation.model import find_model, load_model
 from robflat_bench.evaluation.plan import Plan, choose_plan
 from robflat_bench.evaluation.session import Session
@@ -107,3 +107,12 @@ def test_a_runs_evaluation_is_added_to_its_folder(session, plan, finished_copy):
     recorded = finished_copy.record["results"]["last"]
     assert record.results["last"].epoch == recorded["epoch"]
     assert record.results["last"].weights == recorded["weights"]
+
+
+def test_a_module_for_other_classes_is_refused(session, plan):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    with pytest.raises(
+        UsageError, match=r"Sequential makes \(30, 7\) of .* not logits \(30, 10\); pass a network for digits"
+    ):
+        evaluate_model(session, network, plan)
+    assert not (session.store.root / "tiny").exists()

@@ -1,6 +1,6 @@
-"""The golden run: one tiny run whose numbers are written down beside the `NUMERICS` they belong to.
+"""The golden run: the numbers of one tiny run, in `golden.json` with the `NUMERICS` they belong to.
 
-A change that moves a number fails here until `NUMERICS` is bumped and the numbers are written anew:
+A change that moves a number fails here until `NUMERICS` is raised and the numbers are written anew:
 
     uv run python tests/runs/test_golden.py
 
@@ -79,7 +79,7 @@ METHODS = ("standard", "at", "trades")
 
 
 def run(method: str, folder: Path) -> dict[str, float]:
-    """Every number of the run that identity promises, flat."""
+    """Every number of the run that its key fixes, by name."""
     file = folder / "golden.toml"
     file.write_text(PROTOCOL)
     registry = discover()

@@ -25,7 +25,6 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
 from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
-from robflat_bench.data.splits import load_splits
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.plan import Plan
@@ -118,8 +117,8 @@ def refusing(task) -> list[str]:
 
 def listed(registry, path: Path, store: Path, seeds: int = 1):
     chosen = load_study(str(path))
-    splits = load_splits(registry, load(registry, chosen.protocol), None)
-    wanted, refused = tasks(registry, chosen, seeds, splits.ref, len(splits.pools["train"].y), Store(store))
+    session = Session(registry, load(registry, chosen.protocol), None, Store(store), "cpu")
+    wanted, refused = tasks(session, chosen, seeds)
     assert not refused
     return wanted
 
@@ -191,7 +190,7 @@ def test_unknown_and_oversized_studies_are_refused(tmp_path):
 
 
 def test_each_slot_has_its_gpu_and_its_threads(monkeypatch, tmp_path):
-    """Four jobs in two slots: never two on one GPU, and a slot that is free is used again."""
+    """Four jobs in two slots: never two at a time on one GPU, and a free slot is used again."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     launcher = Local(Params(), Resources(jobs=2, threads=4, device="cuda"))
     tell = "import os, sys; e = os.environ; print(e['CUDA_VISIBLE_DEVICES'], e['OMP_NUM_THREADS'], file=sys.stderr)"
@@ -296,7 +295,7 @@ def test_a_plan_lists_runs_with_their_image_passes(command, registry, study, tmp
 
 
 def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, finished_copy, tmp_path):
-    """Seconds of training in proportion to its passes, of the evaluation as it took; halved by two jobs."""
+    """Training takes seconds per pass, an evaluation its mean seconds; two jobs halve the elapsed time."""
     study.write_text(ONE.replace('["standard"]', '["at", "trades"]'))
     plan = ["sweep", study, "--store", finished_copy.store, "--jobs", 2, "--plan"]
     document = command(*plan, "--json").document
@@ -319,7 +318,7 @@ def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, f
 
 
 def test_an_evaluation_makes_the_passes_that_its_components_declare(registry, tiny, one_thread, tmp_path):
-    """Attacks and measures of the tiny protocol, on both checkpoints; clean images and flags come on top."""
+    """Attacks and measures of the tiny protocol on both checkpoints; clean images and flags are extra."""
     protocol = load(registry, str(tiny))
     fixed, session = protocol.fixed, Session(registry, protocol, None, Store(tmp_path), "cpu")
     model = build_model(session, 1)
@@ -427,7 +426,7 @@ def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(regi
 
 
 def train(task, epochs: int) -> None:
-    """As far as its folder shows it."""
+    """Write the history of so many epochs."""
     task.folder.path.mkdir(parents=True, exist_ok=True)
     (task.folder.path / "history.jsonl").write_text("{}\n" * epochs)
 
@@ -469,7 +468,7 @@ def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch)
 
 
 def shown_on(terminal: int) -> str:
-    """All that is written to it until its other side is closed."""
+    """Everything written to the terminal until its other side is closed."""
     chunks = []
     with os.fdopen(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):
         while chunk := screen.read(4096):
@@ -479,7 +478,7 @@ def shown_on(terminal: int) -> str:
 
 @pytest.mark.parametrize("drawing", [True, False])
 def test_progress_on_a_terminal(stages, monkeypatch, drawing):
-    """Bars, unless a run draws there itself."""
+    """Bars are drawn unless a run draws on the terminal itself."""
     monkeypatch.setenv("COLUMNS", "120")
     terminal, side = pty.openpty()
     with ThreadPoolExecutor(1) as reader:
@@ -507,7 +506,7 @@ def test_progress_on_a_terminal(stages, monkeypatch, drawing):
 
 
 def test_a_run_of_another_process_is_waited_for_and_then_made(registry, study, tmp_path):
-    """Not started beside it, not given up: when its lock is free, the sweep goes on with it, after all others."""
+    """The sweep starts it when its lock is free, after all other runs."""
     study.write_text(GOOD)
     one, two, *_ = listed(registry, study, tmp_path / "runs")
     with contextlib.ExitStack() as held:
@@ -536,7 +535,7 @@ def test_a_run_that_another_process_finishes_is_done(registry, study, finished, 
 
 
 def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study, tmp_path):
-    """It ended saying nothing, and another process has its lock: what that one makes of it counts."""
+    """It ended without a record, and another process took its lock: the other process decides how it ends."""
     study.write_text(ONE)
     (task,) = listed(registry, study, tmp_path / "runs")
     with contextlib.ExitStack() as held:
@@ -561,7 +560,7 @@ def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study, tmp_path, number):
-    """Told to stop in the middle of training, the run saves its state; typed again, the sweep completes."""
+    """Stopped during training, the run saves its state, has not failed, and releases its lock."""
     study.write_text(ONE.replace("standard", "at"))
     protocol = tmp_path / "tiny.toml"
     protocol.write_text(protocol.read_text().replace("epochs = 2", "epochs = 100000"))
@@ -659,7 +658,7 @@ OFTEN = "from robflat_bench.training import loop\nloop.SAVE_EVERY_SECONDS = 0.05
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny, child_environment):
-    """A sweep that nobody kills: `start(store, seeds)` begins another one; its board; and how long a run took."""
+    """The folder of a study, and `start(store, seeds)`, which begins a sweep of it."""
     folder = tmp_path_factory.mktemp("killed")
     protocol = tiny.read_text().replace("epochs = 2", "epochs = 30").replace("draws=2, steps=2", "draws=10, steps=9")
     (folder / "tiny.toml").write_text(protocol)
@@ -682,7 +681,7 @@ def undisturbed(tmp_path_factory, tiny, child_environment):
 
 
 def board(store: Path) -> dict:
-    """What a sweep promises, run by run: all but seconds and where it was computed."""
+    """Every run's record without seconds, environment and provenance."""
     runs = Store(store).runs()
     assert not [run for run in runs if run.failed_file.exists()]
     return {run.path.name: promised(run.record().model_dump(mode="json")) for run in runs}
