@@ -20,7 +20,7 @@ from robflat_bench.leaderboard.ranks import RANKED_AT, ranked
 from robflat_bench.leaderboard.rows import SeedGroup, board_row, group_seeds, measure_sizes
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.quantities import WORST_CASE, Name, column, heading, unit
+from robflat_bench.results.quantities import WORST_CASE, Name, column_id, heading, quantity_unit
 
 
 def build_leaderboard(submissions: Sequence[Submission], root: Path, registry: Registry) -> Leaderboard:
@@ -59,7 +59,7 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
     groups = group_seeds(submissions)
     columns = _columns(groups, protocol, registry)
     rows = [board_row(id, group, columns, protocol) for id, group in zip(_ids(groups), groups, strict=True)]
-    rankings = (WORST_CASE, *(column("measure", row.measure) for row in fixed.measures))
+    rankings = (WORST_CASE, *(column_id("measure", row.measure) for row in fixed.measures))
     return Board(
         id=name,
         protocol=protocol.name,
@@ -97,7 +97,7 @@ def _columns(groups: Sequence[SeedGroup], protocol: Protocol, registry: Registry
 
     def made(name: Name, n: int, of: str = "", protocol: bool = True) -> BoardColumn:
         title = heading(registry, name, of)
-        return BoardColumn(id=column(name, of), title=title, unit=unit(name, of), n=n, protocol=protocol)
+        return BoardColumn(id=column_id(name, of), title=title, unit=quantity_unit(name, of), n=n, protocol=protocol)
 
     return (
         BoardColumn(id=WORST_CASE, title="robust error", unit="fraction", n=min(counts.values())),
