@@ -54,7 +54,8 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
         raise CheckFailed(f"{root / REFERENCES / name}.toml is named after no known protocol. Known are: {known}")
     for submission in submissions:
         if submission.record.dataset.checksum != records[0].dataset.checksum:
-            raise CheckFailed(f"{submission.folder} and {submissions[0].folder} call different data canonical")
+            both = f"{submission.folder} and {submissions[0].folder}"
+            raise CheckFailed(f"{both} call different data canonical: their dataset checksums differ")
     fixed = protocol.fixed
     groups = group_seeds(submissions)
     columns = _columns(groups, protocol, registry)

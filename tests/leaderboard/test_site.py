@@ -18,6 +18,7 @@ from helpers import board_fixture
 
 from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.cards import CardParameter
 from robflat_bench.leaderboard.site.pages import render_site
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "wbr"}
@@ -160,6 +161,15 @@ def test_pages_show_the_numbers_of_the_board(made, pages):
     text = pages[f"m/{BOARD}/{row.id}/index.html"].text
     assert words.interval(value.low, value.high, "fraction") in text
     assert f"rank 1 ({words.rank_interval(row.places['robust_error'])})" in text
+
+
+def test_a_method_card_says_what_each_parameter_means(made):
+    leaderboard, sources = made
+    row = leaderboard.boards[0].rows[0]
+    meaning = "Weight of the divergence."
+    part = sources.cards[row.method][0]._replace(parameters=(CardParameter("beta", "6.0", "6.0", meaning),))
+    files = render_site(leaderboard, replace(sources, cards={row.method: (part,)}))
+    assert meaning in Page(files[f"m/{BOARD}/{row.id}/index.html"]).text
 
 
 def test_every_figure_has_a_title_and_a_description(pages):
