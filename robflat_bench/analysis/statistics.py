@@ -179,7 +179,7 @@ def places(tables: Sequence[NDArray[Any]], draws: int = 1000) -> list[Place]:
     ]
 
 
-def compare(a: NDArray[Any], b: NDArray[Any]) -> Comparison:
+def compare_methods(a: NDArray[Any], b: NDArray[Any]) -> Comparison:
     """Method a against method b, paired over examples; seeds are independent.
 
     Parameters

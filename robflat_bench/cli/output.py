@@ -188,9 +188,9 @@ def measure_rows(registry: Registry, results: Sequence[Result]) -> list[list[str
 
 def written(found: QuantityValue) -> str:
     """A value with its standard error: errors in percent, losses and measures as numbers."""
-    from robflat_bench.results.quantities import unit
+    from robflat_bench.results.quantities import quantity_unit
 
-    form = percent if unit(found.quantity) == "fraction" else number
+    form = percent if quantity_unit(found.quantity) == "fraction" else number
     return form(found.value, found.standard_error)
 
 

@@ -131,9 +131,9 @@ def compare(
     """
     from dataclasses import asdict
 
-    from robflat_bench.analysis.statistics import compare as compared
+    from robflat_bench.analysis.statistics import compare_methods
     from robflat_bench.leaderboard.rows import group_seeds
-    from robflat_bench.registry.components import title
+    from robflat_bench.results.quantities import column_label
 
     registry = output.registry(files)
     rows = group_seeds(output.own_runs(store, registry, [protocol]))
@@ -141,7 +141,7 @@ def compare(
     measured = [row.networks[0][checkpoint].measures for row in (one, other)]
     measures = [name for name in measured[0] if name in measured[1]]
     found = {
-        quantity: compared(x, y)
+        quantity: compare_methods(x, y)
         for quantity in ("robust_error", "clean_error", "robust_loss", *measures)
         if (x := one.compared(checkpoint, quantity)).size and (y := other.compared(checkpoint, quantity)).size
     }
@@ -158,10 +158,8 @@ def compare(
         return
     cells = []
     for quantity, comparison in found.items():
-        measure = quantity.startswith("measure:")
-        called = title(registry, "measure", quantity.removeprefix("measure:")) if measure else quantity
         numbers = (comparison.difference, comparison.low, comparison.high, comparison.p, comparison.detectable)
-        cells.append([called.replace("_", " "), *map(output.number, numbers)])
+        cells.append([column_label(registry, quantity), *map(output.number, numbers)])
     heading = f"{a} minus {b} | {protocol}, {checkpoint}: {len(one.runs)} and {len(other.runs)} seeds"
     columns = ["", "difference", "95 % from", "to", "p", "detectable at 80 %"]
     out = output.console()
@@ -219,7 +217,8 @@ def correlate(
     from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.build import build_leaderboard
     from robflat_bench.leaderboard.correlations import TARGETS
-    from robflat_bench.registry.components import parse, title
+    from robflat_bench.registry.components import parse
+    from robflat_bench.results.quantities import MEASURE, column_label
 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
@@ -230,7 +229,7 @@ def correlate(
         for board in build_leaderboard(runs, store, registry).boards
         for one in board.correlations
         if (one.target, one.checkpoint) == (target, checkpoint)
-        and fnmatchcase(parse(one.quantity.removeprefix("measure:"))[0], measure)
+        and fnmatchcase(parse(one.quantity.removeprefix(MEASURE))[0], measure)
     ]
     if as_json:
         output.emit_json([one.model_dump(mode="json") for one in found])
@@ -239,12 +238,12 @@ def correlate(
         raise UsageError(f"no measure matches '{measure}' in the runs under {protocol} in {store}")
     out = output.console()
     for one in found:
-        called = title(registry, "measure", one.quantity.removeprefix("measure:"))
         cells = [
             [statistic.name, *map(output.number, (statistic.value, statistic.low, statistic.high)), statistic.reason]
             for statistic in one.statistics
         ]
-        heading = f"{called} with {target.replace('_', ' ')}, {checkpoint}, {one.models} models"
+        measured, targeted = (column_label(registry, id) for id in (one.quantity, target))
+        heading = f"{measured} with {targeted}, {checkpoint}, {one.models} models"
         out.print(output.table(heading, ["", "value", "95 % from", "to", ""], cells))
 
 

@@ -20,7 +20,7 @@ from robflat_bench.leaderboard.ranks import RANKED_AT, ranked
 from robflat_bench.leaderboard.rows import SeedGroup, board_row, group_seeds, measure_sizes
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.quantities import WORST_CASE, Name, column, heading, unit
+from robflat_bench.results.quantities import WORST_CASE, Name, column_id, heading, quantity_unit
 
 
 def build_leaderboard(submissions: Sequence[Submission], root: Path, registry: Registry) -> Leaderboard:
@@ -54,12 +54,13 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
         raise CheckFailed(f"{root / REFERENCES / name}.toml is named after no known protocol. Known are: {known}")
     for submission in submissions:
         if submission.record.dataset.checksum != records[0].dataset.checksum:
-            raise CheckFailed(f"{submission.folder} and {submissions[0].folder} call different data canonical")
+            both = f"{submission.folder} and {submissions[0].folder}"
+            raise CheckFailed(f"{both} call different data canonical: their dataset checksums differ")
     fixed = protocol.fixed
     groups = group_seeds(submissions)
     columns = _columns(groups, protocol, registry)
     rows = [board_row(id, group, columns, protocol) for id, group in zip(_ids(groups), groups, strict=True)]
-    rankings = (WORST_CASE, *(column("measure", row.measure) for row in fixed.measures))
+    rankings = (WORST_CASE, *(column_id("measure", row.measure) for row in fixed.measures))
     return Board(
         id=name,
         protocol=protocol.name,
@@ -97,7 +98,7 @@ def _columns(groups: Sequence[SeedGroup], protocol: Protocol, registry: Registry
 
     def made(name: Name, n: int, of: str = "", protocol: bool = True) -> BoardColumn:
         title = heading(registry, name, of)
-        return BoardColumn(id=column(name, of), title=title, unit=unit(name, of), n=n, protocol=protocol)
+        return BoardColumn(id=column_id(name, of), title=title, unit=quantity_unit(name, of), n=n, protocol=protocol)
 
     return (
         BoardColumn(id=WORST_CASE, title="robust error", unit="fraction", n=min(counts.values())),

@@ -35,8 +35,8 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes)
         yield f"made under {ref.name} {ref.version} ({ref.hash[:8]}); the board's is {board}"
         return
     yield from _spec_problems(registry, record.spec)
-    if set(record.results) != {"best", "last"}:
-        yield "it lacks a checkpoint"
+    if missing := {"best", "last"} - {*record.results}:
+        yield f"it lacks the checkpoint {', '.join(sorted(missing))}"
     for checkpoint, result in record.results.items():
         attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
         measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]

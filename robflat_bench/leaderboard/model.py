@@ -27,8 +27,8 @@ class BoardColumn(Strict):
 
     Attributes
     ----------
-    id : unique on its board: `results.quantities.column`, or "robust_error" for the per-example worst case over clean
-        images and all attacks, on the examples that every attack met.
+    id : unique on its board: `results.quantities.column_id`, or "robust_error" for the per-example worst case over
+        clean images and all attacks, on the examples that every attack met.
     title : short heading.
     n : number of test examples.
     protocol : False for a measure that only an added evaluation has.

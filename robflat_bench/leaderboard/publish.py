@@ -110,7 +110,7 @@ def differences(root: Path, plugins: tuple[Path, ...]) -> str:
         return f"{len(changed)} files differ between two builds, among them {changed[0]}"
     committed = root / "board.json"
     if not committed.is_file() or hashlib.sha256(committed.read_bytes()).hexdigest() != one[BOARD]:
-        return f"{committed} differs from what its entries give. Type `robflat-bench leaderboard build`, and commit it"
+        return f"{committed} differs from what its entries give"
     return ""
 
 

@@ -17,7 +17,7 @@ from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.model import TIERS, BoardColumn, BoardRow, BoardRun, RowValue
-from robflat_bench.results.quantities import WORST_CASE, Samples, column, mean, result_samples, worst_case
+from robflat_bench.results.quantities import WORST_CASE, Samples, column_id, mean, result_samples, worst_case
 from robflat_bench.results.record import MeasureResult
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
@@ -68,12 +68,12 @@ def measure_sizes(submissions: Iterable[Submission]) -> dict[str, int]:
     return {measure: n for (measure, n), _ in sorted(runs.items(), key=lambda item: (item[1], item[0][1]))}
 
 
-def network(submission: Submission, checkpoint: Checkpoint, sizes: Mapping[str, int]) -> Network:
+def submitted_network(submission: Submission, checkpoint: Checkpoint, sizes: Mapping[str, int]) -> Network:
     """A run's network at a checkpoint. sizes: the `measure_sizes` of its board."""
     outcomes, results = submission.outcomes, submission.record.results
     result = results[checkpoint]
     found = result_samples(checkpoint, result, outcomes)
-    samples = {column(name, of): arrays for (name, of, split), arrays in found.items() if split != "train"}
+    samples = {column_id(name, of): arrays for (name, of, split), arrays in found.items() if split != "train"}
     worst = worst_case(outcomes, checkpoint, result.robust_error)
     if len(result.robust_error) == max(len(each.robust_error) for each in results.values()):
         samples[WORST_CASE] = (worst,)  # a checkpoint that met fewer attacks has an easier worst case: not comparable
@@ -84,7 +84,7 @@ def network(submission: Submission, checkpoint: Checkpoint, sizes: Mapping[str, 
             measures = {name: each for name, each in added.items() if each.n == sizes[name]} | measures
     return Network(
         samples,
-        {column("measure", name): each for name, each in measures.items() if each.value is not None},
+        {column_id("measure", name): each for name, each in measures.items() if each.value is not None},
         len(worst),
         float(np.mean(np.exp(-outcomes[f"{checkpoint}/test/clean/loss"]))),
     )
@@ -154,7 +154,7 @@ def group_seeds(submissions: Iterable[Submission]) -> list[SeedGroup]:
     groups = []
     for content, runs in rows.items():
         ordered = tuple(runs[seed] for seed in sorted(runs))
-        networks = tuple({name: network(run, name, sizes) for name in run.record.results} for run in ordered)
+        networks = tuple({name: submitted_network(run, name, sizes) for name in run.record.results} for run in ordered)
         groups.append(SeedGroup(content, ordered, networks))
     return sorted(groups, key=lambda group: (group.label, group.content))
 

@@ -146,7 +146,7 @@ def disagreement(
     """
     names = [name for name in entry.outcomes if name.partition("/")[0] in checkpoints]
     if any(name not in outcomes or outcomes[name].shape != entry.outcomes[name].shape for name in names):
-        raise CheckFailed(f"{entry.folder}: evaluated again it has other outcomes")
+        raise CheckFailed(f"{entry.folder}: the new evaluation has other outcomes than the entry")
     pairs = {name: (entry.outcomes[name], outcomes[name]) for name in names}
     errors = [pair for name, pair in pairs.items() if name.endswith("/error")]
     losses = [pair for name, pair in pairs.items() if name.endswith("/loss")]
@@ -156,7 +156,7 @@ def disagreement(
         for field in ("measures", "measures_train"):
             mine, again = (getattr(one, field) for one in (entry.record.results[checkpoint], results[checkpoint]))
             if mine.keys() != again.keys():
-                raise CheckFailed(f"{entry.folder}: evaluated again it has other measures")
+                raise CheckFailed(f"{entry.folder}: the new evaluation has other measures than the entry")
             found = ((mine[name], again[name]) for name in mine)
             apart += [_apart(*((one.value, one.standard_error) for one in pair)) for pair in found]
     return Disagreement(

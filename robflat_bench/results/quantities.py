@@ -39,7 +39,7 @@ class Quantity(NamedTuple):
     label : heading in the terminal; `{of}` is the title of the attack or measure, `{split}` the examples.
     column : identifier of its column on the board; `{of}` is the canonical text of the attack or measure.
     heading : heading of that column; `{of}` as in `label`.
-    unit : "fraction" in [0,1], "nats", or "" for a measure: see `unit`.
+    unit : "fraction" in [0,1], "nats", or "" for a measure: see `quantity_unit`.
     outcome : the per-example outcome it is the mean of, "error" or "loss"; "" for a measure.
     """
 
@@ -95,12 +95,12 @@ class QuantityValue(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def column(quantity: Name, of: str = "") -> str:
+def column_id(quantity: Name, of: str = "") -> str:
     """The identifier of a quantity's column on the board."""
     return QUANTITIES[quantity].column.format(of=of)
 
 
-def unit(quantity: Name, of: str = "") -> Unit:
+def quantity_unit(quantity: Name, of: str = "") -> Unit:
     """The unit of a quantity; of a measure, "nats" for the flatness of the robust loss, else ""."""
     return "nats" if quantity == "measure" and of.startswith(MEASURES_IN_NATS) else QUANTITIES[quantity].unit
 
@@ -119,6 +119,11 @@ def quantity_label(registry: Registry, found: QuantityValue) -> str:
 def heading(registry: Registry, quantity: Name, of: str) -> str:
     """The heading of a quantity's column on the board: `gap in loss, PGD-20`."""
     return QUANTITIES[quantity].heading.format(of=titled(registry, quantity, of))
+
+
+def column_label(registry: Registry, id: str) -> str:
+    """A column of the board in words: `robust error`, or the title of a measure."""
+    return titled(registry, "measure", id.removeprefix(MEASURE)) if id.startswith(MEASURE) else id.replace("_", " ")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -88,13 +88,13 @@ RIVALS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
 @pytest.mark.parametrize("name", RIVALS)
 @pytest.mark.parametrize("models", [3, 8, 31])
 @pytest.mark.parametrize("ties", [False, True])
-def test_values_over_all_models_are_scipys(name: str, models: int, ties: bool) -> None:
+def test_correlations_over_all_models_equal_scipys(name: str, models: int, ties: bool) -> None:
     zoo = random_zoo(models, models, ties)
     x, y = (np.array([np.mean(getattr(one, which)) for one in zoo]) for which in ("measure", "target"))
     assert of(zoo)[name].value == pytest.approx(RIVALS[name](x, y).statistic, abs=1e-9)
 
 
-def test_partial_is_the_correlation_of_what_ranks_of_confidence_leave_of_ranks() -> None:
+def test_partial_spearman_is_the_correlation_of_rank_residuals() -> None:
     zoo = random_zoo(0, 20)
     x, y, z = (stats.rankdata([np.mean(getattr(one, k)) for one in zoo]) for k in FIELDS)
     left = [of - np.polyval(np.polyfit(z, of, 1), z) for of in (x, y)]
@@ -280,7 +280,7 @@ def test_order_and_labels_of_models_and_order_of_seeds_change_nothing() -> None:
     assert statistics(models, 50) == statistics(shuffled, 50)
 
 
-def test_names_and_values_of_axes_are_only_names() -> None:
+def test_renaming_axes_and_their_values_changes_nothing() -> None:
     models = random_zoo(1)
     renamed = [
         dataclasses.replace(one, axes={{"a": "z", "b": "m", "c": "k"}[name]: f"v{v}" for name, v in one.axes.items()})
@@ -290,7 +290,7 @@ def test_names_and_values_of_axes_are_only_names() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in STATISTICS if name != "pearson"])
-def test_all_but_pearson_know_only_the_order(name: str) -> None:
+def test_all_statistics_but_pearson_depend_only_on_the_order(name: str) -> None:
     rng = np.random.default_rng(2)
     x, y, z = rng.normal(size=(3, 12))
     axes = {"a": [0, 1] * 6, "b": [i // 2 % 3 for i in range(12)], "c": [i // 6 for i in range(12)]}
@@ -299,7 +299,7 @@ def test_all_but_pearson_know_only_the_order(name: str) -> None:
     assert plain["pearson"].value != pytest.approx(moved["pearson"].value)
 
 
-def test_turning_the_measure_around_turns_signs() -> None:
+def test_a_negated_measure_negates_the_correlations() -> None:
     models = random_zoo(3)
     plain, turned = of(models), of([dataclasses.replace(one, measure=[-x for x in one.measure]) for one in models])
     for name in ("pearson", "spearman", "kendall", "granulated-kendall", "partial-spearman"):
@@ -319,7 +319,7 @@ def test_equal_means_of_different_fractions_tie() -> None:
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def test_an_interval_takes_ten_models() -> None:
+def test_fewer_than_ten_models_have_no_interval() -> None:
     rng = np.random.default_rng(0)
     x, y, z = rng.normal(size=(3, 10))
     axes = {"a": [0, 1] * 5}
@@ -436,7 +436,7 @@ UNDEFINED: dict[str, tuple[list[Model], Sequence[str], str]] = {
 
 
 @pytest.mark.parametrize("case", UNDEFINED)
-def test_what_is_not_defined_says_why(case: str) -> None:
+def test_an_undefined_statistic_has_a_reason(case: str) -> None:
     models, names, reason = UNDEFINED[case]
     found = of(models)
     for name, one in found.items():
@@ -446,7 +446,7 @@ def test_what_is_not_defined_says_why(case: str) -> None:
             assert reason in one.reason
 
 
-def test_axes_that_a_value_says_nothing_of_are_named() -> None:
+def test_axes_that_a_statistic_leaves_out_are_named() -> None:
     """depth has one value; width changes only together with a."""
     found = of(zoo([1, 2, 3, 4], [1, 2, 4, 3], a=[0, 1, 2, 2], width=[1, 1, 2, 2], depth=[8] * 4, b=[0, 0, 0, 1]))
     assert found["granulated-kendall"].value == 0
@@ -465,6 +465,6 @@ def test_axes_that_a_value_says_nothing_of_are_named() -> None:
         (Model("odd one", [1], [math.inf]), "odd one: .* must be finite"),
     ],
 )
-def test_numbers_that_are_none(model: Model, message: str) -> None:
+def test_missing_or_infinite_numbers_of_a_model_are_refused(model: Model, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         statistics([model])

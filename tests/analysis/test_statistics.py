@@ -23,7 +23,7 @@ from robflat_bench.analysis.statistics import (
     Estimate,
     McNemar,
     Place,
-    compare,
+    compare_methods,
     crossed,
     holm,
     letters,
@@ -136,7 +136,7 @@ def test_values_and_places_are_what_a_board_holds():
         (lambda: crossed(), "same networks"),
         (lambda: crossed(np.array([[1.0, math.nan]])), "finite"),
         (lambda: crossed(np.ones((3, 0))), "finite"),
-        (lambda: compare(np.ones((3, 4)), np.ones((3, 5))), "same examples"),
+        (lambda: compare_methods(np.ones((3, 4)), np.ones((3, 5))), "same examples"),
         (lambda: places([np.ones((3, 4)), np.ones((3, 5))]), "same examples"),
         (lambda: places([np.ones((3, 4)), np.ones((2, 4))]), "fewer than 3 seeds"),
     ],
@@ -155,7 +155,7 @@ def test_what_cannot_be_compared_is_refused(call, complaint):
 @given(numbers, numbers)
 def test_numbers_per_seed_are_compared_by_welchs_test(a, b):
     """Ties from pairwise tests; of one number per network: Welch's."""
-    found = compare(a, b)
+    found = compare_methods(a, b)
     expected = stats.ttest_ind(a, b, equal_var=False)
     interval = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
@@ -173,7 +173,7 @@ def test_a_difference_is_paired_over_examples_and_its_seeds_are_independent():
     noise = parts[0][2] / 3 + parts[1][2] / 4
     example = ((a.mean(0) - b.mean(0)).var(ddof=1) - noise) / 60
     freedom = sum(seed) ** 2 / (seed[0] ** 2 / 2 + seed[1] ** 2 / 3)
-    found = compare(a, b)
+    found = compare_methods(a, b)
     assert found.difference == pytest.approx(a.mean() - b.mean())
     assert found.high == pytest.approx(found.difference + quadrature(sum(seed), freedom, example))
     assert example < 0.1 * a.mean(0).var() / 60
@@ -183,7 +183,7 @@ def test_a_difference_is_paired_over_examples_and_its_seeds_are_independent():
 def test_p_is_at_most_five_percent_where_the_interval_has_no_zero(a, data):
     """One rule makes every interval and every test."""
     b = data.draw(hnp.arrays(bool, st.tuples(st.integers(2, 5), st.just(a.shape[1]))))
-    there, back = compare(a, b), compare(b, a)
+    there, back = compare_methods(a, b), compare_methods(b, a)
     assert (there.p <= 0.05) == (there.low >= 0 or there.high <= 0) or there.difference == 0
     assert (there.p, there.low) == (back.p, -back.high)
 
@@ -193,14 +193,14 @@ def test_seed_means_that_agree_by_chance_make_no_difference_significant():
     examples of its own."""
     a, b = np.eye(3, 60, dtype=bool), np.eye(3, 60, k=10, dtype=bool) | np.eye(3, 60, k=20, dtype=bool)
     assert a.mean(1).std() == b.mean(1).std() == 0
-    assert compare(a, b).p > 0.05
+    assert compare_methods(a, b).p > 0.05
 
 
 def test_methods_without_variance_are_equal_or_surely_different():
     """No variance at all: equal is equal, and different is different."""
     one, two = np.full(3, 1.0), np.full(3, 2.0)
-    assert compare(one, one).p == 1
-    assert compare(one, two).p == pytest.approx(1e-30)
+    assert compare_methods(one, one).p == 1
+    assert compare_methods(one, two).p == pytest.approx(1e-30)
     assert [place.letters for place in places([one, two, one])] == ["a", "b", "a"]
 
 
@@ -208,7 +208,7 @@ def test_methods_without_variance_are_equal_or_surely_different():
 def test_networks_are_compared_by_the_exact_test_of_mcnemar(a, data):
     """McNemar per seed pair (two networks, not two methods)."""
     b = data.draw(hnp.arrays(bool, st.tuples(st.integers(1, 5), st.just(a.shape[1]))))
-    found = compare(a, b)
+    found = compare_methods(a, b)
     assert len(found.networks) == min(len(a), len(b))
     for k, network in enumerate(found.networks):
         only_a, only_b = int((a[k] & ~b[k]).sum()), int((~a[k] & b[k]).sum())
@@ -219,8 +219,8 @@ def test_networks_are_compared_by_the_exact_test_of_mcnemar(a, data):
 def test_one_seed_has_no_test_of_methods():
     """With one seed on either side, networks are compared and methods are not; losses have no McNemar."""
     a, b = np.array([[True, True, False]]), np.zeros((3, 3), bool)
-    assert compare(a, b) == Comparison(2 / 3, None, None, None, None, (McNemar(2, 0, 0.5),))
-    assert compare(a.astype(float), b.astype(float)).networks == ()
+    assert compare_methods(a, b) == Comparison(2 / 3, None, None, None, None, (McNemar(2, 0, 0.5),))
+    assert compare_methods(a.astype(float), b.astype(float)).networks == ()
 
 
 def power(difference: float, seed: float, freedom: int, example: float) -> float:
@@ -233,16 +233,16 @@ def power(difference: float, seed: float, freedom: int, example: float) -> float
 
 def test_the_detectable_difference_is_found_four_times_in_five():
     """The minimal detectable difference at 80 % power: exact where seeds or examples are all, else on the safe side."""
-    numbers = compare(np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0])).detectable
+    numbers = compare_methods(np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0])).detectable
     assert numbers is not None
     assert power(numbers, 2 / 3, 4, 0.0) == pytest.approx(0.8, abs=0.005)
     source = np.random.default_rng(0)
     first, second = source.random(100), source.random(100)
-    examples = compare(np.stack([first] * 3), np.stack([second] * 3)).detectable
+    examples = compare_methods(np.stack([first] * 3), np.stack([second] * 3)).detectable
     assert examples is not None
     assert power(examples, 0.0, 4, (first - second).var(ddof=1) / 100) == pytest.approx(0.8, abs=0.005)
     spread = np.array([[-0.1], [0.0], [0.1]])
-    both = compare(np.stack([first] * 3) + spread, np.stack([second] * 3) + spread).detectable
+    both = compare_methods(np.stack([first] * 3) + spread, np.stack([second] * 3) + spread).detectable
     assert both is not None
     assert 0.8 < power(both, 0.01 * 2 / 3, 4, (first - second).var(ddof=1) / 100) < 0.9
 
@@ -300,7 +300,7 @@ def test_rows_share_no_letter_where_holm_rejects_their_pair_and_only_there(numbe
     tables += [tables[0], np.zeros((5, 500), bool), np.zeros((5, 500), bool)]
     found = places(tables, draws=1)
     pairs = [(i, j) for i in range(len(tables)) for j in range(i + 1, len(tables))]
-    apart = holm([compare(tables[i], tables[j]).p for i, j in pairs]) <= 0.05
+    apart = holm([compare_methods(tables[i], tables[j]).p for i, j in pairs]) <= 0.05
     assert 0 < apart.sum() < len(pairs)
     assert [not {*found[i].letters} & {*found[j].letters} for i, j in pairs] == apart.tolist()
 

@@ -1,6 +1,6 @@
-"""A leaderboard that never was: rows, seeds and intervals from a seeded generator, built through the real models.
+"""A synthetic leaderboard: rows, seeds and intervals from a seeded generator, built through the real models.
 
-`make()` is what the site's tests render; `make(hostile=TEXT)` puts TEXT into every free text there is.
+The site's tests render `make()`; `make(hostile=TEXT)` puts TEXT into every free text.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def registry() -> Registry:
 
 
 def make(hostile: str = "", methods: int = len(METHODS), seeds: int = 3) -> tuple[Leaderboard, Sources]:
-    """The leaderboard and its sources. methods: more than there are names for get other parameters."""
+    """The leaderboard and its sources. methods: number of rows; rows beyond the named ones are variants of TRADES."""
     protocol = load(registry())
     labels = dict(METHODS)
     chance = random.Random(5)
@@ -248,7 +248,7 @@ def _values(protocol, result: Result, chance: random.Random) -> dict[str, float]
 
 
 def _network_values(result: Result) -> list[QuantityValue]:
-    """The numbers of a result whose outcomes nobody made."""
+    """The numbers of a result, with made-up standard errors."""
     found = [QuantityValue("clean_error", "", "test", result.clean_error, 0.01, 500)]
     found += [
         QuantityValue("robust_error", name, "test", pair.test, 0.02, 250) for name, pair in result.robust_error.items()

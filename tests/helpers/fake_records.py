@@ -1,5 +1,4 @@
-"""Runs that nobody trained: records with outcomes drawn at random, whole and consistent, as a run under `digits-linf`
-would leave them."""
+"""Synthetic runs: complete, consistent records with random outcomes, as a run under `digits-linf` would leave them."""
 
 import hashlib
 from pathlib import Path
@@ -19,7 +18,7 @@ DATASET = DatasetRef(
 )
 REGISTRY = discover()
 DIFFICULTY = np.random.default_rng(0).normal(size=1000)
-"""Of each example, for all networks alike."""
+"""Difficulty of each example, the same for all networks."""
 
 
 def fake_run(
@@ -34,7 +33,7 @@ def fake_run(
     protocol: str = "digits-linf",
     registry: Registry = REGISTRY,
 ) -> RunFolder:
-    """A finished run. skill: higher is more robust. Its outcomes depend on all of these and on nothing else."""
+    """A finished run. skill: higher is more robust. Its outcomes depend on these arguments only."""
     chosen = load(registry, protocol, settings)
     spec = make_spec(registry, chosen, compose(registry, method), dataset, seed)
     rng = np.random.default_rng(int(hashlib.sha256(f"{spec.label} {seed} {skill}".encode()).hexdigest()[:12], 16))
@@ -110,7 +109,7 @@ def _result(
 
 
 def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFolder]:
-    """Runs of several methods, each with its skill; the more robust, the flatter."""
+    """Runs of several methods: method -> skill. More robust methods are flatter."""
     return [
         fake_run(store, method, seed, skill=skill, flatness=float(np.exp(-skill)))
         for method, skill in methods.items()

@@ -1,4 +1,4 @@
-"""The board is a function of its records: what is measured stands, whoever else is there, whatever they are called."""
+"""The board is a function of its records: a row's numbers depend neither on names nor on other rows."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def rows(board):
 
 
 def renamed(one: Submission) -> Submission:
-    """The same run under another name: nothing of the board may follow from a name."""
+    """The same run under another name."""
     name = f"x-{one.record.spec.label}"
     spec = one.record.spec.model_copy(update={"label": name})
     return Submission(
@@ -56,24 +56,24 @@ def renamed(one: Submission) -> Submission:
 
 
 def nameless(board):
-    """The board without names, rows in order of what they are."""
+    """The board without names, rows in order of their content."""
     text = json.dumps([row.model_dump(mode="json", exclude={"id", "label"}) for row in board.rows], sort_keys=True)
     return sorted(json.dumps(row, sort_keys=True) for row in json.loads(text)), board.correlations
 
 
-def test_golden_board(root, submissions):
-    """What six fixture methods gave when this was written: a change of any number is a decision, not an accident."""
+def test_six_fixture_methods_give_the_golden_board(root, submissions):
+    """Any changed number must be intended: then regenerate golden_board.json."""
     made = build_leaderboard(submissions, root, REGISTRY).model_dump(
         mode="json", exclude={"boards": {"__all__": {"correlations"}}}
     )
     assert made == json.loads(GOLDEN.read_text("utf-8"))
 
 
-def test_the_order_of_entries_changes_nothing(root, submissions):
+def test_the_board_does_not_depend_on_the_order_of_entries(root, submissions):
     assert build_leaderboard(submissions[::-1], root, REGISTRY) == build_leaderboard(submissions, root, REGISTRY)
 
 
-def test_renaming_changes_nothing_but_names(root, submissions, board):
+def test_renamed_methods_keep_their_values_and_ranks(root, submissions, board):
     other = build_leaderboard([renamed(one) for one in submissions], root, REGISTRY).boards[0]
     assert nameless(other) == nameless(board)
     assert [row.label for row in other.rows] == [f"x-{row.label}" for row in board.rows]
@@ -123,8 +123,8 @@ def test_rows_are_ranked_by_the_per_example_worst_case_on_examples_that_met_ever
     assert means == sorted(means)
 
 
-def test_a_checkpoint_that_was_spared_an_attack_has_no_worst_case_over_attacks(tmp_path):
-    """cifar10-mini attacks the best checkpoint with PGD alone, which is no match for the last one's AutoAttack tier."""
+def test_a_checkpoint_with_fewer_attacks_has_no_worst_case_over_attacks(tmp_path):
+    """cifar10-mini attacks the best checkpoint with PGD alone, the last one also with AutoAttack."""
     submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini")])
     (row,) = build_leaderboard(read_entries(tmp_path, REGISTRY)[0], tmp_path, REGISTRY).boards[0].rows
     assert "robust_error" in row.values["last"]
@@ -182,7 +182,7 @@ def test_two_active_entries_of_one_row_and_seed_are_refused(root, submissions):
         build_leaderboard([*submissions, replace(submissions[0])], root, REGISTRY)
 
 
-def test_reference_rows_stand_apart(tmp_path, submissions):
+def test_published_numbers_are_never_ranked(tmp_path, submissions):
     (tmp_path / entries.REFERENCES).mkdir()
     (tmp_path / entries.REFERENCES / "digits-linf.toml").write_text(
         '[[rows]]\nlabel = "AT"\nrobust_error = 0.5\nattack = "PGD-20"\nsource = "a paper"\n'
@@ -216,8 +216,8 @@ def with_added(one, *values):
     return replace(one, evaluations=tuple((evaluation, {}) for evaluation in added))
 
 
-def test_an_added_measure_counts_on_the_examples_that_most_runs_have_and_nobody_chooses(root, submissions):
-    """One column, one n: a value on other examples is another quantity, whichever is more flattering."""
+def test_an_added_measure_counts_only_on_the_number_of_examples_that_most_runs_have(root, submissions):
+    """One column, one n: values on another number of examples are left out, even if they are lower."""
     found = [with_added(one, (1.0, 100)) for one in submissions if one.record.spec.label in ("at", "trades")]
     found[0] = with_added(found[0], (0.1, 20), (1.0, 100), (0.2, 300))
     found[1] = with_added(found[1], (0.1, 20))

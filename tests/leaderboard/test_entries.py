@@ -1,4 +1,4 @@
-"""An entry is a stranger's: whatever is wrong with it is one line, and never a traceback."""
+"""Entries come from strangers: every defect is refused with one line and never with a traceback."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ def root(tmp_path):
 
 @pytest.fixture
 def entry(tmp_path, root):
-    """A sound entry's folder."""
+    """The folder of a valid entry."""
     return submitted(root, [fake_run(tmp_path / "runs", "trades", 2)])[0]
 
 
 def refusal(root, folder):
-    """Why it is refused, in one line; empty where it is not."""
+    """The reason why it is refused; "" where it is accepted."""
     try:
         read_entry(root, folder, REGISTRY)
     except CheckFailed as error:
@@ -49,7 +49,7 @@ def rewrite(folder, change, name="record.json", follow=True):
 
 
 def replace_outcomes(folder, change):
-    """Other outcomes, which the record says are its own."""
+    """Change the outcomes, and their hash in the record to match."""
     outcomes = read_arrays(folder / "outcomes.npz")
     change(outcomes)
     raw = arrays_bytes(outcomes)
@@ -57,7 +57,7 @@ def replace_outcomes(folder, change):
     rewrite(folder, lambda record: record.update(outcomes=hashlib.sha256(raw).hexdigest()))
 
 
-def test_a_sound_entry_is_read_whole(root, entry):
+def test_a_valid_entry_is_read_with_record_tier_and_weights(root, entry):
     found, problems = read_entries(root, REGISTRY)
     assert problems == []
     assert [one.record.spec.label for one in found] == ["trades"]
@@ -110,7 +110,7 @@ def rename_everywhere(label):
         (lambda record: record["results"].pop("best"), "another record|other weights|lacks"),
     ],
 )
-def test_a_record_that_says_what_it_cannot_is_refused(root, entry, change, says):
+def test_a_changed_record_is_refused_with_the_reason(root, entry, change, says):
     import re
 
     rewrite(entry, change)
@@ -144,7 +144,7 @@ def test_another_protocol_hash_is_refused(tmp_path, root, monkeypatch):
     assert "made under digits-linf 1.0 (11111111)" in refusal(root, target)
 
 
-def test_a_key_that_is_there_twice_is_refused(root, entry):
+def test_a_json_key_that_occurs_twice_is_refused(root, entry):
     raw = (entry / "record.json").read_text()
     (entry / "record.json").write_text(raw.replace('"seed": 2,', '"seed": 1, "seed": 2,', 1))
     assert "'seed' is there twice" in refusal(root, entry)
@@ -159,7 +159,7 @@ def test_a_key_that_is_there_twice_is_refused(root, entry):
         ("Infinity", "inf"),
     ],
 )
-def test_numbers_and_brackets_without_end_are_refused(root, entry, text, says):
+def test_huge_numbers_and_deep_brackets_are_refused(root, entry, text, says):
     raw = (entry / "record.json").read_text()
     (entry / "record.json").write_text(raw.replace('"forward": 1000', f'"forward": {text}', 1))
     assert says in refusal(root, entry)
@@ -194,7 +194,7 @@ def test_outcomes_that_no_evaluation_writes_are_refused(root, entry, change):
     assert refusal(root, entry)
 
 
-def test_files_that_do_not_belong_there_are_refused(root, entry):
+def test_unknown_files_and_links_in_an_entry_are_refused(root, entry):
     (entry / "setup.py").write_text("print('hello')")
     assert "'setup.py' does not belong" in refusal(root, entry)
     (entry / "setup.py").unlink()
@@ -206,7 +206,7 @@ def test_files_that_do_not_belong_there_are_refused(root, entry):
     assert "does not belong" in refusal(root, entry)
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(root, entry):
+def test_files_over_the_size_limit_are_refused_before_they_are_read(root, entry):
     """50 MB of record; an archive that unpacks to more than it may; one that names a huge array."""
     raw = (entry / "record.json").read_bytes()
     with (entry / "record.json").open("wb") as file:

@@ -1,4 +1,4 @@
-"""`robflat-bench leaderboard` and what compares methods, on runs that nobody trained."""
+"""`robflat-bench leaderboard` and the commands that compare methods, on synthetic runs."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def root(tmp_path, command, store):
-    """A leaderboard with everything of the store, as its commands make it."""
+    """A leaderboard with every run of the store, made by its own commands."""
     root = tmp_path / "leaderboard"
     assert command("leaderboard", "submit", "*", "--store", store, "--leaderboard", root).code == 0
     return root
@@ -41,7 +41,7 @@ def test_submit_packs_checks_and_says_what_comes_next(command, root, store):
     assert command("leaderboard", "check", "--leaderboard", root).out.strip() == "9 checked, 0 refused"
 
 
-def test_what_was_submitted_is_listed_and_shown_as_any_run(command, root, store):
+def test_results_commands_read_submitted_runs_like_a_store(command, root, store):
     listed = [command("results", "ls", "--store", where, "--json").document for where in (store, root / "records")]
     assert [row["key"] for row in listed[0]] == [row["key"] for row in listed[1]]
     key = listed[0][0]["key"]
@@ -51,7 +51,7 @@ def test_what_was_submitted_is_listed_and_shown_as_any_run(command, root, store)
     assert shown[0] == shown[1]
 
 
-def test_check_names_what_is_wrong_and_exits_with_3(command, root):
+def test_check_names_the_problem_and_exits_with_3(command, root):
     folder = next(root.glob("records/*/at/*"))
     (folder / "notes.txt").write_text("mine")
     done = command("leaderboard", "check", "--leaderboard", root, "--json")
@@ -60,7 +60,7 @@ def test_check_names_what_is_wrong_and_exits_with_3(command, root):
     assert command("leaderboard", "build", "--leaderboard", root, "--site", root / "site").code == 3
 
 
-def test_show_marks_ones_own_runs_beside_the_committed(command, root, tmp_path):
+def test_show_marks_own_runs_among_the_committed_ones(command, root, tmp_path):
     fake_run(tmp_path / "mine", "alp", 1)
     done = command("leaderboard", "show", "--leaderboard", root, "--store", tmp_path / "mine")
     assert done.code == 0
@@ -72,7 +72,7 @@ def test_show_marks_ones_own_runs_beside_the_committed(command, root, tmp_path):
     assert [row["label"] for row in found["boards"][0]["rows"]] == ["trades", "mart", "at"]
 
 
-def test_show_tells_of_ones_own_runs_that_are_committed_already(command, root, store):
+def test_show_reports_own_runs_that_are_already_committed(command, root, store):
     done = command("leaderboard", "show", "--leaderboard", root, "--store", store)
     assert f"9 of your runs are in {root} already" in done.err
 
@@ -114,7 +114,7 @@ def test_the_page_of_a_run_has_standard_errors_and_n(command, root, store, tmp_p
             assert f'<td class="n">{100 * value.standard_error:.1f}</td><td class="n">{value.n}</td>' in page
 
 
-def test_pages_of_an_earlier_build_go(command, root, tmp_path, store):
+def test_pages_that_only_an_earlier_build_had_are_removed(command, root, tmp_path, store):
     site = tmp_path / "site"
     command("leaderboard", "build", "--leaderboard", root, "--site", site)
     keys = {one.record.key for one in read_entries(root, REGISTRY)[0]}
@@ -135,7 +135,7 @@ def test_serve_asks_for_a_site(tmp_path, command):
     assert "leaderboard build --site" in done.err
 
 
-def test_verify_asks_for_one_of_two_ways(command, root):
+def test_verify_needs_weights_or_retrain(command, root):
     folder = next(root.glob("records/*/at/*"))
     done = command("leaderboard", "verify", folder, "--leaderboard", root)
     assert done.code == 2
@@ -173,7 +173,7 @@ def edited(tmp_path, store):
 
 
 def test_a_name_alone_does_not_make_a_protocol(command, edited):
-    """A run under an edited file is ranked with its like, not with those whose name it bears."""
+    """Runs under an edited file of the same name are ranked apart from runs under the original."""
     mixed, file = edited
     done = command("results", "report", "--store", mixed, "--json")
     (board,) = done.document
@@ -187,8 +187,8 @@ def test_a_name_alone_does_not_make_a_protocol(command, edited):
     assert "no finished run of 'trades'" in done.err
 
 
-def test_versions_of_a_method_are_told_apart(command, tmp_path):
-    """Other code under one name: rows of their own, and nobody guesses which was meant."""
+def test_versions_of_a_method_are_named_by_the_key_of_a_run(command, tmp_path):
+    """Runs of one name with other plugin code are rows of their own; an ambiguous name is an error."""
     runs = [fake_run(tmp_path, "at", 1), fake_run(tmp_path, "trades", 1)]
     document = json.loads(runs[0].record_file.read_text())
     for name, code in (("a", "1" * 64), ("b", "2" * 64)):
@@ -210,7 +210,7 @@ def test_versions_of_a_method_are_told_apart(command, tmp_path):
     assert all(f"at {{{key[:8]}}}" in shown for key in keys)
 
 
-def test_compare_names_what_there_is(command, store):
+def test_compare_suggests_the_closest_method_name(command, store):
     done = command("results", "compare", "trade", "at", "--store", store)
     assert done.code == 2
     assert "did you mean 'trades'" in done.err
@@ -276,13 +276,13 @@ def test_an_empty_store_exports_nothing_and_says_how_to_begin(command, tmp_path)
         assert "`robflat-bench run --method at` makes one" in done.err
 
 
-def test_a_report_is_the_ranking_with_what_it_was_made_on(command, store):
+def test_a_report_shows_the_ranking_the_test_images_and_the_software(command, store):
     done = command("results", "report", "--store", store)
     lines = done.out.splitlines()
     assert lines[0].startswith("## digits-linf 1.0 (")
     assert [line.split(" | ")[1] for line in lines if line.startswith("| ")] == ["method", "trades", "mart", "at"]
     assert "robust error: 250 test images" in done.out
-    assert "made with torch ? on ?" in done.out, "of what nobody trained"
+    assert "made with torch ? on ?" in done.out, "synthetic runs have no environment"
     assert command("results", "report", "--store", store, "--protocol", "cifar10-mini").out == ""
 
 
@@ -296,7 +296,7 @@ def test_a_report_in_latex_escapes_what_latex_reads(command, store, tmp_path):
     assert done.out.startswith("% digits-linf")
 
 
-def test_prune_lists_first_and_removes_what_was_asked_for_only(command, tmp_path):
+def test_prune_lists_first_and_removes_only_the_kinds_that_were_named(command, tmp_path):
     finished, failed, stopped = (fake_run(tmp_path, "at", seed) for seed in (1, 2, 3))
     for run in (failed, stopped):
         run.record_file.unlink()

@@ -1,4 +1,4 @@
-"""The site as files: complete, well formed, closed in itself, the same bytes everywhere, safe from hostile text."""
+"""The site as files: complete, well formed, self-contained, the same bytes on every machine, safe from hostile text."""
 
 import csv
 import hashlib
@@ -18,6 +18,7 @@ from helpers import board_fixture
 
 from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.cards import CardParameter
 from robflat_bench.leaderboard.site.pages import render_site
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "wbr"}
@@ -27,7 +28,7 @@ SEEN = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page; refuses what is not well formed."""
+    """A page as a browser parses it; fails where it is not well formed."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(convert_charrefs=True)
@@ -83,7 +84,7 @@ def hostile():
     return render_site(*board_fixture.make(hostile=ATTACK))
 
 
-def test_every_page_that_was_asked_for_is_there(made, files):
+def test_every_row_run_and_page_has_its_files(made, files):
     leaderboard, sources = made
     rows = leaderboard.boards[0].rows
     expected = {"index.html", f"{BOARD}/index.html", f"protocol/{BOARD}/index.html", "feed.xml"}
@@ -94,7 +95,7 @@ def test_every_page_that_was_asked_for_is_there(made, files):
     assert set(files) == expected
 
 
-def test_pages_are_well_formed_and_name_nothing_twice(pages):
+def test_pages_are_well_formed_with_unique_ids(pages):
     for path, page in pages.items():
         ids = page.attributes("id")
         assert len(ids) == len({*ids}), path
@@ -127,14 +128,14 @@ def test_nothing_is_fetched_from_elsewhere(files, pages):
     assert b"@import" not in files["static/site.css"]
 
 
-def test_a_first_visit_is_light(files):
+def test_every_page_with_its_assets_is_under_300_kilobytes(files):
     shared = sum(len(files[f"static/{name}"]) for name in ("site.css", "site.js", "icon.svg"))
     for path, content in files.items():
         if path.endswith(".html"):
             assert len(content) + shared < 300_000, path
 
 
-def test_rows_without_a_rank_come_last_and_claim_nothing(files, pages):
+def test_rows_without_a_rank_come_last_and_show_no_rank(files, pages):
     html = files[f"{BOARD}/index.html"].decode()
     ranked, unranked = html.split('<tbody class="unranked">')
     assert "not ranked" not in ranked
@@ -151,7 +152,7 @@ def test_references_stand_apart_and_withdrawn_runs_keep_their_reason(files):
     assert "trained on held-out images by mistake" in rest
 
 
-def test_numbers_are_those_of_the_board(made, pages):
+def test_pages_show_the_numbers_of_the_board(made, pages):
     row = made[0].boards[0].rows[0]
     value = row.values["last"]["robust_error"]
     shown = words.spread(value, "fraction")
@@ -162,7 +163,16 @@ def test_numbers_are_those_of_the_board(made, pages):
     assert f"rank 1 ({words.rank_interval(row.places['robust_error'])})" in text
 
 
-def test_figures_say_what_they_show(pages):
+def test_a_method_card_says_what_each_parameter_means(made):
+    leaderboard, sources = made
+    row = leaderboard.boards[0].rows[0]
+    meaning = "Weight of the divergence."
+    part = sources.cards[row.method][0]._replace(parameters=(CardParameter("beta", "6.0", "6.0", meaning),))
+    files = render_site(leaderboard, replace(sources, cards={row.method: (part,)}))
+    assert meaning in Page(files[f"m/{BOARD}/{row.id}/index.html"]).text
+
+
+def test_every_figure_has_a_title_and_a_description(pages):
     for path, page in pages.items():
         drawn = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
         figures_ = [tag for tag, _ in page.tags if tag == "figure"]
@@ -214,7 +224,7 @@ def test_a_source_is_a_link_only_where_it_is_one(link):
     assert not page.attributes("onmouseover")
 
 
-def test_markdown_brings_no_html_no_picture_and_no_script(made):
+def test_markdown_with_html_pictures_or_scripts_is_shown_as_text(made):
     leaderboard, sources = made
     text = "<b>x</b> ![p](https://x.org/p.png) [a](javascript:alert(1)) [b](https://x.org) [c](../changes/index.html)"
     page = Page(render_site(leaderboard, replace(sources, pages={"rules": f"# R\n\n{text}"}))["rules/index.html"])
@@ -256,7 +266,7 @@ def test_a_run_without_its_record_is_refused(made):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_data_is_the_board(made, files):
+def test_json_and_csv_hold_the_board(made, files):
     leaderboard, sources = made
     assert Leaderboard.model_validate_json(files["data/board.json"]) == leaderboard
     lines = [*csv.DictReader(io.StringIO(files[f"data/{BOARD}.csv"].decode()))]
@@ -342,6 +352,6 @@ def test_a_rebuild_is_byte_identical_and_light(files, child_environment, tmp_pat
         assert heavy == []
 
 
-def test_no_path_of_this_machine_is_in_the_site(files):
+def test_the_site_contains_no_path_of_this_machine(files):
     for place in (os.getcwd(), str(board_fixture.FIGURES.parent.parent), os.path.expanduser("~/")):
         assert not [path for path, content in files.items() if place.encode() in content and len(place) > 3]

@@ -85,7 +85,7 @@ def column(page, title):
     return page.locator("#board thead th", has_text=title).first
 
 
-def test_sorting_by_keyboard(visit):
+def test_the_table_is_sorted_by_keyboard(visit):
     page = visit(BOARD)
     built = shown(page)
     head = column(page, "Clean error")
@@ -178,7 +178,7 @@ def test_without_scripts_everything_is_there(visit):
     assert page.locator("details[open] table").first.is_visible()
 
 
-def test_from_a_disk(visit, folder):
+def test_pages_work_when_opened_from_a_disk(visit, folder):
     page = visit(BOARD, base=f"{folder.as_uri()}/")
     column(page, "Clean error").locator("button").click()
     assert page.locator("th[aria-sort]").count() == 1

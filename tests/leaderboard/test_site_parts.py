@@ -1,4 +1,4 @@
-"""What the site is made of: method cards with their equations, lines and scales of figures, numbers as text."""
+"""Parts of the site: method cards with their equations, lines and scales of figures, numbers as text."""
 
 import pytest
 from helpers import board_fixture
@@ -18,7 +18,7 @@ def test_every_method_and_modifier_has_an_equation_and_what_cites_a_paper_has_bi
             assert bool(cards.bibtex(offer.info)) == bool(offer.info.citation), name
 
 
-def test_equations_raise_and_lower():
+def test_equations_have_greek_letters_subscripts_and_superscripts():
     assert cards.equation(r"\ell_CE(x_i') + \beta^2 ||d||_inf <= eps") == (
         "ℓ<sub>CE</sub>(x<sub>i</sub>&#39;) + β<sup>2</sup> ‖d‖<sub>∞</sub> ≤ ε"
     )
@@ -27,7 +27,7 @@ def test_equations_raise_and_lower():
     assert cards.equation("soft_cross_entropy <b>") == "soft_cross_entropy &lt;b&gt;"
 
 
-def test_bibtex_of_a_citation():
+def test_a_citation_becomes_a_bibtex_entry():
     info = board_fixture.registry().get("method", "trades").info
     assert cards.bibtex(info) == (
         "@inproceedings{zhang2019trades,\n"
@@ -36,7 +36,7 @@ def test_bibtex_of_a_citation():
     )
 
 
-def test_lines_through_points():
+def test_regression_and_pareto_lines_of_known_points():
     assert figures.regression([(0, 1), (1, 3), (2, 5)]) == [(0, 1), (2, 5)]
     assert figures.regression([(0, 1), (1, 3)]) == figures.regression([(1, 1), (1, 2), (1, 3)]) == []
     assert figures.pareto([(1, 5), (2, 6), (3, 2), (4, 2), (5, 1)]) == [(1, 5), (3, 5), (3, 2), (5, 2), (5, 1)]
@@ -67,10 +67,10 @@ def test_scales_reach_their_ends_and_have_round_ticks():
         (0.817, "ratio", "0.82"),
     ],
 )
-def test_numbers(value, unit, text):
+def test_a_value_is_written_in_its_unit(value, unit, text):
     assert words.format_value(value, unit) == text
 
 
-def test_an_uneven_interval_is_said_by_its_longer_side():
+def test_the_number_after_plus_minus_is_the_longer_side_of_the_interval():
     assert words.spread(RowValue(mean=0.3, low=0.29, high=0.33, seeds=3), "fraction") == "30.0\u00a0±\u00a03.0"
     assert words.spread(RowValue(mean=0.3, seeds=1), "fraction") == "30.0"

@@ -1,4 +1,4 @@
-"""Somebody else's look at an entry: what agrees moves its tier, what does not is refused with how far it is off."""
+"""Verification of an entry: agreement raises its tier, disagreement is refused with its size."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def seen_again(entry, change=lambda outcomes: None):
     return disagreement(entry, entry.record.results, outcomes, ["last"])
 
 
-def test_the_same_outcomes_are_identical(entry):
+def test_equal_outcomes_verify_as_identical(entry):
     assert seen_again(entry) == (True, (0, 500 + 500 + 250 + 300 + 300), 0.0)
 
 
@@ -36,7 +36,7 @@ def test_flags_are_counted_over_all_attacks_and_splits_of_the_checkpoint(entry):
     assert (found.identical, found.flags[0]) == (False, 3)
 
 
-def test_a_rate_is_apart_by_standard_errors_of_the_difference(entry):
+def test_error_rates_are_compared_in_standard_errors_of_the_difference(entry):
     """25 of 500 more: sqrt(p (1 - p) / n) of each, in quadrature."""
     errors = entry.outcomes["last/test/clean/error"]
     right = np.flatnonzero(~errors)[:25]
@@ -49,7 +49,7 @@ def test_a_rate_is_apart_by_standard_errors_of_the_difference(entry):
     assert seen_again(entry, worse).deviation == pytest.approx(expected)
 
 
-def test_a_measure_counts_in_its_own_standard_errors(entry):
+def test_measures_are_compared_in_their_own_standard_errors(entry):
     results = dict(entry.record.results)
     name, found = next(iter(results["last"].measures.items()))
     moved = found.model_copy(update={"value": found.value + 2 * found.standard_error})
@@ -59,7 +59,7 @@ def test_a_measure_counts_in_its_own_standard_errors(entry):
     assert BOUNDS["re-evaluated"].deviation < seen.deviation < BOUNDS["reproduced"].deviation
 
 
-def test_a_loss_counts_in_standard_errors_of_the_difference(entry):
+def test_losses_are_compared_in_standard_errors_of_the_difference(entry):
     """A robust loss that was made smaller, with totals to match, is far from what the weights give."""
     losses = entry.outcomes["last/test/clean/loss"]
     offset = 3 * losses.std(ddof=1) / np.sqrt(len(losses))
@@ -84,7 +84,7 @@ def test_a_measure_without_a_standard_error_may_differ_by_rounding(entry):
         assert (found.deviation <= BOUNDS["re-evaluated"].deviation) == agrees
 
 
-def test_other_examples_are_refused(entry):
+def test_an_evaluation_on_other_examples_is_refused(entry):
     def fewer(outcomes):
         outcomes["last/test/clean/error"] = outcomes["last/test/clean/error"][:400]
 
@@ -92,7 +92,7 @@ def test_other_examples_are_refused(entry):
         seen_again(entry, fewer)
 
 
-def test_weights_of_something_else_are_refused_before_anything_is_evaluated(entry, tmp_path):
+def test_other_weights_are_refused_before_the_evaluation(entry, tmp_path):
     import torch
 
     from robflat_bench.numerics.weights import write_weights

@@ -10,14 +10,15 @@ from helpers.small_result import OUTCOMES, small_result
 from robflat_bench.results.quantities import (
     QUANTITIES,
     WORST_CASE,
-    column,
+    column_id,
+    column_label,
     heading,
     quantity_label,
+    quantity_unit,
     quantity_values,
     samples,
     standard_error,
     total,
-    unit,
     worst_case,
 )
 
@@ -96,7 +97,7 @@ def test_a_gap_needs_both_splits():
 
 
 def test_columns_of_the_board_are_named_once_and_differ():
-    columns = [column(name, PGD) for name in QUANTITIES]
+    columns = [column_id(name, PGD) for name in QUANTITIES]
     assert columns == [
         "clean_error",
         f"attack:{PGD}",
@@ -113,6 +114,8 @@ def test_labels_and_units_say_what_is_counted():
     assert labels["robust_error", "pgd", "train"].startswith("robust error, train: PGD")
     assert labels["robust_loss", "pgd", "test"] == "robust loss, test (nats)"
     assert labels["gap_robust_loss", "pgd", "test-train"] == "gap in robust loss (test - train)"
+    assert column_label(REGISTRY, "gap_robust_error") == "gap robust error"
+    assert column_label(REGISTRY, column_id("measure", PGD)) == PGD
     assert heading(REGISTRY, "gap_robust_error", PGD) == "gap in error, PGD-20 x 3"
-    assert [unit(name) for name in QUANTITIES] == ["fraction", "fraction", "nats", "fraction", "nats", ""]
-    assert (unit("measure", AVERAGE), unit("measure", "hessian-lambda-max")) == ("nats", "")
+    assert [quantity_unit(name) for name in QUANTITIES] == ["fraction", "fraction", "nats", "fraction", "nats", ""]
+    assert (quantity_unit("measure", AVERAGE), quantity_unit("measure", "hessian-lambda-max")) == ("nats", "")

@@ -18,7 +18,7 @@ from robflat_bench.testing.tiny import tiny_protocol
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_totals_and_gap():
+def test_totals_are_means_over_examples_and_gaps_are_test_minus_train():
     made = small_result()
     assert made.clean_error == 0.25
     assert made.clean_error_train == 0.5
@@ -97,7 +97,7 @@ def tamper(finished_copy, command):
     return show
 
 
-def test_the_run_as_it_was_is_shown(finished_copy, command):
+def test_an_unchanged_record_is_shown(finished_copy, command):
     done = command("results", "show", finished_copy.key, "--store", finished_copy.store, "--json")
     assert done.code == 0
     assert RunFolder(finished_copy.folder).record().model_dump(mode="json") == finished_copy.record
@@ -166,7 +166,7 @@ def test_a_flatness_value_follows_from_its_examples(tamper, finished):
     ],
     ids=range(6),
 )
-def test_a_record_that_is_no_record_is_refused(tamper, raw):
+def test_a_file_that_is_not_a_record_is_refused(tamper, raw):
     assert "record.json" in tamper(raw=raw)
 
 
@@ -174,7 +174,7 @@ def test_a_record_too_large_is_refused(tamper):
     assert f"larger than {records.MAX_BYTES} bytes" in tamper(raw=lambda text: text + " " * records.MAX_BYTES)
 
 
-def test_outcomes_that_were_touched_are_refused(finished_copy, tamper):
+def test_changed_outcomes_are_refused(finished_copy, tamper):
     path = finished_copy.folder / "outcomes.npz"
     whole = path.read_bytes()
     for position in (0, len(whole) // 2, len(whole) - 1):
@@ -196,7 +196,7 @@ def test_outcomes_and_record_forged_together_must_still_agree(finished_copy, tam
     assert "clean_error" in tamper(change_at("outcomes", to=hashlib.sha256(raw).hexdigest()))
 
 
-def test_a_finished_run_is_not_taken_on_trust_either(finished_copy, command, tiny):
+def test_run_checks_a_finished_record_before_it_answers_from_it(finished_copy, command, tiny):
     """`run` answers from a record only after the same check."""
     path = finished_copy.folder / "record.json"
     document = finished_copy.record
@@ -259,7 +259,7 @@ def test_arrays_that_no_evaluation_writes_are_named(finished, name, array):
 @pytest.mark.parametrize("split", ["measure", "measure-train"])
 @pytest.mark.parametrize("name", ["error", "loss", "kept"])
 @pytest.mark.parametrize("array", [np.ones((5, 3)), np.zeros(0), np.array(np.nan), BITS, np.zeros(3, dtype=np.uint8)])
-def test_a_measure_names_its_own_arrays_as_it_likes(finished, split, name, array):
+def test_a_measure_may_keep_arrays_of_any_name_and_shape(finished, split, name, array):
     results = RunFolder(finished.folder).record().results
     assert malformed({f"last/{split}/mine(of=1)/{name}": array}, results) == []
 
@@ -289,7 +289,7 @@ def robflat_bench_measures():
 """
 
 
-def test_what_a_measure_hands_back_is_written_so_that_it_can_be_read_or_not_at_all(command, tmp_path, site):
+def test_a_measures_arrays_and_values_are_written_only_if_they_can_be_read(command, tmp_path, site):
     """A run that ended well is one that can be shown; a fault is a failed run, and a line that names the measure."""
     site.install("keeping", {"keeping.py": KEEPING})
 

@@ -11,7 +11,7 @@ from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.model import TIERS, Board, BoardColumn, BoardRow, RowValue
 from robflat_bench.leaderboard.site import words
 from robflat_bench.registry.components import slug
-from robflat_bench.results.quantities import MEASURE
+from robflat_bench.results.quantities import MEASURE, QuantityValue, column_id, quantity_unit
 
 GROUPS = {
     "flatness": ("Flatness", True),
@@ -152,3 +152,32 @@ def method_results(board: Board, row: BoardRow) -> list[tuple[BoardColumn, dict[
         if cells:
             made.append((column, cells))
     return made
+
+
+class ResultRow(NamedTuple):
+    """One quantity of one network. of: canonical text of its attack or measure, where the heading does not say it."""
+
+    heading: str
+    of: str
+    unit: str
+    test: QuantityValue
+    train: float | None
+
+
+def run_results(board: Board, values: Sequence[QuantityValue]) -> list[ResultRow]:
+    """The errors, losses and measures of one network, on test and on training examples; gaps follow from them."""
+    titles = {each.id: each.title for each in board.quantities}
+    train = {value[:2]: value.value for value in values if value.split == "train"}
+    rows = []
+    for value in values:
+        if value.split != "test":
+            continue
+        quantity, of = value[:2]
+        unit, title = quantity_unit(quantity, of), titles.get(column_id(quantity, of), "")
+        name = title or "Measure" if quantity == "measure" else quantity.replace("_", " ").capitalize()
+        heading = ", ".join(filter(None, (name, words.UNITS.get(unit))))
+        if quantity == "robust_error":
+            heading += f": {title}"
+        shown = of if quantity in ("robust_error", "measure") else ""
+        rows.append(ResultRow(heading, shown, unit, value, train.get((quantity, of))))
+    return rows

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -21,7 +21,7 @@ from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
 from robflat_bench.leaderboard.site import columns, curves, export, figures, words
 from robflat_bench.leaderboard.site.cards import Card, equation
-from robflat_bench.results.quantities import QuantityValue, column, unit
+from robflat_bench.results.quantities import QuantityValue
 from robflat_bench.results.record import RunRecord
 
 FILTERS = {
@@ -186,6 +186,7 @@ class _Site:
 
     def run(self, board: Board, label: str, record: RunRecord, run: BoardRun | Withdrawn, row: str = "") -> None:
         """A run's page, and its record as it was submitted."""
+        values = self.sources.values.get(run.key, {})
         self.page(
             ("r", run.key, "index.html"),
             "run.html",
@@ -195,40 +196,11 @@ class _Site:
             row=row,
             run=run,
             record=record,
-            results={name: result_rows(board, values) for name, values in self.sources.values.get(run.key, {}).items()},
+            results={name: columns.run_results(board, found) for name, found in values.items()},
             raw=record.model_dump(mode="json"),
             curves=curves.history_figures([record], "history"),
         )
         self.add(("r", run.key, "record.json"), (record.model_dump_json(indent=1) + "\n").encode())
-
-
-class ResultRow(NamedTuple):
-    """One quantity of one network. of: canonical text of its attack or measure, where the heading does not say it."""
-
-    heading: str
-    of: str
-    unit: str
-    test: QuantityValue
-    train: float | None
-
-
-def result_rows(board: Board, values: Sequence[QuantityValue]) -> list[ResultRow]:
-    """The errors, losses and measures of one network, on test and on training examples; gaps follow from them."""
-    titles = {each.id: each.title for each in board.quantities}
-    train = {value[:2]: value.value for value in values if value.split == "train"}
-    rows = []
-    for value in values:
-        if value.split != "test":
-            continue
-        quantity, of = value[:2]
-        named, shown = titles.get(column(quantity, of), ""), words.UNITS.get(unit(quantity, of), "")
-        name = named or "Measure" if quantity == "measure" else quantity.replace("_", " ").capitalize()
-        heading = f"{name}, {shown}" if shown else name
-        if quantity == "robust_error":
-            heading += f": {named}"
-        of = of if quantity in ("robust_error", "measure") else ""
-        rows.append(ResultRow(heading, of, unit(quantity, of), value, train.get(value[:2])))
-    return rows
 
 
 def command(row: BoardRow, board: Board) -> str:

@@ -7,7 +7,7 @@
   const form = document.getElementById("view");
   const said = document.getElementById("said");
   const heads = [...table.tHead.rows[0].cells];
-  const bodies = [...table.tBodies]; // the ranked rows, then the others, which so stay last in every order
+  const bodies = [...table.tBodies]; // ranked rows, then the others: these stay last in every order
   const rows = bodies.map((body) => [...body.rows]);
   const all = rows.flat();
   const start = { sort: "rank", down: false };
@@ -32,7 +32,7 @@
     head.append(button);
   }
 
-  // What a cell is sorted by: its number, or its text where the column has none; null is no value.
+  // The sort key of a cell: its number, or its text in a column of text; null for an empty cell.
   const read = (cell) => {
     if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
     return cell.matches(".n, .rank") ? null : cell.textContent.trim().toLowerCase();
@@ -76,7 +76,7 @@
     filter();
   }
 
-  // Only what differs from the page as it was built stands in the address.
+  // The address holds only the settings that differ from the page as it was built.
   const fields = [...form.elements].filter((field) => field.name);
   const now = (field) => (field.type === "checkbox" ? String(+field.checked) : field.value);
   const first = (field) => (field.type === "checkbox" ? String(+field.defaultChecked) : "");
