@@ -102,7 +102,7 @@ def test_the_method_is_the_default_here_and_the_component_may_be_named_as_the_pa
     assert "class Twist(Method)" in component
 
 
-def test_it_works_with_the_core_in_use(made):
+def test_the_package_requires_the_core_in_use(made):
     project = made["method"].project
     assert project["project"]["dependencies"] == [f"robflat-bench{bounds(__version__)}"]
     assert project["tool"]["uv"]["sources"] == {"robflat-bench": {"path": str(REPOSITORY), "editable": True}}
@@ -117,7 +117,7 @@ def test_it_works_with_the_core_in_use(made):
     ("version", "expected"),
     [("0.1.0", ">=0.1,<0.2"), ("0.12.3", ">=0.12,<0.13"), ("1.0.0", ">=1.0,<2"), ("2.7.1", ">=2.7,<3")],
 )
-def test_the_core_may_not_be_one_that_breaks_it(version, expected):
+def test_the_required_versions_end_before_the_next_breaking_one(version, expected):
     assert bounds(version) == expected
 
 
