@@ -171,7 +171,7 @@ class LeavesABuffer(HonestMethod):
 
 
 class HonestModifier(Modifier):
-    """Half-hearted targets."""
+    """It moves targets halfway to equal shares."""
 
     def target(self, batch):
         return self.softened(batch, 0.5)
