@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ Check = Callable[[Component[Any]], str | None]
 """Raises where the component breaks its promise. It may return a note about exemptions."""
 
 
-class Skipped(Exception):
-    """The check does not apply to this component or cannot run here; the text says why."""
+class Skipped(SkipTest):
+    """The check does not apply to this component or cannot run here; the text says why. pytest shows it as a skip."""
 
 
 class CheckFailure(AssertionError):
