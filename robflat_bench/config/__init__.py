@@ -1,1 +1,1 @@
-"""What a run is: protocol, recipe, study, the spec that its key is made of, and what it will cost."""
+"""The description of a run: protocol, recipe, study, the spec that its key hashes, and its cost."""

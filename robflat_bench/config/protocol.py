@@ -33,7 +33,7 @@ SplitName = Literal["train", "heldout", "test"]
 
 
 class Strict(BaseModel):
-    """Base of what is read from files: frozen, no unknown keys, finite numbers."""
+    """Base of models of files: frozen, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -40,7 +40,7 @@ class Attack(ABC):
         Parameters
         ----------
         model : nn.Module
-            In eval mode; leave weights, mode and gradients as they are.
+            Its weights, mode and gradients are afterwards as before.
         examples : Examples
             B examples.
         seed : int

@@ -1,1 +1,1 @@
-"""What plugins offer: hooks, the plugin manager, name -> component, and the grammar that names components."""
+"""Plugins and components: the hooks, the plugin manager, kind and name -> component, and the components' grammar."""

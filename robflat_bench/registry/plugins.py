@@ -321,10 +321,10 @@ def load(files: tuple[Path, ...] = ()) -> Plugins:
             plugins.register(loaded, replace(provider, module=loaded))
     for file in files:
         if not file.is_file():
-            raise UsageError(f"--plugin {file}: no such file")
+            raise UsageError(f"--plugin {file}: no such file; give the path of a Python file")
         spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
         if spec is None or spec.loader is None:
-            raise UsageError(f"--plugin {file}: not a Python file")
+            raise UsageError(f"--plugin {file}: not a Python file; its name must end in .py")
         provider = Provider(file.name, "file", file.stem)
         with plugins.guard(provider):
             module = importlib.util.module_from_spec(spec)

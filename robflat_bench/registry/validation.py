@@ -20,7 +20,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:
-    """`model(**values)`; UsageError in one line: the owner, the parameter, its value, and what it may be."""
+    """`model(**values)`; UsageError in one line: owner, parameter, value, and the values that are allowed."""
     try:
         return model(**values)
     except ValidationError as error:

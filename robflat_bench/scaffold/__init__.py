@@ -1,7 +1,7 @@
-"""Makes a plugin package from the templates beside this file: `robflat-bench plugin new`.
+"""Writes a plugin package from the templates beside this file: `robflat-bench plugin new`.
 
-Every kind's component is a small, correct example that passes the conformance kit as it is. What a package must
-keep to is checked by `audit`.
+The component of each kind is a small, correct example, written as the built-in components are: one file with equation,
+parameters, row and code. The package passes its own tests and `plugin check` as it is.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from robflat_bench.core import Kind, UsageError
 from robflat_bench.registry.registry import Registry
 
 WIDTH = 88
-"""Columns of what is written: ruff's default."""
+"""Line length of the written files: ruff's default."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a template's component is, in a line, and the commands that use it."""
+    """The component of a template: its summary, and the commands that use it."""
 
     summary: str
     use: tuple[str, ...]
@@ -46,7 +46,7 @@ FILES = {
     "README.md": "README.md",
     ".gitignore": "gitignore",
     ".github/workflows/test.yml": "test.yml",
-    "{package}/__init__.py": "{kind}/catalogue.py",
+    "{package}/__init__.py": "package.py",
     "{package}/{module}.py": "{kind}/component.py",
     "tests/test_{module}.py": "{kind}/test.py",
 }
@@ -55,31 +55,56 @@ FILES = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package by its distribution's name, and what is named after it."""
+    """A package by its distribution's name, and the names that follow from it."""
 
     name: str
     kind: Kind
 
     @property
     def component(self) -> str:
+        """Name of the component: robflat-my-at -> my-at."""
         return self.name.removeprefix("robflat-")
 
     @property
     def package(self) -> str:
+        """Name of the Python package: robflat_my_at."""
         return self.name.replace("-", "_")
 
     @property
     def module(self) -> str:
+        """Name of the component's file: my_at."""
         return self.component.replace("-", "_")
 
     @property
     def title(self) -> str:
-        """Of classes."""
+        """Name of the component's class: MyAt."""
         return "".join(part.capitalize() for part in self.component.split("-"))
 
 
 def create(registry: Registry, name: str, kind: Kind, into: Path) -> list[Path]:
-    """Write the package as `into/name`; the paths of its files. UsageError where it could not work there."""
+    """Write a package as `into/name`.
+
+    Parameters
+    ----------
+    registry : Registry
+        Knows the names that are taken.
+    name : str
+        Name of the distribution: lower-case words joined by dashes.
+    kind : str
+        A key of `EXAMPLES`.
+    into : Path
+        Folder; created if needed.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    UsageError
+        The name is taken or cannot be used in Python, the folder exists, or it lies in the checkout of robflat-bench.
+    """
     package, folder = Package(name, kind), into / name
     _check_names(registry, package)
     core = checkout()
@@ -100,8 +125,8 @@ def create(registry: Registry, name: str, kind: Kind, into: Path) -> list[Path]:
 
 
 def render(package: Package, core: Path | None) -> dict[str, str]:
-    """Path -> text of every file; core: the checkout of robflat-bench to work with, if it is one."""
-    example, names = EXAMPLES[package.kind], {"package": package.package, "module": package.module}
+    """Path -> text of every file; core: the checkout of robflat-bench that the package depends on, if there is one."""
+    example = EXAMPLES[package.kind]
     environment = Environment(
         loader=PackageLoader("robflat_bench.scaffold"),
         undefined=StrictUndefined,
@@ -111,53 +136,47 @@ def render(package: Package, core: Path | None) -> dict[str, str]:
     )
     environment.filters |= {"importing": importing, "quoted": lambda path: json.dumps(str(path), ensure_ascii=False)}
     values = {
-        **names,
-        "name": package.name,
-        "kind": package.kind,
-        "component": package.component,
-        "title": package.title,
+        **{name: getattr(package, name) for name in ("name", "kind", "component", "package", "module", "title")},
         "summary": example.summary,
         "use": [line.format(package.component) for line in example.use],
         "bounds": bounds(robflat_bench.__version__),
         "core": core,
     }
     return {
-        path.format(**names): environment.get_template(f"{template.format(kind=package.kind)}.jinja").render(values)
+        path.format(**values): environment.get_template(f"{template.format(**values)}.jinja").render(values)
         for path, template in FILES.items()
     }
 
 
 def importing(module: str, *names: str) -> str:
-    """The import statement as a formatter leaves it: one line where it fits."""
+    """An import statement as ruff formats it: on one line if it fits."""
     line = f"from {module} import {', '.join(names)}"
     wrapped = "".join(f"    {name},\n" for name in names)
     return line if len(line) <= WIDTH else f"from {module} import (\n{wrapped})"
 
 
 def bounds(version: str) -> str:
-    """Which versions of the core a package made with this one works with: up to the next that may break it."""
+    """The versions of robflat-bench that a new package requires: from this one up to the next that may break it."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return f">={major}.{minor},<{f'{major}.{minor + 1}' if major == 0 else major + 1}"
 
 
 def checkout() -> Path | None:
-    """The checkout that the running robflat-bench comes from; None where it is an installed wheel."""
+    """The checkout of the running robflat-bench; None where it is installed from a wheel."""
     folder = Path(robflat_bench.__file__).resolve().parent.parent
     return folder if (folder / "pyproject.toml").is_file() else None
 
 
 def _check_names(registry: Registry, package: Package) -> None:
-    """UsageError unless distribution, package, module, class and component can all be named after it."""
+    """UsageError unless distribution, package, module, class and component can have their names."""
     name, component = package.name, package.component
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or not component[0].isalpha():
-        raise UsageError(f"'{name}' names no package: lower-case words joined by single dashes, e.g. robflat-my-at")
+        raise UsageError(f"'{name}' cannot name a package: join lower-case words by single dashes, e.g. robflat-my-at")
     if keyword.iskeyword(package.module) or keyword.iskeyword(package.package) or package.title in api.__all__:
         raise UsageError(f"'{component}' means something to Python or to robflat_bench.api; choose another name")
     if importlib.util.find_spec(package.package) is not None:
         raise UsageError(f"there is a Python package {package.package} already; choose another name")
-    if component in registry.names(package.kind):
-        owner = registry.offers(package.kind)
-        by = next(offer.provider.distribution for offer in owner if offer.info.name == component)
-        raise UsageError(
-            f"{by} has a {package.kind} '{component}', and a name offered twice is unusable; choose another"
-        )
+    owners = [offer.provider for offer in registry.offers(package.kind) if offer.info.name == component]
+    if owners:
+        owner = f"{owners[0].distribution} has a {package.kind} '{component}'"
+        raise UsageError(f"{owner}, and a name that two plugins offer cannot be used; choose another name")

@@ -12,10 +12,13 @@ Each kind has a list of small checks in `CHECKS`; each check is a promise in one
     def test_conformance(check):
         check()
 
-fixtures      the tiny network and the digits       expectations           watching a component, shared checks
-trial_training    the real loop, in a moment        runner, parametrize    running the checks, as pytest cases
-every_kind, attacks, measures, evaluated (both), methods_and_modifiers, backbones, datasets, launchers    the checks
-audit         `plugin check`                        tiny                   a protocol for tests of whole runs
+fixtures         the tiny network and the digits     expectations     watching a component; checks that kinds share
+trial_training   the real loop on a few digits       runner           the checks of each kind, and running them
+parametrize      the checks as pytest cases          audit            `plugin check`
+tiny             a protocol for tests of runs
+
+The checks themselves: `every_kind`, `methods`, `modifiers`, `methods_and_modifiers`, `attacks`, `measures`, `evaluated`
+(attacks and measures), `backbones`, `datasets`, `launchers`. A function of these modules called `check_...` is a check.
 """
 
 from robflat_bench.testing.parametrize import parametrize_checks

@@ -204,7 +204,7 @@ def find_plugin(name: str) -> AuditedPlugin:
     if name.endswith(".py"):
         file = Path(name)
         if not file.is_file():
-            raise UsageError(f"{file}: no such file")
+            raise UsageError(f"{file}: no such file; give the path of a Python file, or the name of a distribution")
         return AuditedPlugin(file.name, "file", None, discover((file,)), ())
     wanted = normalized(name)
     distributions = {
@@ -251,7 +251,7 @@ def audit(plugin: AuditedPlugin, progress: Callable[[str], None]) -> Audit:
 
 
 def _reason(found: Broken) -> str:
-    """The whole text of a misfit: its first line names the hook, the others say what is wrong with it."""
+    """The error in full: pluggy names the hook in the first line and the fault in the lines below."""
     _, misfit, words = found.trace.rpartition(f"{MISFIT}: ")
     return " ".join(words.split()) if misfit else found.error
 

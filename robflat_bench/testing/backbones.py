@@ -77,7 +77,7 @@ def check_images_are_alone(component: Component[BackboneInfo]) -> None:
 
 
 def _in_train_mode(component: Component[BackboneInfo]) -> Probe:
-    """The logits' differing weights make every class count; the images are among what is differentiated."""
+    """A sum over the logits in which every class has another weight, and everything that it depends on."""
     built = _built(component)
     images = built.images.clone().requires_grad_()
     buffers = {name: buffer.clone() for name, buffer in built.model.named_buffers()}

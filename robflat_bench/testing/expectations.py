@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ TOLERANCE = 1e-6
 
 Made = TypeVar("Made")
 Check = Callable[[Component[Any]], str | None]
-"""Raises where the component breaks its promise. The note that it may return says what is exempt, and why."""
+"""Raises where the component breaks its promise. It may return a note about exemptions."""
 
 
-class Skipped(Exception):
-    """The check does not apply to this component or cannot run here; the text says why."""
+class Skipped(SkipTest):
+    """The check does not apply to this component or cannot run here; the text says why. pytest shows it as a skip."""
 
 
 class CheckFailure(AssertionError):
@@ -45,7 +46,7 @@ def expect(promise: bool, text: str) -> None:
 
 @dataclass
 class Watched:
-    """What a component made, and what it did to the world around it.
+    """The result of a component's use, and its side effects on the world.
 
     Parameters
     ----------
@@ -188,7 +189,7 @@ def within_image_box(x_adv: Callable[[Component[Any]], Tensor]) -> Check:
 
 
 Probe = tuple[Tensor, Mapping[str, Tensor], Mapping[str, str]]
-"""An objective, what it is differentiated by, and the declared exemptions (shell pattern of names -> reason)."""
+"""An objective, the tensors that it should depend on, and exemptions: shell pattern of names -> reason."""
 
 
 def gradient_reaches(probe: Callable[[Component[Any]], Probe]) -> Check:

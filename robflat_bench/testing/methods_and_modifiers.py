@@ -41,8 +41,8 @@ class Step:
     given, batch : Batch
         The prepared batch before and after.
     x_adv : Tensor
-        Adversarial images, float [B,C,H,W]; of the second attack where the first one carries a graph, for such a method
-        moves its images in the backward pass.
+        Adversarial images, float [B,C,H,W]. Where the first ones carry a graph, the method changes them in its backward
+        pass; then these are the images of a second attack.
     loss : Tensor
         [B].
     """
@@ -55,6 +55,7 @@ class Step:
 
 
 def step(component: Component[Any], place: World) -> Step:
+    """Attack a world's batch and compute its losses."""
     composition = set_up(composed(component), place)
     batch = composition.prepare(place.batch)
     given = copy.deepcopy(batch)
@@ -67,13 +68,14 @@ def step(component: Component[Any], place: World) -> Step:
 
 @kit.remembered
 def stepped(component: Component[Any]) -> Watched:
+    """The step of the untrained network, watched."""
     return kit.watch(training_world, lambda place: step(component, place))
 
 
 def check_within_training_radius(component: Component[Any]) -> None:
     """Its adversarial images are shaped as x and lie within the method's training radius of it."""
-    step = stepped(component).made
-    kit.expect_within(step.x_adv, step.given.x, step.composition.method.radius(THREAT.epsilon))
+    made = stepped(component).made
+    kit.expect_within(made.x_adv, made.given.x, made.composition.method.radius(THREAT.epsilon))
 
 
 check_within_image_box = kit.within_image_box(lambda component: stepped(component).made.x_adv)
@@ -132,6 +134,7 @@ def _once(component: Component[Any]) -> Outcome | RunFailed:
 
 
 def outcome_of(component: Component[Any]) -> Outcome:
+    """The training that the checks share; Skipped where it fails, which `check_trains` reports."""
     outcome = _once(component)
     if isinstance(outcome, RunFailed):
         raise Skipped(f"training fails, see check_trains: {outcome}")
@@ -183,4 +186,4 @@ def check_resume_is_bitwise(component: Component[Any]) -> None:
 
 def check_weights_load_without_plugin(component: Component[Any]) -> None:
     """The weights that are evaluated load into the plain backbone, without the plugin."""
-    load_weights(network(), outcome_of(component).weights["last"], "what it trained")
+    load_weights(network(), outcome_of(component).weights["last"], "the trained weights")

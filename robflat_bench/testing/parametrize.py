@@ -6,33 +6,13 @@ pytest is imported only when a test module calls `parametrize_checks`: the kit i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robflat_bench.core import UsageError
 from robflat_bench.registry.plugins import normalized
 from robflat_bench.registry.registry import KINDS, Offer, Registry, discover
-from robflat_bench.testing.expectations import Skipped
-from robflat_bench.testing.runner import Case, cases
-
-
-@dataclass(frozen=True)
-class PytestCase:
-    """A case that reports Skipped as pytest's skip."""
-
-    case: Case
-
-    def __str__(self) -> str:
-        return str(self.case)
-
-    def __call__(self) -> None:
-        import pytest
-
-        try:
-            self.case()
-        except Skipped as skip:
-            pytest.skip(str(skip))
+from robflat_bench.testing.runner import cases
 
 
 def parametrize_checks(*wanted: str) -> Callable[[Any], Any]:
@@ -57,7 +37,7 @@ def parametrize_checks(*wanted: str) -> Callable[[Any], Any]:
 
     registry = discover(tuple(Path(text) for text in wanted if text.endswith(".py")))
     found = [
-        PytestCase(case)
+        case
         for text in wanted
         for offer in _chosen(registry, text)
         for case in cases(registry, offer.info.kind, offer.info.name)

@@ -59,7 +59,7 @@ class CheckResult:
     outcome : {"passed", "failed", "skipped"}
         How the check ended.
     reason : str
-        Why it failed or was skipped; of a passed check, what it exempts.
+        Why it failed or was skipped; for a passed check, its exemptions.
     """
 
     component: str

@@ -132,7 +132,7 @@ def test_an_unknown_protocol_is_answered_with_a_guess(registry):
         ("train = 20\n", "train = 20\ncheckpoints = ['first']\n", "'fixed.attacks.0.checkpoints.0' = 'first'"),
     ],
 )
-def test_what_a_protocol_may_not_say(registry, protocol_file, old, new, says):
+def test_a_wrong_protocol_is_refused_with_its_wrong_key(registry, protocol_file, old, new, says):
     message = refusal(registry, protocol_file((old, new)))
     assert says in message
 
@@ -300,7 +300,7 @@ def spec(registry, protocol, method="trades"):
         ("recipe.optimizer=sgd(momentum=0)", "optimizer=sgd(momentum=0.0)"),
     ],
 )
-def test_setting_the_recipe_moves_key_and_row_and_keeps_the_board(registry, tiny, setting, shown):
+def test_setting_the_recipe_changes_key_and_row_and_keeps_the_board(registry, tiny, setting, shown):
     plain, changed = load(registry, str(tiny)), load(registry, str(tiny), (setting,))
     assert changed.hash == plain.hash
     assert changed.name == plain.name

@@ -185,10 +185,10 @@ def test_names_labels_and_origins_are_no_identity(registry, protocol):
         assert other.key == plain.key
 
 
-def test_every_field_of_a_spec_is_judged():
-    """A new field must be put into the identity or into the list of what is none."""
-    none = {"label"}
-    assert set(RunSpec.model_fields) - none == {
+def test_every_field_of_a_spec_but_its_label_is_part_of_the_key():
+    """A new field must enter `identity`, or the exceptions here."""
+    exceptions = {"label"}
+    assert set(RunSpec.model_fields) - exceptions == {
         "protocol",
         "recipe",
         "method",

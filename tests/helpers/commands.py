@@ -53,7 +53,7 @@ class Done:
 
     @property
     def complaint(self) -> str:
-        """The one line a bad input is answered with; nothing else was written."""
+        """The one line that answers a wrong input; nothing else was written."""
         assert self.out == ""
         (line,) = self.err.splitlines()
         assert line.startswith("robflat-bench: ")
@@ -97,7 +97,7 @@ class Finished:
 
 
 def promised(record: dict) -> dict:
-    """What two runs of one spec share: everything but what the clock said and who ran it."""
+    """The part of a record that two runs of one spec share: all but times, environment and provenance."""
     record = json.loads(json.dumps(record))
     for name in ("environment", "provenance"):
         del record[name]

@@ -29,8 +29,10 @@ class Site:
         module: str = "",
         points: dict[str, str] | None = None,
     ) -> None:
-        """Write the files and a dist-info whose entry points are `points` (name -> module), by default the one of
-        `module`, by default the first file's."""
+        """Write files and a dist-info.
+
+        Its entry points are `points` (name -> module); by default one for `module`, which defaults to the first file's.
+        """
         module = module or next(iter(files)).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         points = points or {module.partition(":")[0]: module}
         about = f"{distribution.replace('-', '_')}-{version}.dist-info"
@@ -48,7 +50,7 @@ class Site:
         self.forget()
 
     def forget(self) -> None:
-        """The next import reads the files again, as a new process would."""
+        """Let the next import read the files again, as a new process would."""
         importlib.invalidate_caches()
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", None) or "").startswith(f"{self.folder}{os.sep}"):

@@ -1,5 +1,7 @@
-"""Components for the conformance kit: honest ones that pass every check, and for each check one that is broken in one
-way and fails that check alone. `HONEST` and `BROKEN` are the catalogue."""
+"""Components for the conformance kit: honest ones pass every check, and each broken one fails exactly one check.
+
+`HONEST`, `ALSO_HONEST` and `BROKEN` are the catalogue.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ from robflat_bench.launchers.local import Local
 
 
 def draw() -> float:
-    """From the global random state, which is put back: only the result gives it away."""
+    """A number from the global random state, which is restored: only the result shows that it was used."""
     with torch.random.fork_rng(devices=[]):
         return float(torch.rand(()))
 
@@ -82,7 +84,7 @@ class MovesImagesTooFar(HonestMethod):
 
 
 class MovesImagesTooFarInTime(HonestMethod):
-    """Within the radius at first, beyond it once its backward pass has moved the images."""
+    """Its images lie within the radius at first, and beyond it after its backward pass."""
 
     def setup(self, training):
         self.length = torch.tensor(0.05)
@@ -169,7 +171,7 @@ class LeavesABuffer(HonestMethod):
 
 
 class HonestModifier(Modifier):
-    """Half-hearted targets."""
+    """It moves targets halfway to equal shares."""
 
     def target(self, batch):
         return self.softened(batch, 0.5)
@@ -277,7 +279,7 @@ class ModifierLeavesABuffer(HonestModifier):
 
 
 class HonestAttack(Attack):
-    """Along the sign of the gradient, for most of the radius: how far in each pixel is drawn."""
+    """A step along the sign of the gradient, of a random length in each pixel, for most of the radius."""
 
     direction = 1.0
 
@@ -404,7 +406,7 @@ class MeasureDrawsGlobally(HonestMeasure):
 
 
 class WeightNorm(HonestMeasure):
-    """Not invariant to anything."""
+    """Its value changes under every rescaling."""
 
     def measure(self, model, examples, workspace):
         norm = sum(float(parameter.detach().square().sum()) for parameter in model.parameters())
@@ -464,7 +466,7 @@ def idle(params, shape, activation):
 
 
 class Biased(Linear):
-    """A parameter that `initialize` does not know is drawn from the global state."""
+    """It draws a parameter that `initialize` does not know from the global random state."""
 
     def __init__(self, shape) -> None:
         super().__init__(shape)
@@ -495,7 +497,7 @@ def counts(params, shape, activation):
 
 
 class Numbered(Linear):
-    """What it multiplies its logits with is no weight and no buffer."""
+    """It multiplies its logits by a number that is neither a weight nor a buffer."""
 
     numbers = itertools.count(1)
 
@@ -571,7 +573,7 @@ class HonestLauncher(Local):
 
 
 class Polls(Local):
-    """Never waits: at most so long is no less."""
+    """Its `wait` returns at once, which is allowed."""
 
     def wait(self, seconds):
         return super().wait(0)
@@ -603,7 +605,7 @@ class Sized(Params):
 
 
 class Loose(Sized):
-    """Refuses what is not valid, and may yet change."""
+    """It validates assignments, but is not frozen."""
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
 
@@ -644,7 +646,7 @@ ALSO_HONEST: list[Info] = [
 
 
 def _function(kind: str) -> str:
-    """A factory that behaves like the honest class, but is none."""
+    """A function that behaves like the honest class."""
     name = f"{kind}_function"
     honest = globals()[f"Honest{kind.capitalize()}"]
     globals()[name] = lambda *arguments: honest(*arguments)
@@ -652,7 +654,7 @@ def _function(kind: str) -> str:
 
 
 def _common() -> Iterator[tuple[Info, str]]:
-    """Every honest component, broken in each of the ways that kinds share."""
+    """Every honest component, broken in each way that all kinds share."""
     for honest in HONEST:
         factory = "zoo:missing" if honest.kind == "backbone" else _function(honest.kind)
         changes: dict[str, dict[str, Any]] = {
@@ -668,7 +670,7 @@ def _common() -> Iterator[tuple[Info, str]]:
 
 
 def _broken(honest: int, *rows: tuple[str, str] | tuple[str, str, dict[str, Any]]) -> Iterator[tuple[Info, str]]:
-    """Variants of an honest row: check, factory, and what else differs."""
+    """Broken variants of an honest row: the check that each fails, its factory, and its other changes."""
     for check, factory, *changes in rows:
         name = f"{HONEST[honest].kind}-{factory.lower().replace('_', '-')}-{check.replace('_', '-')}"
         change = changes[0] if changes else {}

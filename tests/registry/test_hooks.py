@@ -150,7 +150,7 @@ def test_observers_see_a_run_from_start_to_end(site, run, tmp_path, finished):
     assert len((folder.parent / "seen.jsonl").read_text().splitlines()) == 6, "a finished run is not run"
 
 
-def test_a_failing_run_is_told_of(site, run, tmp_path):
+def test_observers_hear_of_a_failing_run(site, run, tmp_path):
     site.install("notes-plugin", {"notes_plugin.py": NOTES})
     done = run("--method", "at", "--set", "recipe.learning_rate=1e30")
     assert done.code == 1
@@ -183,7 +183,7 @@ def test_observers_change_nothing(site, run, tmp_path, finished):
 
 
 @pytest.mark.parametrize(("event", "calls"), [*zip(EVENTS, (1, 2, 4, 6, 2), strict=True)])
-def test_an_observer_that_raises_is_told_of_once_and_called_no_more(site, run, tmp_path, event, calls):
+def test_an_observer_that_raises_is_reported_once_and_not_called_again(site, run, tmp_path, event, calls):
     """Calls: its own and those before it; without the exception there would be six."""
     site.install("bad-plugin", {"bad_plugin.py": raises_in(event)}, version="0.3")
     site.install("notes-plugin", {"notes_plugin.py": NOTES})
@@ -202,7 +202,7 @@ def test_an_observer_that_raises_is_told_of_once_and_called_no_more(site, run, t
         assert "error" not in observers["notes-plugin 1.0"]
 
 
-def test_what_can_be_put_back_is_where_something_cannot(tmp_path, monkeypatch):
+def test_the_rest_of_the_state_is_restored_where_one_part_cannot_be(tmp_path, monkeypatch):
     """A folder that is gone is the run's trouble; the random state is put back all the same."""
     torch = pytest.importorskip("torch")
     observers = pytest.importorskip("robflat_bench.runs.observers")
@@ -224,7 +224,7 @@ def test_what_can_be_put_back_is_where_something_cannot(tmp_path, monkeypatch):
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_an_observer_that_exits_ends_nothing(site, run):
+def test_an_observer_that_exits_does_not_end_the_run(site, run):
     site.install("bad-plugin", {"bad_plugin.py": raises_in("epoch_ends", "SystemExit(9)")})
     done = run("--method", "at")
     assert done.code == 0
@@ -305,7 +305,7 @@ def robflat_bench_environment():
 """
 
 
-def test_what_plugins_say_of_the_machine_is_in_record_and_doctor(site, run, command, tmp_path):
+def test_facts_that_plugins_report_are_in_record_and_doctor(site, run, command, tmp_path):
     site.install("tells-plugin", {"tells_plugin.py": TELLS})
     site.install("falters-plugin", {"falters_plugin.py": FALTERS})
     site.install("leaves-plugin", {"leaves_plugin.py": LEAVES})
@@ -348,7 +348,7 @@ def test_an_entry_that_a_plugin_finds_wrong_is_refused(site, tmp_path):
         entries.read_entry(root, folder, discover())
 
 
-def test_evaluate_tells_what_plugins_find_wrong(site, command, finished_copy, tiny):
+def test_evaluate_shows_the_problems_that_plugins_find(site, command, finished_copy, tiny):
     site.install("falters-plugin", {"falters_plugin.py": FALTERS})
     arguments = ("evaluate", finished_copy.folder, "--protocol", tiny, "--store", finished_copy.store)
     done = command(*arguments, "--attack", "fgsm", "--json")
@@ -357,7 +357,7 @@ def test_evaluate_tells_what_plugins_find_wrong(site, command, finished_copy, ti
     assert "falters-plugin 1.0: could not check this record: ZeroDivisionError" in done.err
 
 
-def test_every_component_of_a_record_says_whose_it_is(site, run, finished):
+def test_a_record_names_the_provider_of_every_component(site, run, finished):
     mine = finished.record["provenance"]["components"]
     assert mine["method:at"] == {"distribution": "robflat-bench", "version": __version__, "source": ""}
     assert set(mine) == {
@@ -390,7 +390,7 @@ def robflat_bench_protocols():
 """
 
 
-def test_a_strangers_protocol_is_one_of_the_protocols(site, command, tiny, tmp_path):
+def test_a_protocol_of_a_plugin_is_listed_and_loaded(site, command, tiny, tmp_path):
     site.install("offers-plugin", {"offers/__init__.py": OFFERS, "offers/tiny.toml": tiny.read_text()})
     rows = {row["name"]: row for row in command("list", "protocols", "--json").document}
     assert rows["tiny"]["provider"] == "offers-plugin 1.0"
@@ -400,7 +400,7 @@ def test_a_strangers_protocol_is_one_of_the_protocols(site, command, tiny, tmp_p
     assert plan["spec"]["protocol"]["hash"] == load(discover(), str(tiny)).hash
 
 
-def test_a_protocol_offered_twice_and_one_that_calls_itself_otherwise(site, command, tiny):
+def test_a_protocol_that_is_offered_twice_or_misnamed_is_refused(site, command, tiny):
     text = tiny.read_text()
     site.install("offers-plugin", {"offers/__init__.py": OFFERS, "offers/tiny.toml": text, "offers/other.toml": text})
     site.install("rival-plugin", {"rival/__init__.py": OFFERS, "rival/tiny.toml": text})
@@ -444,7 +444,7 @@ def group(monkeypatch):
 
 
 @pytest.mark.usefixtures("group")
-def test_a_strangers_command_is_one_of_the_commands(site, command):
+def test_a_command_of_a_plugin_is_listed_and_runs(site, command):
     site.install("greets-plugin", {"greets_plugin.py": COMMANDS.replace("NAME", "greet")})
     assert "Say hello." in command("--help").out
     assert command("greet").out == "hello \n"
@@ -523,7 +523,7 @@ class _Specs:
         """-"""
 
 
-def test_what_is_on_its_way_out_is_said_of_those_who_use_it(monkeypatch):
+def test_every_use_of_a_deprecated_hook_is_reported(monkeypatch):
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(_Specs())
     found = Plugins(manager)
@@ -564,7 +564,7 @@ def test_the_core_uses_every_hook(registry):
     assert not missing
 
 
-def test_all_at_once_cost_a_line_each_and_the_rest_works(child_environment, tmp_path, tiny):
+def test_every_broken_plugin_costs_one_line_and_the_rest_works(child_environment, tmp_path, tiny):
     """Eleven plugins that misbehave, installed together, in processes of their own."""
     misbehaving.install(tmp_path / "site")
     environment = child_environment(tmp_path / "site", plugins=",".join(misbehaving.SOURCES))

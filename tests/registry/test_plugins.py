@@ -65,7 +65,7 @@ def listed(command, *arguments):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_strangers_method_is_listed_with_its_provider_and_not_imported(site, command):
+def test_a_method_of_a_plugin_is_listed_with_its_provider_and_not_imported(site, command):
     site.install("good-plugin", GOOD, version="2.1")
     rows = listed(command)
     assert set(rows) == BUILT_IN | {"good"}
@@ -80,7 +80,7 @@ def test_a_strangers_method_is_listed_with_its_provider_and_not_imported(site, c
     assert (type(made).__name__, made.params.gamma) == ("Good", 0.25)
 
 
-def test_plugin_list_says_who_offers_what(site, command):
+def test_plugin_list_shows_the_components_of_each_plugin(site, command):
     site.install("good-plugin", GOOD, version="2.1")
     site.install("bad-plugin", {"bad_plugin.py": "raise RuntimeError('no luck today')"}, version="0.3")
     site.install("off-plugin", {"off_plugin.py": offering("off")})
@@ -101,7 +101,7 @@ def test_plugin_list_says_who_offers_what(site, command):
     assert "method:good" in table.out
 
 
-def test_installed_plugins_are_found_by_a_process_of_its_own(site, child_environment):
+def test_installed_plugins_are_found_in_a_new_process(site, child_environment):
     site.install("good-plugin", GOOD)
     done = subprocess.run(
         [sys.executable, "-m", "robflat_bench", "list", "methods", "goo*", "--json"],
@@ -248,7 +248,7 @@ def test_an_entry_point_names_a_module(site, command):
         pytest.param({"a": "good_plugin", "b": "good_plugin"}, "good-plugin 1.0", id="its own"),
     ],
 )
-def test_a_module_registered_twice_stays_what_it_was(site, command, names, whose):
+def test_a_module_registered_twice_keeps_its_first_plugin(site, command, names, whose):
     """The entry point that names it again is broken, and nothing that worked before is lost."""
     site.install("good-plugin", GOOD, points=names)
     done = command("list", "methods", "--json")
@@ -261,7 +261,7 @@ def test_a_module_registered_twice_stays_what_it_was(site, command, names, whose
     assert f"the plugin {whose}" in said
 
 
-def test_without_a_broken_plugin_an_unknown_name_is_the_users_mistake(site, command):
+def test_without_a_broken_plugin_an_unknown_name_is_a_usage_error(site, command):
     site.install("good-plugin", GOOD)
     done = command("run", "--method", "mine", "--plan")
     assert done.code == 2
@@ -339,7 +339,7 @@ def test_a_name_offered_twice_is_refused_until_one_is_disabled(site, command, mo
     assert "second" not in rows
 
 
-def test_a_built_in_name_is_no_exception(site, command, monkeypatch):
+def test_a_built_in_name_that_a_plugin_offers_is_refused(site, command, monkeypatch):
     site.install("rival-plugin", {"rival_plugin.py": offering("trades")})
     done = command("run", "--method", "trades", "--plan")
     assert done.code == 4
@@ -440,7 +440,7 @@ def test_data_of_a_plugin_are_in_the_run_key_and_caches_are_not(site, name, coun
     assert len({before, *keys}) == (3 if counts else 1)
 
 
-def test_the_hash_of_code_alone_is_what_it_always_was(site):
+def test_the_source_hash_of_code_keeps_its_value(site):
     """Over each path and its bytes: runs of plugins without data keep their keys."""
     site.install("good-plugin", GOOD)
     files = sorted((name.removeprefix("good_plugin/"), text) for name, text in GOOD.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -95,11 +96,13 @@ def test_the_method_is_the_default_here_and_the_component_may_be_named_as_the_pa
     assert done.code == 0
     assert done.out.splitlines()[0] == "wrote twist/pyproject.toml"
     assert done.out.splitlines()[-3] == "cd twist"
-    assert '"twist",' in Path("twist/twist/__init__.py").read_text("utf-8")
-    assert "class Twist(Method)" in Path("twist/twist/twist.py").read_text("utf-8")
+    assert "return rows(__name__)" in Path("twist/twist/__init__.py").read_text("utf-8")
+    component = Path("twist/twist/twist.py").read_text("utf-8")
+    assert 'name="twist",' in component
+    assert "class Twist(Method)" in component
 
 
-def test_it_works_with_the_core_in_use(made):
+def test_the_package_requires_the_core_in_use(made):
     project = made["method"].project
     assert project["project"]["dependencies"] == [f"robflat-bench{bounds(__version__)}"]
     assert project["tool"]["uv"]["sources"] == {"robflat-bench": {"path": str(REPOSITORY), "editable": True}}
@@ -114,7 +117,7 @@ def test_it_works_with_the_core_in_use(made):
     ("version", "expected"),
     [("0.1.0", ">=0.1,<0.2"), ("0.12.3", ">=0.12,<0.13"), ("1.0.0", ">=1.0,<2"), ("2.7.1", ">=2.7,<3")],
 )
-def test_the_core_may_not_be_one_that_breaks_it(version, expected):
+def test_the_required_versions_end_before_the_next_breaking_one(version, expected):
     assert bounds(version) == expected
 
 
@@ -141,13 +144,28 @@ def test_the_command_offers_every_kind_there_is_a_template_of():
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_listed_without_its_code_and_passes_every_check(made, site, command, kind):
-    made[kind].install(site)
-    rows = {row["name"]: row for row in command("list", f"{kind}s", "--json").document}
-    assert rows[f"my-{kind}"]["provider"] == f"robflat-my-{kind} 0.1.0"
-    assert not site.imported(f"robflat_my_{kind}.my_{kind}")
+LISTS = """
+import json, sys
+from robflat_bench.registry.registry import KINDS, discover
+registry = discover()
+offers = [offer for kind in KINDS for offer in registry.offers(kind) if not offer.provider.built_in]
+print(json.dumps([sorted(f"{o.info.kind}:{o.info.name} {o.provider}" for o in offers), "torch" in sys.modules]))
+"""
 
+
+def test_its_row_is_read_without_torch(made, site, child_environment):
+    for package in made.values():
+        package.install(site)
+    environment = child_environment(site.folder, plugins=",".join(package.name for package in made.values()))
+    done = subprocess.run([sys.executable, "-c", LISTS], env=environment, capture_output=True, text=True, check=True)
+    rows, torch = json.loads(done.stdout)
+    assert rows == [f"{kind}:my-{kind} robflat-my-{kind} 0.1.0" for kind in KINDS]
+    assert not torch
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_passes_every_check(made, site, command, kind):
+    made[kind].install(site)
     done = command("plugin", "check", f"robflat-my-{kind}", "--json")
     assert done.code == 0, done.out
     assert {row["outcome"] for row in done.document["results"]} == {"passed"}

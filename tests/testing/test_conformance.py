@@ -46,7 +46,7 @@ def test_component_passes_every_check(one_thread, registry, kind, name):
         assert skipped == {check for check, idle in NOT_DECLARED.items() if f"{kind}:{name}" in idle}
 
 
-def test_every_check_says_its_promise():
+def test_every_check_has_a_docstring_and_a_name_of_its_own():
     promises = [check.__doc__ for checks in CHECKS.values() for check in checks]
     assert all(promises)
     for kind, checks in CHECKS.items():

@@ -118,7 +118,7 @@ def test_an_upper_bound_may_be_written_in_many_ways(site, command, wanted):
     assert command("plugin", "check", NAME).code == 0
 
 
-def test_rows_that_are_none_fail_the_hooks(site, command):
+def test_rows_of_a_wrong_type_fail_the_check_of_hooks(site, command):
     install(
         site,
         ROWS.replace('[AttackInfo("idle", "moves nothing", "some_plugin.idle:Idle", passes=Passes())]', "['idle']"),
@@ -157,7 +157,7 @@ def test_a_name_offered_twice_is_not_checked_and_does_not_pass(site, command):
     ]
 
 
-def test_what_a_later_version_takes_away_is_found(site, command, monkeypatch):
+def test_a_deprecated_hook_fails_the_check_of_hooks(site, command, monkeypatch):
     install(site)
     options = hookspecs.robflat_bench_attacks.robflat_bench_spec
     monkeypatch.setitem(options, "warn_on_impl", DeprecationWarning("offer robflat_bench_foes instead"))
@@ -198,7 +198,7 @@ def test_a_plugin_that_cannot_be_loaded_is_shown_and_exits_as_broken(site, comma
     assert "it could not be loaded" in outcomes(done, "skipped").values()
 
 
-def test_another_plugins_fault_is_not_this_ones(site, command):
+def test_a_broken_plugin_does_not_fail_the_check_of_another(site, command):
     install(site)
     site.install("bad-plugin", {"bad_plugin.py": "raise RuntimeError('no luck today')"})
     assert command("plugin", "check", NAME).code == 0
@@ -235,7 +235,7 @@ def test_a_plugin_without_components_says_that_there_is_nothing_for_the_kit(tmp_
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_who_is_not_here_or_switched_off_is_a_usage_error(site, command, tmp_path):
+def test_a_missing_or_disabled_plugin_is_a_usage_error(site, command, tmp_path):
     install(site)
     assert "did you mean 'some-plugin'?" in command("plugin", "check", "some-plugins").complaint
     assert "no such file" in command("plugin", "check", tmp_path / "none.py").complaint
