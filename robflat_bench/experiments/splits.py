@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt
 
 from robflat_bench.core import Params, UsageError, lazy_imports
-from robflat_bench.experiments.document import Document, Estimate, Experiment, MeasuredValue, Text
+from robflat_bench.experiments.document import Document, Experiment, MeasuredValue, Text, ValueWithError
 
 with lazy_imports():
     from matplotlib.axes import Axes
@@ -60,8 +60,8 @@ class Splits(Experiment):
     title: Text
     attack: Text
     found: dict[str, dict[str, MeasuredValue]]
-    robust_loss: dict[str, Estimate]
-    gap: Estimate
+    robust_loss: dict[str, ValueWithError]
+    gap: ValueWithError
 
     @property
     def brief(self) -> dict[str, float | None]:
@@ -134,11 +134,11 @@ class Splits(Experiment):
         return fig.finish(made, document, "Train and test, clean and robust", notes, legend)
 
 
-def gap_between(test: Estimate, train: Estimate) -> Estimate:
+def gap_between(test: ValueWithError, train: ValueWithError) -> ValueWithError:
     """The difference of the means of two independent samples."""
     errors = [test.standard_error, train.standard_error]
     error = None if None in errors else math.hypot(*(e or 0.0 for e in errors))
-    return Estimate(value=test.drawn - train.drawn, standard_error=error, n=min(test.n, train.n))
+    return ValueWithError(value=test.drawn - train.drawn, standard_error=error, n=min(test.n, train.n))
 
 
 def _draw_measure(axes: Axes, models: list[Splits]) -> None:
