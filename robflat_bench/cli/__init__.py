@@ -66,8 +66,8 @@ def cli() -> None:
 
 
 for command in (
-    *(run.run, sweep.sweep, evaluate.evaluate, experiment.experiment, experiment.landscape),
-    *(catalogue.list_components, catalogue.info, results.results),
+    *(run.run, sweep.sweep, evaluate.evaluate_checkpoint, experiment.experiment, experiment.landscape),
+    *(catalogue.list_components, catalogue.info, results.results_group),
     *(leaderboard.leaderboard, plugin.plugin, doctor.doctor),
 ):
     cli.add_command(command)

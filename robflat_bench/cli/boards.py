@@ -22,7 +22,7 @@ LEGEND = (
 Rows = list[list[str]]
 
 
-def columns(board: Board) -> list[Quantity]:
+def shown_quantities(board: Board) -> list[Quantity]:
     """The quantity that ranks and those shown beside it; the site shows all."""
     by_id = {quantity.id: quantity for quantity in board.quantities}
     return [by_id[name] for name in (*SHOWN, *board.rankings[1:]) if name in by_id]
@@ -34,7 +34,7 @@ def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Ro
     Runs with a key of `mine` are marked. Versions of one method (of other plugin code, for example) carry the key of a
     run.
     """
-    shown = columns(board)
+    shown = shown_quantities(board)
     labels = Counter(row.label for row in board.rows)
     rows = []
     for row in board.rows:

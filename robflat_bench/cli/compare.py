@@ -179,7 +179,7 @@ def _section(board: Board, runs: Sequence[Submission], style: str) -> Iterator[s
     machines = sorted({_made_with(run.record.environment) for run in runs if run.record.key in keys})
     lines = [
         boards.LEGEND,
-        "; ".join(f"{quantity.title}: {quantity.n} test images" for quantity in boards.columns(board)),
+        "; ".join(f"{quantity.title}: {quantity.n} test images" for quantity in boards.shown_quantities(board)),
         "made with " + ", ".join(machines),
     ]
     heading = f"{board.id} {board.version} ({board.hash[:8]}), {board.checkpoint} checkpoint"

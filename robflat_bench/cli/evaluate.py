@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robflat_bench.results.record import EvaluationRecord
 
 
-@click.command()
+@click.command("evaluate")
 @click.argument("model")
 @output.protocol_option
 @output.backbone_option
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @output.compile_option
 @output.plugin_option
 @output.json_option
-def evaluate(
+def evaluate_checkpoint(
     model: str,
     protocol: str,
     backbone: str | None,

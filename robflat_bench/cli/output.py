@@ -239,14 +239,14 @@ QUANTITIES = {
 """Name and format of each `record.Number` in a table."""
 
 
-def called(registry: Registry, found: Number) -> str:
+def quantity_name(registry: Registry, found: Number) -> str:
     from robflat_bench.registry.components import title
 
     of = title(registry, "measure" if found.quantity == "measure" else "attack", found.of) if found.of else ""
     return QUANTITIES[found.quantity][0].format(of=of, split=found.split)
 
 
-def written(found: Number) -> str:
+def quantity_value(found: Number) -> str:
     return QUANTITIES[found.quantity][1](found.value, found.standard_error)
 
 
@@ -260,7 +260,7 @@ def result_table(
     for checkpoint, result in results.items():
         for found in numbers(checkpoint, result, outcomes):
             if measures or found.quantity != "measure":
-                rows.setdefault(called(registry, found), {})[checkpoint] = written(found)
+                rows.setdefault(quantity_name(registry, found), {})[checkpoint] = quantity_value(found)
     epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch + 1) for result in results.values())]
     shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from robflat_bench.results.store import RunFolder
 
 
-@click.group()
-def results() -> None:
+@click.group("results")
+def results_group() -> None:
     """Look at your runs, finished and unfinished."""
 
 
-results.add_command(compare.compare_methods)
-results.add_command(compare.correlate)
-results.add_command(compare.report_methods)
+results_group.add_command(compare.compare_methods)
+results_group.add_command(compare.correlate)
+results_group.add_command(compare.report_methods)
 
 
-@results.command("ls")
+@results_group.command("ls")
 @output.store_option
 @output.json_option
 def list_runs(store: Path) -> None:
@@ -55,7 +55,7 @@ def list_runs(store: Path) -> None:
         raise CheckFailed(f"{len(problems)} of the records in {store} cannot be trusted")
 
 
-@results.command("show")
+@results_group.command("show")
 @click.argument("run")
 @output.store_option
 @output.plugin_option
@@ -81,7 +81,7 @@ def _parts(folder: RunFolder, added: Sequence[tuple[EvaluationRecord, Outcomes]]
         yield output.result_table(f"added: {evaluation.key}", registry, evaluation.results, outcomes)
 
 
-@results.command()
+@results_group.command()
 @click.option("--output", "file", type=click.Path(path_type=Path), help="Write the CSV to this file, not to stdout.")
 @output.store_option
 @output.json_option
@@ -138,13 +138,13 @@ def export(file: Path | None, store: Path) -> None:
     output.report(rows, lines())
 
 
-@results.command()
+@results_group.command("prune")
 @click.option("--unfinished", is_flag=True, help="Also remove interrupted runs, which could still resume.")
 @click.option("--weights", is_flag=True, help="Also remove the weights of finished runs, for `evaluate` and `verify`.")
 @click.option("--yes", is_flag=True, help="Remove. Without it, the command only lists.")
 @output.store_option
 @output.json_option
-def prune(unfinished: bool, weights: bool, yes: bool, store: Path) -> None:
+def prune_runs(unfinished: bool, weights: bool, yes: bool, store: Path) -> None:
     """Remove runs that failed; records of finished runs always stay."""
     from robflat_bench.results import overview
     from robflat_bench.results.store import Store

@@ -83,25 +83,24 @@ def sweep(
         _raise_for(len(refused), len(wanted) + len(refused))
         return
 
-    plugins = output.plugin_options()
-
-    def command(task: Task) -> list[str]:
-        settings = [part for setting in task.variant.settings for part in ("--set", setting)]
-        where = ["--store", str(store), "--device", device, *(["--data", data] if data else [])]
-        row = ["--method", task.variant.method, "--protocol", chosen.protocol, "--seed", str(task.spec.seed)]
-        return [*row, *settings, *plugins, *where, *(["--compile"] if compile else [])]
-
+    common = ["--protocol", chosen.protocol, "--store", str(store), "--device", device, *output.plugin_options()]
+    common += [*(["--data", data] if data else []), *(["--compile"] if compile else [])]
     output.note(agenda.summary())
     with SweepProgress(len(wanted), drawing=not launching.foreground) as progress:
-        ended = Sweep(launching, command, retry_failed, progress).run(wanted)
-    done = [task for task in wanted if ended[task.spec.key].what == "done"]
-    rows = [outcome(ended[task.spec.key]) for task in wanted]
-    document = {"study": chosen.name, "runs": [*rows, *map(refusal, refused)]}
-    output.report(document, _results(registry, chosen, done, store))
+        ended = Sweep(launching, lambda task: [*_of_run(task), *common], retry_failed, progress).run(wanted)
+    events = [ended[task.spec.key] for task in wanted]
+    document = {"study": chosen.name, "runs": [*map(outcome, events), *map(refusal, refused)]}
+    output.report(document, _results(registry, chosen, [event.task for event in events if event.what == "done"], store))
     lacking = [event for event in ended.values() if event.what != "done"]
     for event in lacking:
         output.note(f"{event.what}: {event.task.title}: {event.why}")
     _raise_for(len(lacking) + len(refused), len(wanted) + len(refused))
+
+
+def _of_run(task: Task) -> list[str]:
+    """The options of `robflat-bench run` that differ between the runs of a sweep."""
+    settings = [part for setting in task.variant.settings for part in ("--set", setting)]
+    return ["--method", task.variant.method, "--seed", str(task.spec.seed), *settings]
 
 
 def _raise_for(lacking: int, total: int) -> None:
@@ -168,7 +167,7 @@ def summary(
 
     found = [
         {
-            output.called(registry, number): output.written(number)
+            output.quantity_name(registry, number): output.quantity_value(number)
             for number in numbers(checkpoint, record.results[checkpoint], outcomes)
             if (number.quantity, number.split) in SHOWN
         }
