@@ -31,12 +31,14 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core import NoValue, Observer, Pool, Threat, Workspace
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import choose_plan, configure
+from robflat_bench.evaluation.model import build_model
+from robflat_bench.evaluation.plan import choose_plan
+from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.compilation import Compilation
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import discover
+from robflat_bench.results.store import Store
 from robflat_bench.runs import environment
-from robflat_bench.runs.run import build_model
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import TrainingInputs, train
 
@@ -133,7 +135,8 @@ class Bench:
 
     def model(self) -> nn.Module:
         backbone = f"resnet18(width={self.sizes.width})"
-        return build_model(self.registry, self.protocol, backbone, "relu", self.splits, 1, self.device)
+        session = Session(self.registry, self.protocol, self.splits, Store(Path()), self.device)
+        return build_model(session, 1, backbone, "relu")
 
     def epoch(self, reduced: bool, compiled: bool) -> tuple[float, Compilation | None]:
         """Seconds of the second epoch, and how it was compiled."""

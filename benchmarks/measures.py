@@ -22,11 +22,11 @@ import torch
 from subject import EPSILON, examples, network
 
 from robflat_bench.backbones.parts import initialize
-from robflat_bench.config.cost import passes_of_measure
+from robflat_bench.config.cost import passes_of
 from robflat_bench.config.protocol import load
 from robflat_bench.core import NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.evaluation.evaluate import choose_plan
+from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import discover
@@ -58,7 +58,7 @@ def measured(component: Component, width: int, images: int) -> dict[str, Any]:
     """One row."""
     spent, counter, value, reason = once(component, width, images)
     passes = counter.forward + counter.backward
-    declared = passes_of_measure(component)
+    declared = passes_of(component)
     row: dict[str, Any] = {
         "measure": component.name,
         "coupling": getattr(component.params, "coupling", "-"),

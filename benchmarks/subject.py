@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.core import Examples, ImageShape
 from robflat_bench.core.randomness import generator
+from robflat_bench.evaluation.model import layout
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import discover
-from robflat_bench.runs.run import layout
 
 SHAPE = ImageShape(3, 32, 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 EPSILON, STEP = 8 / 255, 2 / 255

@@ -28,9 +28,9 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.core import Examples, ImageShape, Threat, Workspace
 from robflat_bench.core.randomness import generator, uniform_like
 from robflat_bench.data.digits import load as load_digits
+from robflat_bench.evaluation.model import layout
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import discover
-from robflat_bench.runs.run import layout
 
 DIGITS = ImageShape(1, 8, 10, (0.3,), (0.4,))
 SEED = 0

@@ -46,11 +46,11 @@ BUILD = """
 import json, sys, time
 from pathlib import Path
 began = time.perf_counter()
-from robflat_bench.leaderboard.entries import read
+from robflat_bench.leaderboard.entries import read_entries
 from robflat_bench.leaderboard.publish import pages
 from robflat_bench.registry.registry import discover
 registry, root = discover(), Path(sys.argv[1])
-found, problems = read(root, registry)
+found, problems = read_entries(root, registry)
 assert not problems
 made = pages(found, root, registry)
 seconds = time.perf_counter() - began

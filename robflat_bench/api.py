@@ -1,9 +1,9 @@
-"""The one module a plugin imports. Small, typed, and cheap: nothing here imports torch until it is used.
+"""The only module that a plugin imports. It is typed, and importing it does not import torch.
 
     from robflat_bench.api import Method, MethodInfo, Params, hookimpl
 
-Descriptions and base classes come from `base`; the helpers below them (attack engine, loss oracle, weight space,
-random numbers keyed by content) are loaded when first named.
+Rows, base classes and parameters come from `core`. The tools that need torch (attack engine, loss oracle, weight space,
+random numbers keyed by content) are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ from robflat_bench.core import (
     UsageError,
     Workspace,
     hookimpl,
+    lazy_imports,
+    rows,
 )
 
 if TYPE_CHECKING:
@@ -69,32 +71,24 @@ if TYPE_CHECKING:
     from robflat_bench.numerics.weight_space import WeightSpace
     from robflat_bench.registry.components import parse
 
-API_VERSION = "1.0"
-"""major.minor of this module and of the hooks. A minor version adds names, hooks and arguments (implementations may
-take fewer); a major one removes what was deprecated, with a warning at every use, for at least one minor version."""
+API_VERSION = "1.1"
+"""major.minor of this module and of the hooks. A minor version adds names, hooks and arguments;
+implementations may leave arguments out. A major version removes what was deprecated, with a warning at each use, for
+at least one
+minor version."""
 
-_LAZY = {
-    "ascend": "robflat_bench.attacks.engine",
-    "attacked": "robflat_bench.attacks.engine",
-    "cross_entropy": "robflat_bench.attacks.engine",
-    "divergence_from": "robflat_bench.attacks.engine",
-    "frozen_statistics": "robflat_bench.attacks.engine",
-    "margin": "robflat_bench.attacks.engine",
-    "project": "robflat_bench.attacks.engine",
-    "Normalized": "robflat_bench.backbones.parts",
-    "activation_class": "robflat_bench.backbones.parts",
-    "construction": "robflat_bench.backbones.parts",
-    "in_batches": "robflat_bench.core.batching",
-    "parse": "robflat_bench.registry.components",
-    "Oracle": "robflat_bench.measures.oracle",
-    "OracleParams": "robflat_bench.measures.shared",
-    "WeightSpace": "robflat_bench.numerics.weight_space",
-    "divergence": "robflat_bench.methods.losses",
-    "soft_cross_entropy": "robflat_bench.methods.losses",
-    "generator": "robflat_bench.core.randomness",
-    "per_example_uniform": "robflat_bench.core.randomness",
-    "uniform_like": "robflat_bench.core.randomness",
-}
+_LAZY = (
+    "robflat_bench.registry.components",
+    "robflat_bench.core.randomness",
+    "robflat_bench.core.batching",
+    "robflat_bench.attacks.engine",
+    "robflat_bench.backbones.parts",
+    "robflat_bench.methods.losses",
+    "robflat_bench.numerics.weight_space",
+    "robflat_bench.measures.oracle",
+    "robflat_bench.measures.shared",
+)
+"""The modules behind the imports above that wait until one of their names is used; only the first needs no torch."""
 
 __all__ = [
     "API_VERSION",
@@ -148,16 +142,20 @@ __all__ = [
     "generator",
     "hookimpl",
     "in_batches",
+    "lazy_imports",
     "margin",
     "parse",
     "per_example_uniform",
     "project",
+    "rows",
     "soft_cross_entropy",
     "uniform_like",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in __all__:
+        for module in map(importlib.import_module, _LAZY):
+            if hasattr(module, name):
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Attacks. One file each; `engine` is the ascent that they and training share."""
+"""Attacks, one file each. `engine` holds the ascent that attacks and training share."""
 
 from __future__ import annotations
 

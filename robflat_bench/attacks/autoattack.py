@@ -1,19 +1,23 @@
-"""AutoAttack by its authors (pyautoattack), seeded and resumable. Croce & Hein, ICML 2020.
+"""AutoAttack, the parameter-free ensemble, as its authors wrote it (pyautoattack), with a seed and resumable.
 
-Each stage runs on batches of the examples that all earlier stages left standing, exactly as the original does
-with the same seed and batch; each (stage, batch) is one unit of the journal. The original seeds torch's global
-generator, so that state is put back. Only the stages are called: the original's own bookkeeping sets a trace
+The stages run one after the other, each on batches of the examples that all earlier stages left correctly classified.
+With the same seed and batch the result is that of the original, pixel for pixel (unless `fast`). The original seeds
+torch's global generator, so its state is restored. The original's own bookkeeping is not used, because it sets a trace
 function and cannot resume.
+
+Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks. ICML
+2020, arXiv 2003.01690.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from robflat_bench.core import Attack, AttackInfo, Examples, Params, UsageError, Workspace, lazy_imports
 
@@ -27,16 +31,22 @@ with lazy_imports():
 
 
 class AutoAttackParams(Params):
-    """version: "standard" = APGD-CE, APGD-T, FAB-T, Square; "apgd" = the first two only, and not "AutoAttack".
+    """The version, and what its random draws depend on."""
 
-    batch and seed are part of the definition: AutoAttack draws per batch of the examples that still stand. fast: the
-    network's normalisation is folded into its convolutions, which rounds differently: a flag in hundreds may differ.
-    """
-
-    version: Literal["standard", "apgd"] = "standard"
-    batch: PositiveInt = 250
-    seed: NonNegativeInt = 0
-    fast: bool = True
+    version: Literal["standard", "apgd"] = Field(
+        default="standard",
+        description='"standard": APGD-CE, APGD-T, FAB-T and Square. "apgd": the first two, which is not "AutoAttack".',
+    )
+    batch: PositiveInt = Field(
+        default=250,
+        description="Images per batch; it changes the result, because AutoAttack draws per batch of unbroken examples. "
+        "The default is the original's.",
+    )
+    seed: NonNegativeInt = Field(default=0, description="Seed of the original's random draws.")
+    fast: bool = Field(
+        default=True,
+        description="Fold normalisation into convolutions. Rounding differs, so a flag in hundreds may differ.",
+    )
 
 
 INFO = AttackInfo(
@@ -54,24 +64,13 @@ INFO = AttackInfo(
 
 
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
-
-
-def _apgd_ce(suite: Any) -> Any:
-    suite.apgd.loss = "ce"
-    return suite.apgd
-
-
-def _fab_t(suite: Any) -> Any:
-    suite.fab.targeted = True
-    return suite.fab
-
-
-STAGES: dict[str, Callable[[Any], Any]] = {
-    "apgd-ce": _apgd_ce,
-    "apgd-t": lambda suite: suite.apgd_targeted,
-    "fab-t": _fab_t,
-    "square": lambda suite: suite.square,
+STAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "apgd-ce": ("apgd", {"loss": "ce"}),
+    "apgd-t": ("apgd_targeted", {}),
+    "fab-t": ("fab", {"targeted": True}),
+    "square": ("square", {}),
 }
+"""Stage -> the attribute of the original that runs it, and the options that the original sets before."""
 
 
 class AutoAttack(Attack):
@@ -84,41 +83,38 @@ class AutoAttack(Attack):
 
     def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         if examples.x.dtype != torch.float32:
-            raise UsageError("autoattack computes in float32 only; use pgd under this precision")
+            raise UsageError("autoattack computes in float32 only; use pgd, or a protocol with precision float32")
         batch = self.params.batch
         x_adv = examples.x.clone()
         with attacked(model), folded(model, examples.x) if self.params.fast else nullcontext(), torch.no_grad():
             logits = torch.cat([model(part) for part in examples.x.split(batch)])
-            classes = logits.shape[1]
-            if classes < 10:
-                raise UsageError(f"autoattack targets 9 classes; this model has {classes}: use pgd instead")
-            standing = (logits.argmax(1) == examples.y).cpu()  # where examples.index is
+            if (classes := logits.shape[1]) < 10:
+                raise UsageError(f"autoattack needs ten classes, for nine targets; this model has {classes}: use pgd")
+            unbroken = (logits.argmax(1) == examples.y).cpu()  # indices lie on the CPU
             for stage in VERSIONS[self.params.version]:
-                for number, rows in enumerate(standing.nonzero()[:, 0].split(batch)):
-
-                    def unit(stage: str = stage, rows: Tensor = rows) -> Mapping[str, np.ndarray]:
-                        return self._attack(model, examples[rows], stage)
-
+                for number, rows in enumerate(unbroken.nonzero()[:, 0].split(batch)):
+                    unit = partial(self._attack, model, examples[rows], stage)
                     arrays = workspace.journal.unit(f"{stage}-{number}", unit)
                     broken = rows[torch.from_numpy(arrays["broken"])]
                     x_adv[broken] = torch.from_numpy(arrays["x_adv"]).to(x_adv)
-                    standing[broken] = False
+                    unbroken[broken] = False
                     if stage == "square":
                         self.notes["only_square"] = self.notes.get("only_square", 0) + len(broken)
         return x_adv
 
     def _attack(self, model: nn.Module, part: Examples, stage: str) -> Mapping[str, np.ndarray]:
-        """broken bool [b], and the adversarial images of those."""
+        """broken bool [b]: the examples that the stage fooled; x_adv: their adversarial images."""
         from pyautoattack import AutoAttack as Original
 
         quiet = logging.getLogger("robflat_bench.autoattack")
         quiet.setLevel(logging.CRITICAL)
         with torch.random.fork_rng():
             suite = Original(model, norm="Linf", eps=self.threat.epsilon, seed=self.params.seed, device=part.x.device)
-            for attack in (suite.apgd, suite.apgd_targeted):
-                attack.logger = quiet
-            stage_attack = STAGES[stage](suite)
-            stage_attack.seed = self.params.seed
-            x_adv = stage_attack.perturb(part.x.clone(), part.y.clone())
+            suite.apgd.logger = suite.apgd_targeted.logger = quiet
+            name, options = STAGES[stage]
+            attack = getattr(suite, name)
+            for option, value in {**options, "seed": self.params.seed}.items():
+                setattr(attack, option, value)
+            x_adv = attack.perturb(part.x.clone(), part.y.clone())
         broken = model(x_adv).argmax(1) != part.y
         return {"broken": broken.cpu().numpy(), "x_adv": x_adv[broken].detach().cpu().numpy()}

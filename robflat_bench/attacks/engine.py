@@ -1,17 +1,16 @@
-r"""The one attack engine: projected sign-gradient ascent on the input, for training and evaluation alike.
+r"""The one attack engine, for training and evaluation alike: projected ascent along the sign of the input gradient.
 
     x_{t+1} = \Pi_{B_\infty(x, \epsilon) \cap [0,1]} ( x_t + \alpha sign \nabla_x \ell(f(x_t)) )
 
-It works on frozen parameters (only input gradients are computed) and keeps, for each example, the iterate with
-the highest loss among all it evaluated, start included: T steps cost T+1 forward and T backward passes.
-Madry et al., ICLR 2018.
+Parameters are frozen, so only input gradients are computed. Each example keeps its iterate with the highest loss, the
+start included: T steps cost T+1 forward and T backward passes. Madry et al., ICLR 2018, arXiv 1706.06083.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,43 +25,50 @@ from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded
 
 Objective = Callable[[Tensor], Tensor]
-"""logits [B,K] -> what the attack maximises, per example [B]."""
+"""logits [B,K] -> the quantity that the attack maximises, per example [B]."""
 Moving = Callable[[Tensor], Tensor]
-"""logits [B,K] of the current iterate -> which examples take another step, bool [B]."""
+"""logits [B,K] of the current iterate -> bool [B]: the examples that take another step."""
+NormMode = Literal["eval", "train"]
+"""Statistics that batch normalisation uses during an attack: the running ones, or those of the batch."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Objectives
+# ---------------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(y: Tensor) -> Objective:
-    """-log p_y."""
+    """-log p_y, for labels y int64 [B]."""
     return lambda logits: F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(y: Tensor) -> Objective:
-    """max_{k != y} z_k - z_y: positive where misclassified (Carlini & Wagner 2017)."""
-
-    def objective(logits: Tensor) -> Tensor:
-        correct = logits.gather(1, y[:, None])[:, 0]
-        others = logits.scatter(1, y[:, None], -torch.inf)
-        return others.amax(1) - correct
-
-    return objective
+    """max_{k != y} z_k - z_y for labels y int64 [B]; positive where misclassified. Carlini & Wagner, S&P 2017."""
+    label = y[:, None]
+    return lambda logits: logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label)[:, 0]
 
 
 def divergence_from(clean: Tensor) -> Objective:
-    """KL(p(clean) || p(logits)), the clean logits fixed."""
+    """KL(p(clean) || p(logits)) for clean logits [B,K], which receive no gradient."""
     log_p = clean.detach().log_softmax(1)
     return lambda logits: (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
 
 
-def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
-    """Onto the l-inf ball of radius epsilon (a tensor: per example, [B,1,1,1]) around x and the image box."""
-    return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
+# ---------------------------------------------------------------------------------------------------------
+# The model under attack
+# ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterator[None]:
-    """The model as an attack sees it: parameters without gradient, eval mode, everything put back afterwards.
+def attacked(model: nn.Module, bn: NormMode = "eval") -> Iterator[None]:
+    """Put the model in eval mode and its parameters without gradient; restore both afterwards.
 
-    bn="train" lets batch normalisation use the batch's own statistics; running statistics never move.
+    Parameters
+    ----------
+    model
+        The network under attack.
+    bn
+        "train" lets batch normalisation use the statistics of the batch. Running statistics never move.
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -70,32 +76,28 @@ def attacked(model: nn.Module, bn: Literal["eval", "train"] = "eval") -> Iterato
         model.eval()
         for parameter, _ in gradients:
             parameter.requires_grad_(False)
-        if bn == "eval":
+        for module, _ in modes:
+            if bn == "train" and isinstance(module, _BatchNorm):
+                module.train()
+        with frozen_statistics(model) if bn == "train" else nullcontext():
             yield
-        else:
-            for module in model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.train()
-            with frozen_statistics(model):
-                yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for module, mode in modes:
+            module.training = mode
         for parameter, requires in gradients:
             parameter.requires_grad_(requires)
 
 
 @contextmanager
 def frozen_statistics(*models: nn.Module) -> Iterator[None]:
-    """Running statistics do not move: in train mode and without tracking, a norm layer normalises by the batch and
-    updates nothing."""
+    """Keep running statistics as they are, while norm layers in train mode normalise by their batch."""
     modules = [module for model in models for module in model.modules()]
     tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _BatchNorm)]
     buffers = [(module, {**module._buffers}) for module in modules if isinstance(module, _InstanceNorm)]
     try:
         for module, _ in tracking:
             module.track_running_stats = False
-        for norm, own in buffers:  # it has no such mode: it may move copies
+        for norm, own in buffers:  # instance normalisation has no such switch: copies move in place of its statistics
             norm._buffers.update({name: None if value is None else value.clone() for name, value in own.items()})
         yield
     finally:
@@ -105,11 +107,36 @@ def frozen_statistics(*models: nn.Module) -> Iterator[None]:
             norm._buffers.update(own)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# The ascent
+# ---------------------------------------------------------------------------------------------------------
+
+
+def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
+    """The nearest images in the l-inf ball around x and in [0,1]; epsilon may be per example, [B,1,1,1]."""
+    return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
+
+
+def _each(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Images [B,C,H,W] of `yes` where mask [B] is true, else of `no`."""
+    return torch.where(mask[:, None, None, None], yes, no)
+
+
 class Ascent(NamedTuple):
-    """The best iterate per example: x [B,C,H,W] and its objective loss [B]."""
+    """Iterates and their losses: x [B,C,H,W] and the objective there, loss [B]."""
 
     x: Tensor
     loss: Tensor
+
+    @classmethod
+    def begin(cls, x: Tensor) -> Ascent:
+        """x with losses of -infinity, which any other loss exceeds."""
+        return cls(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
+
+    def highest(self, other: Ascent) -> Ascent:
+        """The iterate with the higher loss for each example; the one of `self` where losses are equal."""
+        better = other.loss > self.loss
+        return Ascent(_each(better, other.x, self.x), torch.where(better, other.loss, self.loss))
 
 
 def ascend(
@@ -123,13 +150,30 @@ def ascend(
     steps: int,
     moving: Moving | None = None,
 ) -> Ascent:
-    """`steps` projected sign steps from `start` (projected first). Call within `attacked(model)`.
+    """Take projected sign steps from `start`. Call it within `attacked(model)`.
 
-    epsilon and step may be per example, [B,1,1,1]. With `moving`, an example steps only where it is true, and the
-    last iterate is returned instead of the best one.
+    Parameters
+    ----------
+    model
+        Images -> logits [B,K].
+    x, start
+        Clean images and first iterates, float [B,C,H,W] in [0,1]. The start is projected first.
+    objective
+        The quantity to maximise.
+    epsilon, step
+        Radius of the ball and size of a step, in pixels of [0,1]; each may be per example, [B,1,1,1].
+    steps
+        Number of steps, at least 0.
+    moving
+        The examples that take another step. With it, the last iterate is returned instead of the best.
+
+    Returns
+    -------
+    Ascent
+        The best iterate of each example and its loss.
     """
     current = project(start, x, epsilon)
-    best_x, best_loss = current, torch.full_like(x[:, 0, 0, 0], -torch.inf)
+    best = Ascent.begin(current)
     with captured(model):
         for number in range(steps + 1):
             last = number == steps
@@ -138,48 +182,55 @@ def ascend(
                 logits = model(variable)
                 loss = objective(logits)
                 total = loss.sum()
-            better = loss.detach() > best_loss if moving is None else torch.ones_like(best_loss, dtype=torch.bool)
-            best_x = torch.where(_rows(better), current, best_x)
-            best_loss = torch.where(better, loss.detach(), best_loss)
+            here = Ascent(current, loss.detach())
+            best = best.highest(here) if moving is None else here
             if not last:
                 (gradient,) = torch.autograd.grad(total, variable)
                 stepped = project(current + step * gradient.sign(), x, epsilon)
-                current = stepped if moving is None else torch.where(_rows(moving(logits.detach())), stepped, current)
-    return Ascent(best_x, best_loss)
+                current = stepped if moving is None else _each(moving(logits.detach()), stepped, current)
+    return best
 
 
-def _rows(mask: Tensor) -> Tensor:
-    return mask[:, None, None, None]
+# ---------------------------------------------------------------------------------------------------------
+# The attack of a training step
+# ---------------------------------------------------------------------------------------------------------
 
 
-STARTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "uniform": uniform_like,
-    # Of a thousandth of a pixel range, as TRADES starts, whatever epsilon is.
-    "normal": normal_like,
-    "zero": lambda x, _: torch.zeros_like(x),
-}
+def _start(kind: str, x: Tensor, epsilon: float, source: torch.Generator) -> Tensor:
+    if kind == "zero":
+        return x
+    if kind == "normal":  # a thousandth of the pixel range, as TRADES starts, for every epsilon
+        return x + 1e-3 * normal_like(x, source)
+    return x + epsilon * uniform_like(x, source)
 
 
+@dataclass(kw_only=True, eq=False)
 class TrainingAttack(InnerAttack):
-    """The recipe's inner attack, bound to the random numbers of one step."""
+    """The recipe's inner attack, bound to the random numbers of one training step.
 
-    def __init__(
-        self,
-        *,
-        epsilon: float,
-        step: float,
-        steps: int,
-        start: Literal["uniform", "normal", "zero"],
-        bn: Literal["eval", "train"],
-        source: torch.Generator,
-    ) -> None:
-        self.epsilon = epsilon
-        self.step = step
-        self.steps = steps
-        self.bn: Literal["eval", "train"] = bn
-        self.start = start
-        self.source = source
-        self.moving: Callable[[], Moving] | None = None
+    Parameters
+    ----------
+    epsilon, step
+        Radius of the ball and size of a step, in pixels of [0,1].
+    steps
+        Number of steps.
+    start
+        First iterate: "uniform" in the ball, "normal" with standard deviation 0.001, or "zero" (the image).
+    bn
+        Statistics that batch normalisation uses.
+    source
+        Generator of the start.
+    moving
+        Makes the `moving` argument of `ascend`, anew for each call.
+    """
+
+    epsilon: float
+    step: float
+    steps: int
+    start: Literal["uniform", "normal", "zero"]
+    bn: NormMode
+    source: torch.Generator
+    moving: Callable[[], Moving] | None = None
 
     def attacking(self, model: nn.Module) -> AbstractContextManager[None]:
         return attacked(model, self.bn)
@@ -196,26 +247,15 @@ class TrainingAttack(InnerAttack):
         return gradient
 
     def within(self, epsilon: float) -> TrainingAttack:
-        other = copy.copy(self)
-        other.epsilon = epsilon
-        return other
+        return replace(self, epsilon=epsilon)
 
     def until(self, moving: Callable[[], Moving]) -> TrainingAttack:
-        other = copy.copy(self)
-        other.moving = moving
-        return other
+        return replace(self, moving=moving)
 
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
-        radius = 1e-3 if self.start == "normal" else self.epsilon
-        start = x + radius * STARTS[self.start](x, self.source)
+        start = _start(self.start, x, self.epsilon, self.source)
         with self.attacking(model), folded(model, x) if self.bn == "eval" else nullcontext():
+            moving = self.moving() if self.moving else None
             return ascend(
-                model,
-                x,
-                start,
-                objective,
-                epsilon=self.epsilon,
-                step=self.step,
-                steps=self.steps,
-                moving=self.moving() if self.moving else None,
+                model, x, start, objective, epsilon=self.epsilon, step=self.step, steps=self.steps, moving=moving
             ).x

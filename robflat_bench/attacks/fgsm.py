@@ -1,4 +1,9 @@
-r"""FGSM:  x_adv = \Pi_{[0,1]} ( x + \epsilon sign \nabla_x \ell_CE(f(x), y) ).   Goodfellow et al., ICLR 2015."""
+r"""FGSM, one step of the whole radius:
+
+    x_adv = \Pi_{[0,1]} ( x + \epsilon sign \nabla_x \ell_CE(f(x), y) )
+
+Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples. ICLR 2015, arXiv 1412.6572.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ INFO = AttackInfo(
 
 
 class FGSM(Attack):
-    """The single full step; it returns that step even where it lowers the loss."""
+    """Returns the full step even where it lowers the loss."""
 
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
         with attacked(model):

@@ -1,8 +1,9 @@
-r"""PGD with restarts (the iteration is in `engine`):
+r"""PGD with restarts (`engine` holds the iteration):
 
     x_adv = argmax over restarts r and iterates t of \ell(f(x_{r,t}), y),   x_{r,0} = x + \epsilon U(-1,1)
 
-Restart r of example i starts from numbers keyed by (seed, r, i). Madry et al., ICLR 2018.
+The start of restart r for example i is keyed by (seed, r, i). Madry, Makelov, Schmidt, Tsipras, Vladu: Towards deep
+learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pydantic import Field, PositiveInt
 from robflat_bench.core import Attack, AttackInfo, Examples, Number, Params, Passes, lazy_imports
 
 with lazy_imports():
-    import torch
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
@@ -24,13 +24,21 @@ with lazy_imports():
 
 
 class PGDParams(Params):
-    """step: size in pixels of [0,1], by default a quarter of the threat's epsilon. init: where restarts begin."""
+    """Number, size and start of the steps."""
 
-    steps: PositiveInt = 20
-    restarts: PositiveInt = 1
-    step: Number | None = Field(default=None, gt=0)
-    loss: Literal["ce", "margin"] = "ce"
-    init: Literal["uniform", "zero"] = "uniform"
+    steps: PositiveInt = Field(default=20, description="Number of gradient steps of each restart.")
+    restarts: PositiveInt = Field(default=1, description="Number of restarts; the best of them counts.")
+    step: Number | None = Field(
+        default=None,
+        gt=0,
+        description="Size of a step in pixels of [0,1]; by default a quarter of the threat's epsilon.",
+    )
+    loss: Literal["ce", "margin"] = Field(
+        default="ce", description="Loss to maximise: cross-entropy, or the best wrong logit minus the label's."
+    )
+    init: Literal["uniform", "zero"] = Field(
+        default="uniform", description="Start of a restart: uniform in the ball, or the image itself."
+    )
 
 
 INFO = AttackInfo(
@@ -45,7 +53,7 @@ INFO = AttackInfo(
 
 
 class PGD(Attack):
-    """Highest loss per example over all restarts and iterates."""
+    """Keeps the highest loss of each example over all restarts and iterates."""
 
     params: PGDParams
 
@@ -53,26 +61,33 @@ class PGD(Attack):
         return self.maximise(model, examples, seed).x
 
     def maximise(self, model: nn.Module, examples: Examples, seed: int, warm: Tensor | None = None) -> Ascent:
-        """The adversarial images together with the objective loss they reach; warm: images to start from as well."""
+        """The adversarial images and the losses they reach.
+
+        Parameters
+        ----------
+        model
+            Images -> logits [B,K].
+        examples
+            B images with labels and indices.
+        seed
+            Key of the random starts.
+        warm
+            Images [B,C,H,W] of one additional restart.
+        """
         x, epsilon = examples.x, self.threat.epsilon
         step = epsilon / 4 if self.params.step is None else self.params.step
         objective = {"ce": cross_entropy, "margin": margin}[self.params.loss](examples.y)
-        best = Ascent(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        best = Ascent.begin(x)
         with attacked(model), folded(model, x):
             for start in [*self._starts(examples, seed), *([] if warm is None else [warm])]:
                 found = ascend(model, x, start, objective, epsilon=epsilon, step=step, steps=self.params.steps)
-                better = found.loss > best.loss
-                best = Ascent(
-                    torch.where(better[:, None, None, None], found.x, best.x),
-                    torch.where(better, found.loss, best.loss),
-                )
+                best = best.highest(found)
         return best
 
     def _starts(self, examples: Examples, seed: int) -> Iterator[Tensor]:
-        """Of each restart."""
-        x, epsilon = examples.x, self.threat.epsilon
         for restart in range(self.params.restarts):
-            if self.params.init == "uniform":
-                yield x + epsilon * per_example_uniform(x, examples.index, seed, "pgd", restart)
+            if self.params.init == "zero":
+                yield examples.x
             else:
-                yield x
+                draws = per_example_uniform(examples.x, examples.index, seed, "pgd", restart)
+                yield examples.x + self.threat.epsilon * draws

@@ -1,7 +1,7 @@
 """Networks: `factory(params, shape: ImageShape, activation: str) -> nn.Module`.
 
-The module takes images float [B,C,H,W] in [0,1] and returns logits float [B,K]. Weights come from `parts.initialize`
-afterwards.
+The module takes images float [B,C,H,W] in [0,1] and returns logits float [B,K]. The run draws its weights afterwards,
+by `parts.initialize`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from robflat_bench.core import BackboneInfo, hookimpl, rows
 
 ACTIVATION_NAMES = ("relu", "silu", "gelu", "mish")
-"""What a recipe may choose; `parts.ACTIVATIONS` holds the classes behind the names."""
+"""Activations that a recipe may choose. `parts.ACTIVATIONS` holds their classes, which need torch."""
 
 
 @hookimpl

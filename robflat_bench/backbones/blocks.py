@@ -1,6 +1,6 @@
 """Residual networks for small images: 3x3 stem, stages of basic blocks, mean over positions, linear head.
 
-One function builds them all from a table of stages; the two kinds of block differ in where norms stand.
+`residual` builds every network from a table of stages. The two kinds of block differ in the position of their norms.
 Parameter names read `network.stage2.block1.conv1.weight`.
 """
 
@@ -16,20 +16,22 @@ from torch import Tensor, nn
 from robflat_bench.backbones.parts import Normalized, activation_class, construction
 from robflat_bench.core import ImageShape
 
-Modules = OrderedDict[str, nn.Module]
-
 
 @dataclass(frozen=True)
 class Stage:
-    """A number of blocks at one width (channels); the first block has the stride."""
+    """A number of blocks at one width (channels). The first block has the stride."""
 
     blocks: int
     width: int
     stride: int = 1
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias, padded such that stride 1 keeps the size."""
+def _named(modules: dict[str, nn.Module]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(modules))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded so that stride 1 keeps the size."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -42,20 +44,20 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs if self.preactivated else outputs)
         self.act1 = activation()
-        self.conv1 = convolution(inputs, outputs, 3, stride)
+        self.conv1 = _convolution(inputs, outputs, 3, stride)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.act2 = activation()
-        self.conv2 = convolution(outputs, outputs, 3)
+        self.conv2 = _convolution(outputs, outputs, 3)
         self.reshapes = inputs != outputs or stride != 1
-        projection = Modules()
+        projection: dict[str, nn.Module] = {}  # empty: the identity
         if self.reshapes:
-            # Every stride-th pixel, then a dense 1x1 convolution: the same numbers as a strided one, whose weight
-            # gradient oneDNN (up to torch 2.15 at least) writes out of bounds, channels last, where channels are few.
-            projection["every"] = Every(stride)
-            projection["conv"] = convolution(inputs, outputs, 1)
+            # Every stride-th pixel, then a dense 1x1 convolution: the same numbers as a strided convolution, whose
+            # weight gradient oneDNN (up to torch 2.15 at least) writes out of bounds, channels last, where channels
+            # are few.
+            projection = {"every": Every(stride), "conv": _convolution(inputs, outputs, 1)}
             if not self.preactivated:
                 projection["norm"] = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential(projection)  # empty: the identity
+        self.shortcut = _named(projection)
 
 
 class PostActivation(Block):
@@ -85,7 +87,7 @@ class PreActivation(Block):
 
 
 class Every(nn.Module):
-    """[B,C,H,W] -> every stride-th pixel of it, in both directions."""
+    """[B,C,H,W] -> every stride-th pixel in both directions."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Every(nn.Module):
 
 
 class PositionMean(nn.Module):
-    """[B,C,H,W] -> [B,C]. Not AdaptiveAvgPool2d, whose backward is nondeterministic on CUDA."""
+    """[B,C,H,W] -> [B,C]. AdaptiveAvgPool2d would have a nondeterministic backward on CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
@@ -105,23 +107,34 @@ class PositionMean(nn.Module):
 def residual(
     block: type[Block], stem: Stage, stages: Sequence[Stage], shape: ImageShape, activation: str
 ) -> Normalized:
-    """Stem, stages, mean and head in a row. Norm and activation stand behind the stem or, where blocks open
-    with them, behind the last block (`tail`)."""
+    """A residual network: stem, stages, mean over positions, linear head.
+
+    Parameters
+    ----------
+    block
+        Kind of block. With `PreActivation`, norm and activation follow the last block (`tail`) instead of the stem.
+    stem, stages
+        Widths and strides from input to output.
+    shape
+        Size, channels, classes and statistics of the images.
+    activation
+        A name of `parts.ACTIVATIONS`.
+    """
     act = activation_class(activation)
     with construction():
         width = stem.width
-        entry = Modules(conv=convolution(shape.channels, width, 3, stem.stride))
+        entry: dict[str, nn.Module] = {"conv": _convolution(shape.channels, width, 3, stem.stride)}
         if not block.preactivated:
-            entry.update(norm=nn.BatchNorm2d(width), act=act())
-        row = Modules(stem=nn.Sequential(entry))
+            entry |= {"norm": nn.BatchNorm2d(width), "act": act()}
+        network: dict[str, nn.Module] = {"stem": _named(entry)}
         for number, stage in enumerate(stages, start=1):
-            blocks = Modules()
+            blocks: dict[str, nn.Module] = {}
             for position in range(stage.blocks):
                 stride = stage.stride if position == 0 else 1
                 blocks[f"block{position + 1}"] = block(width, stage.width, stride, act)
                 width = stage.width
-            row[f"stage{number}"] = nn.Sequential(blocks)
+            network[f"stage{number}"] = _named(blocks)
         if block.preactivated:
-            row["tail"] = nn.Sequential(Modules(norm=nn.BatchNorm2d(width), act=act()))
-        row.update(pool=PositionMean(), head=nn.Linear(width, shape.classes))
-        return Normalized(nn.Sequential(row), shape)
+            network["tail"] = _named({"norm": nn.BatchNorm2d(width), "act": act()})
+        network |= {"pool": PositionMean(), "head": nn.Linear(width, shape.classes)}
+        return Normalized(_named(network), shape)

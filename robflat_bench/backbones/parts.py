@@ -1,7 +1,4 @@
-"""What all backbones share: activations, normalisation of the input, construction and initialisation.
-
-Architectures are in `resnet` and `timm_zoo`; seeds belong to whoever calls `initialize`.
-"""
+"""What all backbones share: activations, normalisation of the images, construction and initialisation."""
 
 from __future__ import annotations
 
@@ -17,20 +14,30 @@ from robflat_bench.core import ImageShape, UsageError
 from robflat_bench.numerics.folding import CONVOLUTIONS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = dict(zip(ACTIVATION_NAMES, (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish), strict=True))
-"""By name; called without arguments, so never in place: attacks and weight measures reuse their inputs."""
+"""Name -> class. Called without arguments, so none works in place: attacks and weight measures reuse their inputs."""
 
 
 def activation_class(name: str) -> type[nn.Module]:
-    """The module class of an activation; UsageError for a name not in ACTIVATIONS."""
+    """The module class of an activation; UsageError for a name that is not in ACTIVATIONS."""
     if name not in ACTIVATIONS:
         raise UsageError(f"no activation named {name!r}; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class Normalized(nn.Module):
-    """Images float [B,C,H,W] in [0,1] -> network((x - mean) / std), so attacks work on pixels.
+    """A network behind the normalisation of its images, so that attacks work on pixels.
 
-    mean and std are buffers [1,C,1,1] saved with the weights: a weights file needs no dataset beside it.
+    Parameters
+    ----------
+    network
+        Normalised images float [B,C,H,W] -> logits [B,K].
+    shape
+        Gives mean and standard deviation of each channel. They are saved with the weights, as buffers [1,C,1,1], so a
+        weights file needs no dataset beside it.
+
+    Notes
+    -----
+    forward(x) = network((x - mean) / std) for images x in [0,1].
     """
 
     mean: Tensor
@@ -39,17 +46,13 @@ class Normalized(nn.Module):
     def __init__(self, network: nn.Module, shape: ImageShape) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", _per_channel(shape.mean))
-        self.register_buffer("std", _per_channel(shape.std))
+        for name, values in (("mean", shape.mean), ("std", shape.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B,K]."""
         logits: Tensor = self.network((x - self.mean) / self.std)
         return logits
-
-
-def _per_channel(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -59,7 +62,7 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
 
 @contextmanager
 def construction() -> Iterator[None]:
-    """Modules built inside draw from a fixed state and leave the global one as it was, on every device."""
+    """Build modules from a fixed random state inside the block, and restore the global state afterwards."""
     with torch.random.fork_rng(devices=[]):
         # The CPU's generator alone: torch.manual_seed would also reseed accelerators, where nothing is built.
         torch.default_generator.manual_seed(0)
@@ -71,20 +74,27 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerN
 
 @torch.no_grad()
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all convolution and linear weights anew from a CPU generator and reset the rest of those modules.
+    """Draw all convolution and linear weights, and reset biases, norm weights and running statistics.
 
-    Weights ~ N(0, 2 / fan): fan_out for convolutions, fan_in for linear layers (He et al., arXiv 1502.01852,
-    gain of ReLU whatever the activation). Biases 0, norm weights 1, running statistics as at the start.
-    Parameters outside these modules, e.g. a transformer's position embedding, keep their constructed values,
-    which are the same in every process.
+    Parameters
+    ----------
+    model
+        Its other parameters, e.g. a transformer's position embedding, keep their constructed values, which are the
+        same in every process.
+    generator
+        A CPU generator. Layout, dtype and device of the model change no draw.
+
+    Notes
+    -----
+    Weights ~ N(0, 2 / fan): fan_out for convolutions, fan_in for linear layers, with the gain of ReLU for every
+    activation (He et al., arXiv 1502.01852). Biases are 0, norm weights 1.
     """
     for module in model.modules():
         if isinstance(module, CONVOLUTIONS):
             # Per group: kaiming_normal_ itself counts the outputs of all groups and starves depthwise layers.
-            fan = module.out_channels // module.groups * math.prod(module.kernel_size)
-            _draw(module.weight, math.sqrt(2 / fan), generator)
+            _draw(module.weight, module.out_channels // module.groups * math.prod(module.kernel_size), generator)
         elif isinstance(module, nn.Linear):
-            _draw(module.weight, math.sqrt(2 / module.in_features), generator)
+            _draw(module.weight, module.in_features, generator)
         elif isinstance(module, NORMS):
             if module.weight is not None:
                 module.weight.fill_(1)
@@ -92,11 +102,10 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
                 module.reset_running_stats()
         else:
             continue
-        bias = getattr(module, "bias", None)
-        if bias is not None:
+        if (bias := getattr(module, "bias", None)) is not None:
             bias.zero_()
 
 
-def _draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """weight <- N(0, std^2), drawn contiguous in float32 on the CPU: layout and device change no value."""
-    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) * std)
+def _draw(weight: Tensor, fan: int, generator: torch.Generator) -> None:
+    """weight <- N(0, 2 / fan), drawn contiguous in float32 on the CPU."""
+    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) * math.sqrt(2 / fan))

@@ -1,4 +1,9 @@
-"""Residual networks for small images, as tables of stages; `blocks` has their modules."""
+"""Residual networks for small images, as tables of stages; `blocks` holds their modules.
+
+ResNet-8 and ResNet-18: He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385.
+Pre-activation ResNet-18: by the same authors, Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv 1603.05027.
+WRN-28-10 and WRN-34-10: Zagoruyko, Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146.
+"""
 
 from __future__ import annotations
 
@@ -18,53 +23,34 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class ResNet8Params(Params):
-    """width: channels of the first stage. strides: of the stages. stem_stride: of the first convolution."""
+    """Width and resolution of the stages."""
 
-    width: Width = 16
-    strides: tuple[Stride, Stride, Stride] = (1, 2, 2)
-    stem_stride: Stride = 1
+    width: Width = Field(default=16, description="Channels of the first stage; each later stage doubles them.")
+    strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="Strides of the three stages.")
+    stem_stride: Stride = Field(default=1, description="Stride of the first convolution.")
 
 
 class ResNet18Params(Params):
-    """width: channels of the first stage; each later stage doubles them."""
+    """Width of the stages."""
 
-    width: Width = 64
+    width: Width = Field(
+        default=64, description="Channels of the first stage; each later stage doubles them. The paper has 64."
+    )
 
 
-INFO = (
-    BackboneInfo(
-        name="resnet8",
-        summary="three stages of one basic block: small enough for a laptop",
-        factory=f"{__name__}:resnet8",
-        params=ResNet8Params,
-        citation="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385",
-    ),
-    BackboneInfo(
-        name="resnet18",
-        summary="ResNet-18 with the 3x3 stem of small images",
-        factory=f"{__name__}:resnet18",
-        params=ResNet18Params,
-        citation="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385",
-    ),
-    BackboneInfo(
-        name="preact-resnet18",
-        summary="ResNet-18 of pre-activation blocks",
-        factory=f"{__name__}:preact_resnet18",
-        params=ResNet18Params,
-        citation="He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv 1603.05027",
-    ),
-    BackboneInfo(
-        name="wrn-28-10",
-        summary="wide ResNet, depth 28, width factor 10",
-        factory=f"{__name__}:wrn_28_10",
-        citation="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146",
-    ),
-    BackboneInfo(
-        name="wrn-34-10",
-        summary="wide ResNet, depth 34, width factor 10",
-        factory=f"{__name__}:wrn_34_10",
-        citation="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146",
-    ),
+_RESNET = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385"
+_PREACTIVATION = "He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv 1603.05027"
+_WIDE = "Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146"
+
+INFO = tuple(
+    BackboneInfo(name, summary, f"{__name__}:{name.replace('-', '_')}", params, citation)
+    for name, summary, params, citation in (
+        ("resnet8", "three stages of one basic block: small enough for a laptop", ResNet8Params, _RESNET),
+        ("resnet18", "ResNet-18 with the 3x3 stem of small images", ResNet18Params, _RESNET),
+        ("preact-resnet18", "ResNet-18 of pre-activation blocks", ResNet18Params, _PREACTIVATION),
+        ("wrn-28-10", "wide ResNet, depth 28, width factor 10", Params, _WIDE),
+        ("wrn-34-10", "wide ResNet, depth 34, width factor 10", Params, _WIDE),
+    )
 )
 
 
@@ -80,7 +66,7 @@ def _stages18(width: int) -> list[Stage]:
 
 
 def resnet18(params: ResNet18Params, shape: ImageShape, activation: str) -> nn.Module:
-    """ResNet-18, the paper's network at width 64, but without its biases in front of normalisation."""
+    """The paper's network at width 64, without its biases in front of normalisation."""
     return residual(PostActivation, Stage(1, params.width), _stages18(params.width), shape, activation)
 
 

@@ -1,12 +1,15 @@
 """Any timm architecture as a backbone: untrained, without dropout, its stem adapted to small images.
 
-timm is imported inside the factory only: it takes ten seconds.
+Importing timm takes ten seconds, so only the factory imports it. Wightman, PyTorch Image Models, 2019, doi
+10.5281/zenodo.4414861.
 """
 
 from __future__ import annotations
 
 import difflib
 from typing import Any
+
+from pydantic import Field
 
 from robflat_bench.backbones import ACTIVATION_NAMES
 from robflat_bench.core import BackboneInfo, ImageShape, Params, UsageError, lazy_imports
@@ -20,9 +23,9 @@ with lazy_imports():
 
 
 class TimmParams(Params):
-    """name: an architecture of timm, e.g. resnet18; always untrained."""
+    """The architecture."""
 
-    name: str
+    name: str = Field(description="Architecture of timm, e.g. resnet18, without a pretrained tag: it is untrained.")
 
 
 INFO = BackboneInfo(
@@ -35,19 +38,22 @@ INFO = BackboneInfo(
 )
 
 SMALL = 64
-"""Images up to this size [pixels] keep their resolution through a ResNet's stem."""
+"""Largest size [pixels] of images that keep their resolution through a ResNet's stem."""
 
 
 def timm_model(params: TimmParams, shape: ImageShape, activation: str) -> nn.Module:
-    """`timm.create_model(params.name)` for `shape`.
+    """`timm.create_model(params.name)` for images of `shape`.
 
-    UsageError: unknown name, a chosen activation, or an architecture that cannot take such images.
+    Raises
+    ------
+    UsageError
+        For an unknown name, an activation other than the default, or images that the architecture cannot take.
     """
     default = ACTIVATION_NAMES[0]
     if activation != default:
         raise UsageError(
-            f"timm models keep their own activation, so {activation!r} cannot be chosen; "
-            f"leave the recipe's activation at {default!r} or take one of this package's backbones"
+            f"timm models keep their own activation, so {activation!r} cannot be chosen: "
+            f"set the recipe's activation to {default!r}, or choose another backbone"
         )
     import timm
 
@@ -66,44 +72,45 @@ def timm_model(params: TimmParams, shape: ImageShape, activation: str) -> nn.Mod
             _try_forward(network, shape)
         except Exception as error:  # each architecture fails in its own way on images too small for it
             size = f"{shape.channels}x{shape.size}x{shape.size}"
-            raise UsageError(f"timm's {params.name} does not take {size} images: {error}") from error
+            raise UsageError(
+                f"timm's {params.name} does not take {size} images: {error}; choose another architecture"
+            ) from error
     _disable_dropout(network)
     return Normalized(network, shape)
 
 
 def _create(name: str, shape: ImageShape) -> nn.Module:
-    """The architecture for images of this shape; timm itself does not say which take a size."""
+    """The architecture for images of this shape. timm does not say which architectures take `img_size`."""
     import timm
 
     sizes: dict[str, Any] = {"num_classes": shape.classes, "in_chans": shape.channels, "pretrained": False}
     try:
-        network: nn.Module = timm.create_model(name, img_size=shape.size, **sizes)
+        return timm.create_model(name, img_size=shape.size, **sizes)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        network = timm.create_model(name, **sizes)
-    return network
+    return timm.create_model(name, **sizes)
 
 
 def _keep_resolution(network: nn.Module) -> None:
-    """A ResNet's 7x7 stride-2 convolution becomes 3x3 stride 1, its pooling nothing: as in our resnet18."""
+    """Replace a ResNet's 7x7 stride-2 convolution by a 3x3 stride-1 one and drop its pooling, as in our resnet18."""
     stem = getattr(network, "conv1", None)
-    if not (isinstance(stem, nn.Conv2d) and stem.kernel_size == (7, 7) and hasattr(network, "maxpool")):
-        return
-    network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
-    network.maxpool = nn.Identity()
+    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (7, 7) and hasattr(network, "maxpool"):
+        network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=stem.bias is not None)
+        network.maxpool = nn.Identity()
 
 
 def _try_forward(network: nn.Module, shape: ImageShape) -> None:
-    """Raises what the network raises on one image; in eval mode, so that no statistics move."""
+    """Run one image, in eval mode so that no statistics move, to raise the network's own error."""
     with torch.no_grad():
         network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))
     network.train()
 
 
 def _disable_dropout(network: nn.Module) -> None:
-    """Dropout, drop path and drop block never act; not every constructor of timm takes their rates."""
+    """Set the rates of dropout, drop path and drop block to 0; not every constructor of timm takes them."""
     for module in network.modules():
-        for name in ("drop_rate", "drop_prob", *(("p",) if isinstance(module, _DropoutNd) else ())):
+        rates = ("drop_rate", "drop_prob", "p") if isinstance(module, _DropoutNd) else ("drop_rate", "drop_prob")
+        for name in rates:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)

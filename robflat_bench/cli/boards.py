@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from robflat_bench.cli import output
 
 if TYPE_CHECKING:
-    from robflat_bench.leaderboard.model import Board, Place, Quantity, Row
+    from robflat_bench.analysis.statistics import Place
+    from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow
 
 SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (
@@ -22,7 +23,7 @@ LEGEND = (
 Rows = list[list[str]]
 
 
-def shown_quantities(board: Board) -> list[Quantity]:
+def shown_quantities(board: Board) -> list[BoardColumn]:
     """The quantity that ranks and those shown beside it; the site shows all."""
     by_id = {quantity.id: quantity for quantity in board.quantities}
     return [by_id[name] for name in (*SHOWN, *board.rankings[1:]) if name in by_id]
@@ -51,7 +52,7 @@ def _place(place: Place) -> str:
     return f"{place.rank} ({place.low}-{place.high})"
 
 
-def _value(row: Row, quantity: Quantity, board: Board, ranked: bool) -> str:
+def _value(row: BoardRow, quantity: BoardColumn, board: Board, ranked: bool) -> str:
     """`35.0 ± 1.2 %`; of one seed, which has no interval, `35.0 % (2.1 %)`. A rank of its own follows in brackets."""
     value = row.values[board.checkpoint].get(quantity.id)
     place = "" if ranked or quantity.id not in row.places else f"  [{_place(row.places[quantity.id])}]"

@@ -74,7 +74,7 @@ def list_components(kind: str, pattern: str) -> None:
 def info(name: str) -> None:
     """Describe one component, protocol, study or experiment; write `kind:name` where two kinds share a NAME."""
     from robflat_bench.core import UsageError
-    from robflat_bench.registry.registry import did_you_mean
+    from robflat_bench.registry.validation import did_you_mean
 
     registry = output.registry()
     catalogues = _catalogues(registry)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from robflat_bench.analysis.statistics import Comparison
     from robflat_bench.config.protocol import Checkpoint
-    from robflat_bench.leaderboard.build import Seeds
     from robflat_bench.leaderboard.entries import Submission
     from robflat_bench.leaderboard.model import Board
+    from robflat_bench.leaderboard.rows import SeedGroup
     from robflat_bench.registry.registry import Registry
 
 checkpoint_option = click.option("--checkpoint", type=click.Choice(["last", "best"]), default="last", show_default=True)
@@ -41,12 +41,13 @@ def compare_methods(a: str, b: str, protocol: str, checkpoint: Checkpoint, store
     compares two networks, not two methods.
     """
     from robflat_bench.analysis.statistics import compare as compared
-    from robflat_bench.leaderboard.build import together
+    from robflat_bench.leaderboard.rows import group_seeds
 
     registry = output.registry()
-    rows = together(output.own_runs(store, registry, [protocol]))
+    rows = group_seeds(output.own_runs(store, registry, [protocol]))
     one, other = (_row(rows, name, f"under {protocol} in {store}") for name in (a, b))
-    measures = [name for name in one.networks[0][checkpoint].numbers if name in other.networks[0][checkpoint].numbers]
+    measured = [row.networks[0][checkpoint].measures for row in (one, other)]
+    measures = [name for name in measured[0] if name in measured[1]]
     found = {
         quantity: compared(x, y)
         for quantity in ("robust_error", "clean_error", "robust_loss", *measures)
@@ -83,10 +84,10 @@ def _called(registry: Registry, quantity: str) -> str:
     return quantity.replace("_", " ") if measure == quantity else title(registry, "measure", measure)
 
 
-def _row(rows: Sequence[Seeds], name: str, where: str) -> Seeds:
+def _row(rows: Sequence[SeedGroup], name: str, where: str) -> SeedGroup:
     """The row with that label, or with a run whose key begins so."""
     from robflat_bench.core import UsageError
-    from robflat_bench.registry.registry import did_you_mean
+    from robflat_bench.registry.validation import did_you_mean
 
     found = [row for row in rows if row.label == name]
     found = found or [row for row in rows if any(run.record.key.startswith(name) for run in row.runs)]
@@ -115,7 +116,8 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     from fnmatch import fnmatchcase
 
     from robflat_bench.core import UsageError
-    from robflat_bench.leaderboard.build import TARGETS, build
+    from robflat_bench.leaderboard.build import build_leaderboard
+    from robflat_bench.leaderboard.correlations import TARGETS
     from robflat_bench.registry.components import parse
 
     if target not in TARGETS:
@@ -124,7 +126,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     runs = output.own_runs(store, registry, [protocol])
     correlations = [
         one
-        for board in build(runs, store, registry).boards
+        for board in build_leaderboard(runs, store, registry).boards
         for one in board.correlations
         if (one.target, one.checkpoint) == (target, checkpoint)
         and fnmatchcase(parse(one.quantity.removeprefix("measure:"))[0], measure)
@@ -158,11 +160,11 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
 @output.json_option
 def report_methods(protocols: tuple[str, ...], style: str, store: Path) -> None:
     """Rank your methods among themselves: a table for a text, with the number of examples, torch and the device."""
-    from robflat_bench.leaderboard.build import build
+    from robflat_bench.leaderboard.build import build_leaderboard
 
     registry = output.registry()
     runs = output.own_runs(store, registry, protocols)
-    made = [board for board in build(runs, store, registry).boards if board.rows]
+    made = [board for board in build_leaderboard(runs, store, registry).boards if board.rows]
 
     def texts() -> Iterator[str]:
         if not made:

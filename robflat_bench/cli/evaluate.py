@@ -66,25 +66,26 @@ def evaluate_checkpoint(
     chosen = load(registry, protocol, settings)
 
     from robflat_bench.cli.progress import Progress
-    from robflat_bench.data.splits import load_splits
-    from robflat_bench.evaluation.evaluate import choose_plan
+    from robflat_bench.evaluation.model import find_model
+    from robflat_bench.evaluation.plan import choose_plan
+    from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.results.store import Store
-    from robflat_bench.runs.run import choose_device, evaluate_model, find_model
+    from robflat_bench.runs.evaluation import evaluate_model
 
     place = choose_device(device)
-    runs = Store(store)
-    found = find_model(registry, chosen, runs, model, backbone, checkpoint)
+    progress = Progress()
+    compilation = Compilation(place, progress.note) if compile else None
+    session = Session(registry, chosen, data, Store(store), place, progress, compile=compilation)
+    found = find_model(session, model, backbone, checkpoint)
     available = found.protocol.fixed.data.test.count
     if examples is not None and examples > available:
         raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
     if (examples or train) and not attacks and not measures:
         raise UsageError("--examples and --train apply to chosen attacks and measures: add --attack or --measure")
     plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
-    splits = load_splits(registry, found.protocol, data)
-    with Progress() as progress:
-        compilation = Compilation(place, progress.note) if compile else None
-        record, path = evaluate_model(registry, found, plan, splits, runs, place, progress, compilation)
+    with progress:
+        record, path = evaluate_model(session, found, plan)
     for problem in registry.plugins.problems(record.model_dump(mode="json")):
         output.note(problem)
     output.report(record, _parts(registry, record, path))

@@ -82,16 +82,16 @@ def _experiment(
     given = load(registry, protocol, settings)
 
     from robflat_bench.cli.progress import Progress
-    from robflat_bench.data.splits import load_splits
+    from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.experiments.work import run_experiment, write_document
     from robflat_bench.results.store import Store
-    from robflat_bench.runs.run import choose_device
 
-    place, runs = choose_device(device), Store(store)
-    found = find_models(registry, given, runs, models, chosen.experiment.reads, backbone, checkpoint)
-    splits = load_splits(registry, found[0].protocol, data)
-    trained = [open_model(registry, model, splits, place) for model in found]
+    runs = Store(store)
+    session = Session(registry, given, data, runs, choose_device(device))
+    found = find_models(session, models, chosen.experiment.reads, backbone, checkpoint)
+    session = session.under(found[0].protocol)
+    trained = [open_model(session, model) for model in found]
     with Progress() as progress:
         document = run_experiment(chosen, trained, runs, progress)
     written = write_document(document, runs, out)

@@ -38,7 +38,7 @@ def leaderboard() -> None:
 @output.json_option
 def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
     """Print the rankings: the committed entries, and your own finished runs (those of --store) beside them."""
-    from robflat_bench.leaderboard.build import build
+    from robflat_bench.leaderboard.build import build_leaderboard
 
     registry = output.registry()
     names = {output.protocol(registry, text).name for text in protocols}
@@ -51,7 +51,7 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
         note = f", {same.count(False)} with other outcomes (another machine rounds differently)"
         note = "" if all(same) else note
         output.note(f"{len(same)} of your runs are in {root} already{note}; the committed entry is shown")
-    made = build([*committed, *mine], root, registry)
+    made = build_leaderboard([*committed, *mine], root, registry)
     chosen = [board for board in made.boards if not names or board.protocol in names]
     keys = {one.record.key for one in mine}
 
@@ -81,7 +81,7 @@ def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     registry = output.registry()
     everything = Store(store)
     chosen = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
-    packed = [entries.submit(root, run, _today()) for run in chosen]
+    packed = [entries.add_entry(root, run, _today()) for run in chosen]
     for folder in packed:
         entries.read_entry(root, folder, registry)
 
@@ -164,7 +164,7 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
 def build_site(only_check: bool, site: Path, root: Path) -> None:
     """Write board.json and the site from the committed entries."""
     from robflat_bench.core import CheckFailed, UsageError
-    from robflat_bench.leaderboard.publish import differences, pages, write
+    from robflat_bench.leaderboard.publish import differences, pages, write_site
 
     if not root.is_dir():
         raise UsageError(f"there is no folder {root} here; change to a clone, or name it with --leaderboard DIR")
@@ -175,7 +175,7 @@ def build_site(only_check: bool, site: Path, root: Path) -> None:
         click.echo("two rebuilds and the committed board.json are the same, byte for byte")
         return
     made = pages(_checked(root, registry), root, registry)
-    write(made, site, root)
+    write_site(made, site, root)
     click.echo(f"{root / 'board.json'} and {len(made)} files below {site}")
     output.note(f"to look at them: `robflat-bench leaderboard serve --site {site}`")
 
@@ -204,9 +204,9 @@ def _today() -> str:
 def _checked(root: Path, registry: Registry) -> list[Submission]:
     """Every entry; CheckFailed if one cannot be trusted, because a board without it would differ."""
     from robflat_bench.core import CheckFailed
-    from robflat_bench.leaderboard.entries import read
+    from robflat_bench.leaderboard.entries import read_entries
 
-    found, problems = read(root, registry)
+    found, problems = read_entries(root, registry)
     for problem in problems:
         output.note(problem)
     if problems:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from robflat_bench.leaderboard.entries import Submission
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.record import Number, Outcomes, Result
+    from robflat_bench.results.quantities import Outcomes, QuantityValue
+    from robflat_bench.results.record import Result
     from robflat_bench.results.store import RunFolder
 
 # ---------------------------------------------------------------------------------------------------------
@@ -117,10 +118,10 @@ def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Subm
 
     Runs under unknown protocols are named in a line on stderr, unless protocols were chosen and have runs.
     """
-    from robflat_bench.leaderboard.entries import own
+    from robflat_bench.leaderboard.entries import store_submissions
 
     hashes = {protocol(registry, name).hash for name in names}
-    found, others = own(store, registry)
+    found, others = store_submissions(store, registry)
     chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
     if others and (not names or not chosen):
         listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
@@ -228,39 +229,25 @@ def measure_table(registry: Registry, results: Sequence[Result]) -> Table | None
     return table("measures; image passes: forward + backward", columns, rows, right=2) if rows else None
 
 
-QUANTITIES = {
-    "clean_error": ("clean error, {split}", percent),
-    "robust_error": ("robust error, {split}: {of}", percent),
-    "robust_loss": ("robust loss, {split} (nats)", number),
-    "gap_robust_error": ("gap in robust error (test - train)", percent),
-    "gap_robust_loss": ("gap in robust loss (test - train)", number),
-    "measure": ("{of}, {split}", number),
-}
-"""Name and format of each `record.Number` in a table."""
+def quantity_text(found: QuantityValue) -> str:
+    """A value with its standard error: errors in percent, losses and measures as numbers."""
+    from robflat_bench.results.quantities import unit
 
-
-def quantity_name(registry: Registry, found: Number) -> str:
-    from robflat_bench.registry.components import title
-
-    of = title(registry, "measure" if found.quantity == "measure" else "attack", found.of) if found.of else ""
-    return QUANTITIES[found.quantity][0].format(of=of, split=found.split)
-
-
-def quantity_value(found: Number) -> str:
-    return QUANTITIES[found.quantity][1](found.value, found.standard_error)
+    form = percent if unit(found.quantity) == "fraction" else number
+    return form(found.value, found.standard_error)
 
 
 def result_table(
     heading: str, registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes, measures: bool = True
 ) -> Table:
     """The table of results, a column for each checkpoint: values ± standard errors over examples."""
-    from robflat_bench.results.record import numbers
+    from robflat_bench.results.quantities import quantity_label, quantity_values
 
     rows: dict[str, dict[str, str]] = {}
     for checkpoint, result in results.items():
-        for found in numbers(checkpoint, result, outcomes):
+        for found in quantity_values(checkpoint, result, outcomes):
             if measures or found.quantity != "measure":
-                rows.setdefault(quantity_name(registry, found), {})[checkpoint] = quantity_value(found)
+                rows.setdefault(quantity_label(registry, found), {})[checkpoint] = quantity_text(found)
     epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch + 1) for result in results.values())]
     shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]

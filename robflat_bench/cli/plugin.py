@@ -88,13 +88,13 @@ def check_plugin(name: str) -> None:
     Exits with 3 if a check failed, with 4 if nothing of the plugin can be loaded.
     """
     from robflat_bench.core import CheckFailed, PluginError
-    from robflat_bench.testing.audit import audit, find
+    from robflat_bench.testing.audit import audit, find_plugin
 
-    subject = find(name)
-    found = audit(subject, output.note)
+    plugin = find_plugin(name)
+    found = audit(plugin, output.note)
     output.report(found.document(), _parts(found))
     if not found.loaded:
-        raise PluginError("\n".join(f"{broken}\n{broken.trace}" for broken in subject.broken))
+        raise PluginError("\n".join(f"{broken}\n{broken.trace}" for broken in plugin.broken))
     if found.count("failed"):
         raise CheckFailed(f"{found.plugin}: {found.verdict}")
 

@@ -13,7 +13,8 @@ from robflat_bench.cli import compare, output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from robflat_bench.results.record import EvaluationRecord, Outcomes, RunRecord
+    from robflat_bench.results.quantities import Outcomes
+    from robflat_bench.results.record import EvaluationRecord, RunRecord
     from robflat_bench.results.store import RunFolder
 
 
@@ -94,7 +95,7 @@ def export(file: Path | None, store: Path) -> None:
     import csv
     import io
 
-    from robflat_bench.results.record import numbers
+    from robflat_bench.results.quantities import quantity_values
     from robflat_bench.results.store import Store, write_atomically
 
     rows = []
@@ -115,10 +116,10 @@ def export(file: Path | None, store: Path) -> None:
                     "seed": spec.seed,
                     "checkpoint": checkpoint,
                     "added": added,
-                    **number._asdict(),
+                    **value._asdict(),
                 }
                 for checkpoint, result in one.results.items()
-                for number in numbers(checkpoint, result, arrays)
+                for value in quantity_values(checkpoint, result, arrays)
             ]
 
     def lines() -> Iterator[str]:

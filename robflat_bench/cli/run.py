@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import rich_click as click
@@ -46,19 +45,20 @@ def run(
 
     registry = output.registry()
     chosen = load(registry, protocol, settings)
-    compose(registry, method)  # reports a mistake before torch is imported
+    composed = compose(registry, method)  # reports a mistake before torch is imported
 
     from robflat_bench.cli.progress import Progress
-    from robflat_bench.data.splits import load_splits
+    from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.results.store import Store
-    from robflat_bench.runs.run import Bench, choose_device, execute
+    from robflat_bench.runs.run import Run, execute
 
     place = choose_device(device)
-    splits = load_splits(registry, chosen, data)
-    bench = Bench(registry, chosen, splits, Store(store), place, keep_every=keep_every or 0)
-    spec = bench.spec(method, seed)
-    folder = bench.store.folder(spec)
+    progress = Progress()
+    compilation = Compilation(place, progress.note) if compile else None
+    session = Session(registry, chosen, data, Store(store), place, progress, keep_every or 0, compilation)
+    planned = Run(session, composed, seed)
+    splits, spec, folder = session.splits, planned.spec, planned.folder
     if plan:
         done = folder.record_file.is_file() and not fresh
         state = "done" if done else "unfinished" if folder.checkpoints.is_dir() and not fresh else "new"
@@ -79,7 +79,6 @@ def run(
 
     if keep_every and folder.record_file.is_file() and not fresh and not folder.kept():
         output.note("this run is finished and did not keep the weights of its epochs; add --fresh to train it again")
-    with Progress() as progress:
-        compilation = Compilation(place, progress.note) if compile else None
-        record = execute(replace(bench, observer=progress, compile=compilation), spec, fresh)
+    with progress:
+        record = execute(planned, fresh)
     output.report(record, output.run_parts(registry, folder))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from robflat_bench.config.study import Study
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.record import Outcomes, RunRecord
+    from robflat_bench.results.quantities import Outcomes
+    from robflat_bench.results.record import RunRecord
     from robflat_bench.runs.agenda import Agenda
     from robflat_bench.runs.tasks import Task
 
@@ -65,9 +66,9 @@ def sweep(
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
     from robflat_bench.data.splits import load_splits
+    from robflat_bench.evaluation.session import choose_device
     from robflat_bench.results.store import Store
     from robflat_bench.runs.agenda import Agenda, outcome, refusal
-    from robflat_bench.runs.run import choose_device
     from robflat_bench.runs.sweep import Sweep
     from robflat_bench.runs.tasks import pace, tasks
 
@@ -163,13 +164,13 @@ def summary(
     registry: Registry, runs: Sequence[tuple[RunRecord, Outcomes]], checkpoint: Literal["best", "last"]
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of one checkpoint's table."""
-    from robflat_bench.results.record import numbers
+    from robflat_bench.results.quantities import quantity_label, quantity_values
 
     found = [
         {
-            output.quantity_name(registry, number): output.quantity_value(number)
-            for number in numbers(checkpoint, record.results[checkpoint], outcomes)
-            if (number.quantity, number.split) in SHOWN
+            quantity_label(registry, value): output.quantity_text(value)
+            for value in quantity_values(checkpoint, record.results[checkpoint], outcomes)
+            if (value.quantity, value.split) in SHOWN
         }
         for record, outcomes in runs
     ]

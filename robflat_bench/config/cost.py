@@ -1,4 +1,7 @@
-"""What a run will cost, from the formulas that components declare: image passes before a single one is made."""
+"""What a run will cost: image passes from the formulas that components declare, before the first pass is made.
+
+A pass is one image through the network, forward or backward.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +11,71 @@ from collections.abc import Iterator, Mapping
 
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core import AttackInfo, MeasureInfo, MethodInfo, ModifierInfo, Passes
+from robflat_bench.core import AttackInfo, MeasureInfo, Passes
 from robflat_bench.registry.components import Component, Composed, compose, resolve
 from robflat_bench.registry.registry import Registry
 
+Evaluated = Component[AttackInfo | MeasureInfo]
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
 def formula(text: str, values: Mapping[str, object]) -> int:
-    """An integer formula of names, numbers, + - * and brackets; ValueError for anything else."""
+    """Evaluate a formula such as "T + 2": integers, names of integer values, + - * and brackets.
+
+    Raises
+    ------
+    ValueError
+        The text holds anything else.
+    """
 
     def value(node: ast.AST) -> int:
         match node:
             case ast.Constant(value=int(number)):
                 return number
-            case ast.Name(id=name) if isinstance(values.get(name), int):
-                return int(values[name])  # type: ignore[call-overload, no-any-return]
+            case ast.Name(id=name) if isinstance(found := values.get(name), int):
+                return found
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 return int(_OPERATORS[type(op)](value(left), value(right)))
-        raise ValueError(f"'{text}' is no formula of {', '.join(values)}")
+        raise ValueError(f"'{text}' is not a formula of {', '.join(values)}: write integers, names, + - * and brackets")
 
     return value(ast.parse(text, mode="eval").body)
 
 
+def _both(passes: Passes, values: Mapping[str, object]) -> tuple[int, int]:
+    """Forward and backward passes."""
+    return formula(passes.forward, values), formula(passes.backward, values)
+
+
 def updates_per_batch(composed: Composed) -> int:
     """How many updates are made with each batch."""
-    info = composed.method.info
-    assert isinstance(info, MethodInfo)
-    return formula(info.updates, composed.method.params.model_dump())
+    return formula(composed.method.info.updates, composed.method.params.model_dump())
 
 
 def passes_per_image(composed: Composed, steps: int) -> tuple[int, int]:
-    """Forward and backward passes of each image of a batch in one update, with `steps` attack steps."""
+    """Forward and backward passes of each image of a batch in one update.
 
-    def both(part: Component, passes: Passes) -> tuple[int, int]:
-        values = {"T": steps, **part.params.model_dump()}
-        return formula(passes.forward, values), formula(passes.backward, values)
+    Parameters
+    ----------
+    composed : Composed
+        The method with its modifiers.
+    steps : int
+        T, the recipe's attack steps.
 
-    method = composed.method.info
-    assert isinstance(method, MethodInfo)
-    attack, loss, losses = [both(composed.method, method.attack)], [both(composed.method, method.loss)], 1
-    for part in composed.modifiers:
-        assert isinstance(part.info, ModifierInfo)
-        attack.append(both(part, part.info.attack))
-        loss.append(both(part, part.info.loss))
-        losses += formula(part.info.losses, part.params.model_dump()) - 1
-    forward, backward = (sum(row[i] for row in attack) + losses * sum(row[i] for row in loss) for i in (0, 1))
-    return forward, backward
+    Notes
+    -----
+    The sum of all members' attack passes, plus the sum of all members' loss passes times the number of evaluations of
+    the loss in one update: 1, plus what each modifier adds (`losses - 1`).
+    """
+    losses = 1 + sum(formula(part.info.losses, part.params.model_dump()) - 1 for part in composed.modifiers)
+    counts = []
+    for member in composed.members:
+        values = {"T": steps, **member.params.model_dump()}
+        counts += [_both(member.info.attack, values), *losses * [_both(member.info.loss, values)]]
+    return sum(forward for forward, _ in counts), sum(backward for _, backward in counts)
 
 
 def passes_of_training(registry: Registry, composed: Composed, recipe: Recipe, images: int) -> tuple[int, int]:
-    """Forward and backward passes of a run's training on so many images, and of its helpers'."""
+    """Forward and backward passes of a run's training on so many images, its helpers' training included."""
     count = images * recipe.epochs * updates_per_batch(composed)
     forward, backward = (count * passes for passes in passes_per_image(composed, recipe.attack_steps))
     for text in composed.helpers.values():
@@ -68,12 +85,14 @@ def passes_of_training(registry: Registry, composed: Composed, recipe: Recipe, i
 
 
 def passes_of_evaluation(registry: Registry, protocol: Protocol) -> tuple[int, int]:
-    """Forward and backward passes of a run's checks on held-out images and of the evaluation of its checkpoints, as
-    far as attacks and measures declare theirs; the one pass of clean images is left out."""
+    """Forward and backward passes of the checks on held-out images and of the evaluation of both checkpoints.
+
+    Attacks and measures that declare no passes, and the pass of clean images, are left out.
+    """
     forward = backward = 0
     for component, images, plain in _evaluated(registry, protocol):
-        declared = passes_of(component) or (0, 0)
-        forward, backward = forward + images * (declared[0] + plain), backward + images * declared[1]
+        more = passes_of(component) or (0, 0)
+        forward, backward = forward + images * (more[0] + plain), backward + images * more[1]
     return forward, backward
 
 
@@ -83,8 +102,8 @@ def undeclared(registry: Registry, protocol: Protocol) -> list[str]:
     return list(dict.fromkeys(component.brief for component, _, _ in rows if passes_of(component) is None))
 
 
-def _evaluated(registry: Registry, protocol: Protocol) -> Iterator[tuple[Component, int, int]]:
-    """Every attack and measure, how many images it sees in all, and their plain forward passes beside it."""
+def _evaluated(registry: Registry, protocol: Protocol) -> Iterator[tuple[Evaluated, int, int]]:
+    """Every attack and measure, the number of images it sees in all, and the plain forward passes beside each."""
     fixed, epochs = protocol.fixed, protocol.recipe.epochs
     checks = -(-epochs // fixed.selection.every)
     yield resolve(registry, "attack", fixed.selection.attack), checks * fixed.data.heldout.count, 2
@@ -95,32 +114,31 @@ def _evaluated(registry: Registry, protocol: Protocol) -> Iterator[tuple[Compone
         yield resolve(registry, "measure", measured.measure), images, 0
 
 
-def passes_of(component: Component) -> tuple[int, int] | None:
-    """Of an attack or a measure."""
-    return passes_of_attack(component) if isinstance(component.info, AttackInfo) else passes_of_measure(component)
+def passes_of(component: Evaluated) -> tuple[int, int] | None:
+    """Forward and backward passes of each image in an attack or a measure.
 
+    Returns
+    -------
+    tuple of int or None
+        None where the component declares none, for a search decides how many passes it makes.
 
-def passes_of_attack(attack: Component) -> tuple[int, int] | None:
-    """Forward and backward passes of each image; None where a search decides how many."""
-    info, values = attack.info, attack.params.model_dump()
-    assert isinstance(info, AttackInfo)
-    if info.passes is None:
-        return None
-    return formula(info.passes.forward, values), formula(info.passes.backward, values)
-
-
-def passes_of_measure(measure: Component) -> tuple[int, int] | None:
-    """Forward and backward passes of each image; None where a search decides how many."""
-    values, declared = measure.params.model_dump(), declared_by_measure(measure)
+    Notes
+    -----
+    A measure's formulas know A and B, the forward and backward passes of one of its attacks: restarts * (steps + 1) and
+    restarts * steps.
+    """
+    declared, values = declared_passes(component), component.params.model_dump()
     if declared is None:
         return None
-    steps, restarts = values.get("steps", 0), values.get("restarts", 1)
-    values |= {"A": restarts * (steps + 1), "B": restarts * steps}
-    return formula(declared.forward, values), formula(declared.backward, values)
+    if isinstance(component.info, MeasureInfo):
+        steps, restarts = values.get("steps", 0), values.get("restarts", 1)
+        values |= {"A": restarts * (steps + 1), "B": restarts * steps}
+    return _both(declared, values)
 
 
-def declared_by_measure(measure: Component) -> Passes | None:
-    """The formulas under the coupling that its parameters choose."""
-    info = measure.info
-    assert isinstance(info, MeasureInfo)
-    return info.passes.get(getattr(measure.params, "coupling", "clean" if "clean" in info.couplings else ""))
+def declared_passes(component: Evaluated) -> Passes | None:
+    """The formulas of an attack, or those of a measure under the coupling that its parameters choose."""
+    info = component.info
+    if isinstance(info, AttackInfo):
+        return info.passes
+    return info.passes.get(getattr(component.params, "coupling", "clean" if "clean" in info.couplings else ""))

@@ -1,8 +1,8 @@
-"""Protocols: versioned TOML in two parts.
+"""Protocols: versioned TOML files in two parts.
 
-`[fixed]` is what every row of a board shares: data, splits, backbone, threat model, evaluation. The hash of its
-content (not of its spelling) *is* the board. `[recipe]` holds training defaults that a run may change with
-`--set recipe.X=...`: such a run keeps its board and shows the change in its name.
+`[fixed]` holds what every row of a board shares: data, splits, backbone, threat model, evaluation. The hash of its
+content, not of its spelling, identifies the board. `[recipe]` holds training defaults. A run with `--set recipe.X=...`
+stays on the board, and its name shows the setting; a run with `--set fixed.X=...` leaves it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import Kind, Number, PluginError, UsageError
-from robflat_bench.registry.components import parse_value, resolve, validate, without_negative_zeros
+from robflat_bench.registry.components import parse_value, resolve, without_negative_zeros
 from robflat_bench.registry.registry import Registry
+from robflat_bench.registry.validation import validate
 
 DEFAULT = "digits-linf"
 MAX_BYTES = 64 * 1024
@@ -31,81 +33,94 @@ SplitName = Literal["train", "heldout", "test"]
 
 
 class Strict(BaseModel):
-    """Frozen, no unknown keys, finite numbers."""
+    """Base of what is read from files: frozen, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Slice(Strict):
-    """Examples of a pool whose canonical index i has start <= i < stop (i modulo `modulo`, where given)."""
+    """A range of a pool's examples by their canonical index i: start <= i < stop."""
 
-    pool: str
-    start: NonNegativeInt
-    stop: PositiveInt
-    modulo: PositiveInt | None = None
-    count: PositiveInt
-    """How many examples that is: a partial copy of the data that lacks some is refused."""
+    pool: str = Field(description="Part of the dataset, e.g. train or test.")
+    start: NonNegativeInt = Field(description="First index of the slice.")
+    stop: PositiveInt = Field(description="First index after the slice.")
+    modulo: PositiveInt | None = Field(default=None, description="If given, i modulo this number is compared.")
+    count: PositiveInt = Field(description="Number of examples; a copy of the data that lacks some is refused.")
 
 
 class Data(Strict):
-    """Which dataset and which of its examples; pixels: SHA-256 of the canonical uint8 NHWC pixels per split."""
+    """The dataset, and its examples for training, selection and test."""
 
-    dataset: str
-    train: Slice
-    heldout: Slice
-    test: Slice
-    pixels: dict[SplitName, str] = Field(default_factory=dict)
+    dataset: str = Field(description="A dataset with its parameters.")
+    train: Slice = Field(description="Training examples.")
+    heldout: Slice = Field(description="Examples that choose the best checkpoint and are never evaluated.")
+    test: Slice = Field(description="Examples under evaluation.")
+    pixels: dict[SplitName, str] = Field(
+        default_factory=dict,
+        description="Split -> SHA-256 of its canonical pixels, uint8 NHWC; data that agrees with all is canonical.",
+    )
 
 
 class ThreatModel(Strict):
-    """||x' - x||_norm <= epsilon on images in [0,1]."""
+    """The adversary may move an image x in [0,1] to any x' in [0,1] with ||x' - x||_norm <= epsilon."""
 
-    norm: Literal["linf"] = "linf"
-    epsilon: Number = Field(ge=0, le=1)
+    norm: Literal["linf"] = Field(default="linf", description="The norm; l-infinity is the only one so far.")
+    epsilon: Number = Field(ge=0, le=1, description="Radius of the ball, in pixels of [0,1]: 8/255, not 8.")
 
 
 class Selection(Strict):
-    """The best checkpoint has the lowest robust error under `attack` on held-out examples, tried `every` epochs."""
+    """The choice of the best checkpoint: the lowest robust error on held-out examples.
 
-    attack: str
-    every: PositiveInt = 1
+    Ties are decided by the robust loss, then in favour of the earlier epoch.
+    """
+
+    attack: str = Field(description="Attack on the held-out examples, with its parameters.")
+    every: PositiveInt = Field(default=1, description="Epochs between two checks.")
 
 
 class Attacked(Strict):
-    """One evaluation attack on the first `test` test and `train` training examples."""
+    """An evaluation attack, and the examples it is run on."""
 
-    attack: str
-    test: PositiveInt
-    train: NonNegativeInt = 0
-    checkpoints: Checkpoints = ("best", "last")
+    attack: str = Field(description="An attack with its parameters.")
+    test: PositiveInt = Field(description="Number of test examples, the first ones of the split.")
+    train: NonNegativeInt = Field(default=0, description="Number of training examples, for the generalization gap.")
+    checkpoints: Checkpoints = Field(default=("best", "last"), description="The checkpoints that are attacked.")
 
 
 class Measured(Strict):
-    """One measure on the first `test` test examples and, for comparison, the first `train` training examples."""
+    """A measure, and the examples it reads."""
 
-    measure: str
-    test: PositiveInt
-    train: NonNegativeInt = 0
-    checkpoints: Checkpoints = ("best", "last")
+    measure: str = Field(description="A measure with its parameters.")
+    test: PositiveInt = Field(description="Number of test examples, the first ones of the split.")
+    train: NonNegativeInt = Field(default=0, description="Number of training examples, for comparison.")
+    checkpoints: Checkpoints = Field(default=("best", "last"), description="The checkpoints that are measured.")
 
 
 class Fixed(Strict):
-    """What every row of the board shares. The first attack is the reference: robust loss and gap are its."""
+    """What every row of a board shares: data, splits, backbone, threat model, evaluation."""
 
-    backbone: str
-    precision: Literal["float32", "float64"]
-    training_precision: Literal["same", "bfloat16"] = "same"
-    """bfloat16: training runs under torch.autocast, its weights and everything evaluated stay float32. Fast where the
-    processor computes in bfloat16, ten times slower elsewhere; never chosen by the machine."""
-    threads: PositiveInt
-    """Intra-op threads on a CPU; they change the last bits, so the protocol names them."""
-    seed: NonNegativeInt = 0
-    """Key of every random number in evaluation; independent of the run's seed, so models meet the same draws."""
-    data: Data
-    threat: ThreatModel
-    selection: Selection
-    attacks: tuple[Attacked, ...] = Field(min_length=1)
-    measures: tuple[Measured, ...] = ()
+    backbone: str = Field(description="A backbone with its parameters.")
+    precision: Literal["float32", "float64"] = Field(description="Precision of weights and of all evaluation.")
+    training_precision: Literal["same", "bfloat16"] = Field(
+        default="same",
+        description="bfloat16: training runs under torch.autocast; weights and evaluation stay float32. Fast on "
+        "processors that compute in bfloat16, ten times slower on others; the machine never chooses it.",
+    )
+    threads: PositiveInt = Field(
+        description="Intra-op threads on a CPU. Their number changes the last bits of results."
+    )
+    seed: NonNegativeInt = Field(
+        default=0,
+        description="Seed of all random numbers in evaluation. It is not the run's seed: all models meet equal draws.",
+    )
+    data: Data = Field(description="Dataset and splits.")
+    threat: ThreatModel = Field(description="What the adversary may do in evaluation.")
+    selection: Selection = Field(description="How the best checkpoint is chosen.")
+    attacks: tuple[Attacked, ...] = Field(
+        min_length=1,
+        description="Evaluation attacks. The first one is the reference: robust loss and gaps are measured under it.",
+    )
+    measures: tuple[Measured, ...] = Field(default=(), description="Measures, in the order of the board.")
 
     @model_validator(mode="after")
     def _autocast_begins_with_float32(self) -> Fixed:
@@ -120,23 +135,40 @@ class Fixed(Strict):
         for row in (*self.attacks, *self.measures):
             for split in ("test", "train"):
                 if getattr(row, split, 0) > getattr(self.data, split).count:
-                    raise ValueError(f"{row} asks for more {split} examples than data.{split} has")
+                    raise ValueError(f"{row} asks for more {split} examples than data.{split} has; lower {split}")
         return self
 
     @model_validator(mode="after")
     def _names_nothing_twice(self) -> Fixed:
-        """For one checkpoint: a record has one place for each attack and each measure."""
+        """A record has one place for each attack and each measure of a checkpoint."""
         named = [("attack", row.attack, checkpoint) for row in self.attacks for checkpoint in row.checkpoints]
         named += [("measure", row.measure, checkpoint) for row in self.measures for checkpoint in row.checkpoints]
-        for kind, text, checkpoint in named:
-            if named.count((kind, text, checkpoint)) > 1:
-                raise ValueError(f"the {kind} {text} is there twice for the checkpoint '{checkpoint}'")
+        ((kind, text, checkpoint), count), *_ = Counter(named).most_common()
+        if count > 1:
+            raise ValueError(f"the {kind} {text} is there twice for the checkpoint '{checkpoint}'")
         return self
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical content: it identifies the board."""
+        return content_hash(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A validated protocol; component texts in `fixed` are canonical."""
+    """A validated protocol.
+
+    Parameters
+    ----------
+    name, version, summary : str
+        As in the file; a run with settings of `fixed` has the new hash at the end of its protocol's name.
+    fixed : Fixed
+        What all rows of the board share; texts of components are canonical.
+    recipe : Recipe
+        How this run trains.
+    defaults : Recipe
+        The file's recipe, without the run's settings.
+    """
 
     name: str
     version: str
@@ -147,25 +179,22 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical `[fixed]`: the board."""
-        return content_hash(self.fixed.model_dump(mode="json"))
+        """SHA-256 of the canonical `[fixed]`: it identifies the board."""
+        return self.fixed.hash
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What of the recipe differs from this protocol's defaults."""
-        return {
-            key: value
-            for key, value in self.recipe.model_dump(mode="json").items()
-            if value != getattr(self.defaults, key)
-        }
+        """The settings of the recipe that differ from the protocol's defaults."""
+        defaults = self.defaults.model_dump(mode="json")
+        return {key: value for key, value in self.recipe.model_dump(mode="json").items() if value != defaults[key]}
 
 
 class _File(Strict):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    version: str = Field(pattern=r"^\d+\.\d+$")
-    summary: str
-    fixed: Fixed
-    recipe: Recipe
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="The file is called after it.")
+    version: str = Field(pattern=r"^\d+\.\d+$", description="major.minor; for people, not part of the hash.")
+    summary: str = Field(description="One line.")
+    fixed: Fixed = Field(description="What all rows share.")
+    recipe: Recipe = Field(description="Training defaults.")
 
 
 def canonical_json(value: Any) -> str:
@@ -179,32 +208,34 @@ def content_hash(value: Any) -> str:
 
 
 def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()) -> Protocol:
-    """The protocol of that name or file, with `--set` settings applied.
+    """Read and validate a protocol.
 
-    A setting of `fixed` leaves the board: the protocol's name gets the new hash as a suffix.
+    Parameters
+    ----------
+    registry : Registry
+        Provides the protocols of the package and of plugins, and the components that a protocol names.
+    name : str
+        Name of a protocol, or path of a TOML file.
+    settings : tuple of str
+        As after `--set`: "recipe.epochs=3". A setting of `fixed` makes another board: its hash is added to the name.
+
+    Raises
+    ------
+    UsageError
+        The protocol does not exist, is not valid TOML, or has a wrong value.
+    PluginError
+        Two plugins offer the protocol, or its file has another name than its content.
     """
-    text = _text(registry, name)
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not TOML, or more digits or brackets than Python reads
-        raise UsageError(f"protocol {name} is not valid TOML: {error}") from None
+    content = parse_toml(_text(registry, name), f"protocol {name}")
     original = _validated(registry, name, content)
     if name in registry.protocols and original.name != name:
-        raise PluginError(f"protocol {name} calls itself {original.name}; its file must be called so")
+        raise PluginError(f"protocol {name} calls itself {original.name}; rename its file to {original.name}.toml")
     for setting in settings:
         _apply(content, setting)
     changed = _validated(registry, name, content)
-    loaded = Protocol(changed.name, changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
-    if changed.fixed != original.fixed:
-        return Protocol(
-            f"{loaded.name}-{loaded.hash[:8]}",
-            loaded.version,
-            loaded.summary,
-            loaded.fixed,
-            loaded.recipe,
-            original.recipe,
-        )
-    return loaded
+    suffix = "" if changed.fixed == original.fixed else f"-{changed.fixed.hash[:8]}"
+    label = f"{changed.name}{suffix}"
+    return Protocol(label, changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
 
 
 def _text(registry: Registry, name: str) -> str:
@@ -216,8 +247,16 @@ def _text(registry: Registry, name: str) -> str:
     return read_text(path, "protocol")
 
 
+def parse_toml(text: str, what: str) -> dict[str, Any]:
+    """The content of a TOML document; UsageError that begins with `what` where it is not valid."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, or more digits or brackets than Python reads
+        raise UsageError(f"{what} is not valid TOML: {error}") from None
+
+
 def read_text(path: Path, what: str) -> str:
-    """A small text file; UsageError that says of what, where it cannot be read or is too large."""
+    """The content of a text file; UsageError that begins with `what` where it cannot be read or exceeds `MAX_BYTES`."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{what} {path} is larger than {MAX_BYTES} bytes")
@@ -226,36 +265,27 @@ def read_text(path: Path, what: str) -> str:
         raise UsageError(f"{what} {path} cannot be read: {error}") from None
 
 
-_COMPONENTS: tuple[tuple[tuple[str, ...], Kind], ...] = (
-    (("backbone",), "backbone"),
-    (("data", "dataset"), "dataset"),
-    (("selection", "attack"), "attack"),
-    (("attacks", "*", "attack"), "attack"),
-    (("measures", "*", "measure"), "measure"),
-)
+def _tables(fixed: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:
+    """(kind, table) for every component that `[fixed]` names: the component's text is `table[kind]`."""
+    single: list[tuple[Kind, dict[str, Any]]] = [
+        ("backbone", fixed),
+        ("dataset", fixed["data"]),
+        ("attack", fixed["selection"]),
+    ]
+    return [*single, *(("attack", row) for row in fixed["attacks"]), *(("measure", row) for row in fixed["measures"])]
 
 
 def _validated(registry: Registry, name: str, content: dict[str, Any]) -> _File:
+    """The content with canonical texts of components; validated again, for two texts may name one component."""
     file = validate(_File, content, f"protocol {name}")
     fixed = file.fixed.model_dump(mode="json")
-    for path, kind in _COMPONENTS:
-        _canonicalise(registry, fixed, path, kind)
+    for kind, table in _tables(fixed):
+        table[kind] = resolve(registry, kind, table[kind]).canonical
     return file.model_copy(update={"fixed": validate(Fixed, fixed, f"protocol {name}")})
 
 
-def _canonicalise(registry: Registry, node: Any, path: tuple[str, ...], kind: Kind) -> None:
-    step, rest = path[0], path[1:]
-    if step == "*":
-        for item in node:
-            _canonicalise(registry, item, rest, kind)
-    elif rest:
-        _canonicalise(registry, node[step], rest, kind)
-    else:
-        node[step] = resolve(registry, kind, node[step]).canonical
-
-
 def _apply(content: dict[str, Any], setting: str) -> None:
-    """`recipe.epochs=3` into the parsed TOML."""
+    """Write a setting, `recipe.epochs=3`, into the parsed TOML."""
     path, equals, value = setting.partition("=")
     steps = path.strip().split(".")
     if not equals or len(steps) < 2 or steps[0] not in ("recipe", "fixed"):
@@ -271,12 +301,5 @@ def _apply(content: dict[str, Any], setting: str) -> None:
 
 
 def components(protocol: Protocol) -> list[tuple[Kind, str]]:
-    """Every component the fixed part names, as (kind, canonical text)."""
-    fixed = protocol.fixed
-    return [
-        ("backbone", fixed.backbone),
-        ("dataset", fixed.data.dataset),
-        ("attack", fixed.selection.attack),
-        *(("attack", row.attack) for row in fixed.attacks),
-        *(("measure", row.measure) for row in fixed.measures),
-    ]
+    """(kind, canonical text) of every component that `[fixed]` names."""
+    return [(kind, table[kind]) for kind, table in _tables(protocol.fixed.model_dump(mode="json"))]

@@ -1,4 +1,4 @@
-"""RunSpec: one frozen, canonical description of a run. What is in its key can change a number; nothing else is."""
+"""RunSpec: one frozen, canonical description of a run. Its key hashes everything that can change a number."""
 
 from __future__ import annotations
 
@@ -8,53 +8,57 @@ from pydantic import Field, NonNegativeInt
 
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Protocol, Strict, components, content_hash
-from robflat_bench.config.recipe import Recipe, brief
+from robflat_bench.config.recipe import Recipe, brief_setting
 from robflat_bench.core import UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
 
 
 class ProtocolRef(Strict):
-    """Which board: the hash is of `[fixed]`."""
+    """The board that a run belongs to."""
 
-    name: str
-    version: str
-    hash: str
+    name: str = Field(description="Name of the protocol.")
+    version: str = Field(description="Version of the protocol.")
+    hash: str = Field(description="SHA-256 of the canonical `[fixed]`.")
 
 
 class DatasetRef(Strict):
-    """The data as loaded: checksum over every split's pixels and labels; canonical: byte-identical to the original.
+    """The data as loaded."""
 
-    spare: SHA-256 of the pixels of the training pool that no split uses, empty where there are none.
-    """
-
-    name: str
-    checksum: str
-    spare: str = ""
-    canonical: bool
-    origin: str
+    name: str = Field(description="Canonical text of the dataset.")
+    checksum: str = Field(description="SHA-256 over the pixels and labels of all splits.")
+    spare: str = Field(
+        default="", description="SHA-256 of the training pool's pixels that no split uses; empty if there are none."
+    )
+    canonical: bool = Field(description="Whether the data is byte-identical to the original.")
+    origin: str = Field(description="Where the data came from, in one line.")
 
 
 class RunSpec(Strict):
-    """A run. `label` is how a person names the row; `folder` is where it lies below its protocol's folder."""
+    """A run."""
 
-    protocol: ProtocolRef
-    recipe: Recipe
-    method: str
-    dataset: DatasetRef
-    seed: NonNegativeInt
-    numerics: int
-    plugins: dict[str, str]
-    helpers: dict[str, str] = Field(default_factory=dict)
-    """Name -> key of the runs whose networks this one learns from."""
-    extra_data: str = ""
-    """SHA-256 of the images outside the training split that it trains on."""
-    label: str
+    protocol: ProtocolRef = Field(description="The board.")
+    recipe: Recipe = Field(description="How it trains.")
+    method: str = Field(description="Canonical text of the method with its modifiers.")
+    dataset: DatasetRef = Field(description="The data.")
+    seed: NonNegativeInt = Field(description="Seed of all random numbers in training.")
+    numerics: int = Field(description="`robflat_bench.NUMERICS` of the code that makes it.")
+    plugins: dict[str, str] = Field(description='"distribution version" -> hash of the source of its components.')
+    helpers: dict[str, str] = Field(
+        default_factory=dict, description="Name -> key of the runs whose networks this run learns from."
+    )
+    extra_data: str = Field(
+        default="", description="SHA-256 of the images outside the training split that it trains on."
+    )
+    label: str = Field(description="Name of its row for people: the brief method, and settings of the recipe.")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the key hashes. Names, versions and labels of equal content are not identity; what came with later
-        versions is left out where it is empty, so that older records keep their keys."""
+        """The content of the key.
+
+        Names, versions and labels are left out. So are fields that came with later versions, where they are empty:
+        older records keep their keys.
+        """
         later = {"helpers": self.helpers, "extra_data": self.extra_data}
         return {
             "protocol": self.protocol.hash,
@@ -69,10 +73,12 @@ class RunSpec(Strict):
 
     @property
     def key(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the canonical identity."""
         return content_hash(self.identity)[:16]
 
     @property
     def folder(self) -> str:
+        """The run's folder below the store."""
         return f"{self.protocol.name}/{slug(self.label)}/seed-{self.seed}-{self.key}"
 
 
@@ -84,9 +90,32 @@ def make_spec(
     seed: int,
     helped: tuple[str, ...] = (),
 ) -> RunSpec:
-    """The spec of a run; third-party plugins behind any of its components enter with version and source hash.
+    """Describe a run.
 
-    helped: methods that this one is a helper of. UsageError where it needs one of them, or images there are none of.
+    Parameters
+    ----------
+    registry : Registry
+        Resolves the protocol's components and the method's helpers.
+    protocol : Protocol
+        With the run's settings applied.
+    method : Composed
+        The method with its modifiers.
+    dataset : DatasetRef
+        The data as loaded.
+    seed : int
+        Seed of training.
+    helped : tuple of str
+        Canonical texts of the methods that this one is a helper of, directly or indirectly.
+
+    Returns
+    -------
+    RunSpec
+        Plugins behind its components enter with their version and the hash of their source.
+
+    Raises
+    ------
+    UsageError
+        The method is its own helper, or it trains on spare images and there are none.
     """
     if method.canonical in helped:
         raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
@@ -95,8 +124,9 @@ def make_spec(
             f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
             f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
         )
-    used = used_components(registry, protocol, method)
-    changes = " ".join(brief(key, value) for key, value in sorted(protocol.overrides.items()))
+    changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
+    helped = (*helped, method.canonical)
+    helpers = {name: compose(registry, text) for name, text in sorted(method.helpers.items())}
     return RunSpec(
         protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
         recipe=protocol.recipe,
@@ -104,23 +134,23 @@ def make_spec(
         dataset=dataset,
         seed=seed,
         numerics=NUMERICS,
-        plugins=plugin_sources(used),
-        helpers={
-            name: make_spec(registry, protocol, compose(registry, text), dataset, seed, (*helped, method.canonical)).key
-            for name, text in sorted(method.helpers.items())
-        },
+        plugins=plugin_sources(used_components(registry, protocol, method)),
+        helpers={name: make_spec(registry, protocol, one, dataset, seed, helped).key for name, one in helpers.items()},
         extra_data=dataset.spare if method.extra_data else "",
         label=f"{method.brief} [{changes}]" if changes else method.brief,
     )
 
 
 def used_components(registry: Registry, protocol: Protocol, method: Composed) -> list[Component]:
-    """Every component that a run of this method under this protocol is made of."""
+    """Every component of a run of this method under this protocol."""
     return [*method.members, *(resolve(registry, kind, text) for kind, text in components(protocol))]
 
 
 def plugin_sources(used: list[Component]) -> dict[str, str]:
-    """ "distribution version" -> source hash of what is behind these components (several, where they lie apart)."""
+    """ "distribution version" -> source hash of each plugin behind these components.
+
+    A plugin whose components lie in several packages has several hashes, sorted and separated by spaces.
+    """
     hashes: dict[str, set[str]] = {}
     for component in used:
         offer = component.offer

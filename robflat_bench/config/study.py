@@ -1,4 +1,4 @@
-"""Studies: TOML lists of variants under one protocol, shipped in the package or given as a path.
+"""Studies: TOML files that list variants under one protocol, shipped with the package or given as a path.
 
     name = "my-study"
     version = "1.0"
@@ -14,14 +14,13 @@
     methods = ["at"]
     grid = { "recipe.weight_decay" = [1e-3, 1e-2] }
 
-A group is every method times every combination of its grid, whose keys are those of `--set`.
+A group combines every method with every combination of its grid. The grid's keys are those of `--set`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -30,10 +29,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from robflat_bench.config.protocol import Strict, read_text
+from robflat_bench.config.protocol import Strict, parse_toml, read_text
 from robflat_bench.core import UsageError
-from robflat_bench.registry.components import validate
-from robflat_bench.registry.registry import did_you_mean
+from robflat_bench.registry.validation import did_you_mean, validate
 
 MAX_VARIANTS = 1000
 Values = Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]
@@ -41,7 +39,7 @@ Values = Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a study: a method under settings of the recipe; the seeds come with the sweep."""
+    """One row of a study: a method under settings of the recipe. `sweep` adds the seeds."""
 
     group: str
     method: str
@@ -54,16 +52,19 @@ class Variant:
 class Group(Strict):
     """Variants that belong together."""
 
-    title: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,80}$")
-    methods: tuple[str, ...] = Field(min_length=1)
-    grid: dict[Annotated[str, Field(pattern=r"^recipe\.\w+$")], Values] = Field(default_factory=dict)
+    title: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,80}$", description="How tables name the group.")
+    methods: tuple[str, ...] = Field(min_length=1, description="Methods with their parameters and modifiers.")
+    grid: dict[Annotated[str, Field(pattern=r"^recipe\.\w+$")], Values] = Field(
+        default_factory=dict, description="Setting -> its values, e.g. recipe.epochs -> 10, 30."
+    )
 
     @property
     def count(self) -> int:
-        """How many variants that makes."""
+        """Number of variants."""
         return math.prod(map(len, (self.methods, *self.grid.values())))
 
     def variants(self) -> Iterator[Variant]:
+        """Every method with every combination of the grid."""
         for method in self.methods:
             for values in itertools.product(*self.grid.values()):
                 pairs = zip(self.grid, values, strict=True)
@@ -73,13 +74,14 @@ class Group(Strict):
 class Study(Strict):
     """A named list of groups under a protocol."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    version: str = Field(pattern=r"^\d+\.\d+$")
-    summary: str
-    protocol: str
-    groups: tuple[Group, ...] = Field(min_length=1)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="Lower case, digits, dashes.")
+    version: str = Field(pattern=r"^\d+\.\d+$", description="major.minor.")
+    summary: str = Field(description="One line.")
+    protocol: str = Field(description="Name of a protocol, or a TOML file beside the study's file.")
+    groups: tuple[Group, ...] = Field(min_length=1, description="The variants, in groups.")
 
     def variants(self) -> list[Variant]:
+        """The variants of all groups, in the order of the file."""
         return [variant for group in self.groups for variant in group.variants()]
 
 
@@ -88,16 +90,24 @@ def _toml(value: Any) -> str:
 
 
 def studies() -> dict[str, str]:
-    """Name -> text of the studies in this package."""
+    """Name -> TOML text of the studies in this package."""
     entries = (resources.files("robflat_bench.config") / "studies").iterdir()
     found = {entry.name.removesuffix(".toml"): entry for entry in entries if entry.name.endswith(".toml")}
     return {name: entry.read_text("utf-8") for name, entry in sorted(found.items())}
 
 
 def load_study(name: str) -> Study:
-    """The study of that name or file. Whether its variants can be run is found out by who runs them.
+    """Read and validate a study. Its methods and settings are validated when they are run.
 
-    A protocol named by a file is found beside the study's file.
+    Parameters
+    ----------
+    name : str
+        Name of a study in this package, or path of a TOML file.
+
+    Raises
+    ------
+    UsageError
+        The study does not exist, is not valid, or has more than `MAX_VARIANTS` variants.
     """
     known = studies()
     if name in known:
@@ -107,13 +117,9 @@ def load_study(name: str) -> Study:
     else:
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
         raise UsageError(f"unknown study '{name}'{hint}, or give a TOML file")
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"study {name} is not valid TOML: {error}") from None
-    study = validate(Study, content, f"study {name}")
+    study = validate(Study, parse_toml(text, f"study {name}"), f"study {name}")
     if study.protocol.endswith(".toml"):
         study = study.model_copy(update={"protocol": str(home / study.protocol)})
     if (count := sum(group.count for group in study.groups)) > MAX_VARIANTS:
-        raise UsageError(f"study {name} has {count} variants; {MAX_VARIANTS} are enough")
+        raise UsageError(f"study {name} has {count} variants, more than {MAX_VARIANTS}; split it into several studies")
     return study

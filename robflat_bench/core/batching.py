@@ -1,4 +1,4 @@
-"""Work in memory batches of one size: the last one is padded, so every batch runs the same kernels."""
+"""Work in memory batches of one size: the last batch is padded, so every batch runs the same kernels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from robflat_bench.core.examples import Examples, Workspace
 
+MEMORY_BATCH = 250
+"""Images that pass through a network together, outside training steps. It bounds memory and changes no result beyond
+rounding."""
+
 
 def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, int]]:
-    """(examples, how many of them count): as few batches as hold at most `batch`, all of one size; the last repeats its
-    rows until it is full."""
+    """Split examples into the fewest batches of at most `batch`, all of one size.
+
+    Yields
+    ------
+    part, count
+        A batch, and how many of its first examples count. The last batch repeats its own examples until it is full.
+    """
     size = -(-len(examples) // -(-len(examples) // batch)) if len(examples) else batch
     for start in range(0, len(examples), size):
         rows = torch.arange(start, min(start + size, len(examples)))
@@ -22,7 +31,24 @@ def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, i
 
 
 def in_batches(examples: Examples, workspace: Workspace, compute: Callable[[Examples], Tensor], name: str) -> Tensor:
-    """`compute` over all examples, each batch a unit of the journal named after its position and size."""
+    """Apply `compute` to all examples, batch by batch.
+
+    Parameters
+    ----------
+    examples
+        N examples.
+    workspace
+        Its `batch` is the memory batch; its journal keeps each batch's result and skips it after an interruption.
+    compute
+        Examples of one batch -> tensor [B,...].
+    name
+        Name of the journal's units, [A-Za-z0-9_.-]; position and size of the batch are added.
+
+    Returns
+    -------
+    Tensor
+        [N,...], on the examples' device.
+    """
     parts = []
     for number, (part, count) in enumerate(padded_batches(examples, workspace.batch)):
 

@@ -1,7 +1,7 @@
-"""One file per component, readable without torch: imports that wait, and the rows that a package's files hold.
+"""The catalogue reads every component's row without importing torch.
 
-A component's file holds its equation, its parameters, its row `INFO` and its code. `robflat-bench list` and `info`
-read the row, and must not wait seconds for torch. So the file imports torch, and whatever needs it, lazily:
+A component's file holds its equation, its parameters, its row `INFO` and its code. `robflat-bench list` and `info` need
+the row only, and importing torch takes seconds. So a component's file delays its heavy imports:
 
     with lazy_imports():
         import torch
@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import importlib.util
 import pkgutil
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from robflat_bench.core.infos import Info
@@ -28,22 +31,23 @@ _ROW = re.compile(r"^INFO\b", re.MULTILINE)
 
 
 class _Lazy:
-    """Stands in a module's namespace for an import until the name is used, then replaces itself by what it names."""
+    """The value of a lazily imported name until the first use of any such name of its module.
 
-    def __init__(self, namespace: dict[str, Any], module: str, attribute: str = "") -> None:
-        self._namespace, self._module, self._attribute = namespace, module, attribute
+    The first use performs all lazy imports of the module, and every name gets its real value.
+    """
+
+    def __init__(self, namespace: dict[str, Any], module: str, name: str = "") -> None:
+        self._namespace, self._module, self._name = namespace, module, name
 
     def _load(self) -> Any:
-        module = importlib.import_module(self._module)
-        if not self._attribute:
-            return module
-        try:
-            return getattr(module, self._attribute)
-        except AttributeError:
-            return importlib.import_module(f"{self._module}.{self._attribute}")
+        if not self._name:
+            return importlib.import_module(self._module)
+        return getattr(__import__(self._module, fromlist=[self._name]), self._name)
 
     def _resolved(self) -> Any:
-        resolve(self._namespace)
+        for name, value in list(self._namespace.items()):
+            if type(value) is _Lazy:
+                self._namespace[name] = value._load()
         return self._load()
 
     def __getattr__(self, name: str) -> Any:
@@ -55,6 +59,9 @@ class _Lazy:
     def __getitem__(self, key: Any) -> Any:
         return self._resolved()[key]
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._resolved())
+
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, self._resolved())
 
@@ -62,58 +69,58 @@ class _Lazy:
         return (self._resolved(),)
 
 
-class _LazyModule:
-    """What `__import__` gives inside `lazy_imports`: each attribute taken from it is a lazy name."""
-
-    def __init__(self, namespace: dict[str, Any], module: str) -> None:
-        self._namespace, self._module = namespace, module
-
-    def __getattr__(self, name: str) -> _Lazy:
-        return _Lazy(self._namespace, self._module, name)
-
-
 @contextmanager
 def lazy_imports() -> Iterator[None]:
-    """Imports in this block wait until one of their names is used; where torch is loaded already, they are done now.
+    """Delay the imports in this block until one of the imported names is used.
 
-    Not for base classes of the file's own classes, exceptions to catch, decorators or values computed when the file is
-    imported: each would load torch at once.
+    Use it at the top level of a module, with `import a`, `import a as b` and `from a.b import c as d`. Where torch is
+    loaded already, the imports are done at once.
+
+    Raises
+    ------
+    ImportError
+        For `import a.b` and `from a import *`, which cannot be delayed.
+
+    Notes
+    -----
+    Four uses work, but import torch when the file is read: base classes, decorators, default values and other values
+    computed at import. Two uses need the real object, so a name of the block must have been used before: `except NAME`
+    and the comparison `x is NAME`.
     """
     if _HEAVY in sys.modules:
         yield
         return
-    namespace = sys._getframe(2).f_globals
+    namespace = sys._getframe(2).f_globals  # of the module with the block, above contextlib's frame
     real = builtins.__import__
 
-    def wait(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    def delayed(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         if globals is not namespace:
             return real(name, globals, locals, fromlist or (), level)
-        return _LazyModule(namespace, name) if fromlist else _Lazy(namespace, name.partition(".")[0])
+        module = importlib.util.resolve_name("." * level + name, namespace.get("__package__"))
+        if fromlist and "*" not in fromlist:
+            return SimpleNamespace(**{each: _Lazy(namespace, module, each) for each in fromlist})
+        if fromlist or "." in name:
+            raise ImportError(
+                f"`{module}` is imported in a way that cannot be delayed; write `from PACKAGE import NAME`"
+            )
+        return _Lazy(namespace, module)
 
-    builtins.__import__ = wait
+    builtins.__import__ = delayed
     try:
         yield
     finally:
         builtins.__import__ = real
 
 
-def resolve(namespace: dict[str, Any]) -> None:
-    """Do the lazy imports of a module, given its `vars`."""
-    for name, value in list(namespace.items()):
-        if type(value) is _Lazy:
-            namespace[name] = value._load()
-
-
 def rows(package: str) -> list[Any]:
-    """Every `INFO` (a row, or a tuple of rows) of the modules of a package and of its subpackages, by module name.
+    """The rows of a package's components: every `INFO` (a row or a tuple of rows) of its modules, at any depth.
 
-    Only modules that define `INFO` at their top level are imported.
+    The order is that of the modules' names. Only modules that define `INFO` at their top level are imported.
     """
     found: list[Info] = []
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-        spec = module.module_finder.find_spec(module.name, None)
-        source = spec.loader.get_source(module.name) if spec and spec.loader else ""  # type: ignore[attr-defined]
-        if _ROW.search(source or ""):
+        spec = importlib.util.find_spec(module.name)
+        if spec and spec.origin and _ROW.search(Path(spec.origin).read_text("utf-8")):
             info = importlib.import_module(module.name).INFO
             found += info if isinstance(info, tuple) else (info,)
     return found

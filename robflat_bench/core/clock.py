@@ -1,4 +1,4 @@
-"""The clock of a run: seconds of work. It stands still while a network is compiled, which is no part of any budget."""
+"""The clock of a run: seconds of work. It stops while a network is compiled: compilation counts to no budget."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_still = 0.0
+_stopped = 0.0
 
 
 def now() -> float:
-    """Seconds from an arbitrary moment, less those that the clock stood still."""
-    return time.perf_counter() - _still
+    """Seconds since an arbitrary moment, without the time spent inside `standing_still`."""
+    return time.perf_counter() - _stopped
 
 
 @contextmanager
 def standing_still() -> Iterator[None]:
-    """What is done within takes no time."""
-    global _still
+    """Stop the clock inside the block."""
+    global _stopped
     began = time.perf_counter()
     try:
         yield
     finally:
-        _still += time.perf_counter() - began
+        _stopped += time.perf_counter() - began

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 
 class RobflatError(Exception):
-    """Base of every error the command line shows as one line. `exit_code` is the process's."""
+    """Base of every error that the command line shows as one line. `exit_code` is the exit code of the process."""
 
     exit_code = 1
 
 
 class NoValue(RobflatError):
-    """A measure has no value for this model; says why. The evaluation goes on, and its record keeps the reason."""
+    """A measure has no value for this model. The text says why; evaluation goes on, and the record keeps the reason."""
 
 
 class RunFailed(RobflatError):
-    """A run cannot go on: diverged, locked by another process, disk full."""
+    """A run cannot go on: training diverged, another process holds its lock, the disk is full."""
 
 
 class UsageError(RobflatError):
-    """What was asked for does not exist or is out of range."""
+    """A name does not exist, or a value is out of range."""
 
     exit_code = 2
 
 
 class CheckFailed(RobflatError):
-    """A check found problems: a record that disagrees with its outcomes, a component that fails the kit."""
+    """A check found problems: a record disagrees with its outcomes, a component fails the kit."""
 
     exit_code = 3
 
 
 class PluginError(RobflatError):
-    """The requested component belongs to a plugin that is broken, or is offered twice."""
+    """The requested component belongs to a broken plugin, or two plugins offer it."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Examples under evaluation, and what an evaluation lends to attacks and measures."""
+"""Examples under evaluation, and the workspace that an evaluation gives to attacks and measures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Threat:
-    """What an adversary may do to an image: ||x' - x||_inf <= epsilon (pixels in [0,1]) and x' in [0,1]."""
+    """The adversary may change an image x to any x' in [0,1] with ||x' - x||_inf <= epsilon.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius, in pixels of [0,1].
+    norm : {"linf"}
+        The norm.
+    """
 
     epsilon: float
     norm: Literal["linf"] = "linf"
@@ -21,7 +29,17 @@ class Threat:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples under evaluation: x float [N,C,H,W] in [0,1], y int64 [N], index int64 [N] in their dataset."""
+    """Examples under evaluation.
+
+    Parameters
+    ----------
+    x : Tensor
+        Images, float [N,C,H,W] in [0,1].
+    y : Tensor
+        Labels, int64 [N].
+    index : Tensor
+        Positions in their dataset, int64 [N].
+    """
 
     x: Tensor
     y: Tensor
@@ -36,7 +54,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Spent:
-    """What work took: seconds, and image passes through the network."""
+    """The cost of work: seconds, and forward and backward image passes through the network."""
 
     seconds: float = 0.0
     forward: int = 0
@@ -47,16 +65,17 @@ class Spent:
 
 
 class Journal:
-    """Units of finished work. This one only computes; the store's keeps each unit on disk and skips it next time.
+    """Keeps finished units of work, so that an interrupted evaluation skips them when it is resumed.
 
-    A unit is a function that returns arrays, under a name [A-Za-z0-9_.-] unique within one journal; `section` opens a
-    child whose names cannot collide with its siblings'. `spent` sums what all units took, read back or not.
+    This base class only computes; the store's journal writes each unit to disk. `spent` is the cost of all units,
+    computed now or read back. Names of units are [A-Za-z0-9_.-], unique within one journal; `section` opens a child
+    journal with names of its own.
     """
 
     spent: Spent = Spent()
 
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        """The unit's arrays: computed now, or read back bit for bit if it had finished before."""
+        """The arrays of one unit: computed now, or read back bit for bit if the unit had finished before."""
         return compute()
 
     def section(self, name: str) -> Journal:
@@ -66,9 +85,19 @@ class Journal:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What the harness lends to an attack or a measure: memory batch (changes nothing but memory), evaluation
-    seed (in the protocol), the journal that makes the work resumable, and the weights that training began with
-    (by name; None where they are not known)."""
+    """What an evaluation provides to an attack or a measure.
+
+    Parameters
+    ----------
+    batch : int
+        Images in memory at a time; it changes no result beyond rounding.
+    seed : int
+        Seed of all random numbers, from the protocol.
+    journal : Journal
+        Makes the work resumable.
+    initial : Mapping of str to Tensor, or None
+        The weights at the start of training, by name; None where they are not known.
+    """
 
     batch: int = 100
     seed: int = 0

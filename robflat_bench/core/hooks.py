@@ -1,4 +1,4 @@
-"""The marker of a plugin's hooks, and what hooks about runs and boards see and give."""
+"""The marker of a plugin's hooks, and the classes that hooks about runs and boards receive and return."""
 
 from __future__ import annotations
 
@@ -13,16 +13,29 @@ if TYPE_CHECKING:
 
 PROJECT = "robflat_bench"
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a plugin as its implementation of the hook of that name."""
+"""Decorator: marks a function of a plugin as its implementation of the hook with that name."""
 
 
 @dataclass(frozen=True)
 class RunView:
     """A run, as an observer sees it.
 
-    key: of the run, 16 hex digits; the same again when an interrupted run goes on. label: how a person names it.
-    method: its canonical text. folder: where it lies; an observer may write below `folder / "observers"`.
-    spec: the JSON document of spec.json.
+    Parameters
+    ----------
+    key : str
+        16 hex digits; an interrupted run continues with the same key.
+    label : str
+        Its name for people.
+    method : str
+        Canonical text of the method.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Seed of training.
+    folder : Path
+        The run's folder; an observer may write below `folder / "observers"`.
+    spec : Mapping
+        The JSON document of spec.json.
     """
 
     key: str
@@ -38,8 +51,16 @@ class RunView:
 class LeaderboardColumn:
     """A column that a plugin adds to a board's page.
 
-    name: [a-z0-9-], unique on the board. title, note: the two lines of its heading, e.g. "Cost" and "passes of AT".
-    values: row id -> number (rows that have none are left out). form: how a number is written, a format spec.
+    Parameters
+    ----------
+    name : str
+        [a-z0-9-], unique on the board.
+    title, note : str
+        The two lines of its heading, e.g. "Cost" and "passes of AT".
+    values : Mapping of str to float
+        Row id -> number; rows without a number are left out.
+    form : str
+        Format spec of the numbers.
     """
 
     name: str

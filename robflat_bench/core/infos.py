@@ -1,4 +1,4 @@
-"""Rows of the catalogue: what a component is called, takes and costs. Reading them never imports torch."""
+"""Rows of the catalogue: name, parameters and declared properties of each component. Reading them needs no torch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from pydantic import ConfigDict
+
 from robflat_bench.core.params import Params
 
 Kind = Literal["method", "modifier", "attack", "measure", "backbone", "dataset", "launcher"]
 
 Joint = Literal["augment", "batch", "target", "attack", "model", "loss", "backward", "after_step"]
-"""Where a modifier takes hold of a training step; see `method`."""
+"""The places of a training step that a modifier can change; see `method`."""
 EXCLUSIVE: tuple[Joint, ...] = ("attack", "backward")
-"""Joints that admit one claimant; at the others modifiers chain in the order of their rank."""
+"""Joints that at most one modifier may change. At the other joints, modifiers act in the order of their rank."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """One row of a catalogue.
+    """One row of the catalogue.
 
-    name: lower case with dashes, unique within its kind. summary: one line. factory: "package.module:Class".
-    params: the pydantic model of its parameters. citation: where it comes from. title: how tables name it, a
-    format string over the parameters ("PGD-{steps} x {restarts}"); by default the canonical text.
-    example: parameters for a quick trial, as the conformance kit makes it.
+    Parameters
+    ----------
+    name : str
+        Lower case, digits and dashes; unique within its kind.
+    summary : str
+        One line.
+    factory : str
+        The class or function, "package.module:Class"; imported when the component is first used.
+    params : type of Params
+        The model of its parameters.
+    citation : str
+        The paper it comes from.
+    title : str
+        Its name in tables: a format string over the parameters, e.g. "PGD-{steps} x {restarts}". By default the
+        canonical text.
+    example : Mapping
+        Parameters for a quick trial in the conformance kit.
     """
 
     name: str
@@ -35,13 +50,20 @@ class Info:
     example: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     kind: ClassVar[Kind]
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, revalidate_instances="always")
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of each image of a batch, as formulas in T (the recipe's attack steps) and the component's parameters.
+    """Image passes of each image of a batch.
 
-    at_most: they are an upper bound, for the data decide how many are made.
+    Parameters
+    ----------
+    forward, backward : str
+        Formulas of integers, +, -, * and brackets in T (the recipe's attack steps, for methods and modifiers) and the
+        component's parameters.
+    at_most : bool
+        The formulas are an upper bound: the data decide how many passes are made.
     """
 
     forward: str = "0"
@@ -54,13 +76,20 @@ class Passes:
 
 @dataclass(frozen=True)
 class MethodInfo(Info):
-    """A training method.
+    """A training method: `Info`, and what its training step does.
 
-    attack, loss: image passes of its inner attack and of one evaluation of its loss, in one update.
-    updates: how often each batch is used. claims: joints it needs for itself; a modifier of such a joint cannot be
-    added to it.
-    helpers: name -> method text of networks trained first, under the same protocol, recipe and seed.
-    untrained: shell pattern of parameter names that its loss does not move -> why not.
+    Parameters
+    ----------
+    attack, loss : Passes
+        Image passes of its inner attack, and of one evaluation of its loss, in one update.
+    updates : str
+        Formula of the updates that are made with each batch.
+    claims : tuple of Joint
+        Joints that it uses itself; modifiers of these joints cannot be added to it.
+    helpers : Mapping of str to str
+        Name -> method text of networks that are trained first, under the same protocol, recipe and seed.
+    untrained : Mapping of str to str
+        Shell pattern of parameter names that its loss does not train -> the reason.
     """
 
     attack: Passes = Passes()
@@ -74,11 +103,22 @@ class MethodInfo(Info):
 
 @dataclass(frozen=True)
 class ModifierInfo(Info):
-    """Something that wraps any method.
+    """A change that can be added to any method: `Info`, and what it changes.
 
-    joints: where it takes hold. rank: its place among the modifiers of a joint, lower first. attack, loss: image
-    passes it adds to the method's. losses: how often the loss is evaluated in one update. helpers: as a method's.
-    extra_data: whether it trains on images outside the protocol's training split.
+    Parameters
+    ----------
+    joints : tuple of Joint
+        The places of a training step that it changes.
+    rank : int
+        Its place among the modifiers of a joint; lower ranks act first.
+    attack, loss : Passes
+        Image passes that it adds to the method's attack and to one evaluation of its loss.
+    losses : str
+        Formula of the evaluations of the loss in one update.
+    helpers : Mapping of str to str
+        As a method's.
+    extra_data : bool
+        Whether it trains on images outside the protocol's training split.
     """
 
     joints: tuple[Joint, ...] = ()
@@ -93,9 +133,12 @@ class ModifierInfo(Info):
 
 @dataclass(frozen=True)
 class AttackInfo(Info):
-    """An attack inside the threat model's ball and the image box.
+    """An attack inside the threat model's ball and [0,1]: `Info`, and its cost.
 
-    passes: of each image, as formulas in its parameters; None where a search decides how many.
+    Parameters
+    ----------
+    passes : Passes or None
+        Passes of each image, as formulas in its parameters; None where a search decides how many are made.
     """
 
     passes: Passes | None = None
@@ -103,18 +146,25 @@ class AttackInfo(Info):
 
 
 Rescaling = Literal["layers", "filters", "units", "logits"]
-"""All convolutions whose normalisation undoes it by one factor; each of their filters by its own; what enters a ReLU
-unit by a factor and what leaves it by its inverse, each unit by its own; the last layer, and so the logits."""
+"""Ways to rescale weights. layers: multiply every convolution followed by normalisation by one factor. filters: a
+separate factor for each filter. units: multiply a ReLU unit's inputs by c and its outputs by 1/c, a separate c for each
+unit. logits: multiply the last layer by c. All but logits leave the function unchanged."""
 
 
 @dataclass(frozen=True)
 class MeasureInfo(Info):
-    """A number about a trained model.
+    """A number about a trained model: `Info`, its cost and its invariances.
 
-    couplings: how adversarial examples follow the weights; none where no example is read. passes: coupling ("": none)
-    -> image passes, as formulas of the parameters, A and B the forward and backward passes of one attack; not declared
-    where a search decides. powers: what happens to the value when weights are rescaled by c and, but for the logits,
-    the function stays: c to that power (0: unchanged); a rescaling that is not named moves it by no fixed power.
+    Parameters
+    ----------
+    couplings : tuple of str
+        How adversarial examples follow the weights; empty where it reads no examples.
+    passes : Mapping of str to Passes
+        Coupling (or "" without couplings) -> passes of each image, as formulas in its parameters and in A and B, the
+        forward and backward passes of one attack. Not declared where a search decides how many are made.
+    powers : Mapping of Rescaling to float
+        If weights are rescaled by c, the value is multiplied by this power of c (0: it is invariant). A rescaling that
+        is not named changes the value by no fixed power.
     """
 
     couplings: tuple[str, ...] = ()
@@ -125,9 +175,13 @@ class MeasureInfo(Info):
 
 @dataclass(frozen=True)
 class BackboneInfo(Info):
-    """A network constructor: images in [0,1] in, logits out.
+    """A network from images in [0,1] to logits: `Info`, and the origin of its weights.
 
-    pretrained: its weights come with it; otherwise they are drawn afresh from the run's seed."""
+    Parameters
+    ----------
+    pretrained : bool
+        Its weights come with it; otherwise the run's seed decides them.
+    """
 
     pretrained: bool = False
     kind: ClassVar[Kind] = "backbone"
@@ -142,6 +196,6 @@ class DatasetInfo(Info):
 
 @dataclass(frozen=True)
 class LauncherInfo(Info):
-    """Something that runs command lines."""
+    """A way to start the processes of runs."""
 
     kind: ClassVar[Kind] = "launcher"

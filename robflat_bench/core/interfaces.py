@@ -1,4 +1,4 @@
-"""What each kind of component does; methods and modifiers are in `core.method`."""
+"""Base classes of attacks, measures, datasets and launchers; methods and modifiers are in `core.method`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,43 @@ if TYPE_CHECKING:
 
 
 class Attack(ABC):
-    """An attack under evaluation. Implement `perturb` for batches; override `run` only if the whole set matters."""
+    """An attack under evaluation. Implement `perturb`; override `run` only if the attack needs the whole set at once.
+
+    Parameters
+    ----------
+    params : Params
+        Its validated parameters.
+    threat : Threat
+        The ball that adversarial images stay in.
+    """
 
     def __init__(self, params: Any, threat: Threat) -> None:
         self.params = params
         self.threat = threat
         self.notes: dict[str, int] = {}
-        """What a run wants known beside its result, e.g. {"only_square": 3}: examples nothing else broke."""
+        """Counts for the record beside the result, e.g. {"only_square": 3}: examples that no other attack broke."""
 
     @abstractmethod
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
-        """x_adv [B,C,H,W] within the threat, random numbers keyed by (seed, examples.index)."""
+        """Attack one memory batch.
+
+        Parameters
+        ----------
+        model : nn.Module
+            In eval mode; leave weights, mode and gradients as they are.
+        examples : Examples
+            B examples.
+        seed : int
+            Random numbers are keyed by (seed, examples.index).
+
+        Returns
+        -------
+        Tensor
+            x_adv, float [B,C,H,W], within the threat and [0,1].
+        """
 
     def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
-        """x_adv for all examples, one memory batch at a time, each batch a unit of the journal."""
+        """x_adv of all examples, one memory batch at a time, each batch a unit of the journal."""
         from robflat_bench.core.batching import in_batches
 
         return in_batches(examples, workspace, lambda part: self.perturb(model, part, workspace.seed), "x_adv")
@@ -38,10 +61,20 @@ class Attack(ABC):
 
 @dataclass(frozen=True)
 class Measurement:
-    """value and standard_error (None where none is defined) over n examples.
+    """The result of a measure.
 
-    details: further numbers by name, e.g. the parts of the error. arrays: per draw, per example, ... evidence,
-    kept beside the record.
+    Parameters
+    ----------
+    value : float
+        The number.
+    standard_error : float or None
+        Its standard error; None where it has none.
+    n : int
+        Number of examples behind it.
+    details : Mapping of str to float
+        Further numbers, e.g. the parts of the standard error.
+    arrays : Mapping of str to ndarray
+        Numbers for each draw, example, ...; kept beside the record.
     """
 
     value: float
@@ -52,7 +85,15 @@ class Measurement:
 
 
 class Measure(ABC):
-    """A number about a trained model under a threat, read on given examples; the model leaves as it came."""
+    """A number about a trained model under a threat.
+
+    Parameters
+    ----------
+    params : Params
+        Its validated parameters.
+    threat : Threat
+        The threat model of the protocol.
+    """
 
     def __init__(self, params: Any, threat: Threat) -> None:
         self.params = params
@@ -60,12 +101,28 @@ class Measure(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        """The measurement; weights, mode and global random state are restored bit for bit."""
+        """Measure the model; restore its weights, its mode and the global random state bit for bit.
+
+        Raises
+        ------
+        NoValue
+            The measure is not defined for this model.
+        """
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Labelled images of one source: x uint8 [N,H,W,C], y uint8 [N], index int64 [N] (canonical positions)."""
+    """Labelled images of one source.
+
+    Parameters
+    ----------
+    x : ndarray
+        Images, uint8 [N,H,W,C].
+    y : ndarray
+        Labels, uint8 [N].
+    index : ndarray
+        Canonical positions, int64 [N].
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -74,7 +131,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded dataset: pools ("train", "test", ...), class count, and one line on where it came from."""
+    """A loaded dataset: its pools ("train", "test", ...), the number of classes, and its origin in one line."""
 
     pools: Mapping[str, Pool]
     classes: int
@@ -89,19 +146,46 @@ class Dataset(ABC):
 
     @abstractmethod
     def canonical(self, source: Source) -> bool:
-        """Whether pixels and labels are byte-identical to the canonical dataset, as far as its known digests tell."""
+        """Whether pixels and labels are byte-identical to the canonical dataset, by its known digests."""
 
     @abstractmethod
     def sources(self, root: str | None, download: bool = True) -> list[Callable[[], Source]]:
-        """Every copy found below `root` (`--data`), best first, each loaded when called; where there is none,
-        one to fetch, if `download` allows it.
+        """Find copies of the dataset.
 
-        Raises UsageError that names the layouts looked for and how to get them, when there is none."""
+        Parameters
+        ----------
+        root : str or None
+            Folder to search, from `--data`.
+        download : bool
+            Whether a copy may be downloaded if there is none.
+
+        Returns
+        -------
+        list of callable
+            The copies found, best first; each is loaded when it is called.
+
+        Raises
+        ------
+        UsageError
+            There is no copy; the text names the layouts searched for and how to get the data.
+        """
 
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What a backbone is built for: channels, height = width, classes, and the mean and std [C] of the images."""
+    """The images and classes that a backbone is built for.
+
+    Parameters
+    ----------
+    channels : int
+        C.
+    size : int
+        Height and width.
+    classes : int
+        K.
+    mean, std : tuple of float
+        Mean and standard deviation of the images in [0,1], one number for each channel.
+    """
 
     channels: int
     size: int
@@ -112,7 +196,7 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a launcher shares out: `jobs` slots, each of `threads` CPU threads, with a GPU where `device` is cuda."""
+    """The resources of a launcher: `jobs` slots, each with `threads` CPU threads, and a GPU where `device` is cuda."""
 
     jobs: int = 1
     threads: int = 1
@@ -121,7 +205,17 @@ class Resources:
 
 @dataclass(frozen=True)
 class Job:
-    """A command line to run, under a name of its own; log: the file that takes what it writes on stderr."""
+    """A command line for a launcher.
+
+    Parameters
+    ----------
+    name : str
+        Unique among the launcher's jobs.
+    command : tuple of str
+        Program and arguments.
+    log : Path
+        File that receives the process's stderr.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -129,10 +223,10 @@ class Job:
 
 
 class Launcher(ABC):
-    """Runs each command line in a process of its own, somewhere, and reports its exit. One thread calls it."""
+    """Runs each job in a process of its own and reports its exit code. One thread calls it."""
 
     foreground: ClassVar[bool] = False
-    """Whether what it runs writes to this terminal instead of its log; nothing else should draw there then."""
+    """Whether its processes write to this terminal instead of to their logs; then nothing else should draw there."""
 
     def __init__(self, params: Any, resources: Resources) -> None:
         self.params = params
@@ -140,14 +234,23 @@ class Launcher(ABC):
 
     @abstractmethod
     def start(self, job: Job) -> None:
-        """Start it and return; no more than `resources.jobs` are asked to run at a time."""
+        """Start a job and return. At most `resources.jobs` jobs run at a time."""
 
     @abstractmethod
     def wait(self, seconds: float) -> Mapping[str, int]:
-        """Name -> exit code of what has ended since the last call; waits so long at most for the first one.
+        """Report the jobs that ended since the last call; if there are none, wait for the first one.
 
-        What signal n ended has the code -n, or 128 + n as shells say it."""
+        Parameters
+        ----------
+        seconds : float
+            The longest wait.
+
+        Returns
+        -------
+        Mapping of str to int
+            Name -> exit code. A process that signal n ended has the code -n, or 128 + n as shells write it.
+        """
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Send SIGINT to all that run: they save their state and end."""
+        """Send SIGINT to all running jobs: they save their state and end."""

@@ -1,18 +1,18 @@
-"""What a training method is: how one batch becomes a loss, what may be added to it, and what the harness lends it.
+"""Methods and modifiers: how one batch becomes a loss, and what can be changed about it.
 
-One training step, with a method and its modifiers (each joint in the modifiers' declared rank):
+One training step of a method with its modifiers. At each joint, modifiers act in the order of their rank:
 
     images  = modifiers.augment(images)                  # uint8, after the recipe's augmentation
-    batch   = modifiers.batch(batch)                     # mixing, other images
-    target  = modifiers.target(batch)                    # what the loss sees; the attack keeps batch.y
-    x_adv   = modifiers.attack(method.attack)            # inner maximisation; one claimant
+    batch   = modifiers.batch(batch)                     # other images, mixed images
+    target  = modifiers.target(batch)                    # what the loss compares with; the attack keeps batch.y
+    x_adv   = modifiers.attack(method.attack)            # inner maximisation; at most one modifier
     loss    = mean(method.loss) + sum(modifiers.loss)    # may be evaluated several times
-    modifiers.backward(loss, optimizer)                  # plain descent, or AWP / SAM / ... ; one claimant
+    modifiers.backward(loss, optimizer)                  # plain descent, or AWP / SAM / ...; at most one modifier
     modifiers.after_step(model)                          # clipping, averages
-    ...                                                  # and at the end of each epoch
-    weights = modifiers.model(weights)                   # which weights are evaluated
 
-The loop itself is `training.loop`; how a method and its modifiers act as one is `training.composition`.
+At the end of each epoch `weights = modifiers.model(weights)` chooses the weights that are evaluated.
+
+`training.composition` is this step in code, and `training.loop` the loop around it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from robflat_bench.core.interfaces import ImageShape
 
@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What the harness lends
+# What a method receives
 # ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where training stands: epoch and update within it, from 0, and the fraction of training done, in [0,1].
+    """A point of training, which keys random numbers and schedules.
 
-    At the end of an epoch, update is the number of its updates and the fraction counts the epoch as done."""
+    Parameters
+    ----------
+    seed: the run's seed.
+    epoch: from 0.
+    update: update within the epoch, from 0; at the end of an epoch, the number of its updates.
+    progress: fraction of training that is done, in [0,1]; at the end of an epoch, that epoch counts as done.
+    """
 
     seed: int = 0
     epoch: int = 0
@@ -48,7 +54,7 @@ class Moment:
     progress: float = 0.0
 
     def random(self, purpose: str) -> torch.Generator:
-        """Random numbers keyed by (seed, purpose, epoch, update): a resumed run meets the same ones."""
+        """A CPU generator keyed by (seed, purpose, epoch, update), so a resumed run draws the same numbers."""
         from robflat_bench.core.randomness import generator
 
         return generator(self.seed, purpose, self.epoch, self.update)
@@ -56,12 +62,18 @@ class Moment:
 
 @dataclass
 class Batch:
-    """One training batch.
+    """One training batch of B images.
 
-    index int64 [B]: positions among the training examples, -1 for an image from elsewhere. x float [B,C,H,W] in
-    [0,1]: what the attack sees. y int64 [B]. target float [B,K], rows sum to 1: what the loss sees.
-    weight float [B] >= 0: of each example in the loss. views: makes further augmentations of the same images.
-    augment: makes x of other images, uint8 [b,C,H,W], by the random numbers of a purpose.
+    Parameters
+    ----------
+    index: int64 [B], positions among the training examples; -1 for any other image.
+    x: float [B,C,H,W] in [0,1], the images that the attack starts from.
+    y: int64 [B], the labels that the attack maximises the loss of.
+    target: float [B,K], rows sum to 1; the distribution that the loss compares predictions with.
+    weight: float [B], at least 0; weight of each example in the mean loss.
+    moment: epoch and update.
+    views: makes augmentation number 1, 2, ... of the same images, as x; None if they have no other views.
+    augment: augments other images, uint8 [b,C,H,W], with the random numbers of a purpose, as x.
     """
 
     index: Tensor
@@ -74,21 +86,27 @@ class Batch:
     augment: Callable[[Tensor, str], Tensor] | None = None
 
     def view(self, number: int) -> Tensor:
-        """The images augmented anew, as x; number = 1, 2, ... Where nothing augments, x itself."""
+        """Augmentation number 1, 2, ... of the same images, shaped as x; x itself if there are no views."""
         return self.x if self.views is None else self.views(number)
 
     def augmented(self, images: Tensor, purpose: str) -> Tensor:
-        """uint8 images [b,C,H,W] as x: augmented where x is, in [0,1]."""
+        """Other images, uint8 [b,C,H,W], augmented as x is and scaled to [0,1]."""
         return images.to(self.x) / 255 if self.augment is None else self.augment(images, purpose)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a method or modifier may know before the first step.
+    """What a method or a modifier knows before the first step.
 
-    count: training examples. epsilon: the recipe's radius. helpers: the networks its description asks for,
-    frozen, in eval mode. images: clean training images, float [b,C,H,W] in [0,1], batch by batch. spare: images
-    of the training pool that no split uses, uint8 [M,C,H,W], M may be 0.
+    Parameters
+    ----------
+    model: the network, on its device and in its precision.
+    shape: channels, size, classes, mean and standard deviation of the images.
+    count: number of training examples, N.
+    epsilon: the recipe's radius, in pixels of [0,1].
+    helpers: the networks that the component's row asks for, by name: trained, frozen, in eval mode.
+    images: iterates over the clean training images, float [b,C,H,W] in [0,1].
+    spare: the images of the training pool that no split uses, uint8 [M,C,H,W]; M may be 0.
     """
 
     model: nn.Module
@@ -101,9 +119,13 @@ class Training:
 
 
 class InnerAttack(ABC):
-    """The recipe's training attack, bound to this step's random numbers.
+    """The recipe's training attack with this step's random numbers.
 
-    epsilon: radius; step: size of one sign step, both in pixels of [0,1]; steps: how many.
+    Attributes
+    ----------
+    epsilon: radius, in pixels of [0,1].
+    step: size of one sign step, in pixels of [0,1].
+    steps: number of steps.
     """
 
     epsilon: float
@@ -112,21 +134,26 @@ class InnerAttack(ABC):
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """x_adv that maximises `objective(logits) -> [B]` per example; parameters receive no gradient.
+        """x_adv [B,C,H,W]: for each example, the iterate with the highest objective.
 
-        The objective is evaluated at each of the `steps + 1` iterates, in order."""
+        Parameters
+        ----------
+        model: its parameters receive no gradient.
+        x: float [B,C,H,W] in [0,1].
+        objective: logits [B,K] -> [B]; called at each of the `steps + 1` iterates, in order.
+        """
 
     @abstractmethod
     def attacking(self, model: nn.Module) -> AbstractContextManager[None]:
-        """The model as this attack sees it: its batch normalisation mode, parameters without gradient."""
+        """A context in which the model is as during this attack: batch normalisation mode, frozen parameters."""
 
     @abstractmethod
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits [B,K] as this attack sees the model, without gradient."""
+        """Logits [B,K] of the model as during this attack, without gradient."""
 
     @abstractmethod
     def gradient(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """d sum_i objective_i / dx [B,C,H,W] as this attack sees the model; no graph, no parameter gradient."""
+        """d sum_i objective_i / dx [B,C,H,W] of the model as during this attack, detached."""
 
     @abstractmethod
     def within(self, epsilon: float) -> InnerAttack:
@@ -134,8 +161,13 @@ class InnerAttack(ABC):
 
     @abstractmethod
     def until(self, moving: Callable[[], Callable[[Tensor], Tensor]]) -> InnerAttack:
-        """This attack, but example i takes its next step only while m(logits)[i], bool [B], is true at the current
-        iterate, and the last iterate is kept instead of the best; each use of the attack has its m = moving()."""
+        """This attack with examples that stop early; it returns the last iterate instead of the best.
+
+        Parameters
+        ----------
+        moving: called at the start of each attack. It returns m: logits [B,K] of an iterate -> bool [B]. Example i
+            takes its next step if m(logits)[i] is true.
+        """
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -144,98 +176,167 @@ class InnerAttack(ABC):
 
 
 class TrainingComponent:
-    """What methods and modifiers share: parameters, a beginning, and what they keep between steps."""
+    """The base that methods and modifiers share.
+
+    Parameters
+    ----------
+    params: an instance of the parameter model in the component's row.
+    """
+
+    saved: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that a resumed run needs. `setup` makes them: tensors, or dictionaries of tensors."""
 
     def __init__(self, params: Any) -> None:
         self.params = params
 
     def setup(self, training: Training) -> None:
-        """Called once before the first step; not a place for random numbers."""
+        """Called once, before the first step. Draw no random numbers here: a resumed run calls it again."""
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """Name -> extra modules, made in `setup`: trained and checkpointed, never part of the evaluated weights."""
+        """Extra modules by name, made in `setup`: they are trained and saved, but never evaluated."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must survive an interruption, beside parts."""
-        return {}
+        """Everything but `parts` that a resumed run needs: by default the attributes in `saved`."""
+        tensors: dict[str, Tensor] = {}
+        for name in self.saved:
+            value = getattr(self, name)
+            tensors |= {f"{name}.{key}": t for key, t in value.items()} if isinstance(value, dict) else {name: value}
+        return tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """What `state_dict` gave, after `setup`."""
+        """Restore what `state_dict` returned. Called after `setup`."""
+        for name in self.saved:
+            own = getattr(self, name)
+            if isinstance(own, dict):
+                own = {key: state[f"{name}.{key}"].to(tensor, copy=True) for key, tensor in own.items()}
+            else:
+                own = state[name].to(own, copy=True)
+            setattr(self, name, own)
 
 
 class Method(TrainingComponent, ABC):
-    """How one batch becomes a loss: inner attack and outer objective. The loop belongs to the harness."""
+    """How one batch becomes a loss: an inner attack and an outer objective.
+
+    The method makes adversarial examples and losses; the training loop does everything else.
+    """
 
     def radius(self, epsilon: float) -> float:
-        """The largest l-inf distance of x_adv from x in training, given the recipe's radius."""
+        """The largest l-inf distance of x_adv from x during training, given the recipe's radius."""
         return epsilon
 
     @abstractmethod
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        """Inner maximisation: x_adv, shaped as batch.x, within the training radius and [0,1].
+        """The inner maximisation.
 
-        `inner` is the recipe's attack: `inner(model, batch.x, objective)`."""
+        Parameters
+        ----------
+        model: in train mode.
+        batch: B examples.
+        inner: the recipe's attack; the usual body is `inner(model, batch.x, objective)`.
+
+        Returns
+        -------
+        x_adv, float [B,C,H,W] in [0,1], at most `radius(epsilon)` from batch.x.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        """The loss of each example, [B]; the harness takes the mean weighted by batch.weight.
+        """The loss of each example.
 
-        The model is in train mode; each forward here updates BN. May be called more than once for a batch."""
+        Parameters
+        ----------
+        model: in train mode; each forward pass here updates BN statistics.
+        batch: B examples.
+        x_adv: what `attack` returned.
+
+        Returns
+        -------
+        float [B]; the training loop takes their mean, weighted by batch.weight.
+
+        Notes
+        -----
+        It may be called several times for one batch, at different weights.
+        """
 
 
 class Loss(Protocol):
-    """This update's loss at whatever weights the model holds when it is called; may be called again."""
+    """The loss of the current update at the weights that the model holds when it is called; may be called again."""
 
     def __call__(self, *, frozen: bool = False, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The scalar loss; frozen: no BN statistics move. `keep` gives each example's loss, [B], a factor, [B]: 0
-        leaves it out, and the mean is still over the whole batch; what modifiers add stays as it is."""
+        """The scalar loss.
+
+        Parameters
+        ----------
+        frozen: keep BN statistics as they are.
+        keep: losses of the examples [B] -> factors [B]; 0 leaves an example out. The mean still divides by the
+            whole batch, and the terms that modifiers add are unchanged.
+        """
 
 
 class Attacker(Protocol):
-    """An inner maximisation: a method's own, or that of a modifier around it."""
+    """An inner maximisation, such as `Method.attack`."""
 
     def __call__(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         """x_adv, shaped as batch.x."""
 
 
 class Modifier(TrainingComponent):
-    """Something orthogonal that wraps any method. Override the joints that its description declares."""
+    """A change that can be added to any method. Override the joints that the modifier's row declares."""
 
     def augment(self, images: Tensor, source: torch.Generator) -> Tensor:
-        """uint8 [B,C,H,W] -> the same, by random numbers of this source."""
+        """Images, uint8 [B,C,H,W], as changed by the random numbers of `source`; same type and shape."""
         raise NotImplementedError
 
     def batch(self, batch: Batch) -> Batch:
-        """Other images or labels: a new batch."""
+        """A new batch with other images or labels."""
         raise NotImplementedError
 
     def target(self, batch: Batch) -> Tensor:
-        """What the loss sees instead of batch.target: float [B,K], rows sum to 1."""
+        """Replaces batch.target: float [B,K], rows sum to 1."""
         raise NotImplementedError
 
     def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        """x_adv, by way of the method's own `attack(model, batch, inner)`."""
+        """x_adv; `attack(model, batch, inner)` is the method's own attack."""
         raise NotImplementedError
 
     def prepare(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Any:
-        """What `loss` needs, made once per update, after the attack (part of the joint `loss`)."""
+        """Called once per update after the attack, for the joint `loss`: its result is passed to `loss`."""
 
     def loss(self, model: nn.Module, batch: Batch, prepared: Any) -> Tensor:
-        """A scalar added to the method's mean loss."""
+        """A scalar that is added to the method's mean loss."""
         raise NotImplementedError
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        """From the loss to moved weights: `backward()` (all gradients are None before), `optimizer.step()`; the
-        loss's value. Gradients that are not meant to descend are taken with respect to weights alone (autograd.grad):
-        a method may listen for the backward pass that reaches its images."""
+        """From the loss to moved weights: call `backward()` on a loss, then `optimizer.step()`.
+
+        Returns
+        -------
+        The value of the loss, a detached scalar.
+
+        Notes
+        -----
+        All gradients are None at the beginning. Compute a gradient that is not the descent direction with
+        `torch.autograd.grad` with respect to the weights: a method such as `free-at` reacts to every backward pass
+        that reaches its images.
+        """
         raise NotImplementedError
 
     def after_step(self, model: nn.Module) -> None:
-        """After each update of the weights."""
+        """Called after each update of the weights."""
         raise NotImplementedError
 
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        """At the end of each epoch: which weights (names and shapes of the model's state) are evaluated, given
-        those of the model or of the modifier before."""
+        """The weights to evaluate, chosen at the end of each epoch.
+
+        Parameters
+        ----------
+        model: the network with its trained weights; leave it as it is.
+        weights: the model's weights, or those that the modifier of the next lower rank chose.
+        moment: the end of the epoch.
+
+        Returns
+        -------
+        Weights with the names and shapes of `model.state_dict()`.
+        """
         raise NotImplementedError

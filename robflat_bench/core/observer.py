@@ -1,8 +1,9 @@
-"""Who watches a run from within this package: a progress bar, the history file, the observers of plugins."""
+"""Observers of a run within this package: the progress bar, the history file, the observers of plugins."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,60 +11,38 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Override what you want to see."""
+    """Shows or keeps what happens in a run. Each method does nothing until it is overridden."""
 
     def training_starts(self, epochs: int, steps: int, done: int) -> None:
-        """`steps` batches in `epochs` epochs lie ahead, `done` of them are done already."""
+        """Training has `steps` updates in `epochs` epochs; an earlier process made `done` of them."""
 
     def step_ends(self, done: int) -> None:
-        """`done` batches are done in all."""
+        """`done` updates are made in all."""
 
     def epoch_ends(self, history: Sequence[Epoch]) -> None:
-        """The history so far, the newest epoch last."""
+        """An epoch has ended; the history ends with it."""
 
     def evaluation_starts(self, stages: Sequence[str]) -> None:
-        """These stages lie ahead, in this order."""
+        """An evaluation begins; it has these stages, in this order."""
 
     def unit_ends(self) -> None:
-        """One unit of the current stage is done (or was already)."""
+        """One unit of the current stage is computed, or read from an earlier process."""
 
     def stage_ends(self, stage: str) -> None:
-        """The stage is done."""
+        """The stage has ended."""
 
     def note(self, text: str) -> None:
-        """Something the person should know."""
+        """A message for the user."""
 
 
 class Observers(Observer):
-    """Several observers as one."""
+    """Several observers as one: each event goes to all of them, in order."""
 
     def __init__(self, *observers: Observer) -> None:
-        self.observers = observers
+        for event in (name for name in vars(Observer) if not name.startswith("_")):
+            setattr(self, event, partial(_call_each, [getattr(observer, event) for observer in observers]))
 
-    def training_starts(self, epochs: int, steps: int, done: int) -> None:
-        for observer in self.observers:
-            observer.training_starts(epochs, steps, done)
 
-    def step_ends(self, done: int) -> None:
-        for observer in self.observers:
-            observer.step_ends(done)
-
-    def epoch_ends(self, history: Sequence[Epoch]) -> None:
-        for observer in self.observers:
-            observer.epoch_ends(history)
-
-    def evaluation_starts(self, stages: Sequence[str]) -> None:
-        for observer in self.observers:
-            observer.evaluation_starts(stages)
-
-    def unit_ends(self) -> None:
-        for observer in self.observers:
-            observer.unit_ends()
-
-    def stage_ends(self, stage: str) -> None:
-        for observer in self.observers:
-            observer.stage_ends(stage)
-
-    def note(self, text: str) -> None:
-        for observer in self.observers:
-            observer.note(text)
+def _call_each(calls: Sequence[Callable[..., None]], *arguments: object, **named: object) -> None:
+    for call in calls:
+        call(*arguments, **named)

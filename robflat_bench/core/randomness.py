@@ -1,14 +1,14 @@
 """Random numbers keyed by content, never by order of execution.
 
-Training draws are keyed by (seed, purpose, epoch, step), evaluation draws by (seed, purpose, sample index). So
-resuming changes nothing, and neither does the size of a memory batch. Draws are made on the CPU in float64 and
-cast, so every device and precision meets the same numbers.
+Training draws are keyed by (seed, purpose, epoch, step), evaluation draws by (seed, purpose, sample index). So a
+resumed run and a run with another memory batch draw the same numbers. All draws are made on the CPU in float64 and then
+cast, so every device and precision uses the same numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,13 @@ from torch import Tensor
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose seed is a hash of the key."""
+    """A CPU generator seeded with a hash of the key.
+
+    Parameters
+    ----------
+    key
+        Integers and strings, e.g. `generator(seed, "attack", epoch, step)`. Equal keys give equal draws.
+    """
     text = "\x1f".join(str(part) for part in key)
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
     return torch.Generator().manual_seed(seed)
@@ -24,24 +30,34 @@ def generator(*key: int | str) -> torch.Generator:
 
 @contextmanager
 def global_state(source: torch.Generator) -> Iterator[None]:
-    """Inside, torch's global CPU state draws what this source decides, for libraries that know no generator."""
+    """Seed torch's global CPU generator from `source` inside the block, for libraries that take no generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=source)))
         yield
 
 
 def uniform_like(x: Tensor, source: torch.Generator) -> Tensor:
-    """U(-1,1), shaped and placed as x."""
+    """U(-1,1) draws with the shape, dtype and device of x."""
     return torch.rand(x.shape, generator=source, dtype=torch.float64).mul_(2).sub_(1).to(x)
 
 
 def normal_like(x: Tensor, source: torch.Generator) -> Tensor:
-    """N(0,1), shaped and placed as x."""
+    """N(0,1) draws with the shape, dtype and device of x."""
     return torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)
 
 
 def per_example_uniform(x: Tensor, index: Tensor, *key: int | str) -> Tensor:
-    """U(-1,1) for each row of x [B,...], row b keyed by (key, index[b]) alone."""
-    rows: Sequence[int] = index.tolist()
-    draws = [torch.rand(x.shape[1:], generator=generator(*key, row), dtype=torch.float64) for row in rows]
+    """U(-1,1) draws for each example, which depend on the example and not on its batch.
+
+    Parameters
+    ----------
+    x
+        float [B,...]; the draws have its shape, dtype and device.
+    index
+        int64 [B], positions of the examples in their dataset. Row b is keyed by (key, index[b]).
+    key
+        Integers and strings that name the purpose, e.g. `seed, "pgd", restart`.
+    """
+    sources = [generator(*key, row) for row in index.tolist()]
+    draws = [torch.rand(x.shape[1:], generator=source, dtype=torch.float64) for source in sources]
     return torch.stack(draws).mul_(2).sub_(1).to(x)

@@ -1,4 +1,4 @@
-"""Datasets, one file each; `splits` cuts them as a protocol says."""
+"""Datasets, one file each. `splits` selects the images that a protocol names."""
 
 from __future__ import annotations
 

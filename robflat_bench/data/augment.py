@@ -1,6 +1,6 @@
-"""Augmentation of image tensors where they lie, with explicit randomness.
+"""Augmentation of image tensors on their own device, with explicit randomness.
 
-Random integers are drawn on the generator's device: one CPU generator gives the same crops everywhere.
+Random integers are drawn on the generator's device, so one CPU generator gives the same crops on every device.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from torch import Generator, Tensor
 
 
 def random_crop(x: Tensor, padding: int, generator: Generator) -> Tensor:
-    """x [B,C,H,W], any dtype, padded with zeros by `padding` pixels, each image cropped at its own offset.
+    """Pad images with zeros and crop each at its own random offset.
 
-    Offsets are uniform on 0..2*padding, rows of all images drawn before columns.
+    Parameters
+    ----------
+    x
+        Images [B,C,H,W] of any dtype.
+    padding
+        Pixels on each side. Offsets are uniform on 0..2*padding.
+    generator
+        Draws the rows of all images, then the columns.
     """
     batch, _, height, width = x.shape
     offsets = torch.randint(2 * padding + 1, (2, batch), generator=generator, device=generator.device)
@@ -26,23 +33,15 @@ def random_crop(x: Tensor, padding: int, generator: Generator) -> Tensor:
 
 
 def random_flip(x: Tensor, generator: Generator) -> Tensor:
-    """x [B,C,H,W], any dtype; each image mirrored left to right with probability 1/2."""
+    """Mirror each image of x [B,C,H,W], of any dtype, left to right with probability 1/2."""
     mirrored = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=generator.device)
     return torch.where(mirrored.to(x.device).bool(), x.flip(3), x)
 
 
-def unchanged(x: Tensor, generator: Generator) -> Tensor:
-    """x itself; draws nothing."""
-    return x
-
-
-def crop_flip(x: Tensor, generator: Generator) -> Tensor:
-    """The usual augmentation of CIFAR: a crop after padding by 4, then a flip."""
-    return random_flip(random_crop(x, 4, generator), generator)
-
-
 AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
-    "none": unchanged,
+    "none": lambda x, generator: x,
     "flip": random_flip,
-    "crop-flip": crop_flip,
+    "crop-flip": lambda x, generator: random_flip(random_crop(x, 4, generator), generator),
 }
+"""Name in a recipe -> augmentation of [B,C,H,W]. "crop-flip" is the usual one of CIFAR: a crop after padding by 4, then
+a flip. "none" draws no random numbers."""

@@ -1,55 +1,50 @@
-"""Decoded arrays kept between runs. Only a cache: whatever is wrong with it, they are computed again."""
+"""A cache of decoded arrays between runs. Whatever is wrong with the cache, the arrays are computed again."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from robflat_bench.core import RobflatError
+from robflat_bench.results.store import write_atomically
+
 Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """$ROBFLAT_BENCH_CACHE, else robflat-bench in the user's cache folder."""
+    """$ROBFLAT_BENCH_CACHE, else `robflat-bench` in the user's cache folder."""
     if named := os.environ.get("ROBFLAT_BENCH_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robflat-bench"
 
 
 def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], object]) -> Arrays:
-    """The arrays of `compute`, read back from `<cache>/<name>.npz` where an earlier call left them.
+    """Read arrays from `<cache>/<name>.npz`, or compute and keep them there.
 
-    `name` must determine the arrays (a hash of what they are made from). `check` raises on arrays that
-    cannot be right. Errors of `compute` pass through; errors of the cache never do.
+    Parameters
+    ----------
+    name
+        Determines the arrays: include a hash of what they are computed from.
+    compute
+        Makes the arrays. Its errors pass through; errors of the cache never do.
+    check
+        Raises an error on arrays that cannot be right.
     """
     path = cache_folder() / f"{name}.npz"
     # A damaged archive raises almost anything: BadZipFile (a CRC covers every array), KeyError, EOFError ...
-    with (
-        contextlib.suppress(Exception),
-        path.open("rb") as file,
-        np.load(file, allow_pickle=False) as archive,
-    ):
+    # np.load would leave a damaged file open, so the file is opened here.
+    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = dict(archive)
         check(arrays)
         return arrays
     arrays = dict(compute())
-    with contextlib.suppress(OSError):
-        _write(path, arrays)
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    with contextlib.suppress(OSError, RobflatError):
+        write_atomically(path, content.getvalue())
     return arrays
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """All or nothing: another process never sees half an archive."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with open(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **dict(arrays))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

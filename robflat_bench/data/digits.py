@@ -22,18 +22,18 @@ INFO = DatasetInfo(
 
 
 CANONICAL = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
-"""SHA-256 of x, then y, as they are returned: uint8 [1797,8,8,1] in C order and uint8 [1797]."""
+"""SHA-256 of x, then y, as `load` returns them."""
 
 
 class Digits(Dataset):
-    """One pool, "train", of all 1,797 images; the protocol's split makes the test set from it."""
+    """One pool, "train", of all 1,797 images; the protocol cuts the test set from it."""
 
     def sources(self, root: str | None, download: bool = True) -> list[Callable[[], Source]]:
-        """The one copy inside scikit-learn; `root` plays no part."""
+        """The copy inside scikit-learn; `root` is ignored."""
         return [load]
 
     def canonical(self, source: Source) -> bool:
-        """Whether pixels and labels are byte-identical to the canonical dataset: all of them are compared."""
+        """Whether all pixels and labels are byte-identical to the canonical dataset."""
         pool = source.pools.get("train")
         return pool is not None and hashlib.sha256(pool.x.tobytes() + pool.y.tobytes()).hexdigest() == CANONICAL
 
@@ -41,13 +41,13 @@ class Digits(Dataset):
 def load() -> Source:
     """x uint8 [1797,8,8,1], y uint8 [1797], index 0..1796 in scikit-learn's order.
 
-    The grey levels v = 0..16 become rint(255 v / 16) (halves to even: 8 -> 128), so that x / 255 spans
-    [0,1] like any other image and the levels stay distinct.
+    The grey levels v = 0..16 become rint(255 v / 16) (halves to even: 8 -> 128), so that x / 255 spans [0,1] like any
+    other image and the levels stay distinct.
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UsageError("digits lie inside scikit-learn, which is not installed: pip install scikit-learn")
-    # The file as scikit-learn ships it; importing sklearn.datasets for it would cost seconds.
+        raise UsageError("the digits are a file of scikit-learn, which is not installed: pip install scikit-learn")
+    # Reading the file takes milliseconds, importing sklearn.datasets seconds.
     rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     x = np.rint(rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     y = rows[:, -1].astype(np.uint8)

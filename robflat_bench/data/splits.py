@@ -1,10 +1,11 @@
-"""From a protocol and a folder to the examples of a run: which copy of the data, and which of its images."""
+"""The examples of a run: the copy of the dataset that serves a protocol, and the images that the protocol selects."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -21,28 +22,39 @@ SPLITS: tuple[SplitName, ...] = ("train", "heldout", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of a run in memory as uint8, what the record says of them, and what a backbone must fit."""
+    """The examples of a run, as uint8 in memory.
+
+    Parameters
+    ----------
+    pools
+        Split -> its images in canonical order.
+    ref
+        The dataset as records name it.
+    shape
+        Size, classes and statistics of the training images, for the backbone.
+    spare
+        Images of the training pool that no split uses. Methods that train on them use no label.
+    """
 
     pools: Mapping[SplitName, Pool]
     ref: DatasetRef
     shape: ImageShape
     spare: Pool
-    """Images of the training pool that no split uses; who trains on them uses no label."""
 
     def images(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
-        """uint8 [N,C,H,W], the first `count`."""
+        """The first `count` images, uint8 [N,C,H,W]."""
         return _images(self.pools[split].x[:count], device)
 
     def spare_images(self, device: str) -> Tensor:
-        """uint8 [M,C,H,W]."""
+        """The spare images, uint8 [M,C,H,W]."""
         return _images(self.spare.x, device)
 
     def labels(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
-        """int64 [N]."""
+        """The first `count` labels, int64 [N]."""
         return torch.from_numpy(self.pools[split].y[:count].astype(np.int64)).to(device)
 
     def examples(self, split: SplitName, device: str, dtype: torch.dtype, count: int | None = None) -> Examples:
-        """The first `count` as floats in [0,1] with their canonical indices."""
+        """The first `count` examples: images as floats in [0,1], labels and canonical indices."""
         index = torch.from_numpy(self.pools[split].index[:count]).to(device)
         return Examples(self.images(split, device, count).to(dtype) / 255, self.labels(split, device, count), index)
 
@@ -52,52 +64,77 @@ def _images(x: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(x).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format).to(device)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Selection
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _taken(pool: Pool, mask: np.ndarray) -> Pool:
+    """The images where mask bool [N] is true, in order of index."""
+    rows = np.flatnonzero(mask)
+    rows = rows[np.argsort(pool.index[rows], kind="stable")]
+    return Pool(pool.x[rows], pool.y[rows], pool.index[rows])
+
+
 def select(source: Source, wanted: Slice) -> Pool:
-    """The slice's examples in canonical order; UsageError where this copy lacks some of them."""
+    """The examples of a slice in canonical order; UsageError if this copy lacks some of them."""
     pool = source.pools.get(wanted.pool)
     if pool is None:
         raise UsageError(f"{source.origin} has no '{wanted.pool}' images")
     position = pool.index % wanted.modulo if wanted.modulo else pool.index
-    rows = np.flatnonzero((position >= wanted.start) & (position < wanted.stop))
-    if len(rows) != wanted.count:
+    found = _taken(pool, (position >= wanted.start) & (position < wanted.stop))
+    if (count := len(found.y)) != wanted.count:
         raise UsageError(
-            f"{source.origin} holds {len(rows):,} of the {wanted.count:,} '{wanted.pool}' images this protocol needs"
+            f"{source.origin} holds {count:,} of the {wanted.count:,} '{wanted.pool}' images this protocol needs"
         )
-    rows = rows[np.argsort(pool.index[rows], kind="stable")]
-    return Pool(pool.x[rows], pool.y[rows], pool.index[rows])
+    return found
 
 
-def _spare(source: Source, data: Data) -> Pool:
-    """What of the training pool no split uses, in canonical order."""
+def _spare(pools: Mapping[SplitName, Pool], source: Source, data: Data) -> Pool:
+    """The images of the training pool that no split uses, in canonical order."""
     pool = source.pools[data.train.pool]
-    splits = (data.train, data.heldout, data.test)
-    used = [select(source, wanted).index for wanted in splits if wanted.pool == data.train.pool]
-    rows = np.flatnonzero(~np.isin(pool.index, np.concatenate(used)))
-    rows = rows[np.argsort(pool.index[rows], kind="stable")]
-    return Pool(pool.x[rows], pool.y[rows], pool.index[rows])
+    used = [pools[split].index for split in SPLITS if getattr(data, split).pool == data.train.pool]
+    return _taken(pool, ~np.isin(pool.index, np.concatenate(used)))
 
 
 def pixel_hash(pool: Pool) -> str:
-    """SHA-256 of the uint8 NHWC pixels in order."""
+    """SHA-256 of the pixels, uint8 NHWC, in order."""
     return hashlib.sha256(np.ascontiguousarray(pool.x).tobytes()).hexdigest()
 
 
 def channel_statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 [N,H,W,C] on the scale [0,1], from exact counts."""
+    """Mean and standard deviation of each channel of x uint8 [N,H,W,C], on the scale [0,1], from exact counts."""
     levels = np.arange(256) / 255
-    counts = [np.bincount(x[..., channel].ravel(), minlength=256) for channel in range(x.shape[-1])]
-    means = [float(np.average(levels, weights=count)) for count in counts]
-    stds = [
-        float(np.sqrt(np.average((levels - mean) ** 2, weights=count)))
-        for mean, count in zip(means, counts, strict=True)
-    ]
-    return tuple(means), tuple(stds)
+    found = []
+    for channel in range(x.shape[-1]):
+        count = np.bincount(x[..., channel].ravel(), minlength=256)
+        mean = float(np.average(levels, weights=count))
+        found.append((mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=count)))))
+    means, stds = zip(*found, strict=True)
+    return means, stds
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------------------
 
 
 def load_splits(registry: Registry, protocol: Protocol, root: str | None) -> Splits:
-    """The first copy below `root` that is canonical, otherwise the fullest one that suffices, labelled so.
+    """Load the dataset of a protocol from the first canonical copy, else from the fullest copy that suffices.
 
-    Raises UsageError naming what is missing where no copy suffices.
+    Parameters
+    ----------
+    registry
+        Finds the dataset.
+    protocol
+        Names the dataset and its splits.
+    root
+        Folder with the data (`--data`); None for the dataset's default.
+
+    Raises
+    ------
+    UsageError
+        If no copy suffices; it says what each copy lacks.
     """
     component = resolve(registry, "dataset", protocol.fixed.data.dataset)
     dataset: Dataset = component.build()
@@ -105,8 +142,7 @@ def load_splits(registry: Registry, protocol: Protocol, root: str | None) -> Spl
     problems: list[str] = []
     for load in dataset.sources(root):
         try:
-            source = load()
-            splits = _splits(protocol, component.name, dataset, source)
+            splits = _splits(protocol.fixed.data, component.name, dataset, load())
         except UsageError as error:
             problems.append(str(error))
             continue
@@ -118,37 +154,25 @@ def load_splits(registry: Registry, protocol: Protocol, root: str | None) -> Spl
     return fallback
 
 
-def _splits(protocol: Protocol, name: str, dataset: Dataset, source: Source) -> Splits:
-    data = protocol.fixed.data
-    pools: dict[SplitName, Pool] = {split: select(source, getattr(data, split)) for split in SPLITS}
-    for one, other in (("train", "heldout"), ("train", "test"), ("heldout", "test")):
-        same_pool = getattr(data, one).pool == getattr(data, other).pool
-        if same_pool and len(np.intersect1d(pools[one].index, pools[other].index)):  # type: ignore[index]
+def _splits(data: Data, name: str, dataset: Dataset, source: Source) -> Splits:
+    slices: dict[SplitName, Slice] = {split: getattr(data, split) for split in SPLITS}
+    pools = {split: select(source, wanted) for split, wanted in slices.items()}
+    for one, other in combinations(SPLITS, 2):
+        if slices[one].pool == slices[other].pool and np.intersect1d(pools[one].index, pools[other].index).size:
             raise UsageError(f"the splits '{one}' and '{other}' share images; make them disjoint")
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        digest.update(pixel_hash(pools[split]).encode())
-        digest.update(pools[split].y.astype(np.uint8).tobytes())
+    checksum = hashlib.sha256()
+    for pool in pools.values():
+        checksum.update(pixel_hash(pool).encode() + pool.y.astype(np.uint8).tobytes())
     pinned = {split: pixel_hash(pools[split]) for split in data.pixels}
-    canonical = pinned == data.pixels and dataset.canonical(source)
-    spare = _spare(source, data)
+    spare = _spare(pools, source, data)
+    ref = DatasetRef(
+        name=name,
+        checksum=checksum.hexdigest(),
+        spare=pixel_hash(spare) if len(spare.y) else "",
+        canonical=pinned == data.pixels and dataset.canonical(source),
+        origin=source.origin,
+    )
     x = pools["train"].x
     mean, std = channel_statistics(x)
-    return Splits(
-        pools,
-        DatasetRef(
-            name=name,
-            checksum=digest.hexdigest(),
-            spare=pixel_hash(spare) if len(spare.y) else "",
-            canonical=canonical,
-            origin=source.origin,
-        ),
-        ImageShape(
-            channels=x.shape[-1],
-            size=x.shape[1],
-            classes=source.classes,
-            mean=mean,
-            std=std,
-        ),
-        spare,
-    )
+    shape = ImageShape(channels=x.shape[-1], size=x.shape[1], classes=source.classes, mean=mean, std=std)
+    return Splits(pools, ref, shape, spare)

@@ -1,10 +1,13 @@
-"""One checkpoint under a list of attacks and measures, every example kept, every unit of work resumable."""
+"""One checkpoint under a plan: clean images, attacks, measures, flags.
+
+Every example's outcome is kept, and every finished unit of work is read back by a later process.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -12,123 +15,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
-from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
-from robflat_bench.core import (
-    Examples,
-    Kind,
-    Measure,
-    MeasureInfo,
-    Measurement,
-    NoValue,
-    Observer,
-    RunFailed,
-    Threat,
-    UsageError,
-    Workspace,
-    clock,
-)
-from robflat_bench.data.splits import Splits
+from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
+from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.evaluation.plan import Plan, Step
+from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
-from robflat_bench.registry.components import Component, resolve, title
-from robflat_bench.registry.registry import Registry
+from robflat_bench.registry.components import Component, resolve
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.results.store import StoredJournal
 
-MEMORY_BATCH = 250
 ROUNDING = 1e-6
-"""By how much an attack's arithmetic may miss the radius."""
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one checkpoint goes through. The first attack is the reference."""
-
-    attacks: tuple[Attacked, ...]
-    measures: tuple[Measured, ...]
-
-    @classmethod
-    def of(cls, fixed: Fixed, checkpoint: str) -> Plan:
-        """The part of a protocol that covers this checkpoint."""
-        return cls(
-            tuple(row for row in fixed.attacks if checkpoint in row.checkpoints),
-            tuple(row for row in fixed.measures if checkpoint in row.checkpoints),
-        )
-
-    @property
-    def test_examples(self) -> int:
-        """How many test examples it touches."""
-        return max([row.test for row in self.attacks] + [row.test for row in self.measures])
-
-    def stages(self, registry: Registry, checkpoint: str) -> list[str]:
-        """What its stages are called, in order."""
-        attacks = [
-            f"{title(registry, 'attack', row.attack)}, {split}" for row in self.attacks for split in _splits(row)
-        ]
-        measures = [
-            _stage(title(registry, "measure", row.measure), split) for row in self.measures for split in _splits(row)
-        ]
-        return [f"{checkpoint}: {name}" for name in ("clean", *attacks, *measures)]
-
-
-def choose_plan(
-    registry: Registry,
-    fixed: Fixed,
-    checkpoint: str,
-    attacks: tuple[str, ...],
-    measures: tuple[str, ...],
-    examples: int | None,
-    train: int = 0,
-) -> Plan:
-    """The protocol's plan for a checkpoint, or the named attacks and measures on as many test and training examples."""
-    own = Plan.of(fixed, "best" if checkpoint == "best" else "last")
-    count = examples or own.test_examples
-    if not attacks and not measures:
-        return own
-    return Plan(
-        tuple(
-            Attacked(attack=resolve(registry, "attack", text).canonical, test=count, train=train) for text in attacks
-        ),
-        tuple(
-            Measured(measure=resolve(registry, "measure", text).canonical, test=count, train=train)
-            for text in _every(registry, measures)
-        ),
-    )
-
-
-def _every(registry: Registry, texts: tuple[str, ...]) -> Iterator[str]:
-    """The texts; where one is a pattern of names, all that match it, under every coupling that applies."""
-    for text in texts:
-        names = registry.names("measure", text) if "*" in text else []
-        if "*" in text and not names:
-            raise UsageError(f"no measure matches '{text}'; see `robflat-bench list measures`")
-        if not names:
-            yield text
-        for name in names:
-            info = registry.get("measure", name).info
-            assert isinstance(info, MeasureInfo)
-            chosen = info.couplings if "coupling" in info.params.model_fields else ()
-            yield from [f"{name}(coupling={coupling})" for coupling in chosen] or [name]
-
-
-def _splits(row: Attacked | Measured) -> tuple[SplitName, ...]:
-    return ("test", "train") if row.train else ("test",)
-
-
-def configure(fixed: Fixed) -> None:
-    """This process computes as the protocol says: its threads, and float32 without TF32 shortcuts."""
-    torch.set_num_threads(fixed.threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+"""An adversarial image may be this much farther than epsilon, because floats round."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What is evaluated: a model in the protocol's precision, the checkpoint it is (its name in the record and, where
-    there is one, its epoch), and the weights that training began with, where they are known."""
+    """One network with the weights of one checkpoint.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on the session's device and in its precision.
+    checkpoint : str
+        The checkpoint's name in the record: best, last, initial, epoch-N, or the name of a model without a run.
+    epoch : int or None
+        The epoch, counted from 0, that the weights are of; None if unknown.
+    initial : mapping of str to Tensor, or None
+        The weights before the first step of training; None if unknown. Measures of distance read them.
+    """
 
     model: nn.Module
     checkpoint: str
@@ -137,161 +52,174 @@ class EvaluatedModel:
 
 
 def evaluate(
-    registry: Registry,
-    fixed: Fixed,
-    splits: Splits,
-    device: str,
-    plan: Plan,
-    trained: EvaluatedModel,
-    journal: StoredJournal,
-    observer: Observer,
+    session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    """The result of one checkpoint, and its outcomes: `<checkpoint>/<split>/<attack>/{error,loss}` per example.
+    """Evaluate one checkpoint under a plan.
 
-    Units found in the journal are taken as done. A measure that has no value here says why in its result. RunFailed
-    where an attack leaves the threat model, or an attack or a measure the network changed.
+    Parameters
+    ----------
+    session : Session
+        Examples, threat model, precision and device.
+    plan : Plan
+        The attacks and measures.
+    subject : EvaluatedModel
+        The network. It is left in eval mode, with its weights and buffers unchanged.
+    journal : StoredJournal
+        Finished units that it holds are read, not computed again.
+
+    Returns
+    -------
+    Result
+        Errors, losses, measures and flags. A measure without a value says why.
+    dict of str to ndarray
+        Outcomes per example: `<checkpoint>/<split>/<attack or "clean">/error` (bool, [n]) and `.../loss` (float64, [n],
+        nats; of clean images and of the first attack), and the arrays of measures below `measure_path`.
+
+    Raises
+    ------
+    RunFailed
+        If an attack leaves the threat model, or if an attack or a measure changes the network.
     """
-    model, checkpoint = trained.model.eval(), trained.checkpoint
-    dtype = DTYPES[fixed.precision]
-    threat = Threat(fixed.threat.epsilon, fixed.threat.norm)
-    outcomes: dict[str, np.ndarray] = {}
-    seconds: dict[str, float] = {}
-    notes: dict[str, int] = {}
-    weights = digest(model.state_dict())
-    modes = [(module, module.training) for module in model.modules()]
-    counter = PassCounter(model)
-    journal = journal.section(weights, counter)
-    stages = iter(plan.stages(registry, checkpoint))
+    work = _Evaluation(session, plan, subject, journal)
+    try:
+        work.clean()
+        for step in plan.steps:
+            work.run(step)
+    finally:
+        work.counter.remove()
+    return work.result(), work.outcomes
 
-    def examples(split: SplitName, count: int) -> Examples:
-        return splits.examples(split, device, dtype, count)
 
-    def workspace(kind: Kind, text: str, split: SplitName, count: int) -> Workspace:
-        units = journal.section(f"{kind} {text}, {count} {split} examples")  # equal weights may meet different counts
-        return Workspace(MEMORY_BATCH, fixed.seed, units, trained.initial)
+class _Evaluation:
+    """An evaluation in progress: each step adds to outcomes, seconds, notes and measures."""
 
-    def untouched(who: str) -> None:
-        """RunFailed where a component left another network than it met: what comes next would read that one."""
-        if digest(model.state_dict()) != weights or any(module.training != mode for module, mode in modes):
-            raise RunFailed(f"{who} left the network changed: its weights, buffers or mode are not what they were")
+    def __init__(self, session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> None:
+        self.session, self.plan, self.subject = session, plan, subject
+        self.model, self.checkpoint = subject.model.eval(), subject.checkpoint
+        self.weights, self.modes = self._state()
+        self.counter = PassCounter(self.model)
+        self.journal = journal.section(self.weights, self.counter)
+        self.stages = iter(plan.stages(session.registry, self.checkpoint))
+        self.outcomes: dict[str, np.ndarray] = {}
+        self.seconds: dict[str, float] = {}
+        self.notes: dict[str, int] = {}
+        self.measures: dict[str, dict[str, MeasureResult]] = {"test": {}, "train": {}}
 
-    # ---- clean ------------------------------------------------------------------------------------------
-    began = clock.now()
-    for split, count in {
-        "test": plan.test_examples,
-        "train": max((row.train for row in plan.attacks), default=0),
-    }.items():
-        if count:
-            clean = examples(split, count)  # type: ignore[arg-type]
-            error, loss = _outcome(model, clean, clean.x)
-            outcomes[f"{checkpoint}/{split}/clean/error"] = error
-            outcomes[f"{checkpoint}/{split}/clean/loss"] = loss
-    seconds["clean"] = clock.now() - began
-    observer.stage_ends(next(stages))
+    def clean(self) -> None:
+        """Evaluate the images without an attack."""
+        began = clock.now()
+        for split, count in self.plan.clean.items():
+            examples = self.session.examples(split, count)
+            path = f"{self.checkpoint}/{split}/clean"
+            self.outcomes[f"{path}/error"], self.outcomes[f"{path}/loss"] = _outcome(self.model, examples, examples.x)
+        self._ends("clean", clock.now() - began)
 
-    # ---- attacks ----------------------------------------------------------------------------------------
-    for row in plan.attacks:
-        for split in _splits(row):
-            here = examples(split, getattr(row, split))
-            attack = resolve(registry, "attack", row.attack).build(threat)
-            place = workspace("attack", row.attack, split, len(here))
-            x_adv = attack.run(model, here, place)
-            untouched(f"the attack {row.attack}")
-            _admit(f"the attack {row.attack}", x_adv, here.x, threat)
-            error, loss = _outcome(model, here, x_adv)
-            outcomes[f"{checkpoint}/{split}/{row.attack}/error"] = error
-            if row is plan.attacks[0]:
-                outcomes[f"{checkpoint}/{split}/{row.attack}/loss"] = loss
-            if split == "test":
-                notes |= attack.notes
-            seconds[f"{row.attack}, {split}"] = place.journal.spent.seconds
-            observer.stage_ends(next(stages))
+    def run(self, step: Step) -> None:
+        """Run one attack or one measure on one split."""
+        session = self.session
+        examples = session.examples(step.split, step.examples)
+        # Best and last can be equal weights on other numbers of examples, so the section's name has the number.
+        units = self.journal.section(f"{step.kind} {step.text}, {len(examples)} {step.split} examples")
+        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, units, self.subject.initial)
+        component = resolve(session.registry, step.kind, step.text).build(session.threat)
+        work = self._attack if step.kind == "attack" else self._measure
+        work(step, component, examples, workspace)
+        self._ends(step.name(step.text), units.spent.seconds)
 
-    # ---- measures ---------------------------------------------------------------------------------------
-    measures: dict[SplitName, dict[str, MeasureResult]] = {"test": {}, "train": {}}
-    for measured in plan.measures:
-        for split in _splits(measured):
-            here = examples(split, getattr(measured, split))
-            place = workspace("measure", measured.measure, split, len(here))
-            measure = resolve(registry, "measure", measured.measure).build(threat)
-            found, arrays = _measured(measure, model, here, place)
-            untouched(f"the measure {measured.measure}")
-            measures[split][measured.measure] = found
-            for name, array in arrays.items():
-                outcomes[f"{measure_path(checkpoint, split, measured.measure)}/{name}"] = array
-            seconds[_stage(measured.measure, split)] = found.seconds
-            observer.stage_ends(next(stages))
-    counter.remove()
+    def _attack(self, step: Step, attack: Attack, examples: Examples, workspace: Workspace) -> None:
+        x_adv = attack.run(self.model, examples, workspace)
+        self._check_unchanged(step)
+        _check_admissible(step, x_adv, examples.x, self.session.threat)
+        error, loss = _outcome(self.model, examples, x_adv)
+        path = f"{self.checkpoint}/{step.split}/{step.text}"
+        self.outcomes[f"{path}/error"] = error
+        if step.text == self.plan.attacks[0].attack:
+            self.outcomes[f"{path}/loss"] = loss
+        if step.split == "test":
+            self.notes |= attack.notes
 
-    names = [resolve(registry, "attack", row.attack) for row in plan.attacks]
-    zero_gradients, random_forward = _forward_flags(model, examples("test", MEMORY_BATCH))
-    flags = Flags(
-        zero_gradients=zero_gradients,
-        random_forward=random_forward,
-        pgd_beats_autoattack=_weaker_broke_more(outcomes, checkpoint, names),
-        square_beats_white_box=notes.get("only_square"),
-    )
-    result = Result(
-        epoch=trained.epoch,
-        weights=weights,
-        measures=measures["test"],
-        measures_train=measures["train"],
-        flags=flags,
-        seconds=seconds,
-        **totals(outcomes, checkpoint, [row.attack for row in plan.attacks]),
-    )
-    return result, outcomes
+    def _measure(self, step: Step, measure: Measure, examples: Examples, workspace: Workspace) -> None:
+        found, arrays = _measured(measure, self.model, examples, workspace)
+        self._check_unchanged(step)
+        self.measures[step.split][step.text] = found
+        path = measure_path(self.checkpoint, step.split, step.text)
+        self.outcomes |= {f"{path}/{name}": array for name, array in arrays.items()}
+
+    def _ends(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = seconds
+        self.session.observer.stage_ends(next(self.stages))
+
+    def _state(self) -> tuple[str, list[bool]]:
+        return digest(self.model.state_dict()), [module.training for module in self.model.modules()]
+
+    def _check_unchanged(self, step: Step) -> None:
+        """RunFailed if a step changed the network, because all later steps would evaluate another network."""
+        if self._state() != (self.weights, self.modes):
+            raise RunFailed(
+                f"the {step.kind} {step.text} left the network changed: its weights, buffers or mode differ from before"
+            )
+
+    def result(self) -> Result:
+        attacks = [resolve(self.session.registry, "attack", row.attack) for row in self.plan.attacks]
+        zero_gradients, random_forward = _forward_flags(self.model, self.session.examples("test", MEMORY_BATCH))
+        flags = Flags(
+            zero_gradients=zero_gradients,
+            random_forward=random_forward,
+            pgd_beats_autoattack=_weaker_broke_more(self.outcomes, self.checkpoint, attacks),
+            square_beats_white_box=self.notes.get("only_square"),
+        )
+        return Result(
+            epoch=self.subject.epoch,
+            weights=self.weights,
+            measures=self.measures["test"],
+            measures_train=self.measures["train"],
+            flags=flags,
+            seconds=self.seconds,
+            **totals(self.outcomes, self.checkpoint, [row.attack for row in self.plan.attacks]),
+        )
 
 
 def _measured(
-    measure: Measure, model: nn.Module, examples: Examples, place: Workspace
+    measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace
 ) -> tuple[MeasureResult, Mapping[str, np.ndarray]]:
-    """A measurement as the record keeps it, with its arrays; without a value where there is none, and why."""
+    """A measurement as the record keeps it, and its arrays; without a value, the reason."""
     found, reason = Measurement(math.nan, None, 0), ""
     try:
-        found = measure.measure(model, examples, place)
+        found = measure.measure(model, examples, workspace)
     except NoValue as error:
         reason = str(error)
-    told = {"it": found.value, "its standard error": found.standard_error or 0.0}
-    told |= {f"its detail {name}": detail for name, detail in found.details.items()}
-    wrong = [f"{what} is {number} here" for what, number in told.items() if not math.isfinite(number)]
-    value = None if wrong else found.value
-    spent = place.journal.spent
+    numbers = {"it": found.value, "its standard error": found.standard_error or 0.0}
+    numbers |= {f"its detail {name}": detail for name, detail in found.details.items()}
+    wrong = [f"{name} is {number} here" for name, number in numbers.items() if not math.isfinite(number)]
     result = MeasureResult(
-        value=value,
-        standard_error=None if value is None else found.standard_error,
+        value=None if wrong else found.value,
+        standard_error=None if wrong else found.standard_error,
         n=found.n,
-        seconds=spent.seconds,
-        forward=spent.forward,
-        backward=spent.backward,
         reason=reason or next(iter(wrong), ""),
-        details={} if value is None else dict(found.details),
+        details={} if wrong else dict(found.details),
+        **asdict(workspace.journal.spent),
     )
     arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
-    if value is None:
-        arrays.pop("per_example", None)  # it would have to be finite, as its mean
+    if wrong:
+        arrays.pop("per_example", None)  # a record is refused if these are not finite
     return result, arrays
 
 
-def _admit(who: str, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
-    """RunFailed unless the threat model admits these images; it waits for the device once."""
+def _check_admissible(step: Step, x_adv: Tensor, x: Tensor, threat: Threat) -> None:
+    """RunFailed unless x_adv lies within the threat model; waits for the device once."""
+    component = f"the attack {step.text}"
     if (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
-        raise RunFailed(f"{who} made {x_adv.dtype}{[*x_adv.shape]} of {x.dtype}{[*x.shape]}")
+        raise RunFailed(f"{component} made {x_adv.dtype}{[*x_adv.shape]} of {x.dtype}{[*x.shape]}")
     far, low, high = torch.stack([(x_adv - x).abs().max(), x_adv.min(), x_adv.max()]).tolist()
-    if not (far <= threat.epsilon + ROUNDING and low >= 0 and high <= 1):  # nor is NaN admitted
+    if not (far <= threat.epsilon + ROUNDING and low >= 0 and high <= 1):  # NaN fails each of these
         raise RunFailed(
-            f"{who} left the threat model: {far:.4g} from the images where {threat.epsilon:.4g} is allowed, "
+            f"{component} left the threat model: {far:.4g} from the images where {threat.epsilon:.4g} is allowed, "
             f"pixels from {low:.4g} to {high:.4g}"
         )
 
 
-def _stage(component: str, split: SplitName) -> str:
-    """Of a measure, as the record and the observer name it."""
-    return component if split == "test" else f"{component}, {split}"
-
-
-def _outcome(model: nn.Module, examples: Examples, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per example: misclassified (bool), and cross-entropy (float64, nats)."""
+def _outcome(model: nn.Module, examples: Examples, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Per example of `x`: misclassified (bool, [n]), and cross-entropy (float64, [n], nats)."""
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(MEMORY_BATCH)])
     error = logits.argmax(1) != examples.y
@@ -300,7 +228,7 @@ def _outcome(model: nn.Module, examples: Examples, x: torch.Tensor) -> tuple[np.
 
 
 def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
-    """Fraction of examples whose input gradient is exactly zero; whether a second forward differs."""
+    """Fraction of examples whose input gradient is exactly zero; whether a second forward gives other logits."""
     with attacked(model):
         variable = examples.x.clone().requires_grad_()
         logits = model(variable)
@@ -312,15 +240,17 @@ def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
 
 
 def _weaker_broke_more(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
-    """Test examples that another attack broke and AutoAttack (or its APGD tier) did not."""
-    strong: list[np.ndarray] = []
-    weak: list[np.ndarray] = []
+    """Number of test examples that another attack broke and AutoAttack (or its APGD tier) did not.
+
+    None unless AutoAttack and another attack were run. Examples that not all attacks met are left out.
+    """
+    errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for component in attacks:
-        errors = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
-        (strong if component.name == "autoattack" else weak).append(errors)
-    if not strong or not weak:
+        error = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
+        errors[component.name == "autoattack"].append(error)
+    if not all(errors.values()):
         return None
-    n = min(len(error) for error in (*strong, *weak))
+    n = min(len(error) for found in errors.values() for error in found)
+    strong, weak = (np.any([error[:n] for error in errors[autoattack]], axis=0) for autoattack in (True, False))
     clean = outcomes[f"{checkpoint}/test/clean/error"][:n]
-    held = ~np.any([error[:n] for error in strong], axis=0) & ~clean
-    return int((np.any([error[:n] for error in weak], axis=0) & held).sum())
+    return int((weak & ~strong & ~clean).sum())

@@ -16,7 +16,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, Params, UsageError
-from robflat_bench.registry.components import explain, parse, validate
+from robflat_bench.registry.components import parse
+from robflat_bench.registry.validation import explain, validate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,13 +10,14 @@ from typing import Self
 from pydantic import Field
 
 from robflat_bench.config.protocol import Attacked, Measured
-from robflat_bench.core import Kind, Observer, Params, UsageError, lazy_imports
+from robflat_bench.core import Kind, Params, UsageError, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment, ModelReading, ValueWithError
 
 with lazy_imports():
     import numpy as np
 
-    from robflat_bench.evaluation.evaluate import EvaluatedModel, Plan, evaluate
+    from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
+    from robflat_bench.evaluation.plan import Plan
     from robflat_bench.experiments.trained_model import TrainedModel, titled
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.registry.components import resolve
@@ -85,8 +86,7 @@ def losses_and_measures(model: TrainedModel, wanted: list[Measured], journal: St
     missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:
         evaluated = EvaluatedModel(model.load(), model.found.name, model.found.epoch, model.initial)
-        where = (model.registry, model.fixed, model.splits, model.device)
-        result, outcomes = evaluate(*where, missing, evaluated, journal, Observer())
+        result, outcomes = evaluate(model.session, missing, evaluated, journal)
         losses = losses or _mean_losses(outcomes, model.found.name, attack.attack)
         measures |= {name: _estimate(found) for name, found in result.measures.items()}
 

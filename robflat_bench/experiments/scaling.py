@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, NonNegativeInt
 
 from robflat_bench.config.protocol import Strict
-from robflat_bench.core import NoValue, Number, Params, Rescaling, UsageError, lazy_imports
+from robflat_bench.core import MeasureInfo, NoValue, Number, Params, Rescaling, UsageError, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment, MeasuredValue, Text
 
 with lazy_imports():
@@ -25,7 +25,7 @@ with lazy_imports():
     from matplotlib.ticker import MultipleLocator
 
     from robflat_bench.experiments import figures as fig
-    from robflat_bench.experiments.trained_model import TrainedModel, info_of
+    from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.measures.rescaling import alone, louder, rescaled
     from robflat_bench.numerics.folding import pairs
     from robflat_bench.registry.components import Component, non_defaults, parse, resolve, write
@@ -136,7 +136,7 @@ class Scaling(Experiment):
         measures = {}
         for text in params.measures or [LIGHT.get(name, name) for name in model.registry.names("measure")]:
             measure = _coupled(model, text, params.coupling)
-            declared = dict(info_of(measure).powers)
+            declared = dict(measure.info.powers)
             found = {}
             for rescaling, networks in copies.items():
                 if rescaling == "alone" and not declared.get("layers"):
@@ -190,7 +190,7 @@ class Scaling(Experiment):
         return fig.finish(made, document, "What rescaling the weights does to each measure", notes, legend)
 
 
-def _coupled(model: TrainedModel, text: str, coupling: str) -> Component:
+def _coupled(model: TrainedModel, text: str, coupling: str) -> Component[MeasureInfo]:
     """The measure under this coupling, unless it has no coupling or its text names another."""
     name, values = parse(text)
     if "coupling" in model.registry.get("measure", name).info.params.model_fields:

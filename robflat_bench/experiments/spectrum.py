@@ -14,7 +14,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from robflat_bench.core import Number, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment, MeasuredValue
-from robflat_bench.measures.curvature.curvature import HessianLambdaMaxParams, HessianTraceParams
+from robflat_bench.measures.curvature.hessian_lambda_max import HessianLambdaMaxParams
+from robflat_bench.measures.curvature.hessian_trace import HessianTraceParams
 
 with lazy_imports():
     import numpy as np

@@ -22,9 +22,9 @@ with lazy_imports():
 
     from robflat_bench.experiments import figures as fig
     from robflat_bench.experiments.losses import losses_and_measures, unit
-    from robflat_bench.experiments.trained_model import TrainedModel, info_of, titled
+    from robflat_bench.experiments.trained_model import TrainedModel, titled
     from robflat_bench.registry.components import resolve
-    from robflat_bench.results.record import SPLITS
+    from robflat_bench.results.quantities import SPLITS
     from robflat_bench.results.store import StoredJournal
 
 
@@ -78,7 +78,7 @@ class TrainTestSplits(Experiment):
     def read(cls, model: TrainedModel, params: SplitsParams, journal: StoredJournal) -> Self:
         """Take losses from the record where it has them; each measurement has a section of its own."""
         measure = resolve(model.registry, "measure", params.measure)
-        takes = info_of(measure).couplings if "coupling" in type(measure.params).model_fields else ()
+        takes = measure.info.couplings if "coupling" in type(measure.params).model_fields else ()
         unknown = [coupling for coupling in params.couplings if coupling not in takes]
         if unknown or not takes:
             lacks = f"no coupling {unknown[0]}" if unknown else "no coupling at all"

@@ -13,16 +13,17 @@ import numpy as np
 from torch import Tensor, nn
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName
-from robflat_bench.core import Examples, Journal, MeasureInfo, NoValue, Threat, UsageError, Workspace
-from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import DTYPES, MEMORY_BATCH
+from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
+from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
+from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments.document import MeasuredValue, ModelRef
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import Component, compose, resolve, write
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.record import RunRecord
-from robflat_bench.results.store import RunFolder, Store
-from robflat_bench.runs.run import CHECKPOINTS, FoundModel, find_model, initial_weights, load_model
+from robflat_bench.results.store import RunFolder
+from robflat_bench.runs.run import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,23 @@ class TrainedModel:
         Folder and record of the model's run; None for a weights file.
     """
 
-    registry: Registry
+    session: Session
     found: FoundModel
-    splits: Splits
-    device: str
     weights: str
     home: RunFolder | None
     record: RunRecord | None
 
     @property
+    def registry(self) -> Registry:
+        return self.session.registry
+
+    @property
     def fixed(self) -> Fixed:
-        return self.found.protocol.fixed
+        return self.session.fixed
 
     @property
     def threat(self) -> Threat:
-        return Threat(self.fixed.threat.epsilon, self.fixed.threat.norm)
+        return self.session.threat
 
     @property
     def ref(self) -> ModelRef:
@@ -68,16 +71,16 @@ class TrainedModel:
 
     def load(self) -> nn.Module:
         """A new copy of the network, in eval mode."""
-        return load_model(self.registry, self.found, self.splits, self.device).eval()
+        return load_model(self.session, self.found).eval()
 
     def examples(self, split: SplitName, count: int) -> Examples:
         """The first `count` examples of a split; 0 means `usual_count`."""
-        available = len(self.splits.pools[split].y)
+        available = len(self.session.splits.pools[split].y)
         if count > available:
             raise UsageError(
                 f"examples={count}: {self.found.protocol.name} has {available} {split} examples; ask for fewer"
             )
-        return self.splits.examples(split, self.device, DTYPES[self.fixed.precision], count or self.usual_count)
+        return self.session.examples(split, count or self.usual_count)
 
     @property
     def initial(self) -> dict[str, Tensor] | None:
@@ -124,9 +127,7 @@ class TrainedModel:
 
 
 def find_models(
-    registry: Registry,
-    protocol: Protocol,
-    store: Store,
+    session: Session,
     models: Sequence[str],
     reads: Literal["chosen", "both", "kept"],
     backbone: str | None,
@@ -135,14 +136,14 @@ def find_models(
     """The weights that an experiment reads, in the order of `models`; UsageError unless all have one protocol."""
     found: list[FoundModel] = []
     for name in models:
-        first = find_model(registry, protocol, store, name, backbone, checkpoint if reads == "chosen" else "last")
+        first = find_model(session, name, backbone, checkpoint if reads == "chosen" else "last")
         if reads == "chosen":
             found.append(first)
             continue
         if first.home is None:
             raise UsageError(f"{name} is not a run; this experiment reads several checkpoints of a run: name runs")
-        checkpoints = CHECKPOINTS if reads == "both" else kept_epochs(registry, first.protocol, first.home)
-        found += [find_model(registry, protocol, store, name, backbone, each) for each in checkpoints]
+        checkpoints = CHECKPOINTS if reads == "both" else kept_epochs(session.registry, first.protocol, first.home)
+        found += [find_model(session, name, backbone, each) for each in checkpoints]
     protocols = {model.protocol.hash: f"{model.protocol.name} {model.protocol.version}" for model in found}
     if len(protocols) > 1:
         both = " and ".join(protocols.values())
@@ -170,19 +171,13 @@ def _rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     return shlex.join([*words, "--store", str(home.parents[2]), "--keep-every", "5", "--fresh"])
 
 
-def open_model(registry: Registry, found: FoundModel, splits: Splits, device: str) -> TrainedModel:
+def open_model(session: Session, found: FoundModel) -> TrainedModel:
     """The model as experiments read it; its network is loaded once for the digest of its weights."""
     home = RunFolder(found.home) if found.home else None
-    weights = digest(load_model(registry, found, splits, device).state_dict())
-    return TrainedModel(registry, found, splits, device, weights, home, home.record() if home else None)
+    weights = digest(load_model(session, found).state_dict())
+    return TrainedModel(session, found, weights, home, home.record() if home else None)
 
 
 def titled(component: Component, **instead: str) -> str:
     """The component's title, or where it has none, its text; `instead` replaces parameter values by words."""
     return component.info.title.format(**{**component.params.model_dump(), **instead}) or component.brief
-
-
-def info_of(measure: Component) -> MeasureInfo:
-    """The measure's catalogue row."""
-    assert isinstance(measure.info, MeasureInfo)
-    return measure.info

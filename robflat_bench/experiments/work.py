@@ -17,7 +17,7 @@ from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, Observer
-from robflat_bench.evaluation.evaluate import configure
+from robflat_bench.evaluation.session import configure
 from robflat_bench.experiments import Chosen, choose
 from robflat_bench.experiments.document import Document, Experiment, Heading, parsed, read_bytes
 from robflat_bench.experiments.trained_model import TrainedModel
@@ -40,7 +40,7 @@ def run_experiment(chosen: Chosen, models: list[TrainedModel], store: Store, obs
         values = _read_once(chosen, model, store, observer)
         readings.append({"model": model.ref.model_dump(), "values": values.model_dump()})
         observer.stage_ends(stage)
-    protocol, data = first.found.protocol, first.splits.ref
+    protocol, data = first.found.protocol, first.session.splits.ref
     return document_model(chosen)(
         experiment=chosen.canonical,
         protocol=ProtocolRef(name=protocol.name, version=protocol.version, hash=protocol.hash),
@@ -62,7 +62,7 @@ def _read_once(chosen: Chosen, model: TrainedModel, store: Store, observer: Obse
         "initial": model.initial is not None,
         "network": [model.found.backbone, model.found.activation],
         "protocol": model.found.protocol.hash,
-        "dataset": model.splits.ref.checksum,
+        "dataset": model.session.splits.ref.checksum,
         "numerics": NUMERICS,
     }
     name = f"{chosen.experiment.name}-{content_hash(identity)[:16]}"

@@ -1,4 +1,4 @@
-"""Launchers: where the runs of a sweep are processes."""
+"""Launchers: a launcher decides where each run's process starts, on this machine or (a plugin) on a cluster."""
 
 from __future__ import annotations
 

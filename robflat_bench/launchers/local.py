@@ -1,7 +1,8 @@
-"""Processes on this machine, one to a slot.
+"""Launchers that start each run's process on this machine: `local` in the background, `inline` in the foreground.
 
-A CPU slot is a number of threads. It is not bound to cores: on a machine that others use too, or where two sweeps
-run, the system's scheduler finds the idle ones. A GPU slot sees one GPU; more slots than GPUs share them in turn.
+A slot holds one process at a time. A CPU slot is a number of threads, not bound to cores: where other programs or a
+second sweep run, the system's scheduler finds the idle cores. A GPU slot sees one GPU; if there are more slots than
+GPUs, slots share them in turn.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ POLL_SECONDS = 0.1
 
 
 class Local(Launcher):
-    """A pool of slots. What it runs is in sessions of its own, so that Ctrl-C here reaches it only by `interrupt`, and
-    lives on if this process is killed."""
+    """A pool of slots.
+
+    Each process has a session of its own. So Ctrl-C reaches it only by `interrupt`, and it goes on if the launcher's
+    process is killed.
+    """
 
     def __init__(self, params: Any, resources: Resources) -> None:
         super().__init__(params, resources)
@@ -43,19 +47,16 @@ class Local(Launcher):
         self._running: dict[str, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
 
     def start(self, job: Job) -> None:
+        slot = self._free[0]
+        null = subprocess.DEVNULL
         with self.output(job.log) as errors:
             process = subprocess.Popen(
-                job.command,
-                env={**os.environ, **self._free[0]},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
+                job.command, env=os.environ | slot, stdin=null, stdout=null, stderr=errors, start_new_session=True
             )
         self._running[job.name] = process, self._free.pop(0)
 
     def output(self, log: Path) -> IO[bytes]:
-        """Where stderr goes."""
+        """The file that takes a process's stderr."""
         return log.open("wb")
 
     def wait(self, seconds: float) -> Mapping[str, int]:
@@ -75,13 +76,15 @@ class Local(Launcher):
 
 
 class Inline(Local):
-    """The only slot, in the foreground."""
+    """One slot, whose process writes to this terminal."""
 
     foreground: ClassVar[bool] = True
 
     def __init__(self, params: Any, resources: Resources) -> None:
         if resources.jobs != 1:
-            raise UsageError(f"inline runs one after the other, not {resources.jobs} at a time; use --launcher local")
+            raise UsageError(
+                f"inline starts one run at a time, not {resources.jobs}: use `--launcher local`, or `--jobs 1`"
+            )
         super().__init__(params, resources)
 
     def output(self, log: Path) -> IO[bytes]:
@@ -89,17 +92,18 @@ class Inline(Local):
 
 
 def slots(resources: Resources) -> list[dict[str, str]]:
-    """What each slot adds to the environment. A run sets the threads of torch itself, as its protocol says; these are
-    of everything else."""
+    """The environment variables of each slot.
+
+    A run sets torch's threads itself, as its protocol says; OMP_NUM_THREADS limits all other libraries.
+    """
     threads = {"OMP_NUM_THREADS": str(resources.threads)}
-    if resources.device != "cuda":
-        return [threads] * resources.jobs
-    found = _gpus()
-    return [{**threads, "CUDA_VISIBLE_DEVICES": found[slot % len(found)]} for slot in range(resources.jobs)]
+    gpus = _gpus() if resources.device == "cuda" else []
+    seen = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
+    return [threads | seen[slot % len(seen)] for slot in range(resources.jobs)]
 
 
 def _gpus() -> list[str]:
-    """Those this process may use."""
+    """The GPUs that this process may use."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     import torch

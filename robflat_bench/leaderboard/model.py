@@ -1,7 +1,7 @@
-"""The board as data: what `board.json` holds, and all that the site and the terminal show. No logic lives here.
+"""The board as data: the content of `board.json`, and everything that the site and the terminal show.
 
-Numbers are fractions in [0,1] for errors, nats for losses. Everything is derived from committed records; nothing in
-here is entered by hand.
+Errors are fractions in [0,1], losses are in nats; lower ranks first in every ranking. Every number is derived from
+committed records. `build.py` computes it.
 """
 
 from __future__ import annotations
@@ -10,37 +10,47 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from robflat_bench.analysis.statistics import Place
 from robflat_bench.config.protocol import Checkpoint, Strict
+from robflat_bench.results.quantities import Unit
 
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 """Lowest first."""
 Status = Literal["active", "superseded", "retracted"]
 Derived = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
-"""A computed number, to six digits: what machines that round differently agree on."""
+"""A computed number, rounded to six digits, so that machines with different rounding agree."""
 
 
-class Quantity(Strict):
-    """A column. id: unique on its board ("clean_error", "robust_error", "attack:...", "robust_loss",
-    "gap_robust_error", "gap_robust_loss", "measure:..."); attack and measure ids carry the canonical text.
+class BoardColumn(Strict):
+    """A column of the board.
 
-    robust_error is the per-example worst case over clean images and all attacks, on the examples that all of them met.
-    title: short, for a heading. unit: "fraction", "nats" or "". n: test examples. In every ranked quantity lower ranks
-    first. protocol: False where only an added evaluation has it.
+    Attributes
+    ----------
+    id : unique on its board: `results.quantities.column`, or "robust_error" for the per-example worst case over clean
+        images and all attacks, on the examples that every attack met.
+    title : short heading.
+    n : number of test examples.
+    protocol : False for a measure that only an added evaluation has.
     """
 
     id: str
     title: str
-    unit: Literal["fraction", "nats", ""]
+    unit: Unit
     n: int
     protocol: bool = True
 
 
-class Value(Strict):
-    """A quantity of one row: mean over seeds, sd over seeds (None with one), and the 95 % interval [low, high] of the
-    method (None with one seed: a single network says nothing of the method).
+class RowValue(Strict):
+    """One quantity of one row.
 
-    standard_error: of the single network's value, where there is one seed.
+    Attributes
+    ----------
+    mean : over seeds.
+    sd : standard deviation over seeds; None with one seed.
+    low, high : 95 % confidence interval of the method; None with one seed, which says nothing of the method.
+    standard_error : over examples, of the single network; None with several seeds.
+    seeds : number of seeds.
     """
 
     mean: Derived
@@ -51,19 +61,18 @@ class Value(Strict):
     seeds: int
 
 
-class Place(Strict):
-    """A row in one ranking. rank: 1 + how many rows have a lower value, so that exact ties share one. low, high: 95 %
-    of the bootstrap's ranks. letters: two rows that share a letter are not told apart."""
+class BoardRun(Strict):
+    """One active record.
 
-    rank: int
-    low: int
-    high: int
-    letters: str
-
-
-class Run(Strict):
-    """One active record. folder: where it lies below `leaderboard/records`. values: checkpoint -> quantity id -> value.
-    flags: reasons to distrust an attack on more than 1 % of the examples, in words; none is good."""
+    Attributes
+    ----------
+    folder : below `leaderboard/records`.
+    weights : checkpoint -> SHA-256.
+    values : checkpoint -> column -> value of this network.
+    flags : reasons to distrust an attack on more than 1 % of the examples, in words; empty is good.
+    forward, backward : image passes of training.
+    seconds, evaluation_seconds : wall-clock time of the whole run, and of its evaluation.
+    """
 
     key: str
     seed: int
@@ -79,13 +88,18 @@ class Run(Strict):
     evaluation_seconds: Derived
 
 
-class Row(Strict):
-    """A method under one recipe: all seeds of it. id: a slug, unique on its board, of the label. changes: what its
-    recipe sets otherwise than the protocol. tier: the lowest of its runs.
+class BoardRow(Strict):
+    """A method under one recipe, with all its seeds.
 
-    places: ranking ("robust_error" or a measure's quantity id) -> place at the board's checkpoint; empty where
-    `unranked` says why. runs: active ones, by seed. forward, backward: image passes of training, seconds of training
-    and evaluation: means over seeds.
+    Attributes
+    ----------
+    id : slug of the label, unique on its board.
+    changes : recipe entries that differ from the protocol.
+    tier : the lowest tier of its runs.
+    values : checkpoint -> column -> value over seeds.
+    places : ranking (a column) -> rank at the board's checkpoint; empty where `unranked` gives the reason.
+    forward, backward, seconds, evaluation_seconds : as in `BoardRun`, means over seeds.
+    runs : active runs, by seed.
     """
 
     id: str
@@ -95,19 +109,29 @@ class Row(Strict):
     tier: Tier
     extra_data: bool
     plugins: dict[str, str]
-    values: dict[Checkpoint, dict[str, Value]]
+    values: dict[Checkpoint, dict[str, RowValue]]
     places: dict[str, Place] = Field(default_factory=dict)
     unranked: str = ""
     forward: Derived
     backward: Derived
     seconds: Derived
     evaluation_seconds: Derived
-    runs: tuple[Run, ...]
+    runs: tuple[BoardRun, ...]
+
+    def value(self, checkpoint: str, column: str) -> RowValue | None:
+        """The row's value in a column at a checkpoint ("best" or "last"); None where it has none."""
+        found: RowValue | None = self.values.get(checkpoint, {}).get(column)  # type: ignore[call-overload]
+        return found
 
 
-class Statistic(Strict):
-    """One correlation statistic of a measure with a target over the models. low, high: 95 % interval from resampling
-    models with their seeds (None: fewer than 10 models). reason: why there is no value."""
+class CorrelationValue(Strict):
+    """One statistic of a measure with a target over methods.
+
+    Attributes
+    ----------
+    value : None where it is undefined; `reason` says why.
+    low, high : 95 % interval from resampling methods with their seeds; None below 10 methods.
+    """
 
     name: str
     value: Derived | None
@@ -117,17 +141,17 @@ class Statistic(Strict):
 
 
 class Correlation(Strict):
-    """How a quantity goes with a target, over the rows that have both; models: how many."""
+    """A measure (`quantity`) against a robustness target, over the `models` rows that have both."""
 
     quantity: str
     target: str
     checkpoint: Checkpoint
     models: int
-    statistics: tuple[Statistic, ...]
+    statistics: tuple[CorrelationValue, ...]
 
 
 class Reference(Strict):
-    """A number published elsewhere: never ranked."""
+    """A number published elsewhere; never ranked."""
 
     label: str
     clean_error: float | None = None
@@ -138,8 +162,14 @@ class Reference(Strict):
 
 
 class Board(Strict):
-    """One protocol on one dataset. rankings: quantity ids, the first is the board's order. checkpoint: at which rows
-    are ranked."""
+    """One protocol on one dataset.
+
+    Attributes
+    ----------
+    checkpoint : the checkpoint that is ranked.
+    quantities : the columns.
+    rankings : ranked columns; the first orders the board.
+    """
 
     id: str
     protocol: str
@@ -151,15 +181,22 @@ class Board(Strict):
     epsilon: float
     backbone: str
     checkpoint: Checkpoint
-    quantities: tuple[Quantity, ...]
+    quantities: tuple[BoardColumn, ...]
     rankings: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[BoardRow, ...]
     correlations: tuple[Correlation, ...] = ()
     references: tuple[Reference, ...] = ()
 
+    def column(self, id: str) -> BoardColumn:
+        """The column with this identifier; ValueError where the board has none."""
+        found = next((column for column in self.quantities if column.id == id), None)
+        if found is None:
+            raise ValueError(f"board {self.id} has no quantity {id!r:.120}")
+        return found
+
 
 class Withdrawn(Strict):
-    """A superseded or retracted run: kept, with its reason."""
+    """A superseded or retracted run: its record stays, with the reason."""
 
     board: str
     label: str
@@ -171,7 +208,7 @@ class Withdrawn(Strict):
 
 
 class Change(Strict):
-    """Something that happened to the board, newest first. date: YYYY-MM-DD."""
+    """One event of the board. date: YYYY-MM-DD."""
 
     date: str
     title: str
@@ -179,7 +216,7 @@ class Change(Strict):
 
 
 class Leaderboard(Strict):
-    """All boards."""
+    """All boards; changes newest first."""
 
     schema_version: Literal[1] = 1
     boards: tuple[Board, ...]

@@ -16,15 +16,16 @@ from typing import Any
 
 from robflat_bench.config.protocol import read_text
 from robflat_bench.core import CheckFailed, LeaderboardColumn
-from robflat_bench.leaderboard.build import build
-from robflat_bench.leaderboard.entries import Submission, known_protocol, read
+from robflat_bench.leaderboard.build import build_leaderboard
+from robflat_bench.leaderboard.entries import Submission, read_entries
+from robflat_bench.leaderboard.entry_checks import known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
-from robflat_bench.leaderboard.site.cards import card
-from robflat_bench.leaderboard.site.curves import Training
-from robflat_bench.leaderboard.site.pages import Sources, render
+from robflat_bench.leaderboard.site.cards import method_card
+from robflat_bench.leaderboard.site.curves import TrainingCurves
+from robflat_bench.leaderboard.site.pages import Sources, render_site
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.results.record import numbers
+from robflat_bench.results.quantities import quantity_values
 from robflat_bench.results.store import read_record
 
 BOARD = "data/board.json"
@@ -37,18 +38,18 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
     protocols = {one.id: known_protocol(registry, one.protocol) for one in board.boards}
     return Sources(
         records={one.record.key: one.record for one in submissions},
-        numbers={
+        values={
             one.record.key: {
-                checkpoint: [*numbers(checkpoint, result, one.outcomes)]
+                checkpoint: [*quantity_values(checkpoint, result, one.outcomes)]
                 for checkpoint, result in one.record.results.items()
             }
             for one in submissions
         },
-        cards={row.method: card(registry, row.method) for one in board.boards for row in one.rows},
+        cards={row.method: method_card(registry, row.method) for one in board.boards for row in one.rows},
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},
         columns={one.id: _columns(registry, one) for one in board.boards},
-        trainings=tuple(read_record(path, Training) for path in sorted((root / "experiments").glob("*.json"))),
+        trainings=tuple(read_record(path, TrainingCurves) for path in sorted((root / "experiments").glob("*.json"))),
     )
 
 
@@ -70,11 +71,11 @@ def _check_column(column: Any) -> None:
 
 def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> dict[str, bytes]:
     """Every file of the site by its path."""
-    board = build(submissions, root, registry)
-    return render(board, sources(board, submissions, root, registry))
+    board = build_leaderboard(submissions, root, registry)
+    return render_site(board, sources(board, submissions, root, registry))
 
 
-def write(made: Mapping[str, bytes], site: Path, root: Path) -> None:
+def write_site(made: Mapping[str, bytes], site: Path, root: Path) -> None:
     """The site below `site`, and board.json below `root`. Pages of an earlier build that are none any more go."""
     before = site / "files.json"
     former = json.loads(before.read_text("utf-8")) if before.is_file() else []
@@ -92,7 +93,7 @@ def write(made: Mapping[str, bytes], site: Path, root: Path) -> None:
 def digests(root: Path, plugins: tuple[Path, ...]) -> dict[str, str]:
     """SHA-256 of every file of the site; CheckFailed where an entry cannot be trusted."""
     registry = discover(plugins)
-    submissions, problems = read(root, registry)
+    submissions, problems = read_entries(root, registry)
     if problems:
         raise CheckFailed(problems[0])
     return {name: hashlib.sha256(made).hexdigest() for name, made in pages(submissions, root, registry).items()}

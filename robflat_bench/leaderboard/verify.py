@@ -1,8 +1,8 @@
-"""Looks at an entry again, in a fresh process: from its weights (re-evaluated) or from its spec (reproduced).
+"""Verification of an entry in a fresh process: from its weights (re-evaluated) or from its spec (reproduced).
 
-Other machines round differently, so agreement is not equality: a re-evaluation may differ in 0.5 % of the examples'
-outcomes and by one standard error in a loss or a measure; a retrained network is another network where a single bit
-differs, so its error rates, losses and measures may differ by three standard errors.
+Other machines round differently, so agreement does not mean equality. A re-evaluation may differ in 0.5 % of the
+examples' outcomes and by one standard error in a loss or a measure. A retrained network becomes another network once a
+single bit differs, so its error rates, losses and measures may differ by three standard errors.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from robflat_bench.core import CheckFailed, RunFailed
 from robflat_bench.leaderboard.entries import Submission, Verification
 from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.record import EvaluationRecord, Result, RunRecord, standard_error
+from robflat_bench.results.quantities import Outcomes, standard_error
+from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
 from robflat_bench.results.store import RunFolder, read_outcomes, read_record
 
-Outcomes = Mapping[str, np.ndarray]
 Granted = Literal["re-evaluated", "reproduced"]
 
 
-class Difference(NamedTuple):
-    """See `Verification`."""
+class Disagreement(NamedTuple):
+    """How far two evaluations are apart; the fields are those of `Verification`."""
 
     identical: bool
     flags: tuple[int, int]
@@ -40,43 +40,44 @@ class Difference(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Fraction of outcomes that may differ, and by how many standard errors a number may."""
+    """flags: largest fraction of outcomes that may differ. deviation: largest difference in standard errors."""
 
     flags: float
     deviation: float
 
 
 ROUNDING = 1e-5
-"""Relative: what float32 makes of sums in another order."""
+"""Relative difference of float32 sums in another order."""
 BOUNDS: dict[Granted, Bound] = {"re-evaluated": Bound(0.005, 1.0), "reproduced": Bound(1.0, 3.0)}
 
 
 def reevaluate(entry: Submission, weights: Path, options: list[str], today: str) -> Verification:
-    """Evaluate the checkpoint with these weights again. options: more of the command line.
+    """Evaluate the checkpoint with these weights again.
 
-    CheckFailed where the weights are another's or the result does not agree.
+    Parameters
+    ----------
+    options : further options of `robflat-bench evaluate`.
+    today : YYYY-MM-DD.
+
+    Raises
+    ------
+    CheckFailed : the weights are not this entry's, or the results do not agree.
     """
     found = digest(read_weights(weights))
     names = [name for name, known in sorted(entry.entry.weights.items(), reverse=True) if known == found]
     if not names:
-        raise CheckFailed(f"{weights} are not the weights of this entry, neither best nor last (SHA-256 differs)")
+        raise CheckFailed(f"{weights} are not the weights of this entry: its best and last have another SHA-256")
+    spec = entry.record.spec
     with tempfile.TemporaryDirectory() as store:
         file = Path(store) / f"{names[0]}.safetensors"
         shutil.copyfile(weights, file)
-        activation = f"recipe.activation={entry.record.spec.recipe.activation}"
-        _harness(
-            "evaluate",
-            str(file),
-            "--protocol",
-            entry.record.protocol.name,
-            "--set",
-            activation,
-            "--checkpoint",
-            names[0],
-            "--store",
-            store,
-            *options,
-        )
+        settings = {
+            "--protocol": spec.protocol.name,
+            "--set": f"recipe.activation={spec.recipe.activation}",
+            "--checkpoint": names[0],
+            "--store": store,
+        }
+        _harness("evaluate", str(file), *(part for pair in settings.items() for part in pair), *options)
         path = next(Path(store).glob("*/external/*/evaluations/*.json"))
         again: EvaluationRecord = read_record(path, EvaluationRecord)
         outcomes = read_outcomes(again, path.with_suffix(".npz"))
@@ -84,7 +85,10 @@ def reevaluate(entry: Submission, weights: Path, options: list[str], today: str)
 
 
 def reproduce(entry: Submission, registry: Registry, options: list[str], today: str) -> Verification:
-    """Train and evaluate a run of the same spec; CheckFailed where the result does not agree."""
+    """Train and evaluate a run of the same spec. options, today: as in `reevaluate`, of `robflat-bench run`.
+
+    Raises CheckFailed where the results do not agree, or this version makes another run of the spec.
+    """
     spec = entry.record.spec
     protocol = load(registry, spec.protocol.name)
     changes = replace(protocol, recipe=spec.recipe).overrides
@@ -95,16 +99,15 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
         run = RunFolder(Path(store) / spec.folder)
         if not run.record_file.is_file():
             raise CheckFailed(f"{entry.folder}: this version makes another run of that spec (its key differs)")
-        again = run.record()
-        outcomes = read_outcomes(again, run.outcomes_file)
+        again, outcomes = run.evidence()
     return _granted(entry, "reproduced", again, outcomes, [*again.results], today)
 
 
 def _harness(*arguments: str) -> None:
-    """robflat-bench in a process of its own."""
+    """Run robflat-bench in a process of its own."""
     done = subprocess.run([sys.executable, "-m", "robflat_bench", *arguments], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise RunFailed(f"`robflat-bench {arguments[0]}` ended with {done.returncode}; its last words are above")
+        raise RunFailed(f"`robflat-bench {arguments[0]}` ended with {done.returncode}; its last lines are above")
 
 
 def _granted(
@@ -115,14 +118,14 @@ def _granted(
     checkpoints: Sequence[Checkpoint],
     today: str,
 ) -> Verification:
+    """The verification, where the results agree within `BOUNDS`."""
     results = {str(name): result for name, result in again.results.items()}
-    found = difference(entry, results, outcomes, checkpoints)
-    bound = BOUNDS[tier]
-    if found.flags[0] > bound.flags * found.flags[1] or found.deviation > bound.deviation:
+    found, bound = disagreement(entry, results, outcomes, checkpoints), BOUNDS[tier]
+    differing, compared = found.flags
+    if differing > bound.flags * compared or found.deviation > bound.deviation:
         raise CheckFailed(
-            f"{entry.folder}: does not agree: {found.flags[0]} of {found.flags[1]} outcomes differ (at most "
-            f"{bound.flags:.1%} may), and a number by {found.deviation:.2f} standard errors (at most "
-            f"{bound.deviation:g})"
+            f"{entry.folder}: does not agree: {differing} of {compared} outcomes differ (at most {bound.flags:.1%} "
+            f"may), and a number by {found.deviation:.2f} standard errors (at most {bound.deviation:g})"
         )
     return Verification(
         tier=tier,
@@ -134,44 +137,45 @@ def _granted(
     )
 
 
-def difference(
+def disagreement(
     entry: Submission, results: Mapping[str, Result], outcomes: Outcomes, checkpoints: Sequence[Checkpoint]
-) -> Difference:
-    """How far two evaluations of the same checkpoints are apart; CheckFailed where one lacks what the other has."""
+) -> Disagreement:
+    """How far another evaluation of these checkpoints is from the entry's.
+
+    Raises CheckFailed where one has arrays or measures that the other lacks.
+    """
     names = [name for name in entry.outcomes if name.partition("/")[0] in checkpoints]
     if any(name not in outcomes or outcomes[name].shape != entry.outcomes[name].shape for name in names):
         raise CheckFailed(f"{entry.folder}: evaluated again it has other outcomes")
     pairs = {name: (entry.outcomes[name], outcomes[name]) for name in names}
     errors = [pair for name, pair in pairs.items() if name.endswith("/error")]
     losses = [pair for name, pair in pairs.items() if name.endswith("/loss")]
-    apart = [_apart(float(a.mean()), float(b.mean()), _deviation(a), _deviation(b)) for a, b in errors]
-    apart += [
-        _apart(float(a.mean()), float(b.mean()), standard_error(a) or 0.0, standard_error(b) or 0.0) for a, b in losses
-    ]
+    apart = [_apart(*((float(array.mean()), _rate_error(array)) for array in pair)) for pair in errors]
+    apart += [_apart(*((float(array.mean()), standard_error(array)) for array in pair)) for pair in losses]
     for checkpoint in checkpoints:
-        for split in ("measures", "measures_train"):
-            mine, again = (getattr(one, split) for one in (entry.record.results[checkpoint], results[checkpoint]))
+        for field in ("measures", "measures_train"):
+            mine, again = (getattr(one, field) for one in (entry.record.results[checkpoint], results[checkpoint]))
             if mine.keys() != again.keys():
                 raise CheckFailed(f"{entry.folder}: evaluated again it has other measures")
-            for name, one in mine.items():
-                other = again[name]
-                if one.value is None or other.value is None:
-                    apart.append(0.0 if one.value == other.value else math.inf)
-                else:
-                    apart.append(_apart(one.value, other.value, one.standard_error or 0.0, other.standard_error or 0.0))
-    return Difference(
+            found = ((mine[name], again[name]) for name in mine)
+            apart += [_apart(*((one.value, one.standard_error) for one in pair)) for pair in found]
+    return Disagreement(
         all(np.array_equal(a, b) for a, b in pairs.values()),
         (sum(int((a != b).sum()) for a, b in errors), sum(len(a) for a, _ in errors)),
         max(apart),
     )
 
 
-def _deviation(bits: np.ndarray) -> float:
-    """Standard error of a fraction; that of half an example where it is 0 or 1."""
+def _rate_error(bits: np.ndarray) -> float:
+    """Standard error of an error rate; of half an example where the rate is 0 or 1."""
     p = min(max(float(bits.mean()), 0.5 / len(bits)), 1 - 0.5 / len(bits))
     return math.sqrt(p * (1 - p) / len(bits))
 
 
-def _apart(a: float, b: float, one: float, other: float) -> float:
-    """|a - b| in standard errors of the difference, of which rounding is the least."""
-    return abs(a - b) / max(math.hypot(one, other), ROUNDING * max(abs(a), abs(b)), 1e-12)
+def _apart(one: tuple[float | None, float | None], other: tuple[float | None, float | None]) -> float:
+    """|a - b| in standard errors of the difference, at least those of rounding. one, other: value and standard error.
+    A value that only one has is infinitely far."""
+    (a, error_a), (b, error_b) = one, other
+    if a is None or b is None:
+        return 0.0 if a == b else math.inf
+    return abs(a - b) / max(math.hypot(error_a or 0.0, error_b or 0.0), ROUNDING * max(abs(a), abs(b)), 1e-12)

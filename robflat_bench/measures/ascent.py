@@ -1,35 +1,36 @@
-r"""Worst-case ascent of the mean loss in weight space: balls around w, and two ways to climb in them.
+r"""Worst-case ascent of the mean loss over the weights: balls around w, and two ways to climb in them.
 
     C = { \nu = h * z : ||z||_p <= 1 },   p = 2 or inf,   h >= 0 one half-axis per weight, * element by element
 
-In the coordinates z every such ellipsoid or box is the unit ball, so projecting is exact: radial for p = 2, a clamp
-for p = inf; and d L / dz = h * d L / d\nu, which leaves weights with h = 0 where they are. All layers of the
-`WeightSpace` form one vector in float64: normalisation layers and tensors of zero norm stay, biases move.
-The images are given (clean, or attacked once at w), and stay as they are while the weights move.
+In the coordinates z every such ellipsoid or box is the unit ball. So the projection is exact, radial for p = 2 and a
+clamp for p = inf; d L / dz = h * d L / d\nu leaves weights with h = 0 where they are. All layers of the `WeightSpace`
+form one vector in float64: normalisation layers and tensors of zero norm stay, biases move. The images (clean, or
+attacked once at w) stay as they are while the weights move.
 
 How far a climb may be from a maximum of its own first-order model is its gap, in nats,
 
     max_{||s||_p <= 1} <g, s - z> = ||g||_q - <g, z>,   g = d L / dz,  q = 2 or 1
 
-which is 0 at a stationary point of the ball and, where L is concave, bounds what is still to be gained.
+The gap is 0 at a stationary point of the ball and, where L is concave, bounds the rise that is still possible.
 Frank & Wolfe 1956; Jaggi: ICML 2013. Auto-PGD: Croce & Hein: ICML 2020.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.core import Examples, Threat, Workspace
+from robflat_bench.core import Examples
 from robflat_bench.core.batching import padded_batches
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.oracle import CHUNK, Oracle
-from robflat_bench.measures.shared import FixedImagesParams
+from robflat_bench.measures.random_moves import random_move
 from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
@@ -45,21 +46,22 @@ class Point(NamedTuple):
         return float(self.losses.mean())
 
 
-class Landscape:
-    """The mean loss of given images as a function of nu, one float64 vector [d] over all layers."""
+class LossSurface:
+    """The mean loss of given images as a function of nu, a float64 vector [d] over all layers."""
 
     def __init__(self, model: nn.Module, oracle: Oracle, images: Examples) -> None:
         self.model, self.oracle, self.images = model, oracle, images
         self.space = WeightSpace(model)
-        self.weights = flat(self.space.layers, images.x)
+        self.weights = self._vector(self.space.layers)
 
     def at(self, nu: Tensor) -> Point:
+        """Losses and gradient at w + nu."""
         with self.space.moved(self._layers(nu)):
             losses, gradient = self.oracle.gradient(self.model, self.images, self.space.layers)
-        return Point(nu, losses, flat(gradient, self.images.x))
+        return Point(nu, losses, self._vector(gradient))
 
     def origin(self) -> Point:
-        """At w itself."""
+        """Losses and gradient at w."""
         return self.at(torch.zeros_like(self.weights))
 
     def wrong(self, nu: Tensor) -> Tensor:
@@ -70,13 +72,16 @@ class Landscape:
                 found.append((self.model(part.x).argmax(1) != part.y)[:count])
         return torch.cat(found)
 
-    def gaussian(self, *key: int | str) -> Tensor:
-        """N(0, I) [d], each tensor keyed by its own name and shape."""
-        draws = {
-            name: torch.randn(layer.shape, generator=generator(*key, name, *layer.shape), dtype=torch.float64)
-            for name, layer in self.space.layers.items()
-        }
-        return flat(draws, self.images.x)
+    def start(self, number: int, ball: UnitBall, *key: int | str) -> Tensor:
+        """z where an ascent begins: 0 for the first, a random point of the ball for others; keyed by layer."""
+        if number == 0:
+            return torch.zeros_like(self.weights)
+        draws = random_move(self.space, lambda z, _: z, *key, number, noise=_normal64)
+        return ball.random(self._vector(draws), *key, number)
+
+    def _vector(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """The layers as one float64 vector, on the device of the images."""
+        return torch.cat([layer.detach().double().reshape(-1) for layer in layers.values()]).to(self.images.x.device)
 
     def _layers(self, nu: Tensor) -> Direction:
         layers = self.space.layers
@@ -84,40 +89,32 @@ class Landscape:
         return {name: piece.view(layers[name].shape) for name, piece in zip(layers, pieces, strict=True)}
 
 
-def flat(layers: dict[str, Tensor] | dict[str, nn.Parameter], beside: Tensor) -> Tensor:
-    """One float64 vector, on the device of `beside`."""
-    return torch.cat([layer.detach().double().reshape(-1) for layer in layers.values()]).to(beside.device)
+def _normal64(layer: Tensor, source: torch.Generator) -> Tensor:
+    """N(0,1) in float64, whatever the precision of the layer."""
+    return torch.randn(layer.shape, generator=source, dtype=torch.float64)
 
 
-def given_images(
-    model: nn.Module, threat: Threat, params: FixedImagesParams, examples: Examples, workspace: Workspace
-) -> tuple[Oracle, Examples]:
-    """The images of the coupling, found at w, and an oracle that takes them, or any of them, as they are."""
-    oracle = Oracle(threat, params)
-    oracle.freeze(model, examples, workspace)
-    return Oracle(threat, params.model_copy(update={"coupling": "clean"})), oracle.points(examples)
+class UnitBall(ABC):
+    """The ball ||z||_p <= 1."""
 
-
-class Ball:
-    """The unit ball of z."""
-
+    @abstractmethod
     def direction(self, gradient: Tensor) -> Tensor:
-        """The steepest ascent of length 1 in this norm; 0 without a gradient."""
-        raise NotImplementedError
+        """The steepest ascent, ||direction||_p = 1; 0 where the gradient is 0."""
 
+    @abstractmethod
     def project(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The nearest point of the ball."""
 
-    def start(self, gaussian: Tensor, *key: int | str) -> Tensor:
-        """A random point of the ball, made of N(0, I)."""
-        raise NotImplementedError
+    @abstractmethod
+    def random(self, gaussian: Tensor, *key: int | str) -> Tensor:
+        """A random point of the ball, made from N(0, I) [d]."""
 
-    def gap(self, gradient: Tensor, z: Tensor) -> float:
-        """||g||_q - <g, z>."""
-        raise NotImplementedError
+    @abstractmethod
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """||g||_q."""
 
 
-class Round(Ball):
+class L2Ball(UnitBall):
     """p = 2."""
 
     def direction(self, gradient: Tensor) -> Tensor:
@@ -127,16 +124,17 @@ class Round(Ball):
     def project(self, z: Tensor) -> Tensor:
         return z / max(float(z.norm()), 1.0)
 
-    def start(self, gaussian: Tensor, *key: int | str) -> Tensor:
+    def random(self, gaussian: Tensor, *key: int | str) -> Tensor:
         """Isotropic, its radius U(0,1)."""
         radius = torch.rand((), generator=generator(*key, "radius"), dtype=torch.float64)
         return self.direction(gaussian) * radius.to(gaussian.device)
 
-    def gap(self, gradient: Tensor, z: Tensor) -> float:
-        return float(gradient.norm() - gradient @ z)
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        length: Tensor = gradient.norm()
+        return length
 
 
-class Box(Ball):
+class LinfBall(UnitBall):
     """p = inf."""
 
     def direction(self, gradient: Tensor) -> Tensor:
@@ -145,36 +143,36 @@ class Box(Ball):
     def project(self, z: Tensor) -> Tensor:
         return z.clamp(-1, 1)
 
-    def start(self, gaussian: Tensor, *key: int | str) -> Tensor:
+    def random(self, gaussian: Tensor, *key: int | str) -> Tensor:
         """Every coordinate U(-1,1): the Gaussian distribution function, stretched."""
         uniform: Tensor = torch.special.erf(gaussian / math.sqrt(2))
         return uniform
 
-    def gap(self, gradient: Tensor, z: Tensor) -> float:
-        return float(gradient.abs().sum() - gradient @ z)
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        return gradient.abs().sum()
 
 
-BALLS: dict[str, Ball] = {"l2": Round(), "linf": Box()}
+BALLS: dict[str, UnitBall] = {"l2": L2Ball(), "linf": LinfBall()}
 
 
-def normalised_ascent(landscape: Landscape, h: Tensor, ball: Ball, iterations: int) -> Iterator[Point]:
-    """z <- Pi( z + 2.5 / iterations * direction ), from z = 0: every iterate, the first one included."""
-    z = torch.zeros_like(landscape.weights)
-    here = landscape.at(h * z)
+def normalised_ascent(surface: LossSurface, h: Tensor, ball: UnitBall, iterations: int) -> Iterator[Point]:
+    """z <- Pi( z + 2.5 / iterations * direction ) from z = 0: every iterate, the start included."""
+    z = torch.zeros_like(surface.weights)
+    here = surface.at(h * z)
     yield here
     for _ in range(iterations):
         z = ball.project(z + 2.5 / iterations * ball.direction(h * here.gradient))
-        here = landscape.at(h * z)
+        here = surface.at(h * z)
         yield here
 
 
 MOMENTUM = 0.75
 ENOUGH = 0.75
-"""Of the steps between two checkpoints, the fraction that must improve on the step before."""
+"""Fraction of the steps between two checkpoints that must improve on the step before."""
 
 
 def checkpoints(iterations: int) -> set[int]:
-    """ceil(p_j iterations), in hundredths: p_1 = 22, and intervals that shrink by 3 down to 6."""
+    """Steps at which Auto-PGD reviews its step size: ceil(p_j iterations / 100), p_1 = 22, intervals 22, 19, ... 6."""
     p, interval, found = 0, 22, set()
     while p + interval <= 100:
         p += interval
@@ -183,7 +181,7 @@ def checkpoints(iterations: int) -> set[int]:
     return found
 
 
-def auto_pgd(landscape: Landscape, h: Tensor, ball: Ball, iterations: int, start: Tensor) -> Iterator[Point]:
+def auto_pgd(surface: LossSurface, h: Tensor, ball: UnitBall, iterations: int, start: Tensor) -> Iterator[Point]:
     """Auto-PGD on z: every iterate, the start included.
 
     z <- Pi( z + a (Pi(z + eta direction) - z) + (1 - a) (z - z_before) ) with a = 0.75, at first eta = 2 (the ball's
@@ -191,7 +189,7 @@ def auto_pgd(landscape: Landscape, h: Tensor, ball: Ball, iterations: int, start
     changed since the last one, eta is halved and the climb goes on from the best iterate.
     """
     z = before = start
-    here = landscape.at(h * z)
+    here = surface.at(h * z)
     yield here
     best_z, best = z, here
     step, improved, last, due = 2.0, 0, 0, checkpoints(iterations)
@@ -200,7 +198,7 @@ def auto_pgd(landscape: Landscape, h: Tensor, ball: Ball, iterations: int, start
         ahead = ball.project(z + step * ball.direction(h * here.gradient))
         a = MOMENTUM if number > 1 else 1.0
         z, before = ball.project(z + a * (ahead - z) + (1 - a) * (z - before)), z
-        previous, here = here, landscape.at(h * z)
+        previous, here = here, surface.at(h * z)
         yield here
         improved += here.mean > previous.mean
         if here.mean > best.mean:
@@ -216,11 +214,11 @@ def auto_pgd(landscape: Landscape, h: Tensor, ball: Ball, iterations: int, start
 
 
 def highest(climb: Iterable[Point]) -> Point:
-    """Of its iterates the first with the highest mean loss; not a number is never the highest."""
+    """The first iterate with the highest mean loss; losses that are not finite never count as the highest."""
     return max(climb, key=lambda point: point.mean if math.isfinite(point.mean) else -math.inf)
 
 
-def gap(h: Tensor, ball: Ball, point: Point) -> float:
-    """The gap at a point of the ball with half-axes h."""
-    z = torch.where(h > 0, point.nu / h, 0.0)
-    return ball.gap(h * point.gradient, z)
+def gap(h: Tensor, ball: UnitBall, point: Point) -> float:
+    """||g||_q - <g, z> at a point of the ball with half-axes h, in nats."""
+    z, slope = torch.where(h > 0, point.nu / h, 0.0), h * point.gradient
+    return float(ball.dual_norm(slope) - slope @ z)

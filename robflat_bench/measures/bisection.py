@@ -1,26 +1,23 @@
-"""The largest radius that a condition allows, by bisection."""
+"""The largest radius at which a condition holds, by bisection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 SMALLEST = 2.0**-30
-"""Of the largest radius: where a search ends that no radius satisfies."""
+"""The search ends at this fraction of the largest radius, where no radius satisfies the condition."""
 
 
 def bracket(within: Callable[[float], bool], largest: float, tolerance: float) -> tuple[float, float]:
-    """(low, high), high - low <= tolerance high: `low` is within (or 0), `high` is not.
+    """Radii (low, high) around the point where the condition begins to fail, high - low <= tolerance * high.
 
-    (largest, largest) if that is within. Where the condition holds again further out, this is one of its ends, the
-    same for the same condition.
+    `within(low)` holds (or low is 0) and `within(high)` does not; (largest, largest) where `within(largest)` holds.
+    A condition that holds again further out has several such points; the search always finds the same one.
     """
     if within(largest):
         return largest, largest
     low, high = 0.0, largest
     while high - low > tolerance * high and high > SMALLEST * largest:
         middle = (low + high) / 2
-        if within(middle):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if within(middle) else (low, middle)
     return low, high

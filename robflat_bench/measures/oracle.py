@@ -1,20 +1,22 @@
-r"""The loss oracle: what loss of an example is read at moved weights w'. Its coupling says how the adversary follows.
+r"""The loss oracle: the loss of each example at moved weights w'. The coupling says how the adversary follows them.
 
     clean      \ell(f(x_i; w'), y_i)
     frozen     \ell(f(x_i'; w'), y_i),  x_i' found once, at w, and kept
-    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w', warm: from x_i' as well
+    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w'; warm: from x_i' as well
 
-Losses are per example, so means, errors and differences are derived and never run again. The coupling `joint`,
-where the adversarial examples climb together with the weights, is `worst_case`. With normalised logits,
-z <- (z - mean z) / ||z - mean z||_2 before the cross-entropy, and scaling them changes nothing; the images remain
-those that maximise the plain one. Attacks and readings run on the folded network (`folding`), gradients with respect to
-weights on the network as it is.   Stutz et al., ICCV 2021; normalisation: Andriushchenko et al., ICML 2023.
+Losses are per example: means, standard errors and differences follow without another pass. The coupling `joint`, where
+images climb together with the weights, belongs to `worst_case`. Normalised logits, z <- (z - mean z) / ||z - mean z||_2
+before the cross-entropy, take the scale of z out of the loss; attacks still maximise the plain cross-entropy. Attacks
+and readings run on the folded network (`numerics.folding`), gradients with respect to weights on the network itself.
+
+Stutz et al., ICCV 2021; normalisation: Andriushchenko et al., ICML 2023.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +24,14 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import Ascent, attacked, margin
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core import Examples, Threat, Workspace
+from robflat_bench.core import Examples, Measure, Threat, Workspace
 from robflat_bench.core.batching import in_batches, padded_batches
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.folding import folded
 
 CHUNK = 128
-"""Examples per backward pass with respect to weights. Not the memory batch: the order in which weight gradients are
-summed changes their last bits, and whatever takes a sign or a maximum makes those visible."""
+"""Examples per backward pass with respect to weights. It differs from the memory batch, because the order in which
+weight gradients are summed changes their last bits, and a sign or a maximum of them makes the change visible."""
 
 
 def normalised(logits: Tensor) -> Tensor:
@@ -39,8 +41,25 @@ def normalised(logits: Tensor) -> Tensor:
     return centred / scale
 
 
+class Slopes(NamedTuple):
+    """Losses [N], float64; the gradient of their sum or mean, float64 per layer; d loss_i / dx_i, shaped as images."""
+
+    losses: Tensor
+    weights: dict[str, Tensor]
+    images: Tensor | None
+
+
 class Oracle:
-    """Losses at the weights that the model holds when asked. `freeze` at w before asking for frozen or warm ones."""
+    """Losses at the weights that the model holds when a method is called.
+
+    Parameters
+    ----------
+    threat : Threat
+        Ball of the attack.
+    params : OracleParams
+        Coupling, attack and scale of the logits. Couplings `frozen` and warm `reattack` need `freeze`, called at w,
+        before anything else.
+    """
 
     def __init__(self, threat: Threat, params: OracleParams) -> None:
         self.coupling = params.coupling
@@ -50,21 +69,28 @@ class Oracle:
         self.pgd = PGD(PGDParams(steps=params.steps, step=params.step, restarts=params.restarts), threat)
         self.images: Tensor | None = None
 
+    @classmethod
+    def of(cls, measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace) -> Oracle:
+        """The oracle of a measure with `OracleParams`, its images found at the model's present weights."""
+        oracle = cls(measure.threat, measure.params)
+        oracle.freeze(model, examples, workspace)
+        return oracle
+
     def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
-        """Find the images x' of the coupling `frozen`, or of a warm `reattack`; the others have none to keep."""
+        """Find the images x' of `frozen` and of warm `reattack`; the other couplings keep no images."""
         if self.coupling == "frozen" or self.warm:
             self.images = in_batches(
                 examples, workspace, lambda part: self.pgd.perturb(model, part, workspace.seed), "x_adv"
             )
 
     def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
-        """Cross-entropy of each example, float64 [N], in nats; by memory batches, each a unit of the journal."""
+        """Cross-entropy of each example in nats, float64 [N]. Each memory batch is a unit of the journal."""
         if self.coupling == "reattack" and self.plain:
             return self._each(model, examples, workspace, "loss-reattack", lambda found: found.loss).double()
         return self._read(model, examples, workspace, "loss", self.cross_entropy)
 
     def errors(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
-        """0 where the label's logit alone is the highest, else (a tie, nothing finite) 1; float64 [N], as `losses`."""
+        """0 where the label's logit is the single highest, else 1 (ties, NaN), float64 [N]; units as in `losses`."""
 
         def error(model: nn.Module, part: Examples) -> Tensor:
             return ~(margin(part.y)(model(part.x)) < 0)
@@ -72,15 +98,15 @@ class Oracle:
         return self._read(model, examples, workspace, "error", error)
 
     def points(self, examples: Examples) -> Examples:
-        """The images at which the loss is read (clean and frozen), e.g. to differentiate it."""
+        """The images at which `clean` and `frozen` read the loss. ValueError for `reattack`, whose images move."""
         if self.coupling == "clean":
             return examples
         if self.coupling == "reattack":
-            raise ValueError("the coupling reattack has no fixed images; clean and frozen have")
+            raise ValueError("the coupling reattack has no fixed images; use clean or frozen")
         return Examples(self._kept(), examples.y, examples.index)
 
     def cross_entropy(self, model: nn.Module, part: Examples) -> Tensor:
-        """Of given images at the model's weights, [B]; differentiable."""
+        """Loss [B] of these images at the model's weights; differentiable."""
         loss: Tensor = F.cross_entropy(self.logits(model(part.x)), part.y, reduction="none")
         return loss
 
@@ -88,16 +114,33 @@ class Oracle:
         self, model: nn.Module, examples: Examples, layers: Mapping[str, nn.Parameter]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each example, float64 [N], and d mean_i loss_i / dw of these layers, float64; clean or frozen."""
+        return self.slopes(model, self.points(examples), layers, len(examples))[:2]
+
+    def slopes(
+        self,
+        model: nn.Module,
+        images: Examples,
+        layers: Mapping[str, nn.Parameter],
+        divisor: int = 1,
+        of_images: bool = False,
+    ) -> Slopes:
+        """Losses at these images, and the gradient of their sum / divisor by these layers; `of_images`: by the images.
+
+        Computed in chunks of `CHUNK`, so that the memory batch changes no bit.
+        """
         total = {name: torch.zeros_like(layer, dtype=torch.float64) for name, layer in layers.items()}
-        losses = []
+        losses, by_images = [], []
         with attacked(model), differentiable(list(layers.values())):
-            for part, count in padded_batches(self.points(examples), CHUNK):
-                loss = self.cross_entropy(model, part)[:count]
-                gradients = torch.autograd.grad(loss.sum(), list(layers.values()), materialize_grads=True)
+            for part, count in padded_batches(images, CHUNK):
+                x = part.x.detach().requires_grad_(of_images)
+                loss = self.cross_entropy(model, Examples(x, part.y, part.index))[:count]
                 losses.append(loss.detach().double())
-                for name, gradient in zip(layers, gradients, strict=True):
-                    total[name] += gradient / len(examples)
-        return torch.cat(losses), total
+                wanted = [*layers.values(), *([x] if of_images else [])]
+                gradients = torch.autograd.grad(loss.sum(), wanted, materialize_grads=True) if wanted else ()
+                for name, gradient in zip(layers, gradients, strict=False):
+                    total[name] += gradient / divisor
+                by_images += [gradients[-1][:count]] if of_images else []
+        return Slopes(torch.cat(losses), total, torch.cat(by_images) if of_images else None)
 
     def _read(
         self,
@@ -128,7 +171,7 @@ class Oracle:
         name: str,
         keep: Callable[[Ascent], Tensor],
     ) -> Tensor:
-        """What to `keep` of a fresh attack on each example."""
+        """`keep` of a fresh attack on each example."""
         channels = examples.x.shape[1]
         begin = [examples.x, self._kept()] if self.warm else [examples.x]
         both = Examples(torch.cat(begin, 1), examples.y, examples.index)  # so that each batch brings its own x'
@@ -142,13 +185,21 @@ class Oracle:
 
     def _kept(self) -> Tensor:
         if self.images is None:
-            raise ValueError(f"the coupling {self.coupling} has no fixed images; call freeze first, at w")
+            raise ValueError(f"the coupling {self.coupling} has no images yet; call freeze first, at w")
         return self.images
+
+
+def given_images(
+    measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace
+) -> tuple[Oracle, Examples]:
+    """An oracle that reads any images as they are, and the images of the measure's coupling, found at w."""
+    images = Oracle.of(measure, model, examples, workspace).points(examples)
+    return Oracle(measure.threat, measure.params.model_copy(update={"coupling": "clean"})), images
 
 
 @contextmanager
 def differentiable(layers: list[nn.Parameter]) -> Iterator[None]:
-    """Let these layers receive gradients within an attack, where parameters are frozen."""
+    """These layers receive gradients within an attack, where parameters are frozen."""
     try:
         for layer in layers:
             layer.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What measures with one value per example share: their mean with its standard error, and gradients at images."""
+"""Values per example: their mean with its standard error, and gradients of the loss at images."""
 
 from __future__ import annotations
 
@@ -14,23 +14,40 @@ from robflat_bench.core import Measurement
 
 
 def error_of_mean(values: np.ndarray) -> float | None:
-    """std / sqrt(count); one value has none."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    """Standard error of the mean, std / sqrt(count); None for a single value."""
+    return spread(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def mean_of(per_example: np.ndarray, details: Mapping[str, float] | None = None) -> Measurement:
-    """Mean over examples, float64 [N]; examples are the only thing drawn, so its error is std / sqrt(N)."""
+def spread(values: np.ndarray) -> float:
+    """Standard deviation of values [n]; 0 for a single value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def best_start(losses: np.ndarray) -> int:
+    """The row of losses [starts, N] with the highest mean."""
+    return int(losses.mean(1).argmax())
+
+
+def mean_of(
+    per_example: np.ndarray,
+    details: Mapping[str, float] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> Measurement:
+    """The mean of values [N] as a measurement. Its standard error is over examples; nothing else counts as random.
+
+    `per_example` joins the `arrays`.
+    """
     return Measurement(
         value=float(per_example.mean()),
         standard_error=error_of_mean(per_example),
         n=len(per_example),
         details=details or {},
-        arrays={"per_example": per_example},
+        arrays={**(arrays or {}), "per_example": per_example},
     )
 
 
-def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """d loss_i / dx_i, float64 [B,D], of the losses [B] of the images; the weights as an attack sees them."""
+def image_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """d loss_i / dx_i of images x [B,...] with losses [B], float64 [B,D]; the model is in eval mode."""
     with attacked(model):
         variable = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(variable).sum(), variable)

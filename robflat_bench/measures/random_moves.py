@@ -1,56 +1,64 @@
-r"""Random moves of the weights and what the oracle reads after each of them.
+r"""Random moves of the weights, and the losses at the moved weights.
 
-    \nu_l = c_l (.) z_l,   z_l ~ N(0, I) or U(-1, 1),  one z_l per layer of the `WeightSpace`
+    \nu_l = s(z_l, w_l),   z_l ~ N(0, I) or U(-1, 1),   one z_l per layer l of the `WeightSpace`
 
-z is keyed by (seed, measure, draw, the layer's name and shape) and not by its scale c: models of one architecture
-meet common random numbers, and so do all sizes of a move. Layers of zero norm stay, as everywhere in this package.
+z is keyed by (seed, measure, draw, the layer's name and shape), not by the scale s. So models of one architecture meet
+common random numbers, and so do moves of different sizes. Layers of zero norm stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.core import Examples, Measurement, Workspace
+from robflat_bench.core import Examples, Measure, Measurement, Workspace
 from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.numerics.weight_space import Direction, WeightSpace, rows
+from robflat_bench.measures.units import section
+from robflat_bench.numerics.weight_space import Direction, WeightSpace, filters
+
+Scale: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(z, w) of one layer -> its move."""
+Noise: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def noise(
-    space: WeightSpace, *key: int | str, draw: Callable[[Tensor, torch.Generator], Tensor] = normal_like
-) -> Direction:
-    """z: independent numbers of unit scale for every weight of every layer."""
-    return {name: draw(layer, generator(*key, name, *layer.shape)) for name, layer in space.layers.items()}
+def random_move(space: WeightSpace, scale: Scale, *key: int | str, noise: Noise = normal_like) -> Direction:
+    """scale(z, w) of every layer, z independent random numbers of unit size."""
+    return {
+        name: scale(noise(layer, generator(*key, name, *layer.shape)), layer.detach())
+        for name, layer in space.layers.items()
+    }
+
+
+def random_moves(
+    space: WeightSpace, scale: Scale, draws: int, *key: int | str, noise: Noise = normal_like
+) -> Iterator[Direction]:
+    """One `random_move` after another, draw by draw."""
+    return (random_move(space, scale, *key, draw, noise=noise) for draw in range(draws))
 
 
 def by_filter(tensor: Tensor) -> Tensor:
-    """||w_f||_2 / sqrt(n_f) of each filter, shaped to multiply the tensor."""
-    each = rows(tensor.detach())
+    """||w_f||_2 / sqrt(n_f) of each filter f of n_f weights, shaped to multiply the tensor."""
+    each = filters(tensor.detach())
     scale: Tensor = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64) / math.sqrt(each.shape[1])
     return scale.to(tensor.dtype).reshape(tensor.shape[:1] + (1,) * (tensor.ndim - 1))
 
 
-def section(workspace: Workspace, name: str) -> Workspace:
-    """The workspace with a journal of its own for one part of the work."""
-    return replace(workspace, journal=workspace.journal.section(name))
-
-
 def losses_after(
-    oracle: Oracle,
+    measure: Measure,
     space: WeightSpace,
     model: nn.Module,
     examples: Examples,
     workspace: Workspace,
     moves: Iterable[Direction],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses at w, [N], and after each move, [moves, N]; moves are taken one at a time, at w: each is as large."""
-    oracle.freeze(model, examples, section(workspace, "images"))
+    """Losses of the measure's oracle at w, [N], and after each move, [moves, N]. Every move starts at w."""
+    oracle = Oracle.of(measure, model, examples, section(workspace, "images"))
     reference = oracle.losses(model, examples, section(workspace, "reference"))
     losses = []
     for number, move in enumerate(moves):
@@ -60,7 +68,7 @@ def losses_after(
 
 
 def mean_rise(reference: np.ndarray, losses: np.ndarray, further: Mapping[str, float] | None = None) -> Measurement:
-    """The mean of losses [draws, N] over the reference [N], draws and examples crossed and both random."""
+    """Mean rise of losses [draws, N] over the reference [N]; the standard error is over draws and examples."""
     difference = losses - reference
     details = {**crossed_errors(difference), **(further or {})}
     value, before = float(difference.mean()), float(reference.mean())
@@ -76,7 +84,7 @@ def mean_rise(reference: np.ndarray, losses: np.ndarray, further: Mapping[str, f
 
 
 def crossed_errors(difference: np.ndarray) -> dict[str, float]:
-    """Standard errors of the grand mean of [draws, N] values, draws and examples both random and crossed.
+    """Standard errors of the mean of values [draws, N], where draws and examples are both random and crossed.
 
     The variance over draws and the variance over examples each contain the interaction once; the combined
     standard error counts it once.

@@ -1,67 +1,114 @@
-"""Parameters, and counts of image passes, that several measures share."""
+"""Parameters that several measures share, and how many image passes a measure takes. Imports no torch.
+
+`Steps`, `Draws`, ... are types: they carry a parameter's range and description, and each measure sets its own default.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
-from robflat_bench.core import Number, Params, Passes, Rescaling
+from robflat_bench.core import BallNorm, BallShape, Number, Params, Passes, Rescaling, parse_fraction
+
+COUPLING = (
+    "How adversarial images follow the weights: `clean` has none, `frozen` finds them once at the weights w and keeps "
+    "them, `reattack` attacks afresh at every w', `joint` lets images and weights climb together."
+)
+
+FRACTION = BeforeValidator(parse_fraction)
+
+Steps = Annotated[PositiveInt, Field(description="Steps of the PGD attack.")]
+Step = Annotated[
+    Number | None, Field(gt=0, description="Step size of the attack, in pixels of [0,1]; by default epsilon/4.")
+]
+Logits = Annotated[
+    Literal["plain", "normalised"],
+    Field(description="`normalised` divides the centred logits by their l2 norm before the cross-entropy."),
+]
+Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
+Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]
+Xi = Annotated[float, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`)."), FRACTION]
+Shape = Annotated[
+    BallShape,
+    Field(
+        description="Weights that share a radius; `element` is a layer in which each weight moves in units of |w_i|."
+    ),
+]
+Norm = Annotated[BallNorm, Field(description="Norm in which the radius is measured.")]
+Reference = Annotated[
+    Literal["matched", "paper"],
+    Field(
+        description="Loss at w that is subtracted: `matched` is found by the same attack (0 at xi=0), `paper` by "
+        "`reference_restarts` restarts, of which the one with the highest wrong-class confidence counts."
+    ),
+]
+ReferenceRestarts = Annotated[PositiveInt, Field(description="Restarts of the attack of reference=paper.")]
+Target = Annotated[float, Field(gt=0, lt=1, description="Rise of the error rate that is tolerated."), FRACTION]
+Magnitude = Annotated[bool, Field(description="Moves follow the magnitude |w_i| of each weight, plus `e`.")]
+E = Annotated[float, Field(ge=0, description="Size of the moves of a weight that is 0, with `magnitude`."), FRACTION]
+Rho = Annotated[float, Field(ge=0, description="Radius: l2 norm of the move of all layers together."), FRACTION]
+Adaptive = Annotated[bool, Field(description="Moves are proportional to the magnitude |w_i| of each weight.")]
+Iterations = Annotated[PositiveInt, Field(description="Steps of the ascent over the weights.")]
+Starts = Annotated[PositiveInt, Field(description="Ascents: the first from w, the others from random points.")]
+Tolerance = Annotated[float, Field(ge=1e-9, lt=1, description="Relative width at which the bisection ends."), FRACTION]
+Probes = Annotated[int, Field(ge=2, description="Random vectors of Hutchinson's estimator of the trace.")]
 
 
 def reference_is_attacked(params: Any) -> Any:
+    """ValueError where reference=paper meets a coupling without a fresh attack."""
     if params.reference == "paper" and params.coupling in ("clean", "frozen"):
         raise ValueError(f"reference=paper is a fresh attack; coupling={params.coupling} makes none: use matched")
     return params
 
 
 class OracleParams(Params):
-    """What every measure of a loss shares: how the adversary follows the weights (coupling), its attack (steps,
-    step, restarts; found once for `frozen`), and whether logits are normalised before the cross-entropy.
+    """Which loss a measure reads: the coupling, the attack, and the scale of the logits."""
 
-    warm: under `reattack`, each attack also starts from the images found at w, so that it never falls below `frozen`.
-    """
-
-    coupling: Literal["clean", "frozen", "reattack"] = "frozen"
-    steps: PositiveInt = 20
-    step: Number | None = Field(default=None, gt=0)
-    restarts: PositiveInt = 1
-    warm: bool = False
-    logits: Literal["plain", "normalised"] = "plain"
+    coupling: Literal["clean", "frozen", "reattack"] = Field(default="frozen", description=COUPLING)
+    steps: Steps = 20
+    step: Step = None
+    restarts: Restarts = 1
+    warm: bool = Field(
+        default=False,
+        description="Under `reattack`: attacks also start from the images found at w, so none ends below `frozen`.",
+    )
+    logits: Logits = "plain"
 
 
 class FixedImagesParams(OracleParams):
-    """Of a measure that differentiates the loss by the weights: its images stay as they are while these move."""
+    """Parameters of a measure that differentiates the loss by the weights: the images stay while the weights move."""
 
-    coupling: Literal["clean", "frozen"] = "frozen"
-    warm: Literal[False] = False
+    coupling: Literal["clean", "frozen"] = Field(default="frozen", description=COUPLING)
+    warm: Literal[False] = Field(default=False, description="No effect: no attack is repeated.")
 
 
 class LanczosParams(FixedImagesParams):
-    """tolerance: of Lanczos, relative to the width of the spectrum. vectors: it keeps. iterations: restarts at most."""
+    """Parameters of a measure that finds eigenvalues by Lanczos iteration."""
 
-    tolerance: Number = Field(default=1e-3, gt=0)
-    vectors: int = Field(default=20, ge=3)
-    iterations: PositiveInt = 300
+    tolerance: Number = Field(
+        default=1e-3, gt=0, description="Residual of an eigenvalue, relative to the width of the spectrum."
+    )
+    vectors: int = Field(default=20, ge=3, description="Lanczos vectors kept in memory, float64, one number a weight.")
+    iterations: PositiveInt = Field(default=300, description="Restarts of the Lanczos iteration, at most.")
 
 
 FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
-"""Of what sees the function alone, or weights only relative to themselves."""
-
+"""Powers of a measure that reads the function alone, or weights only relative to their own size."""
 
 STRONG = ("2 * restarts * (strong_steps + 1)", "2 * restarts * strong_steps")
-"""What the attack on the end of each ascent takes."""
+"""Forward and backward passes of the strong attack at the end of each ascent."""
 
 
-def read(times: str) -> dict[str, Passes]:
-    """Of a loss that is read so many times, under each coupling of the oracle."""
+def passes_of_readings(count: str) -> dict[str, Passes]:
+    """Passes of a measure that reads the loss `count` times, by coupling. A, B: forward, backward of one attack."""
     return {
-        "clean": Passes(times),
-        "frozen": Passes(f"A + {times}", "B"),
-        "reattack": Passes(f"({times}) * A", f"({times}) * B"),
+        "clean": Passes(count),
+        "frozen": Passes(f"A + {count}", "B"),
+        "reattack": Passes(f"({count}) * A", f"({count}) * B"),
     }
 
 
-def differentiate(forward: str, backward: str) -> dict[str, Passes]:
-    """Of what is computed at fixed images."""
+def passes_at_fixed_images(forward: str, backward: str) -> dict[str, Passes]:
+    """Passes of a measure that computes at fixed images, by coupling."""
     return {"clean": Passes(forward, backward), "frozen": Passes(f"A + {forward}", f"B + {backward}")}

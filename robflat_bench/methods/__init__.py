@@ -1,4 +1,4 @@
-"""Training methods: how one batch becomes a loss. One file each."""
+"""Training methods: how one batch becomes a loss. Each is one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-r"""AT:  L(w) = mean_i max_{||d||_inf <= eps} \ell_CE(f(x_i + d; w), y_i).   Madry et al., ICLR 2018."""
+r"""AT:  L(w) = mean_i max_{||d||_inf <= eps} \ell_CE(f(x_i + d; w), y_i)
+
+Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018.
+
+All examples are adversarial. BN statistics see only the adversarial images.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ INFO = MethodInfo(
 
 
 class AT(Method):
-    """All examples adversarial; BN statistics see the adversarial images only."""
+    """Cross-entropy on the adversarial images that maximise it."""
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         return inner(model, batch.x, cross_entropy(batch.y))

@@ -1,11 +1,14 @@
 r"""Cons-AT:  L(w) = mean_i [ 1/2 \ell_CE(f(x_i1'), y_i) + 1/2 \ell_CE(f(x_i2'), y_i) + \lambda JS(p_i1, p_i2) ],
 
-p_iv = softmax(f(x_iv') / T),   JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m),  m = (p + q) / 2,
+    p_iv = softmax(f(x_iv') / T),   JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m),   m = (p + q) / 2,
 
-where x_i1, x_i2 are two augmentations of one image and x_iv' the recipe's attack of each.
-Tack et al.: AAAI 2022. As in the authors' code the cross-entropies are averaged, and one forward of both views together
-updates BN statistics. The views are attacked one after the other (there together, which differs only where the
-attack normalises by the batch).
+where x_i1 and x_i2 are two augmentations of one image, and x_iv' is the recipe's attack on each.
+
+Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022.
+
+As in the released code, the two cross-entropies are averaged, and one forward pass of both views updates BN
+statistics. The views are attacked one after the other. The released code attacks them together; the result differs
+only if the attack normalises by the batch.
 """
 
 from __future__ import annotations
@@ -23,15 +26,13 @@ with lazy_imports():
 
 
 class ConsATParams(Params):
-    """weight: of the divergence between the views (lambda). temperature: divides the logits in it."""
-
-    weight: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=0.5, gt=0)
+    weight: float = Field(default=1.0, ge=0, description="Weight of the divergence between the views (lambda).")
+    temperature: float = Field(default=0.5, gt=0, description="Divides the logits in the divergence (T).")
 
 
 INFO = MethodInfo(
     name="cons-at",
-    summary="adversarial training on two augmentations whose predictions shall agree",
+    summary="adversarial training on two augmentations of each image, with a penalty where their predictions differ",
     factory=f"{__name__}:ConsAT",
     params=ConsATParams,
     citation="Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022",
@@ -42,7 +43,7 @@ INFO = MethodInfo(
 
 
 class ConsAT(Method):
-    """x_adv is the first view's; `second`, set by each attack, is the other's, as shaped."""
+    """x_adv is the first attacked view; the attribute `second` [B,C,H,W] holds the other until the loss."""
 
     params: ConsATParams
     second: Tensor
@@ -61,6 +62,6 @@ class ConsAT(Method):
 
 
 def jensen_shannon(one: Tensor, two: Tensor) -> Tensor:
-    """1/2 KL(p || m) + 1/2 KL(q || m) of logits [B,K], m the mean of p and q: [B]."""
-    mean = torch.logaddexp(one.log_softmax(1), two.log_softmax(1))  # as logits: a constant does not matter
+    """JS(p, q) [B] between the predictions of two logits [B,K]."""
+    mean = torch.logaddexp(one.log_softmax(1), two.log_softmax(1))  # logits of m: log 2 cancels in the softmax
     return (divergence(one, mean) + divergence(two, mean)) / 2

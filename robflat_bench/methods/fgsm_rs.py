@@ -1,9 +1,12 @@
-r"""FGSM-RS (fast AT):  L(w) = mean_i \ell_CE(f(x_i'; w), y_i),  d ~ U(-eps, eps) clipped to images,
+r"""FGSM-RS (fast AT):  L(w) = mean_i \ell_CE(f(x_i'; w), y_i),
 
-    d <- clip_{[-eps,eps]}( d + \alpha eps sign \nabla_x \ell_CE(f(x + d), y) ),   x' = clip_{[0,1]}(x + d).
+    d ~ U(-eps, eps) clipped to images,   d <- clip_{[-eps,eps]}( d + \alpha eps sign \nabla_x \ell_CE(f(x + d), y) ),
+    x' = clip_{[0,1]}(x + d)
 
-Wong, Rice, Kolter: ICLR 2020. BN statistics see x' only; the gradient is taken in the recipe's BN mode for attacks
-(the authors' code: train mode, whose statistics move).
+Wong, Rice, Kolter: Fast is better than free: revisiting adversarial training. ICLR 2020.
+
+BN statistics see only x'. The gradient is taken in the recipe's BN mode for attacks; the released code takes it in
+train mode, and BN statistics move. The last image is used, whatever its loss.
 """
 
 from __future__ import annotations
@@ -21,9 +24,7 @@ with lazy_imports():
 
 
 class FGSMRSParams(Params):
-    """alpha: size of the step, in radii."""
-
-    alpha: float = Field(default=1.25, gt=0)
+    alpha: float = Field(default=1.25, gt=0, description="Size of the step, as a multiple of the radius.")
 
 
 INFO = MethodInfo(
@@ -38,19 +39,19 @@ INFO = MethodInfo(
 
 
 def random_start(batch: Batch, epsilon: float) -> Tensor:
-    """Uniform in the ball, clipped to images."""
+    """A point drawn uniformly from the ball around each image, clipped to [0,1]."""
     noise = epsilon * uniform_like(batch.x, batch.moment.random("start"))
     return project(batch.x + noise, batch.x, epsilon)
 
 
 def one_step(model: nn.Module, batch: Batch, inner: InnerAttack, start: Tensor, alpha: float) -> Tensor:
-    """A sign step of alpha eps from start, back into the ball and the image box."""
+    """A sign step of size alpha eps from `start`, projected onto the ball and clipped to [0,1]."""
     gradient = inner.gradient(model, start, cross_entropy(batch.y))
     return project(start + alpha * inner.epsilon * gradient.sign(), batch.x, inner.epsilon)
 
 
 class FGSMRS(AT):
-    """AT with one step from a random start; the last image is used, whatever its loss."""
+    """AT whose attack is one step from a random start."""
 
     params: FGSMRSParams
 

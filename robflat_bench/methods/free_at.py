@@ -1,20 +1,20 @@
-r"""Free AT:  each batch is replayed m times; one backward pass moves the weights and the perturbation \delta, which is
-carried over from update to update and from batch to batch:
+r"""Free AT:  each batch is used for m updates. One backward pass moves the weights and the perturbation \delta:
 
     x' = clip_{[0,1]}(x + \delta),   L(w) = mean_i \ell_CE(f(x_i'; w), y_i),
-    \delta <- clip_{[-eps,eps]}( \delta + eps sign \nabla_{x'} L ).
+    \delta <- clip_{[-eps,eps]}( \delta + eps sign \nabla_{x'} L )
 
-Shafahi et al.: NeurIPS 2019. Row i of delta belongs to position i of a batch, it starts at 0, and a smaller batch uses
-the first rows. All in train mode: BN statistics see x', m times. The authors' code differentiates through the clip,
-so that a pixel clipped at 0 or 1 keeps its delta; here it moves, as in the paper's algorithm. The recipe's epochs are
-passes over the data of m updates each: for equal cost, divide them by m.
+Shafahi et al.: Adversarial training for free! NeurIPS 2019.
+
+\delta begins at 0 and is carried over from update to update and from batch to batch. Its row i belongs to position i of
+a batch; a smaller batch uses the first rows. Everything is in train mode: BN statistics see x' in each of the m
+updates. The released code differentiates through the clip, so a pixel clipped at 0 or 1 keeps its \delta; here it
+moves, as in the paper's algorithm. An epoch is a pass over the data of m updates per batch: for equal cost, divide the
+recipe's epochs by m.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Training, lazy_imports
 from robflat_bench.methods.at import AT
@@ -25,14 +25,12 @@ with lazy_imports():
 
 
 class FreeATParams(Params):
-    """repeats: updates per batch (m); an epoch is a pass over the data, so it costs `repeats` times as much."""
-
-    repeats: PositiveInt = 8
+    repeats: PositiveInt = Field(default=8, description="Updates per batch (m): an epoch costs m times as much.")
 
 
 INFO = MethodInfo(
     name="free-at",
-    summary="replays each batch; one backward pass moves weights and perturbation, which is carried over",
+    summary="uses each batch several times; one backward pass moves the weights and a perturbation that is kept",
     factory=f"{__name__}:FreeAT",
     params=FreeATParams,
     citation="Shafahi et al.: Adversarial training for free! NeurIPS 2019",
@@ -43,20 +41,21 @@ INFO = MethodInfo(
 
 
 class FreeAT(AT):
-    """x_adv is a leaf of the loss's graph, so the backward pass that moves the weights reaches delta, too. Where
-    the loss is differentiated repeatedly, the last gradient that reaches the images counts, once."""
+    """x_adv is a leaf of the loss's graph, so the backward pass that moves the weights also reaches `delta`.
+
+    If a modifier differentiates the loss several times, only the last gradient that reaches the images moves `delta`.
+    """
 
     params: FreeATParams
+    saved = ("delta",)
 
     def setup(self, training: Training) -> None:
-        shape = training.shape
-        weight = next(training.model.parameters())
-        self.delta = weight.new_zeros(0, shape.channels, shape.size, shape.size)
+        size, weight = training.shape.size, next(training.model.parameters())
+        self.delta = weight.new_zeros(0, training.shape.channels, size, size)
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         rows = len(batch.x)
-        new = torch.zeros_like(batch.x[len(self.delta) :])
-        before = torch.cat([self.delta, new])
+        before = torch.cat([self.delta, torch.zeros_like(batch.x[len(self.delta) :])])
         x_adv = (batch.x + before[:rows]).clamp(0, 1).requires_grad_()
 
         def move(gradient: Tensor) -> None:
@@ -65,9 +64,3 @@ class FreeAT(AT):
 
         x_adv.register_hook(move)
         return x_adv
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"delta": self.delta}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.delta = state["delta"].to(self.delta)

@@ -1,33 +1,35 @@
-r"""GAIRAT:  L(w) = mean_i w_i \ell_CE(f(x_i'), y_i),   w_i prop. (1 + tanh( \lambda + 5 (1 - 2 \kappa_i / T) )) / 2,
+r"""GAIRAT:  L(w) = mean_i w_i \ell_CE(f(x_i'), y_i),   w_i ∝ (1 + tanh( \lambda + 5 (1 - 2 \kappa_i / T) )) / 2,
 
-x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i), kappa_i: how many of the attack's iterates x_0, ..,
-x_{T-1} are still classified correctly, as the attack sees the model. The mean of w_i, weighted by batch.weight, is
-one: an example of weight 0 does not touch the others. Until `warmup` all w_i are one, which is AT.
-Zhang et al.: ICLR 2021.
+    x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i)
 
-(1 + tanh a) / 2 is the sigmoid of 2a, which does not cancel: no weight is ever exactly 0. The released code trains
-on the last iterate, ours on the best; for odd T it rounds T/2 down, ours does not.
+where \kappa_i counts the iterates x_0, ..., x_{T-1} of the attack that are still classified correctly.
+
+Zhang et al.: Geometry-aware instance-reweighted adversarial training. ICLR 2021.
+
+The mean of w_i, weighted by batch.weight, is one, so an example of weight 0 has no effect on the others. Until `warmup`
+all w_i are one, which is AT. \kappa_i is counted in the recipe's BN mode for attacks; BN statistics see only the
+adversarial images. (1 + tanh a) / 2 is computed as sigmoid(2 a), which does not cancel: no weight is exactly 0. The
+released code trains on the last iterate; here it is the best. It rounds T/2 down for odd T; here it is exact.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.methods.at import AT
 
 with lazy_imports():
     import torch
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import cross_entropy
-    from robflat_bench.methods.losses import mean_one, soft_cross_entropy
+    from robflat_bench.methods.losses import mean_one
 
 
 class GAIRATParams(Params):
-    """lam: the larger, the more even the weights. warmup: the fraction of training without weights."""
-
-    lam: float = Field(default=-1.0, ge=-10, le=10)
-    warmup: float = Field(default=0.5, ge=0, lt=1)
+    lam: float = Field(default=-1.0, ge=-10, le=10, description="Larger values make the weights more even (lambda).")
+    warmup: float = Field(default=0.5, ge=0, lt=1, description="Fraction of training before weights are used.")
 
 
 INFO = MethodInfo(
@@ -42,9 +44,8 @@ INFO = MethodInfo(
 )
 
 
-class GAIRAT(Method):
-    """BN statistics see the adversarial images only. `share`, float [B]: kappa_i / T of the batch attacked last,
-    from the attack to the loss."""
+class GAIRAT(AT):
+    """AT with weights; the attribute `share` [B] holds kappa_i / T from the attack to the loss."""
 
     params: GAIRATParams
     share: Tensor
@@ -61,7 +62,7 @@ class GAIRAT(Method):
         return x_adv
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        loss = soft_cross_entropy(model(x_adv), batch.target)
+        loss = super().loss(model, batch, x_adv)
         if batch.moment.progress < self.params.warmup:
             return loss
         nearness = torch.sigmoid(2 * (self.params.lam + 5 * (1 - 2 * self.share)))

@@ -1,11 +1,15 @@
 r"""GradAlign:  L(w) = mean_i [ \ell_CE(f(x_i'), y_i) + \lambda (1 - cos(g(x_i), g(x_i + \eta_i))) ],
-g(x) = \nabla_x \ell_CE(f(x), y),  \eta ~ U(-eps, eps) with x + \eta clipped to images, x' one sign step from x or
-from a random start, as FGSM-RS.
 
-Andriushchenko, Flammarion: NeurIPS 2020. As in the authors' code g(x) is a constant and double backpropagation goes
-through g(x + \eta) only. Both gradients are taken in train mode, BN statistics standing still; only the forward at x'
-moves them (the authors' code: all three do). Chosen otherwise than in that code, too: an example with a vanishing
-gradient counts as aligned (there it leaves the mean), and with a random start the first gradient is still that at x.
+    g(x) = \nabla_x \ell_CE(f(x), y),   \eta ~ U(-eps, eps) with x + \eta clipped to images,
+
+and x' is one sign step from x or from a random start, as in FGSM-RS.
+
+Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020.
+
+As in the released code, g(x) is a constant, and double backpropagation goes through g(x + \eta) only. Both gradients
+are taken in train mode while BN statistics stand still; only the forward pass at x' moves them. In the released code
+all three move them. Two more differences: an example whose gradient vanishes counts as aligned (the released code
+leaves it out of the mean), and with a random start the first gradient is still taken at x.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.methods.at import AT
 
 with lazy_imports():
     import torch
@@ -24,16 +29,14 @@ with lazy_imports():
     from robflat_bench.attacks.engine import frozen_statistics, project
     from robflat_bench.core.randomness import uniform_like
     from robflat_bench.methods.fgsm_rs import one_step, random_start
-    from robflat_bench.methods.losses import soft_cross_entropy
 
 
 class GradAlignParams(Params):
-    """weight: of the alignment term (lambda). alpha: size of the attack's step, in radii. start: of the attack, at the
-    image or uniform in the ball."""
-
-    weight: float = Field(default=0.2, ge=0)
-    alpha: float = Field(default=1.25, gt=0)
-    start: Literal["zero", "uniform"] = "zero"
+    weight: float = Field(default=0.2, ge=0, description="Weight of the alignment term (lambda).")
+    alpha: float = Field(default=1.25, gt=0, description="Size of the attack's step, as a multiple of the radius.")
+    start: Literal["zero", "uniform"] = Field(
+        default="zero", description="Start of the attack: the image, or a point drawn uniformly from the ball."
+    )
 
 
 INFO = MethodInfo(
@@ -48,8 +51,8 @@ INFO = MethodInfo(
 )
 
 
-class GradAlign(Method):
-    """One evaluation of the loss: forwards at x', x and x + eta, a backward of each, and one of that at x + eta."""
+class GradAlign(AT):
+    """One loss has forward passes at x', x and x + eta, a backward pass of each, and a second one at x + eta."""
 
     params: GradAlignParams
 
@@ -61,17 +64,17 @@ class GradAlign(Method):
         return one_step(model, batch, inner, start, self.params.alpha)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        loss = soft_cross_entropy(model(x_adv), batch.target)
+        loss = super().loss(model, batch, x_adv)
         noise = uniform_like(batch.x, batch.moment.random("alignment"))
         noisy = project(batch.x + self.epsilon * noise, batch.x, self.epsilon)
         with frozen_statistics(model):
-            fixed = input_gradient(model, batch.x, batch.y)
-            moving = input_gradient(model, noisy, batch.y, create_graph=True)
+            fixed = loss_gradient(model, batch.x, batch.y)
+            moving = loss_gradient(model, noisy, batch.y, create_graph=True)
         return loss + self.params.weight * misalignment(fixed, moving)
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
-    """d sum_i CE_i / dx, the model as it is."""
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+    """d sum_i CE_i / dx [B,C,H,W], with the model in its present mode."""
     variable = x.detach().requires_grad_()
     loss = F.cross_entropy(model(variable), y, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, variable, create_graph=create_graph)
@@ -79,7 +82,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
 
 
 def misalignment(one: Tensor, two: Tensor) -> Tensor:
-    """1 - cos of each example's gradients [B,...]: [B]; 0 where either vanishes."""
+    """1 - cos of each example's gradients [B,...], as [B]; 0 if either gradient vanishes."""
     one, two = one.flatten(1), two.flatten(1)
     smallest = torch.finfo(one.dtype).tiny ** 0.5  # the squares of smaller gradients underflow
     vanishing = torch.minimum(one.norm(dim=1), two.norm(dim=1)) < smallest

@@ -1,8 +1,13 @@
 r"""HAT:  L(w) = mean_i [ \ell_CE(f(x_i), y_i) + \beta KL(p(x_i) || p(x_i')) + \gamma \ell_CE(f(x_i''), y_i'') ],
-x'' = clip_{[0,1]}( x + h (x' - x) ),  y'' = argmax_k f_std(x')_k  of a network trained without an adversary;
-x' as TRADES.   Rade, Moosavi-Dezfooli: ICLR 2022.
 
-The helper images x'' lie outside the ball on purpose. They are clipped to images, which the authors' code leaves out.
+    x'' = clip_{[0,1]}( x + h (x' - x) ),   y'' = argmax_k f_std(x')_k,   x' as in TRADES,
+
+where f_std is a network trained without an adversary.
+
+Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness trade-off. ICLR 2022.
+
+The helper images x'' lie outside the ball on purpose. They are clipped to [0,1], which the released code omits. Three
+forward passes update BN statistics: at x, x' and x''. A fourth is the standard network's.
 """
 
 from __future__ import annotations
@@ -19,12 +24,9 @@ with lazy_imports():
 
 
 class HATParams(TRADESParams):
-    """beta: weight of the divergence term. h: how far the helper images go along the perturbation, 1 being the
-    adversarial image. gamma: weight of their cross-entropy."""
-
-    beta: float = Field(default=2.5, ge=0)
-    h: float = Field(default=2.0, gt=0)
-    gamma: float = Field(default=0.5, ge=0)
+    beta: float = Field(default=2.5, ge=0, description="Weight of the divergence.")
+    h: float = Field(default=2.0, gt=0, description="Where helper images lie: 0 is the image, 1 the adversarial one.")
+    gamma: float = Field(default=0.5, ge=0, description="Weight of the cross-entropy of the helper images.")
 
 
 INFO = MethodInfo(
@@ -43,7 +45,7 @@ INFO = MethodInfo(
 
 
 class HAT(TRADES):
-    """Three forwards, each of which updates BN statistics: x, x', x''; the fourth is the standard network's."""
+    """TRADES with helper images."""
 
     params: HATParams
 

@@ -1,30 +1,31 @@
 r"""MART:  L(w) = mean_i [ BCE(p(x_i'), y_i) + \beta KL( p(x_i) || p(x_i') ) (1 - p_{y_i}(x_i)) ],
 
-BCE(p, y) = -log p_y - log(1 - max_{k != y} p_k),   x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i).
-Wang et al.: ICLR 2020.
+    BCE(p, y) = -log p_y - log(1 - max_{k != y} p_k),   x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i)
 
-The constants are the released ones: 1.0001 instead of 1 in BCE, so that its logarithm is at most 9.2, and 1.0000001
-in the weight. Its 1e-12 inside logarithms is left out: log-softmax needs none. With soft targets, -log p_y is the
-cross-entropy against the target; the class y of the other two terms stays the label.
+Wang et al.: Improving adversarial robustness requires revisiting misclassified examples. ICLR 2020.
+
+The gradient flows through everything, the weight 1 - p_y included, as published. Clean and adversarial images are two
+forward passes, and each updates BN statistics. The constants are those of the released code: 1.0001 instead of 1 in
+BCE, so that its second logarithm is at most 9.2, and 1.0000001 in the weight. Its 1e-12 inside logarithms is omitted,
+because log-softmax needs none. With soft targets, -log p_y is the cross-entropy against the target; y in the other two
+terms is still the label.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core import Batch, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.methods.at import AT
 
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import cross_entropy
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
 
 
 class MARTParams(Params):
-    """beta: weight of the divergence term (lambda in some papers)."""
-
-    beta: float = Field(default=6.0, ge=0)
+    beta: float = Field(default=6.0, ge=0, description="Weight of the divergence (lambda in some papers).")
 
 
 INFO = MethodInfo(
@@ -38,14 +39,10 @@ INFO = MethodInfo(
 )
 
 
-class MART(Method):
-    """The gradient flows through everything, the weight 1 - p_y included, as published. Clean and adversarial
-    images are two forwards, so BN statistics are updated by each."""
+class MART(AT):
+    """AT with a margin in its cross-entropy, and a divergence that counts more for misclassified images."""
 
     params: MARTParams
-
-    def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        return inner(model, batch.x, cross_entropy(batch.y))
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         clean, adversarial = model(batch.x), model(x_adv)

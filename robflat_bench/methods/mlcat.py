@@ -1,9 +1,13 @@
-r"""MLCAT (loss scaling):  L(w) = mean_i c_i \ell_i,  \ell_i = \ell_CE(f(x_i'), y_i),  c_i = max(1, \tau / \ell_i).
+r"""MLCAT (loss scaling):  L(w) = mean_i c_i \ell_i,   \ell_i = \ell_CE(f(x_i'), y_i),   c_i = max(1, \tau / \ell_i)
 
-Either form has the value max(\ell_i, \tau); they differ in the gradient of an example below the threshold \tau:
-    scaled        c_i is a constant:       (\tau / \ell_i) \nabla \ell_i, its weight in the update is raised
+Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022.
+
+Both forms have the value max(\ell_i, \tau). They differ in the gradient of an example below the threshold \tau:
+
+    scaled        c_i is a constant:       (\tau / \ell_i) \nabla \ell_i, the example counts more
     as-released   c_i is differentiated:   0, the example is left out of the update
-Yu et al.: ICML 2022; the second is what the authors' code computes. BN statistics see x' only.
+
+The second form is what the released code computes. BN statistics see only x'.
 """
 
 from __future__ import annotations
@@ -21,11 +25,10 @@ with lazy_imports():
 
 
 class MLCATParams(Params):
-    """threshold: of the loss, below which an example is changed. form: 'scaled' raises its weight, as intended;
-    'as-released' removes it from the gradient."""
-
-    threshold: float = Field(default=1.5, gt=0)
-    form: Literal["scaled", "as-released"] = "scaled"
+    threshold: float = Field(default=1.5, gt=0, description="Loss below which an example is changed (tau).")
+    form: Literal["scaled", "as-released"] = Field(
+        default="scaled", description="scaled: such examples count more, as intended. as-released: they are left out."
+    )
 
 
 INFO = MethodInfo(
@@ -39,7 +42,7 @@ INFO = MethodInfo(
 
 
 class MLCAT(AT):
-    """AT that gives confident examples more weight, or none."""
+    """AT that gives well-learned examples more weight, or none."""
 
     params: MLCATParams
 
@@ -47,6 +50,6 @@ class MLCAT(AT):
         loss = super().loss(model, batch, x_adv)
         if self.params.form == "as-released":
             return loss.clamp_min(self.params.threshold)
-        smallest = torch.finfo(loss.dtype).eps  # a loss of 0 in machine precision has no gradient to scale
+        smallest = torch.finfo(loss.dtype).eps  # a loss that is 0 in machine precision has no gradient to scale
         scale = self.params.threshold / loss.detach().clamp_min(smallest)
         return loss * scale.clamp_min(1)

@@ -1,23 +1,26 @@
-r"""MMA:  L(w) = mean_i \ell_i,   with the margin m_i = min { ||d|| : s(x_i + d) >= 0 } and its d_i:
+r"""MMA:  L(w) = mean_i \ell_i,   with the margin m_i = min { ||d|| : s(x_i + d) >= 0 } and its minimiser d_i:
 
-    \ell_i = 1/3 \ell_CE(x_i) + 2/3 \ell_CE(x_i + d_i)   right, m_i < m_max: pushes the boundary away
-    \ell_i = 1/3 \ell_CE(x_i)                            right, m_i >= m_max: far enough
-    \ell_i = \ell_CE(x_i)                                wrong: d_i = 0
+    \ell_i = 1/3 \ell_CE(x_i) + 2/3 \ell_CE(x_i + d_i)   if x_i is right and m_i < m_max: pushes the boundary away
+    \ell_i = 1/3 \ell_CE(x_i)                            if x_i is right and m_i >= m_max: the margin is large enough
+    \ell_i = \ell_CE(x_i)                                if x_i is wrong: d_i = 0
 
-s = log sum_{j != y} exp z_j - z_y is the soft logit margin; as released, an example is right where s < 0, which is
-p_y > 1/2. m_i by adaptive-norm PGD: PGD on s within r_i, the margin found when this example was met last (at first
-the recipe's epsilon; at least its step, at most m_max), start uniform, step 2.5 r_i / T; then bisection of [0, m_max]
-along (x' - x) / ||x' - x||_inf, which keeps the far side of the boundary, so that x_i + d_i has crossed it.
-Ding, Sharma, Lui, Huang: ICLR 2020.
+Ding, Sharma, Lui, Huang: MMA training: direct input space margin maximization through adversarial training. ICLR 2020.
 
-Against the released code: right and wrong, and the bisection, are judged as the recipe's attack sees the model and
-move no BN statistics; the whole batch is attacked, so that the cost is fixed; PGD's best iterate gives the direction;
-m_max itself bounds the search, not 1.05 m_max.
+s = log sum_{j != y} exp z_j - z_y is the soft logit margin. As in the released code, an example is right if s < 0,
+which is p_y > 1/2. Adaptive-norm PGD finds m_i in two stages:
+
+1. PGD on s within r_i, the margin found when this example was last attacked: at first the recipe's epsilon, at least
+   its step, at most m_max. The start is uniform and the step 2.5 r_i / T. The best iterate x' gives the direction
+   (x' - x) / ||x' - x||_inf.
+2. Bisection of [0, m_max] along this direction. It keeps the far side, so x_i + d_i has crossed the boundary.
+
+Differences from the released code: right and wrong, and the bisection, are judged in the recipe's BN mode for attacks
+and move no BN statistics; the whole batch is attacked, so that the cost is fixed; PGD's best iterate gives the
+direction; m_max itself bounds the search, not 1.05 m_max. Two forward passes update BN statistics: the clean images
+and the images x_i + d_i.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from pydantic import Field, PositiveInt
 
@@ -33,12 +36,11 @@ with lazy_imports():
 
 
 class MMAParams(Params):
-    """max_margin: margins beyond it are large enough (published for CIFAR-10: 12, 20 and 32 of 255). steps: of the
-    PGD that finds the direction. bisections: that find the margin along it."""
-
-    max_margin: Number = Field(default=12 / 255, gt=0, lt=1)
-    steps: PositiveInt = 10
-    bisections: PositiveInt = 10
+    max_margin: Number = Field(
+        default=12 / 255, gt=0, lt=1, description="Margins beyond it are large enough (paper: 12, 20, 32 of 255)."
+    )
+    steps: PositiveInt = Field(default=10, description="PGD steps that find the direction (T).")
+    bisections: PositiveInt = Field(default=10, description="Bisections that find the margin along it.")
 
 
 INFO = MethodInfo(
@@ -57,16 +59,18 @@ INFO = MethodInfo(
 
 
 class MMA(Method):
-    """Two forwards update BN statistics: clean, and the batch where d_i is added. `margins` [N]: the margin found
-    last, -1 for an example not met yet. `counts`, float [B]: whether x_i + d_i enters the loss of the batch attacked
-    last, from the attack to the loss."""
+    """Remembers each example's margin.
+
+    `margins` [N] are the margins found last, -1 for an example not yet attacked. `counts`, float [B], is 1 if
+    x_i + d_i enters the loss; it lasts from the attack to the loss.
+    """
 
     params: MMAParams
     counts: Tensor
+    saved = ("margins",)
 
     def setup(self, training: Training) -> None:
-        like = next(training.model.parameters())
-        self.margins = like.new_full((training.count,), -1.0, requires_grad=False)
+        self.margins = next(training.model.parameters()).new_full((training.count,), -1.0, requires_grad=False)
 
     def radius(self, epsilon: float) -> float:
         return self.params.max_margin
@@ -79,8 +83,8 @@ class MMA(Method):
             step = 2.5 * radius / steps
             found = ascend(model, batch.x, start, objective, epsilon=radius, step=step, steps=steps).x
             offset = found - batch.x
-            # An offset of zero has no direction; it stays zero.
-            direction = offset / offset.abs().amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(offset.dtype).tiny)
+            smallest = torch.finfo(offset.dtype).tiny  # an offset of zero has no direction and stays zero
+            direction = offset / offset.abs().amax((1, 2, 3), keepdim=True).clamp(min=smallest)
 
             @torch.no_grad()
             def crossed(margin: Tensor) -> Tensor:
@@ -104,20 +108,14 @@ class MMA(Method):
         return (clean + 2 * self.counts * adversarial) / 3
 
     def _remembered(self, index: Tensor, inner: InnerAttack) -> Tensor:
-        """The radius of the attack, [B]: an image from elsewhere (index -1) is always met for the first time."""
+        """The radius of each example's attack, [B]; an image from elsewhere (index -1) is always new."""
         margins = self.margins[index]
         met = (index >= 0) & (margins >= 0)
         return torch.where(met, margins.clamp(min=inner.step), inner.epsilon)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"margins": self.margins}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.margins.copy_(state["margins"])
-
 
 def soft_margin(y: Tensor) -> Objective:
-    """log sum_{j != y} exp z_j - z_y: negative where p_y > 1/2."""
+    """log sum_{j != y} exp z_j - z_y: negative if p_y > 1/2."""
 
     def objective(logits: Tensor) -> Tensor:
         label = y[:, None]

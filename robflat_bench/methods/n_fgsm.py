@@ -1,11 +1,13 @@
-r"""N-FGSM:  L(w) = mean_i \ell_CE(f(x_i'; w), y_i),  \eta ~ U(-k eps, k eps),
+r"""N-FGSM:  L(w) = mean_i \ell_CE(f(x_i'; w), y_i),   \eta ~ U(-k eps, k eps),
 
-    x' = clip_{[0,1]}( x + \eta + \alpha eps sign \nabla_x \ell_CE(f(x + \eta), y) ),   no projection onto the ball.
+    x' = clip_{[0,1]}( x + \eta + \alpha eps sign \nabla_x \ell_CE(f(x + \eta), y) )
 
-de Jorge et al.: NeurIPS 2022. The noise augments the image, so ||x' - x|| may reach (k + alpha) eps. As in the
-equation the gradient is taken at x + \eta itself; the authors' code clips that point to images first. BN statistics
-see x' only; the gradient is taken in the recipe's BN mode for attacks (the authors' code: train mode, whose
-statistics move).
+de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022.
+
+There is no projection onto the ball: the noise augments the image, and ||x' - x||_inf may reach (k + alpha) eps. As in
+the equation, the gradient is taken at x + \eta; the released code clips that point to [0,1] first. BN statistics see
+only x'. The gradient is taken in the recipe's BN mode for attacks; the released code takes it in train mode, and BN
+statistics move.
 """
 
 from __future__ import annotations
@@ -23,10 +25,8 @@ with lazy_imports():
 
 
 class NFGSMParams(Params):
-    """k: half-width of the uniform noise, in radii. alpha: size of the step, in radii."""
-
-    k: float = Field(default=2.0, ge=0)
-    alpha: float = Field(default=1.0, gt=0)
+    k: float = Field(default=2.0, ge=0, description="Half-width of the uniform noise, as a multiple of the radius.")
+    alpha: float = Field(default=1.0, gt=0, description="Size of the step, as a multiple of the radius.")
 
 
 INFO = MethodInfo(
@@ -43,7 +43,7 @@ INFO = MethodInfo(
 
 
 class NFGSM(AT):
-    """AT with one step from strong noise, which stays in the image."""
+    """AT whose attack is one step from strong noise."""
 
     params: NFGSMParams
 

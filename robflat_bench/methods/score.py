@@ -1,9 +1,13 @@
 r"""SCORE:  L(w) = mean_i [ ||p(x_i) - t_i||_2^2 + \beta ||p(x_i') - p(x_i)||_2^2 ],
 
-t = (1 - K s / (K - 1)) y + s / (K - 1),   x_i' = argmax_{||x' - x_i||_inf <= eps} ||p(x') - p(x_i)||_2^2,
-the clean prediction fixed in the attack.   Pang et al.: ICML 2022.
+    t = (1 - K s / (K - 1)) y + s / (K - 1),   x_i' = argmax_{||x' - x_i||_inf <= eps} ||p(x') - p(x_i)||_2^2
 
-The released code stops BN statistics in the attack; here no attack ever moves them.
+Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022.
+
+The attack treats the clean prediction as a constant; in the loss the gradient flows through both predictions. Clean
+and adversarial images are two forward passes, and each updates BN statistics. The released code freezes BN statistics
+during the attack; here every attack does. At x itself the attack's gradient is zero, so the recipe's start must be
+random.
 """
 
 from __future__ import annotations
@@ -17,11 +21,10 @@ with lazy_imports():
 
 
 class SCOREParams(Params):
-    """beta: weight of the distance between the predictions. smoothing: what the target leaves to the other classes
-    (on top of a modifier's)."""
-
-    beta: float = Field(default=3.0, ge=0)
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    beta: float = Field(default=3.0, ge=0, description="Weight of the distance between the predictions.")
+    smoothing: float = Field(
+        default=0.1, ge=0, lt=1, description="Target of the other classes together (s), on top of a modifier's."
+    )
 
 
 INFO = MethodInfo(
@@ -36,8 +39,7 @@ INFO = MethodInfo(
 
 
 class SCORE(Method):
-    """The gradient flows through both predictions; clean and adversarial images are two forwards, so BN
-    statistics are updated by each. A start at x itself has no gradient: the recipe's start must be random."""
+    """TRADES with squared distances between predictions."""
 
     params: SCOREParams
 

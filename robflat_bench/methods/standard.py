@@ -1,4 +1,7 @@
-r"""Standard training:  L(w) = mean_i \ell_CE(f(x_i; w), y_i)."""
+r"""Standard training:  L(w) = mean_i \ell_CE(f(x_i; w), y_i)
+
+There is no adversary: x_adv is x.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ INFO = MethodInfo(
 
 
 class Standard(Method):
-    """No adversary: x_adv is x."""
+    """Cross-entropy on clean images."""
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         return batch.x

@@ -1,5 +1,12 @@
 r"""TRADES:  L(w) = mean_i [ \ell_CE(f(x_i), y_i) + \beta KL( p(x_i) || p(x_i') ) ],
-x_i' = argmax_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') ), the clean prediction fixed.   Zhang et al., ICML 2019.
+
+    x_i' = argmax_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') )
+
+Zhang et al.: Theoretically principled trade-off between robustness and accuracy. ICML 2019.
+
+The attack treats the clean prediction as a constant; in the loss the gradient flows through both predictions. Clean
+and adversarial images are two forward passes, and each updates BN statistics. At x itself the attack's gradient is
+zero, so the recipe's start must be random.
 """
 
 from __future__ import annotations
@@ -16,9 +23,7 @@ with lazy_imports():
 
 
 class TRADESParams(Params):
-    """beta: weight of the divergence term (lambda in some papers)."""
-
-    beta: float = Field(default=6.0, ge=0)
+    beta: float = Field(default=6.0, ge=0, description="Weight of the divergence (lambda in some papers).")
 
 
 INFO = MethodInfo(
@@ -33,8 +38,7 @@ INFO = MethodInfo(
 
 
 class TRADES(Method):
-    """The gradient flows through both predictions; clean and adversarial images are two forwards, so BN
-    statistics are updated by each. A start at x itself has no gradient: the recipe's start must be random."""
+    """Accuracy on clean images, and predictions that stay the same within the ball."""
 
     params: TRADESParams
 

@@ -1,4 +1,4 @@
-"""Modifiers: what can be added to any method. One file each."""
+"""Modifiers: changes that can be added to any method. Each is one file."""
 
 from __future__ import annotations
 

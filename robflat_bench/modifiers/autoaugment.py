@@ -1,7 +1,8 @@
-r"""AutoAugment:  each image through one of the 25 sub-policies found on CIFAR-10, two operations each.
+r"""AutoAugment:  each image passes through one of the 25 sub-policies found on CIFAR-10, of two operations each.
 
-The policy and its operations are torchvision's; the area outside a moved image takes the data set's mean colour.
-Cubuk et al.: CVPR 2019.
+Cubuk et al.: AutoAugment: Learning augmentation strategies from data. CVPR 2019.
+
+The policy and its operations are torchvision's. The area outside a moved image takes the mean colour of the dataset.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from robflat_bench.core import Modifier, ModifierInfo, Training, lazy_imports
 with lazy_imports():
     import torch
     from torch import Tensor
-    from torchvision.transforms.v2 import AutoAugment as Policy
-    from torchvision.transforms.v2 import AutoAugmentPolicy
+    from torchvision.transforms import v2
 
     from robflat_bench.core.randomness import global_state
 
@@ -28,10 +28,11 @@ INFO = ModifierInfo(
 
 
 class AutoAugment(Modifier):
-    """Image by image: torchvision draws one sub-policy for all that it is given at once."""
+    """Augments image by image, because torchvision draws one sub-policy per call."""
 
     def setup(self, training: Training) -> None:
-        self.policy = Policy(AutoAugmentPolicy.CIFAR10, fill=[round(255 * mean) for mean in training.shape.mean])
+        colour = [round(255 * mean) for mean in training.shape.mean]
+        self.policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=colour)
 
     def augment(self, images: Tensor, source: torch.Generator) -> Tensor:
         with global_state(source):

@@ -1,8 +1,12 @@
-r"""CutMix:  x_i <- M x_{i-1} + (1 - M) x_i,   t_i <- m t_{i-1} + (1 - m) t_i,   m = mean(M).
+r"""CutMix:  x_i <- M x_{i-1} + (1 - M) x_i,   t_i <- m t_{i-1} + (1 - m) t_i,   m = mean(M)
 
-M is one box for the whole batch, its area 1 - \lambda before it is clipped at the borders, \lambda ~
-Beta(\alpha, \alpha); the partner is the example before, in an order that is shuffled anyway. Box, mixing and
-draws are torchvision's.   Yun et al.: ICCV 2019; for adversarial training Rebuffi et al.: NeurIPS 2021.
+Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV 2019;
+for adversarial training Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021.
+
+M is one box for the whole batch. Its area is 1 - \lambda before it is clipped at the borders, and \lambda is drawn
+from Beta(\alpha, \alpha). The partner of an example is the one before it, in an order that is shuffled anyway. Box,
+mixing and draws are torchvision's. The attack needs one label and gets the class with the largest share of the mixed
+target. Mixed images have no other views, and are not training examples: their index is -1.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ with lazy_imports():
 
 
 class CutMixParams(Params):
-    """alpha: the box leaves a fraction drawn from Beta(alpha, alpha); 1 is uniform."""
-
-    alpha: float = Field(default=1.0, gt=0)
+    alpha: float = Field(
+        default=1.0, gt=0, description="The share that a box leaves is drawn from Beta(alpha, alpha); 1 is uniform."
+    )
 
 
 INFO = ModifierInfo(
@@ -40,8 +44,7 @@ INFO = ModifierInfo(
 
 
 class CutMix(Modifier):
-    """The attack needs one label: that with the largest share of the mixed target. Other views of the images
-    would not be mixed, so there are none. A mixture is none of the training examples: its index is -1."""
+    """Mixes each example with the one before it."""
 
     params: CutMixParams
 

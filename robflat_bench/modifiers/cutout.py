@@ -1,7 +1,9 @@
-r"""Cutout:  one square of side round(fraction * size) in each image takes the data set's mean colour.
+r"""Cutout:  a square of side round(fraction * size) in each image takes the mean colour of the dataset.
 
-Its centre is uniform over all pixels and the square is clipped at the borders. An odd side is kept, where the
-authors' code makes it even.   DeVries, Taylor: arXiv 1708.04552.
+DeVries, Taylor: Improved regularization of convolutional neural networks with Cutout. arXiv 1708.04552, 2017.
+
+The centre is uniform over all pixels, and the square is clipped at the borders. An even square reaches one pixel
+further up and left of its centre than down and right. An odd side stays odd; the released code makes it even.
 """
 
 from __future__ import annotations
@@ -16,9 +18,7 @@ with lazy_imports():
 
 
 class CutoutParams(Params):
-    """fraction: side of the hole, of the image's side."""
-
-    fraction: Number = Field(default=0.5, gt=0, le=1)
+    fraction: Number = Field(default=0.5, gt=0, le=1, description="Side of the square, relative to the image's side.")
 
 
 INFO = ModifierInfo(
@@ -35,7 +35,7 @@ INFO = ModifierInfo(
 
 
 class Cutout(Modifier):
-    """An even square reaches one pixel further up and left of its centre than down and right."""
+    """Covers a square of each image."""
 
     params: CutoutParams
 
@@ -50,7 +50,7 @@ class Cutout(Modifier):
         return torch.where(hole, self.colour.to(images.device)[:, None, None], images)
 
     def _covered(self, size: int, count: int, source: torch.Generator) -> Tensor:
-        """Which of `size` positions the hole of each image covers: bool [count,size]."""
+        """Which of `size` positions the square of each image covers: bool [count,size]."""
         first = torch.randint(size, (count, 1), generator=source) - self.side // 2
         position = torch.arange(size)
         return (first <= position) & (position < first + self.side)

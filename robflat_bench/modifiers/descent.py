@@ -1,7 +1,10 @@
-"""What the weight perturbations share: descending the loss of perturbed weights."""
+"""What the weight perturbations share: one step of ascent in the weights, and descent at perturbed weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -9,10 +12,31 @@ from robflat_bench.core import Loss
 from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
-def descend_at(space: WeightSpace, nu: Direction, loss: Loss, optimizer: Optimizer) -> Tensor:
-    """One step from w along the gradient at w + nu, where BN statistics move, too; the loss at w + nu.
+def ascend_from(
+    space: WeightSpace,
+    nu: Direction,
+    loss: Loss,
+    size: float,
+    radius: float,
+    keep: Callable[[Tensor], Tensor] | None = None,
+) -> Direction:
+    """nu after one step along the gradient at w + nu, projected onto the ball; BN statistics stand still.
 
-    The weights are restored from a copy, bit for bit, before the optimizer steps."""
+    Parameters
+    ----------
+    size, radius: length of the step and radius of the ball, relative to the norms in `space`.
+    keep: factors of the examples' losses, as `Loss` takes them.
+    """
+    with space.moved(nu):
+        gradient = torch.autograd.grad(loss(frozen=True, keep=keep), [*space.layers.values()], materialize_grads=True)
+    return space.step(nu, dict(zip(space.layers, gradient, strict=True)), size, radius)
+
+
+def descend_at(space: WeightSpace, nu: Direction, loss: Loss, optimizer: Optimizer) -> Tensor:
+    """One optimizer step from w along the gradient at w + nu, where BN statistics move; returns the loss there.
+
+    The weights are restored from a copy, bit for bit, before the optimizer steps.
+    """
     with space.moved(nu):
         value = loss()
         value.backward()

@@ -1,12 +1,14 @@
-r"""EMA:  \bar w_k = d_k \bar w_{k-1} + (1 - d_k) w_k,  d_k = min(d, (1 + k) / (10 + k)) with warm-up, k = 1, 2, ...
+r"""EMA:  \bar w_k = d_k \bar w_{k-1} + (1 - d_k) w_k,   k = 1, 2, ...,   \bar w_0 the initial weights,
 
-starting at the initial weights. Buffers (BN statistics) are those of the trained network, copied.
-Rebuffi et al.: NeurIPS 2021; the update is torch's.
+    d_k = min(d, (1 + k) / (10 + k)) with `warmup`, else d
+
+Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021.
+
+The average is evaluated; the network trains on as if there were no average. Buffers (BN statistics) are copies of the
+trained network's. The update is torch's.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from pydantic import Field
 
@@ -19,10 +21,8 @@ with lazy_imports():
 
 
 class EMAParams(Params):
-    """decay: weight of the average so far. warmup: decay is at most (1 + k) / (10 + k) after k updates."""
-
-    decay: float = Field(default=0.995, ge=0, lt=1)
-    warmup: bool = True
+    decay: float = Field(default=0.995, ge=0, lt=1, description="Weight of the average so far (d).")
+    warmup: bool = Field(default=True, description="Whether the decay after k updates is at most (1 + k) / (10 + k).")
 
 
 INFO = ModifierInfo(
@@ -37,29 +37,22 @@ INFO = ModifierInfo(
 
 
 class EMA(Modifier):
-    """The average is evaluated, the network trains on as if there were none."""
+    """Averages the weights after each update."""
 
     params: EMAParams
+    saved = ("updates", "average")
 
     def setup(self, training: Training) -> None:
-        self.updates = 0
+        self.updates = torch.tensor(0)
         self.average = {name: p.detach().clone() for name, p in training.model.named_parameters()}
 
     def after_step(self, model: nn.Module) -> None:
         self.updates += 1
-        decay = self.params.decay
+        count, decay = int(self.updates), self.params.decay
         if self.params.warmup:
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+            decay = min(decay, (1 + count) / (10 + count))
         current = [parameter.detach() for parameter in model.parameters()]
-        get_ema_multi_avg_fn(decay)(list(self.average.values()), current, None)
+        get_ema_multi_avg_fn(decay)([*self.average.values()], current, None)
 
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         return weights | {name: tensor.clone() for name, tensor in self.average.items()}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"updates": torch.tensor(self.updates)} | {f"average.{name}": t for name, t in self.average.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.updates = int(state["updates"])
-        for name, tensor in self.average.items():
-            tensor.copy_(state[f"average.{name}"])

@@ -1,13 +1,19 @@
-r"""Entropy-SGD: descends the local entropy of L at w, its gradient estimated by L steps of Langevin dynamics around w.
+r"""Entropy-SGD: descends the local entropy of L at w. L steps of Langevin dynamics around w estimate its gradient:
 
-    w' <- w' - \eta' ( dL/dw' + \lambda w' + g (w' - w) + n / sqrt(\eta' / 2) N(0,1) ),  \mu <- a \mu + (1-a) w',
+    w' <- w' - \eta' ( dL/dw' + \lambda w' + g (w' - w) + n / sqrt(\eta' / 2) N(0,1) ),   \mu <- a \mu + (1 - a) w',
     w  <- the recipe's optimizer at w with gradient w - \mu,   g = \gamma (1 + \sigma)^k at its k-th step, k = 0, 1, ...
 
-Each cycle starts with w' = \mu = w and takes the first line L times, each time as one update with its own batch and
+Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017;
+on the robust loss Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021.
+
+A cycle starts with w' = \mu = w and takes the first line L times. Each time is one update, with its own batch and
 adversarial images; the L-th ends with the optimizer's step. So an epoch of N batches has N / L outer steps, at the
-rates the schedule has then; \lambda is the optimizer's weight decay. Every forward, all at w', moves BN statistics.
-Extra heads take part as the weights do. Unlike the released code, momentum, schedule and scoping are in effect.
-Chaudhari et al.: ICLR 2017; on the robust loss, Stutz, Hein, Schiele: ICCV 2021.
+learning rates that the schedule has then. \lambda is the optimizer's weight decay. Every forward pass, all at w', moves
+BN statistics. Extra heads are trained as the weights are. Momentum, schedule and scoping are in effect, unlike in the
+released code.
+
+Within a cycle the model holds w'. w is evaluated, with the model's BN statistics. An average taken after each update
+(EMA) is an average of w'.
 """
 
 from __future__ import annotations
@@ -28,15 +34,12 @@ with lazy_imports():
 
 
 class EntropySGDParams(Params):
-    """steps: inner ones per outer one, at this rate. gamma: the pull towards the outer weights, growing by the
-    factor 1 + scoping with each outer step. noise: of the inner steps. averaging: weight of the average so far."""
-
-    steps: PositiveInt = 5
-    rate: float = Field(default=0.1, gt=0)
-    gamma: float = Field(default=1e-4, ge=0)
-    noise: float = Field(default=1e-4, ge=0)
-    scoping: float = Field(default=1e-3, ge=0)
-    averaging: float = Field(default=0.75, ge=0, lt=1)
+    steps: PositiveInt = Field(default=5, description="Inner steps per outer step (L).")
+    rate: float = Field(default=0.1, gt=0, description="Learning rate of the inner steps (eta').")
+    gamma: float = Field(default=1e-4, ge=0, description="Strength of the pull towards the outer weights.")
+    noise: float = Field(default=1e-4, ge=0, description="Noise of the inner steps (n).")
+    scoping: float = Field(default=1e-3, ge=0, description="The pull grows by 1 + scoping per outer step (sigma).")
+    averaging: float = Field(default=0.75, ge=0, lt=1, description="Weight of the average so far (a).")
 
 
 INFO = ModifierInfo(
@@ -52,8 +55,7 @@ INFO = ModifierInfo(
 
 
 class EntropySGD(Modifier):
-    """Within a cycle the model holds w' and this holds w (the anchor), which is evaluated, with BN statistics as
-    they are. Averages taken after each step (EMA) are averages of w'."""
+    """`anchor` holds w and `average` holds mu, one tensor per parameter of the optimizer, from the first update on."""
 
     params: EntropySGDParams
 
@@ -67,8 +69,7 @@ class EntropySGD(Modifier):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         cycle, position = divmod(self.updates, self.params.steps)
         if position == 0:
-            self.anchor = [parameter.detach().clone() for parameter in parameters]
-            self.average = [parameter.detach().clone() for parameter in parameters]
+            self.anchor, self.average = ([parameter.detach().clone() for parameter in parameters] for _ in range(2))
         value = loss()
         value.backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -77,17 +78,16 @@ class EntropySGD(Modifier):
         decay = optimizer.param_groups[0]["weight_decay"]
         temperature = self.params.noise / math.sqrt(0.5 * self.params.rate)
         source = batch.moment.random("entropy-sgd")
+        held = zip(parameters, gradients, self.anchor, self.average, strict=True)
         with torch.no_grad():
-            for parameter, gradient, anchor, average in zip(
-                parameters, gradients, self.anchor, self.average, strict=True
-            ):
+            for parameter, gradient, anchor, average in held:
                 force = gradient + decay * parameter + pull * (parameter - anchor)
                 parameter.sub_(self.params.rate * (force + temperature * normal_like(parameter, source)))
                 average.lerp_(parameter, 1 - self.params.averaging)
                 if position + 1 == self.params.steps:
                     parameter.copy_(anchor)
                     parameter.grad = anchor - average
-        # Within a cycle there are no gradients: this moves nothing, but the schedule wants to see every step.
+        # Within a cycle there are no gradients, so this moves nothing; the schedule needs it before each of its steps.
         optimizer.step()
         self.updates += 1
         return value.detach()
@@ -95,16 +95,14 @@ class EntropySGD(Modifier):
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         if self.updates % self.params.steps == 0:
             return weights
-        names = [name for name, _ in model.named_parameters()]  # the optimizer's first, before those of extra heads
+        names = [name for name, _ in model.named_parameters()]  # in the optimizer, extra heads come after these
         return weights | {name: tensor.clone() for name, tensor in zip(names, self.anchor, strict=False)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        pairs = zip(self.anchor, self.average, strict=True)
-        kept = {f"{number:04d}": torch.stack(pair) for number, pair in enumerate(pairs)}
-        return {"updates": torch.tensor(self.updates)} | kept
+        pairs = enumerate(zip(self.anchor, self.average, strict=True))
+        return {"updates": torch.tensor(self.updates)} | {f"{number:04d}": torch.stack(pair) for number, pair in pairs}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.updates = int(state["updates"])
-        kept = [state[name].to(self.device) for name in sorted(state) if name != "updates"]
-        self.anchor = [pair[0].clone() for pair in kept]
-        self.average = [pair[1].clone() for pair in kept]
+        pairs = [state[name].to(self.device) for name in sorted(state) if name != "updates"]
+        self.anchor, self.average = ([pair[which].clone() for pair in pairs] for which in (0, 1))

@@ -1,7 +1,9 @@
-r"""Ignore incorrect:  x_i' = x_i where argmax_k f(x_i)_k != y_i;  the others are attacked.
+r"""Ignore incorrect:  x_i' = x_i if argmax_k f(x_i)_k != y_i;  the other examples are attacked.
 
-The clean prediction is made as the attack sees the model and moves no BN statistics, where the released code
-updates them by a forward in train mode.   Stutz et al.: ICCV 2021.
+Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021.
+
+The clean prediction is made in the recipe's BN mode for attacks and moves no BN statistics. The released code makes it
+in train mode, which moves them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ INFO = ModifierInfo(
 
 
 class IgnoreIncorrect(Modifier):
-    """All are attacked, those without use for it in vain: the others meet the same draws as without."""
+    """Attacks the whole batch, so that every example draws the same random numbers as without this modifier."""
 
     def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         correct = inner.predict(model, batch.x).argmax(1) == batch.y

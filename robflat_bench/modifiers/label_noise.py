@@ -1,7 +1,9 @@
-r"""Label noise:  with probability \tau, for each example:  t_i <- e_c,  c uniform over all K classes.
+r"""Label noise:  with probability \tau, t_i <- e_c for each example,   c uniform over all K classes
 
-c may be the label itself, so that (1 - 1/K) \tau of the labels change. Drawn anew in each step; the attack knows
-the true label.   Stutz et al.: ICCV 2021.
+Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021.
+
+c may be the label itself, so (1 - 1/K) \tau of the labels change. Labels are drawn anew in each update. The attack
+keeps the true label. A soft target is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -17,9 +19,7 @@ with lazy_imports():
 
 
 class LabelNoiseParams(Params):
-    """tau: probability of a label drawn anew."""
-
-    tau: Number = Field(default=0.1, ge=0, le=1)
+    tau: Number = Field(default=0.1, ge=0, le=1, description="Probability that a label is drawn anew.")
 
 
 INFO = ModifierInfo(
@@ -34,7 +34,7 @@ INFO = ModifierInfo(
 
 
 class LabelNoise(Modifier):
-    """A soft target is replaced as a whole."""
+    """Replaces targets at random."""
 
     params: LabelNoiseParams
 

@@ -1,6 +1,9 @@
-r"""Label smoothing:  t_i <- (1 - \tau) t_i + \tau / K;  the attack keeps the hard labels.
+r"""Label smoothing:  t_i <- (1 - \tau) t_i + \tau / K
 
-Szegedy et al.: CVPR 2016; for adversarial training as in Stutz et al.: ICCV 2021.
+Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016;
+for adversarial training Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021.
+
+The attack keeps the hard labels. Soft targets, noisy labels included, are smoothed as hard ones are.
 """
 
 from __future__ import annotations
@@ -14,9 +17,7 @@ with lazy_imports():
 
 
 class LabelSmoothingParams(Params):
-    """tau: the share of the target that all classes have in equal parts."""
-
-    tau: Number = Field(default=0.1, ge=0, lt=1)
+    tau: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target that all classes share equally.")
 
 
 INFO = ModifierInfo(
@@ -31,7 +32,7 @@ INFO = ModifierInfo(
 
 
 class LabelSmoothing(Modifier):
-    """Soft targets, a noisy label's included, are smoothed as hard ones."""
+    """Mixes targets with the uniform distribution."""
 
     params: LabelSmoothingParams
 

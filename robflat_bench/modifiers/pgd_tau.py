@@ -1,16 +1,18 @@
-r"""PGD-\tau:  the attack on example i ends \tau steps after its first iterate that is misclassified,
+r"""PGD-\tau:  the attack on example i ends \tau steps after its first misclassified iterate:
 
-    x_i' = x_i^(min(T, j + \tau)),   j the first iterate (the start is 0) with argmax_k f(x_i^(j))_k != y_i,
+    x_i' = x_i^(min(T, j + \tau)),   j the first iterate (the start is 0) with argmax_k f(x_i^(j))_k != y_i
 
-and x_i^(T) where there is none. The last iterate is kept, whatever its loss; a released implementation leaves
-examples that are never misclassified unperturbed.   Zhang et al.: ICML 2020.
+Zhang et al.: Attacks which do not kill training make adversarial learning stronger. ICML 2020.
+
+If no iterate is misclassified, x_i' = x_i^(T); a released implementation leaves such examples unperturbed. The last
+iterate is used, whatever its loss. y_i is the label that the method's attack receives, whatever it maximises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Params, lazy_imports
 
@@ -20,9 +22,7 @@ with lazy_imports():
 
 
 class PGDTauParams(Params):
-    """tau: steps after the first misclassified iterate."""
-
-    tau: NonNegativeInt = 0
+    tau: NonNegativeInt = Field(default=0, description="Steps after the first misclassified iterate.")
 
 
 INFO = ModifierInfo(
@@ -36,7 +36,7 @@ INFO = ModifierInfo(
 
 
 class PGDTau(Modifier):
-    """Misclassified is meant of the label that the method's attack is given, whatever it maximises."""
+    """Stops the attack on each example early."""
 
     params: PGDTauParams
 
@@ -45,7 +45,10 @@ class PGDTau(Modifier):
 
 
 def moving(y: Tensor, tau: int) -> Callable[[Tensor], Tensor]:
-    """True until `tau` steps have followed the first misclassified iterate; asked at each iterate but the last."""
+    """A function of logits [B,K] that says which examples take another step, bool [B].
+
+    The attack calls it at each iterate but the last, because it counts the steps since an example was misclassified.
+    """
     left = torch.full_like(y, tau)
     fooled = torch.zeros_like(y, dtype=torch.bool)
 

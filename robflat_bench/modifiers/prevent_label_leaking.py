@@ -1,7 +1,9 @@
-r"""Against label leaking:  the attack sees  argmax_k f(x_i)_k  instead of y_i;  the loss keeps its target.
+r"""Against label leaking:  the attack receives argmax_k f(x_i)_k instead of y_i;  the loss keeps its target.
 
-The prediction is made as the attack sees the model and moves no BN statistics. A method whose attack knows no
-label (TRADES) stays as it is.   Kurakin, Goodfellow, Bengio: ICLR 2017.
+Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017.
+
+An adversarial image cannot give away a label that the attack does not know. The prediction is made in the recipe's BN
+mode for attacks and moves no BN statistics. A method whose attack uses no label (TRADES) is unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ INFO = ModifierInfo(
 
 
 class PreventLabelLeaking(Modifier):
-    """What the attack cannot know, the adversarial image cannot give away."""
+    """Attacks the predicted label."""
 
     def attack(self, attack: Attacker, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         return attack(model, replace(batch, y=inner.predict(model, batch.x).argmax(1)), inner)

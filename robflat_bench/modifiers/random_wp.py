@@ -1,8 +1,11 @@
-r"""Random weight perturbation:  min_w E_nu L(w + nu),  nu uniform on the spheres ||nu_l|| = \xi ||w_l||.
+r"""Random weight perturbation:  min_w E_nu L(w + nu),   nu uniform on the spheres ||nu_l|| = \xi ||w_l||
 
-One nu per update, for every weight tensor l; biases and normalisation stay. The adversarial images are those found at
-w; the gradient at w + nu is applied to w, and the forward at w + nu, the only one, moves BN statistics.
-Stutz, Hein, Schiele: ICCV 2021; without the gradient clipping of the released code.
+Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021.
+
+One nu is drawn per update, for every weight tensor l; biases and normalisation layers are not perturbed. The
+adversarial images are found at w; the gradient at w + nu is applied to w. The forward pass at w + nu, the only one,
+moves BN statistics. The released code clips the gradient; here it is not clipped. Draws are keyed by the moment and
+the tensor's name, as a measure's are by sample and name.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ with lazy_imports():
 
 
 class RandomWPParams(Params):
-    """xi: length of the perturbation relative to each layer's norm; by default the average-case measure's."""
-
-    xi: Number = Field(default=0.5, gt=0)
+    xi: Number = Field(
+        default=0.5, gt=0, description="Length relative to each layer's norm; the default is average-case's."
+    )
 
 
 INFO = ModifierInfo(
@@ -36,7 +39,7 @@ INFO = ModifierInfo(
 
 
 class RandomWP(Modifier):
-    """Draws are keyed by the moment and the tensor's name, as a measure's are by sample and name."""
+    """Descends at randomly perturbed weights."""
 
     params: RandomWPParams
 

@@ -1,10 +1,15 @@
-r"""RWP:  nu <- \Pi( nu + \gamma ||w|| g / ||g|| ),  g = d/dw  mean_i 1[\ell_i < c] \ell_i  at w + nu,  from nu = 0,
+r"""RWP:  descend dL/dw at w + nu,   nu <- \Pi( nu + \gamma ||w|| g / ||g|| )   from nu = 0,
 
-\Pi onto the ball ||nu|| <= \gamma ||w||, norms over all weight tensors together; biases and normalisation stay. Only
-examples that are learned well are made harder, with c = \infty all of them; where none is below c, nu stays. The mean
-divides by the whole batch. Then the gradient of the full loss at the last w + nu is applied to w. The adversarial
-images are those found at w. The ascent leaves BN statistics alone, the forward at the last w + nu moves them.
-Yu et al.: IJCAI 2022. The perturbation of MLCAT_WP (Yu et al.: ICML 2022) is rwp(threshold=1.5).
+    g = d/dw  mean_i 1[\ell_i < c] \ell_i   at w + nu
+
+Yu et al.: Robust weight perturbation for adversarial training. IJCAI 2022.
+
+\Pi projects onto the ball ||nu|| <= \gamma ||w||; norms are over all weight tensors together. Biases and normalisation
+layers are not perturbed. Only examples that are already learned, \ell_i < c, push the weights away; the mean still
+divides by the whole batch. If no loss is below c, nu stays. Each step is as long as the radius: the first reaches the
+sphere, and later ones turn nu towards the new gradient. The adversarial images are found at w; the gradient of the
+full loss at the last w + nu is applied to w. The ascent leaves BN statistics alone; the forward pass at the last
+w + nu moves them. The perturbation of MLCAT_WP (Yu et al.: ICML 2022) is rwp(threshold=1.5).
 """
 
 from __future__ import annotations
@@ -14,21 +19,19 @@ from pydantic import Field, PositiveInt
 from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Number, Params, lazy_imports
 
 with lazy_imports():
-    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from robflat_bench.modifiers.descent import descend_at
+    from robflat_bench.modifiers.descent import ascend_from, descend_at
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
 class RWPParams(Params):
-    """gamma: radius relative to the norm of all weights, and the length of a step. threshold: examples with a loss
-    below it push the weights away; MLCAT has 1.5."""
-
-    gamma: Number = Field(default=0.01, gt=0, lt=1)
-    steps: PositiveInt = 10
-    threshold: float = Field(default=1.7, gt=0)
+    gamma: Number = Field(
+        default=0.01, gt=0, lt=1, description="Radius and length of a step, relative to the norm of all weights."
+    )
+    steps: PositiveInt = Field(default=10, description="Steps of the ascent.")
+    threshold: float = Field(default=1.7, gt=0, description="Examples with a loss below it push the weights away (c).")
 
 
 INFO = ModifierInfo(
@@ -44,19 +47,15 @@ INFO = ModifierInfo(
 
 
 class RWP(Modifier):
-    """Each step is as long as the radius: the first reaches the sphere, later ones turn nu towards the new gradient."""
+    """Descends at weights that are perturbed against well-learned examples."""
 
     params: RWPParams
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        gamma = self.params.gamma
-        space = WeightSpace(model, biases=False, ball=Ball("global"))
+        space, gamma = WeightSpace(model, biases=False, ball=Ball("global")), self.params.gamma
         nu = space.zero()
         for _ in range(self.params.steps):
-            with space.moved(nu):
-                selected = loss(frozen=True, keep=self._learned)
-                gradient = torch.autograd.grad(selected, list(space.layers.values()), materialize_grads=True)
-            nu = space.step(nu, dict(zip(space.layers, gradient, strict=True)), gamma, gamma)
+            nu = ascend_from(space, nu, loss, gamma, gamma, keep=self._learned)
         return descend_at(space, nu, loss, optimizer)
 
     def _learned(self, values: Tensor) -> Tensor:

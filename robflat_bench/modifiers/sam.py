@@ -1,9 +1,10 @@
-r"""SAM and ASAM:  descend  dL/dw  at  w + e,  e = \rho T^2 g / ||T g||,  g = dL/dw at w,  one norm over all parameters.
+r"""SAM:  descend dL/dw at w + e,   e = \rho g / ||g||,   g = dL/dw at w, with one norm over all parameters
 
-SAM: T = 1 (Foret et al.: ICLR 2021). ASAM: T = |w| + \eta on convolution and linear weights, 1 on biases and
-normalisation (Kwon et al.: ICML 2021; the released code scales normalisation weights, too). Biases and normalisation
-move; a parameter without gradient stays. The adversarial images are those found at w. The forward at w moves BN
-statistics, the one at w + e does not.
+Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021.
+
+Biases and normalisation layers are perturbed, too; a parameter without gradient stays. The adversarial images are
+found at w. The forward pass at w moves BN statistics; the one at w + e does not. The weights are restored from a copy,
+bit for bit, before the optimizer steps.
 """
 
 from __future__ import annotations
@@ -23,47 +24,24 @@ with lazy_imports():
 
 
 class SAMParams(Params):
-    """rho: radius in the norm of all parameters."""
-
-    rho: Number = Field(default=0.05, gt=0)
+    rho: Number = Field(default=0.05, gt=0, description="Radius, in the l2 norm of all parameters together.")
 
 
-class ASAMParams(Params):
-    """rho: radius in units of the weights. eta: added to their size, so that small ones move, too."""
-
-    rho: Number = Field(default=0.5, gt=0)
-    eta: float = Field(default=0.01, ge=0)
-
-
-INFO = (
-    ModifierInfo(
-        name="sam",
-        summary="sharpness-aware minimisation: descends the loss one gradient step uphill",
-        factory=f"{__name__}:SAM",
-        params=SAMParams,
-        citation="Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021",
-        joints=("backward",),
-        losses="2",
-    ),
-    ModifierInfo(
-        name="asam",
-        summary="adaptive sharpness-aware minimisation: SAM in units of each weight's size",
-        factory=f"{__name__}:ASAM",
-        params=ASAMParams,
-        citation=(
-            "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep "
-            "neural networks. ICML 2021"
-        ),
-        joints=("backward",),
-        losses="2",
-    ),
+INFO = ModifierInfo(
+    name="sam",
+    summary="sharpness-aware minimisation: descends the loss one gradient step uphill",
+    factory=f"{__name__}:SAM",
+    params=SAMParams,
+    citation="Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021",
+    joints=("backward",),
+    losses="2",
 )
 
 
 class SAM(Modifier):
-    """The weights are restored from a copy, bit for bit, before the optimizer steps."""
+    """Descends one gradient step uphill: e = rho T^2 g / ||T g||, where T is 1 here and may be another `scale`."""
 
-    params: SAMParams | ASAMParams
+    params: SAMParams
 
     def scale(self, parameter: Tensor) -> Tensor:
         """T of this parameter."""
@@ -89,12 +67,3 @@ class SAM(Modifier):
                 parameter.copy_(copy)
         optimizer.step()
         return value.detach()
-
-
-class ASAM(SAM):
-    """Scaling a layer's weights scales its share of the ball."""
-
-    params: ASAMParams
-
-    def scale(self, parameter: Tensor) -> Tensor:
-        return parameter.abs() + self.params.eta if parameter.ndim > 1 else torch.ones_like(parameter)

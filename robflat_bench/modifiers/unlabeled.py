@@ -1,8 +1,11 @@
-r"""Unlabelled images:  the last int(ratio B) examples of each batch are images u without a label, drawn with
-replacement from those that the protocol leaves over, with  y = argmax_k f_std(u)_k  of a network trained first by
-standard training. They are augmented, attacked and learned as the others.
+r"""Unlabelled images:  the last int(ratio B) examples of a batch are unlabelled images u with y = argmax_k f_std(u)_k
 
-The mixture is that of Stutz et al.: ICCV 2021; pseudo-labels: Carmon et al.: NeurIPS 2019.
+Carmon et al.: Unlabeled data improves adversarial robustness. NeurIPS 2019 (pseudo-labels);
+Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021 (this mixture).
+
+The images are drawn with replacement from those of the training pool that the protocol leaves over. f_std is a network
+that standard training has trained first. It labels the images once, as they are; in a batch they are augmented,
+attacked and learned as the others. A step costs no more than without them.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ with lazy_imports():
     from torch import Tensor
     from torch.nn import functional as F
 
+    from robflat_bench.core.batching import MEMORY_BATCH
+
 
 class UnlabeledParams(Params):
-    """ratio: the fraction of each batch that is unlabelled."""
-
-    ratio: Number = Field(default=0.7, gt=0, lt=1)
+    ratio: Number = Field(default=0.7, gt=0, lt=1, description="Fraction of each batch that is unlabelled.")
 
 
 INFO = ModifierInfo(
@@ -39,16 +42,16 @@ INFO = ModifierInfo(
 
 
 class Unlabeled(Modifier):
-    """Labels are made once, on the images as they are. A step costs no more than without."""
+    """Replaces the end of each batch by pseudo-labelled images."""
 
     params: UnlabeledParams
 
     def setup(self, training: Training) -> None:
-        self.images = training.spare()
-        helper = training.helpers["standard"]
-        dtype = next(helper.parameters()).dtype
+        self.images, helper = training.spare(), training.helpers["standard"]
+        like = next(helper.parameters())
         with torch.no_grad():
-            self.labels = torch.cat([helper(part.to(dtype) / 255).argmax(1) for part in self.images.split(250)])
+            parts = [helper(part.to(like.dtype) / 255).argmax(1) for part in self.images.split(MEMORY_BATCH)]
+        self.labels = torch.cat(parts)
 
     def batch(self, batch: Batch) -> Batch:
         count = int(self.params.ratio * len(batch.x))

@@ -1,9 +1,11 @@
-r"""Weight clipping:  w <- \Pi_{[-c, c]}(w) for every parameter of the network, after each update.
+r"""Weight clipping:  w <- \Pi_{[-c, c]}(w) for every parameter of the network, after each update
 
-Scales of normalisation layers are projected to [1-c, 1+c]: the paper's layers store the scale minus 1. Only training
-is constrained; the flatness measures perturb the trained weights out of the box (the released code clips them there,
-too, which makes clipped networks look flatter).
-Stutz, Hein, Schiele: ICCV 2021, after Stutz et al.: Bit error robustness. MLSys 2021.
+Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021,
+after Stutz, Chandramoorthy, Hein, Schiele: Bit error robustness for energy-efficient DNN accelerators. MLSys 2021.
+
+Scales of normalisation layers are projected to [1 - c, 1 + c], because the paper's layers store the scale minus 1.
+Only training is constrained: the flatness measures move the trained weights out of the box. The released code clips
+them there, too, which makes clipped networks look flatter. Extra heads are not clipped, because they are not evaluated.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ with lazy_imports():
 
 
 class WeightClippingParams(Params):
-    """limit: the largest size of a parameter (of a normalisation scale: its largest distance from 1)."""
-
-    limit: Number = Field(default=0.005, gt=0)
+    limit: Number = Field(
+        default=0.005, gt=0, description="Largest size of a parameter; of a scale, largest distance from 1 (c)."
+    )
 
 
 INFO = ModifierInfo(
@@ -37,7 +39,7 @@ INFO = ModifierInfo(
 
 
 class WeightClipping(Modifier):
-    """Extra heads are not clipped: they are not evaluated."""
+    """Projects the weights onto a box."""
 
     params: WeightClippingParams
 

@@ -55,7 +55,7 @@ def norm(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
 
 
-def rows(x: Tensor) -> Tensor:
+def filters(x: Tensor) -> Tensor:
     """[filters, weights of each]: a filter is what one output channel reads, a slice of the first dimension."""
     return x.reshape(len(x) if x.ndim else 1, -1)
 
@@ -72,7 +72,7 @@ class Ball:
         measure = _NORMS[self.norm]
         if self.shape == "filter":
             return {
-                name: measure(rows(part), 1).reshape(part.shape[:1] + (1,) * (part.ndim - 1))
+                name: measure(filters(part), 1).reshape(part.shape[:1] + (1,) * (part.ndim - 1))
                 for name, part in z.items()
             }
         sizes = {name: measure(part, None) for name, part in z.items()}

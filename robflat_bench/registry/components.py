@@ -1,11 +1,17 @@
-"""The one grammar that names components, in the CLI, in TOML and in records.
+"""The grammar of components: one text for the command line, TOML files and records.
 
     name        name(key=value, ...)        values: TOML scalars and lists, fractions (8/255), bare words
-    method+modifier+modifier                the written order of modifiers never matters
+    method+modifier+modifier                modifiers in any order
 
-`parse` reads the text, `resolve` finds the component and validates its parameters; `canonical` writes it with
-every default filled in (what the run key hashes) and `brief` with only what differs from the defaults.
-`compose` does all that for a method with its modifiers, and refuses what cannot go together.
+Reading: `parse` splits a text into name and values; `resolve` finds the component and validates its parameters;
+`compose` does both for a method with its modifiers and refuses combinations that cannot train.
+
+Writing: each purpose has its own spelling.
+
+    canonical   for run keys, with every parameter       pgd(init="uniform", loss="ce", restarts=3, steps=20)
+    brief       for names of rows, without defaults      pgd(restarts=3)
+    title       for tables and figures                   PGD-20 x 3
+    slug        for folders and addresses                pgd-restarts=3
 """
 
 from __future__ import annotations
@@ -17,89 +23,139 @@ import string
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar, get_args
+from typing import Any, Generic, Literal, get_args, overload
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from robflat_bench.core import EXCLUSIVE, Info, Joint, Kind, Params, RobflatError, UsageError, parse_fraction
-from robflat_bench.registry.registry import Offer, Registry, did_you_mean
+from robflat_bench.core import (
+    EXCLUSIVE,
+    AttackInfo,
+    BackboneInfo,
+    Joint,
+    Kind,
+    MeasureInfo,
+    MethodInfo,
+    ModifierInfo,
+    Params,
+    RobflatError,
+    UsageError,
+    parse_fraction,
+)
+from robflat_bench.registry.registry import AnyInfo, Offer, Registry
+from robflat_bench.registry.validation import validate
 
 _SPEC = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 _KEY = re.compile(r"\s*(?P<key>[a-z_][a-z0-9_]*)\s*=(?P<value>.*)", re.DOTALL)
 _BARE = re.compile(r"[A-Za-z_][\w.:-]*")
-Model = TypeVar("Model", bound=BaseModel)
+_TOKEN = re.compile(r"""'[^']*'|"[^"]*"|.""", re.DOTALL)
+"""A quoted string, or one character."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Resolved components
+# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Component:
-    """A resolved component: its offer and validated parameters."""
+class Component(Generic[AnyInfo]):
+    """A component that was found in the registry, with validated parameters.
 
-    offer: Offer
+    Parameters
+    ----------
+    offer : Offer
+        Its catalogue row and the plugin that provides it.
+    params : Params
+        An instance of the row's parameter model.
+    """
+
+    offer: Offer[AnyInfo]
     params: Params
 
     @property
-    def info(self) -> Info:
+    def info(self) -> AnyInfo:
+        """Its catalogue row."""
         return self.offer.info
 
     @property
     def name(self) -> str:
+        """Its name in the catalogue, e.g. `pgd`."""
         return self.info.name
 
     @property
     def canonical(self) -> str:
-        """`name(every=parameter)`, keys sorted: equal components have equal text."""
-        return write(self.name, self.params.model_dump())
+        """`name(every=parameter)`: equal components have equal text, which run keys hash."""
+        return canonical_text(self.name, self.params)
 
     @property
     def brief(self) -> str:
-        """`name(only=what, differs=from the defaults)`."""
-        return write(self.name, non_defaults(self.params))
+        """`name(parameter=value)` with only the parameters that differ from their defaults."""
+        return brief_text(self.name, self.params)
 
     def build(self, *arguments: Any) -> Any:
-        """The component itself: its class or function called with the parameters and `arguments`."""
+        """Call the component's class or function with its parameters, then `arguments`.
+
+        Raises
+        ------
+        PluginError
+            The module of the class or function cannot be imported.
+        """
         return self.offer.load()(self.params, *arguments)
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A method and its modifiers, these sorted by name: equal compositions have equal text."""
+    """A method with its modifiers, sorted by name: equal compositions have equal text."""
 
-    method: Component
-    modifiers: tuple[Component, ...] = ()
+    method: Component[MethodInfo]
+    modifiers: tuple[Component[ModifierInfo], ...] = ()
 
     @property
-    def members(self) -> tuple[Component, ...]:
+    def members(self) -> tuple[Component[MethodInfo | ModifierInfo], ...]:
+        """The method, then its modifiers."""
         return (self.method, *self.modifiers)
 
     @property
     def helpers(self) -> dict[str, str]:
-        """Name -> method text of every network to be trained first; equal names are one network."""
-        return {name: text for part in self.members for name, text in part.info.helpers.items()}  # type: ignore[attr-defined]
+        """Name -> method text of every network that is trained first; two members that use one name share it."""
+        return {name: text for member in self.members for name, text in member.info.helpers.items()}
 
     @property
     def extra_data(self) -> bool:
         """Whether it trains on images outside the protocol's training split."""
-        return any(part.info.extra_data for part in self.modifiers)  # type: ignore[attr-defined]
+        return any(modifier.info.extra_data for modifier in self.modifiers)
 
     @property
     def canonical(self) -> str:
+        """The canonical texts of all members, joined by `+`."""
         return "+".join(member.canonical for member in self.members)
 
     @property
     def brief(self) -> str:
+        """The brief texts of all members, joined by `+`."""
         return "+".join(member.brief for member in self.members)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# From text to components
+# ---------------------------------------------------------------------------------------------------------
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """'trades(beta=6)' -> ('trades', {'beta': 6}); UsageError where it is malformed."""
+    """Split a component's text into its name and its values: 'trades(beta=6)' -> ('trades', {'beta': 6}).
+
+    Raises
+    ------
+    UsageError
+        The text does not follow the grammar.
+    """
     match = _SPEC.fullmatch(text)
     if match is None:
-        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), names in lower case")
+        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), the name in lower case")
     values: dict[str, Any] = {}
     for argument in _split(match["arguments"] or "", ",", text):
         pair = _KEY.fullmatch(argument)
         if pair is None:
-            raise UsageError(f"'{text}': '{argument.strip()}' is not key=value")
+            raise UsageError(f"'{text}': write '{argument.strip()}' as key=value")
         if pair["key"] in values:
             raise UsageError(f"'{text}': parameter '{pair['key']}' is given twice")
         values[pair["key"]] = parse_value(pair["value"].strip(), text)
@@ -107,7 +163,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_value(text: str, context: str) -> Any:
-    """One value: TOML first, then a fraction, then a bare word."""
+    """One value, read as TOML, else as a fraction, else as a bare word; an error quotes `context`."""
     try:
         value, _ = tomllib.loads(f"value = [{text}, 0]")["value"]  # in a list no comment or second key can follow
         return value
@@ -118,46 +174,88 @@ def parse_value(text: str, context: str) -> Any:
         try:
             return float(text)
         except ValueError:
-            raise UsageError(f"'{context}': cannot read the value '{text}'; quote strings") from None
+            raise UsageError(f"'{context}': cannot read the value '{text}'; put strings in quotes") from None
 
 
-def _split(arguments: str, separator: str, text: str) -> list[str]:
-    """Pieces between separators outside brackets and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for position, character in enumerate(arguments):
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character == separator and depth == 0:
-            parts.append(arguments[start:position])
-            start = position + 1
-        if depth < 0:
+def _split(text: str, separator: str, context: str) -> list[str]:
+    """The pieces of a text between separators that lie outside brackets and quotes; an error quotes `context`."""
+    parts, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        depth += (token in "([{") - (token in ")]}")
+        if depth < 0 or token in "'\"":
             break
-    if depth != 0 or quote:
-        raise UsageError(f"'{text}': brackets or quotes do not match")
-    parts.append(arguments[start:])
-    return parts if arguments.strip() else []
+        if token == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += token
+    else:
+        if depth == 0:
+            return parts if text.strip() else []
+    raise UsageError(f"'{context}': brackets or quotes do not match")
 
 
-def resolve(registry: Registry, kind: Kind, text: str) -> Component:
-    """Find the component and validate its parameters; an unknown one is answered with a did-you-mean."""
+@overload
+def resolve(registry: Registry, kind: Literal["method"], text: str) -> Component[MethodInfo]: ...
+@overload
+def resolve(registry: Registry, kind: Literal["modifier"], text: str) -> Component[ModifierInfo]: ...
+@overload
+def resolve(registry: Registry, kind: Literal["attack"], text: str) -> Component[AttackInfo]: ...
+@overload
+def resolve(registry: Registry, kind: Literal["measure"], text: str) -> Component[MeasureInfo]: ...
+@overload
+def resolve(registry: Registry, kind: Literal["backbone"], text: str) -> Component[BackboneInfo]: ...
+@overload
+def resolve(registry: Registry, kind: Kind, text: str) -> Component: ...
+def resolve(registry: Registry, kind: Kind, text: str) -> Component[Any]:
+    """Find the component that a text names and validate its parameters.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where its name is looked up.
+    kind : {"method", "modifier", "attack", "measure", "backbone", "dataset", "launcher"}
+        Names are unique within a kind.
+    text : str
+        `name` or `name(key=value, ...)`.
+
+    Returns
+    -------
+    Component
+        Its `info` has the type of the kind's rows, e.g. `MeasureInfo`.
+
+    Raises
+    ------
+    UsageError
+        The name or a parameter is unknown (the message suggests the nearest one), or a value is out of range.
+    PluginError
+        Two plugins offer the name, or a plugin that did not load may offer it.
+    """
     name, values = parse(text)
     offer = registry.get(kind, name)
     return Component(offer, validate(offer.info.params, values, f"{kind} {name}"))
 
 
 def members(text: str) -> list[str]:
-    """'method+modifier' -> ['method', 'modifier'], each as it is written."""
+    """Split 'method+modifier' into ['method', 'modifier'], each as it is written."""
     return _split(text, "+", text) or [text]
 
 
 def compose(registry: Registry, text: str) -> Composed:
-    """'method+modifier+...' found and validated; UsageError where two of them claim the same."""
+    """Find and validate a method with its modifiers.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where the names are looked up.
+    text : str
+        `method` or `method+modifier+...`, modifiers in any order.
+
+    Raises
+    ------
+    UsageError
+        A part is unknown or stands in the wrong place, a modifier is given twice, two parts replace the same joint of
+        the training step, or two parts need different networks under one name.
+    """
     first, *rest = members(text)
     kinds: tuple[Kind, Kind] = ("method", "modifier")
     for part, (own, other) in [(first, kinds), *((part, kinds[::-1]) for part in rest)]:
@@ -166,83 +264,76 @@ def compose(registry: Registry, text: str) -> Composed:
             raise UsageError(f"'{text}': {name} is a {other}; write METHOD+MODIFIER, e.g. at+awp")
     method = resolve(registry, "method", first)
     modifiers = tuple(sorted((resolve(registry, "modifier", part) for part in rest), key=lambda part: part.name))
-    for one, two in pairwise(modifiers):
-        if one.name == two.name:
-            raise UsageError(f"'{text}': {one.name} is given twice")
+    for first_of_two, second in pairwise(modifiers):
+        if first_of_two.name == second.name:
+            raise UsageError(f"'{text}': {second.name} is given twice")
     for joint in get_args(Joint):
-        claimants = [part.name for part in modifiers if joint in part.info.joints]  # type: ignore[attr-defined]
-        if claimants and joint in method.info.claims:  # type: ignore[attr-defined]
-            raise UsageError(f"'{text}': {method.name} has its own {joint}, which {claimants[0]} would change")
+        claimants = [part.name for part in modifiers if joint in part.info.joints]
+        if claimants and joint in method.info.claims:
+            one = claimants[0]
+            raise UsageError(f"'{text}': {method.name} has its own {joint}, which {one} would change; leave {one} out")
         if joint in EXCLUSIVE and len(claimants) > 1:
             both = " and ".join(claimants)
-            raise UsageError(f"'{text}': {both} each claim the {joint} of a step, which admits one; leave one out")
-    wanted: dict[str, str] = {}
-    for member in (method, *modifiers):
-        for name, helper in member.info.helpers.items():  # type: ignore[attr-defined]
-            if wanted.setdefault(name, helper) != helper:
-                raise UsageError(f"'{text}': {wanted[name]} and {helper} would both be its helper '{name}'")
-    return Composed(method, modifiers)
+            raise UsageError(f"'{text}': {both} both replace the {joint} of a training step; leave one out")
+    composed = Composed(method, modifiers)
+    for member in composed.members:
+        for name, helper in member.info.helpers.items():
+            if (rival := composed.helpers[name]) != helper:
+                raise UsageError(f"'{text}': two members need different networks as '{name}': {helper} and {rival}")
+    return composed
 
 
-def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:
-    """`model(**values)` with errors in one line: which parameter of whom, why, and what it may be."""
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise UsageError(f"{owner}: {explain(error, model)}") from None
+# ---------------------------------------------------------------------------------------------------------
+# From components to text
+# ---------------------------------------------------------------------------------------------------------
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in words; an unknown key before all others, for it may be a misspelt one that is missing."""
-    problems = error.errors()
-    problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known: Any = model
-        for part in problem["loc"][:-1]:
-            if isinstance(part, int):
-                known = next(iter(get_args(known)), None)
-            else:
-                field = getattr(known, "model_fields", {}).get(part)
-                known = field.annotation if field else None
-        return f"unknown key '{where}'" + did_you_mean(str(problem["loc"][-1]), getattr(known, "model_fields", {}))
-    if problem["type"] == "missing":
-        return f"'{where}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"'{where}' = {problem['input']!r:.100}: {message}" if where else message
+def canonical_text(name: str, params: BaseModel) -> str:
+    """`name(every=parameter)`, defaults included."""
+    return write(name, params.model_dump())
+
+
+def brief_text(name: str, params: BaseModel) -> str:
+    """`name(parameter=value)`, defaults left out."""
+    return write(name, non_defaults(params))
 
 
 def non_defaults(params: BaseModel) -> dict[str, Any]:
-    """The parameters whose value differs from the default."""
+    """The parameters that are required or differ from their default."""
+    fields = type(params).model_fields
     return {
         key: value
         for key, value in params.model_dump().items()
-        if type(params).model_fields[key].is_required() or value != type(params).model_fields[key].get_default()
+        if fields[key].is_required() or value != fields[key].get_default()
     }
 
 
 def title(registry: Registry, kind: Kind, text: str) -> str:
-    """A canonical component as a table names it, then the parameters that its title leaves out and that are not the
-    defaults. The text itself where it has no title, or its plugin is gone."""
+    """A component as tables name it: its row's title, then the non-default parameters that the title leaves out.
+
+    The text itself where the row has no title or the component cannot be found, e.g. in the record of a plugin that is
+    not installed.
+    """
     try:
         component = resolve(registry, kind, text)
     except RobflatError:
         return text
-    template = component.info.title
-    told = {field for _, field, _, _ in string.Formatter().parse(template)}
-    untold = [f"{name}={value}" for name, value in non_defaults(component.params).items() if name not in told]
-    return ", ".join([template.format(**component.params.model_dump()), *untold]) if template else text
+    if not (template := component.info.title):
+        return text
+    shown = {field for _, field, _, _ in string.Formatter().parse(template)}
+    others = [f"{name}={value}" for name, value in non_defaults(component.params).items() if name not in shown]
+    return ", ".join([template.format(**component.params.model_dump()), *others])
 
 
 def write(name: str, values: dict[str, Any]) -> str:
-    """`name(key=value, ...)`, keys sorted, what is None left out; -0.0 is 0.0."""
+    """`name(key=value, ...)`: keys sorted, values as JSON, parameters that are None left out, -0.0 written as 0.0."""
     kept = without_negative_zeros({key: value for key, value in sorted(values.items()) if value is not None})
     inside = ", ".join(f"{key}={json.dumps(value)}" for key, value in kept.items())
     return f"{name}({inside})" if inside else name
 
 
 def without_negative_zeros(value: Any) -> Any:
-    """The same value, written in one way."""
+    """The value with every -0.0 replaced by 0.0, in nested dicts and lists too: equal numbers have equal text."""
     if isinstance(value, float):
         return value + 0.0
     if isinstance(value, dict):
@@ -251,7 +342,7 @@ def without_negative_zeros(value: Any) -> Any:
 
 
 def slug(text: str) -> str:
-    """A canonical text as a folder name: [a-z0-9.=+-], at most 80 characters."""
+    """A text as a folder name: characters [a-z0-9.=+-], at most 80; longer ones end in a hash of the whole text."""
     clean = re.sub(r"[^a-z0-9.=+-]+", "-", text.lower().replace('"', "")).strip("-")
     if len(clean) <= 80:
         return clean

@@ -1,15 +1,15 @@
-"""Every hook a plugin may implement, grouped by life cycle.
+# mypy: disable-error-code="empty-body"
+"""Every hook that a plugin may implement, grouped by life cycle.
 
-A plugin is a module named in the entry-point group `robflat_bench` of its distribution:
+A plugin is a module that an entry point of its distribution names:
 
     [project.entry-points.robflat_bench]
     my-methods = "my_package.plugin"
 
-It decorates functions of the names below with `robflat_bench.api.hookimpl`. Implementations may take fewer
-arguments than the specification, so later versions can add some. What is on its way out is marked with pluggy's
-`warn_on_impl` or `warn_on_impl_args` for a minor version first: `plugin check` shows who still uses it.
-
-A hook that raises is one line on stderr, and the rest works. What it prints goes to stderr.
+The module decorates its hooks with `robflat_bench.api.hookimpl`. An implementation may take fewer arguments than its
+specification, so later versions can add arguments. Before a hook or an argument is removed, pluggy's `warn_on_impl` or
+`warn_on_impl_args` marks it for at least one minor version, and `plugin check` reports every use. A hook that raises
+costs one line on stderr, and all else works. What a hook prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Registration: what a plugin offers. Called once per process; a plugin must not import torch to answer, and returns
-# descriptions only: the class behind a row is imported when it is first used.
+# Registration: what a plugin offers. Each hook is called once per process and returns descriptions only. It must not
+# import torch: the class or function behind a row is imported when it is first used.
 # ---------------------------------------------------------------------------------------------------------
 
 
 @hookspec
 def robflat_bench_methods() -> list[MethodInfo]:
-    """Training methods: how one batch becomes a loss.
+    """Offer training methods. A method turns one batch into a loss.
+
+    Returns
+    -------
+    list of MethodInfo
+        One row for each method; `factory` names a `Method`.
 
     Example::
 
@@ -55,90 +60,121 @@ def robflat_bench_methods() -> list[MethodInfo]:
         def robflat_bench_methods():
             return [MethodInfo("my-at", "AT with a twist", "my_package.my_at:MyAT", MyParams)]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_modifiers() -> list[ModifierInfo]:
-    """Modifiers: what can be added to any method with `+`, each at its declared joints.
+    """Offer modifiers. A modifier is added to any method with `+` and changes the joints that its row declares.
+
+    Returns
+    -------
+    list of ModifierInfo
+        One row for each modifier; `factory` names a `Modifier`.
 
     Example::
 
         return [ModifierInfo("my-ema", "an average", "my_package.ema:MyEMA", joints=("after_step", "model"))]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_attacks() -> list[AttackInfo]:
-    """Attacks: from a model and images to images inside the threat model's ball and the image box.
+    """Offer attacks. An attack finds adversarial images inside the threat model's ball and [0,1].
+
+    Returns
+    -------
+    list of AttackInfo
+        One row for each attack; `factory` names an `Attack`.
 
     Example::
 
         return [AttackInfo("noise", "uniform noise", "my_package.noise:Noise")]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_measures() -> list[MeasureInfo]:
-    """Measures: a number about a trained model, with its standard error.
+    """Offer measures. A measure is a number about a trained model, with its standard error.
+
+    Returns
+    -------
+    list of MeasureInfo
+        One row for each measure; `factory` names a `Measure`.
 
     Example::
 
         return [MeasureInfo("weight-norm", "l2 norm of the weights", "my_package.norms:WeightNorm")]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_backbones() -> list[BackboneInfo]:
-    """Backbones: `factory(params, shape, activation) -> nn.Module`, images in [0,1] in, logits out.
+    """Offer backbones. A backbone is a network from images in [0,1] to logits.
+
+    Returns
+    -------
+    list of BackboneInfo
+        One row for each backbone; `factory` names a function `(params, shape, activation) -> nn.Module`.
 
     Example::
 
         return [BackboneInfo("my-net", "a small net", "my_package.net:my_net", MyNetParams)]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_datasets() -> list[DatasetInfo]:
-    """Datasets: where labelled images come from.
+    """Offer datasets. A dataset is a source of labelled images with a checksum.
+
+    Returns
+    -------
+    list of DatasetInfo
+        One row for each dataset; `factory` names a `Dataset`.
 
     Example::
 
         return [DatasetInfo("svhn", "street view house numbers", "my_package.svhn:SVHN")]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_launchers() -> list[LauncherInfo]:
-    """Launchers: where the runs of a sweep are processes; `factory(params, resources)` is a `Launcher`.
+    """Offer launchers. A launcher decides where the process of each run of a sweep starts.
+
+    Returns
+    -------
+    list of LauncherInfo
+        One row for each launcher; `factory` names a `Launcher`.
 
     Example::
 
         return [LauncherInfo("slurm", "a job of its queue each", "my_package.slurm:Slurm", SlurmParams)]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_protocols() -> list[Traversable]:
-    """Protocols: TOML files, each called NAME.toml after the `name` in it.
+    """Offer protocols.
+
+    Returns
+    -------
+    list of Traversable
+        TOML files, each called NAME.toml after its `name`.
 
     Example::
 
         return [importlib.resources.files("my_package") / "svhn-linf.toml"]
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_commands() -> list[click.Command]:
-    """Commands (or groups of commands) of `robflat-bench`. Called for `--help` and for names that are not the core's;
-    a name that is taken makes the plugin broken. What a command needs, it imports when it runs.
+    """Add commands to `robflat-bench`. Called for `--help` and for command names that the core does not have.
+
+    Returns
+    -------
+    list of click.Command
+        Commands or groups. A command imports what it needs when it runs. A name that is taken breaks the plugin.
 
     Example::
 
@@ -149,21 +185,25 @@ def robflat_bench_commands() -> list[click.Command]:
         def robflat_bench_commands():
             return [greet]
     """
-    raise NotImplementedError
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Observers of a run. They see JSON documents of their own and change nothing: the state of random numbers, threads,
-# gradients and the working directory is put back after each call, and their time is not the run's. One that raises is
-# reported once, called no more during this run, and noted in its record (provenance.observers), as is its time.
-# Networks that a method has trained first (its helpers) are not observed. Ctrl-C and a killed process end a run without
-# a hook; the run that goes on begins with `robflat_bench_run_starts`, and may repeat its last epoch with equal numbers.
+# Observers of a run. An observer receives JSON documents of its own and changes no result: after each call the random
+# state, threads, gradient mode and working directory are restored, and its time is not the run's. An observer that
+# raises is reported once and not called again during this run; the record keeps its error and time
+# (provenance.observers). The training of helpers is not observed. Ctrl-C or a killed process ends a run without a hook;
+# the process that continues it calls `robflat_bench_run_starts` first and may repeat the last epoch with equal numbers.
 # ---------------------------------------------------------------------------------------------------------
 
 
 @hookspec
 def robflat_bench_run_starts(run: RunView) -> None:
-    """A run that has no record yet starts, or goes on where an earlier process stopped.
+    """A run without a record starts, or continues where an earlier process stopped.
+
+    Parameters
+    ----------
+    run : RunView
+        Its key, names and folder.
 
     Example::
 
@@ -175,8 +215,15 @@ def robflat_bench_run_starts(run: RunView) -> None:
 
 @hookspec
 def robflat_bench_epoch_ends(run: RunView, epoch: Mapping[str, Any]) -> None:
-    """An epoch of training is done; `epoch` is its line of history.jsonl: epoch (from 0), learning_rate, train_loss,
-    heldout_clean_error, heldout_robust_error, heldout_robust_loss (None between checks), seconds.
+    """An epoch of training ends.
+
+    Parameters
+    ----------
+    run : RunView
+        Its key, names and folder.
+    epoch : Mapping
+        Its line of history.jsonl: `epoch` (from 0), `learning_rate`, `train_loss`, `heldout_clean_error`,
+        `heldout_robust_error`, `heldout_robust_loss` (None in epochs without a check), `seconds`.
 
     Example::
 
@@ -188,7 +235,16 @@ def robflat_bench_epoch_ends(run: RunView, epoch: Mapping[str, Any]) -> None:
 
 @hookspec
 def robflat_bench_evaluation_ends(run: RunView, checkpoint: str, result: Mapping[str, Any]) -> None:
-    """A checkpoint ("best" or "last") has been attacked and measured; `result` is its part of the record.
+    """A checkpoint has been attacked and measured.
+
+    Parameters
+    ----------
+    run : RunView
+        Its key, names and folder.
+    checkpoint : str
+        "best" or "last".
+    result : Mapping
+        The checkpoint's part of the record.
 
     Example::
 
@@ -200,7 +256,14 @@ def robflat_bench_evaluation_ends(run: RunView, checkpoint: str, result: Mapping
 
 @hookspec
 def robflat_bench_run_ends(run: RunView, record: Mapping[str, Any]) -> None:
-    """Everything is done, and the record is about to be written.
+    """A run is complete. Called just before its record is written.
+
+    Parameters
+    ----------
+    run : RunView
+        Its key, names and folder.
+    record : Mapping
+        The content of record.json.
 
     Example::
 
@@ -212,7 +275,12 @@ def robflat_bench_run_ends(run: RunView, record: Mapping[str, Any]) -> None:
 
 @hookspec
 def robflat_bench_run_fails(run: RunView, error: Exception) -> None:
-    """The run has stopped with an error, which is about to be shown; failed.json keeps it.
+    """A run stops with an error. Called before the error is shown; failed.json keeps it.
+
+    Parameters
+    ----------
+    run : RunView
+    error : Exception
 
     Example::
 
@@ -223,32 +291,43 @@ def robflat_bench_run_fails(run: RunView, error: Exception) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Evidence: what is said of a record
+# Evidence: facts about a record
 # ---------------------------------------------------------------------------------------------------------
 
 
 @hookspec
 def robflat_bench_environment() -> Mapping[str, str]:
-    """What a record should keep of this machine beside what the core notes (record.environment.plugins, by
-    distribution), e.g. the version of a library whose numbers depend on it. `doctor` shows it.
+    """Add facts about this machine to each record (environment.plugins, by distribution). `doctor` shows them.
+
+    Returns
+    -------
+    Mapping of str to str
+        Name -> value, e.g. the version of a library whose numbers depend on it.
 
     Example::
 
         return {"torchattacks": importlib.metadata.version("torchattacks")}
     """
-    raise NotImplementedError
 
 
 @hookspec
 def robflat_bench_validate_record(record: Mapping[str, Any]) -> Sequence[str]:
-    """Problems with a record, in words; none is good. `record` is the JSON document of a run's record or of an
-    evaluation's. Called by `evaluate` (which tells them) and wherever a board reads an entry (which refuses it).
+    """Find problems in a record. `evaluate` shows them; a board refuses an entry that has any.
+
+    Parameters
+    ----------
+    record : Mapping
+        The JSON document of a run's record or of an evaluation's record.
+
+    Returns
+    -------
+    sequence of str
+        The problems in words; empty for a good record.
 
     Example::
 
         return [] if "torchattacks" in record["environment"] else ["it does not say by which torchattacks"]
     """
-    raise NotImplementedError
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -258,11 +337,14 @@ def robflat_bench_validate_record(record: Mapping[str, Any]) -> Sequence[str]:
 
 @hookspec
 def robflat_bench_leaderboard_columns(board: Mapping[str, Any]) -> list[LeaderboardColumn]:
-    """Columns to add to a board's page, in a group of their own that is off at first. `board` is its part of
-    board.json, which no plugin changes: a column is a function of that alone.
+    """Add columns to a board's page, in a group of their own that is hidden at first.
+
+    Parameters
+    ----------
+    board : Mapping
+        The board's part of board.json, a copy. A column may depend on nothing else.
 
     Example::
 
         return [LeaderboardColumn("seeds", "Seeds", {row["id"]: len(row["runs"]) for row in board["rows"]})]
     """
-    raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Guarded discovery of plugins, and guarded calls of their hooks: built-ins first, then installed distributions.
+"""Discovery of plugins and calls of their hooks, both guarded: built-ins first, then installed distributions.
 
-One broken plugin never breaks the program: it becomes a `Broken` entry with its traceback, and the rest works.
-What the plugins offer is collected by `registry`; what their observers see is decided in `observers`.
+A plugin that raises becomes a `Broken` entry with its traceback, and everything else works. `registry` collects the
+components that plugins offer; `runs.observers` calls their observers.
 """
 
 from __future__ import annotations
@@ -35,14 +35,24 @@ ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "la
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
 
 IGNORED = ("__pycache__", "*.py[co]", ".*_cache", ".git", ".hg", ".svn")
-"""Bytecode, caches and version control: files and folders in a package that are not the package."""
+"""Bytecode, caches and version control: they lie in a package's folder and are not part of its source."""
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Who offers a component: distribution, version, entry point, and the module that was loaded."""
+    """A loaded entry point of a plugin.
+
+    Parameters
+    ----------
+    distribution, version : str
+        Of the installed package; "file" is the version of a one-file plugin, whose distribution is the file's name.
+    entry_point : str
+        Its name.
+    module : ModuleType or None
+        The module that it names, once loaded.
+    """
 
     distribution: str
     version: str
@@ -54,12 +64,16 @@ class Provider:
 
     @property
     def built_in(self) -> bool:
+        """Whether it is part of robflat-bench."""
         return self.distribution == "robflat-bench"
 
     def source_hash(self, factory: str = "") -> str:
-        """SHA-256 over the files, by path, of the plugin's top-level package (or its single file), and of the one where
-        `factory` ("package.module:Class") lies, if that is another one and not ours. Data count as code does: both may
-        change numbers. What is IGNORED does not."""
+        """SHA-256 over the files of the plugin, sorted by path, except those that are `IGNORED`.
+
+        These are the plugin's top-level package or single file, and the top-level package of `factory`
+        ("package.module:Class") where that is a different one and not robflat_bench. Data files count, for they too may
+        change numbers.
+        """
         if self.module is None or self.module.__file__ is None:
             return ""
         if self.version == "file":
@@ -76,7 +90,7 @@ class Provider:
 
 
 def _files(root: Path) -> list[Path]:
-    """All below a package's folder but what is IGNORED, in a fixed order."""
+    """The files below a package's folder that are not IGNORED, sorted."""
 
     def counts(path: Path) -> bool:
         names = path.relative_to(root).parts
@@ -86,7 +100,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _roots(name: str) -> list[Path]:
-    """The folders of a top-level package, or the file of a module; it is not imported for that."""
+    """The folders of a top-level package, or the file of a module, found without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None:
         return []
@@ -95,7 +109,7 @@ def _roots(name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that did not load: one line for stderr, the whole traceback for whoever asks for it."""
+    """A plugin that did not load: its error in one line, and the traceback."""
 
     distribution: str
     version: str
@@ -109,9 +123,20 @@ class Broken:
 
 @dataclass
 class Plugins:
-    """The plugin manager, who provides each registered plugin, what is broken and what is switched off.
+    """The plugins of this process.
 
-    deprecated: a line for each hook or argument that is on its way out and somebody still uses.
+    Parameters
+    ----------
+    manager : pluggy.PluginManager
+        Knows the hooks and the registered modules.
+    providers : dict of ModuleType to Provider
+        The plugin behind each registered module.
+    broken : list of Broken
+        Plugins that did not load.
+    disabled : list of str
+        Distributions that environment variables switch off.
+    deprecated : list of str
+        A line for each use of a hook or an argument that will be removed.
     """
 
     manager: pluggy.PluginManager
@@ -121,8 +146,8 @@ class Plugins:
     deprecated: list[str] = field(default_factory=list)
 
     def register(self, module: ModuleType, provider: Provider) -> None:
-        """Add one plugin; a hook it misspells, or whose arguments do not exist, makes it unusable."""
-        if module in self.providers:  # said first: what fails below is taken back, and must not be the other's
+        """Add a plugin; raises, and leaves it out, where a hook or an argument of a hook does not exist."""
+        if module in self.providers:  # first: a failure below unregisters the module, which belongs to the other plugin
             raise ValueError(f"module {module.__name__} is already the plugin {self.providers[module]}")
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -131,9 +156,7 @@ class Plugins:
             self.manager.check_pending()
             for hook in self.manager.get_hookcallers(module) or ():
                 if any(found.plugin is module and found.wrapper for found in hook.get_hookimpls()):
-                    raise TypeError(
-                        f"{hook.name} is a wrapper; each implementation is called alone, so it would wrap nothing"
-                    )
+                    raise TypeError(f"{hook.name} is a wrapper, which never wraps: implementations are called alone")
         except Exception:
             if self.manager.is_registered(module):
                 self.manager.unregister(module)
@@ -143,7 +166,7 @@ class Plugins:
 
     @contextlib.contextmanager
     def guard(self, provider: Provider) -> Iterator[None]:
-        """Nothing the plugin does in this block reaches stdout, and what it raises makes it `Broken` instead."""
+        """In this block, send what the plugin prints to stderr, and record what it raises as `Broken`."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
@@ -153,7 +176,7 @@ class Plugins:
             self.broken.append(found)
 
     def callers(self, hook: str) -> list[tuple[Provider, Callable[..., Any]]]:
-        """Who implements the hook, and a function that calls this one implementation, with keywords."""
+        """Each plugin that implements a hook, with a function that calls its implementation alone, with keywords."""
         modules = [implementation.plugin for implementation in getattr(self.manager.hook, hook).get_hookimpls()]
 
         def alone(module: ModuleType) -> Callable[..., Any]:
@@ -163,8 +186,7 @@ class Plugins:
         return [(provider, alone(module)) for module, provider in self.providers.items() if module in modules]
 
     def rows(self, hook: str, check: Callable[[Any], None], **arguments: Any) -> list[tuple[Provider, list[Any]]]:
-        """What each plugin answers to a hook that returns a list, each row checked; a plugin that raises, or whose
-        rows are refused, is broken and answers nothing."""
+        """The answers to a hook that returns a list, by plugin; a plugin becomes broken if it or `check` raises."""
         answers = []
         for provider, call in self.callers(hook):
             with self.guard(provider), _without_torch(provider):
@@ -175,36 +197,35 @@ class Plugins:
         return answers
 
     def environment(self) -> dict[str, dict[str, str]]:
-        """Distribution -> what it says of the machine; of one that raises, that it did."""
+        """Distribution -> the facts that it reports of this machine, or {"error": ...} where its hook raises."""
 
         def read(facts: Mapping[str, Any] | None) -> dict[str, str]:
             return {str(name): str(value) for name, value in (facts or {}).items()}
 
-        told: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, str]] = {}
         for provider, answer in self._answers("robflat_bench_environment", read, lambda error: {"error": error}):
-            told[provider.distribution] = told.get(provider.distribution, {}) | answer
-        return told
+            found.setdefault(provider.distribution, {}).update(answer)
+        return found
 
     def problems(self, record: Mapping[str, Any]) -> list[str]:
-        """What plugins find wrong with a record (its JSON document); one that raises could not check it, which is
-        a problem too."""
+        """The problems that plugins find in a record, its JSON document; a hook that raises is a problem too."""
 
         def read(problems: Sequence[str] | None) -> list[str]:
             return [str(problem) for problem in problems or ()]
 
-        answers = self._answers(
-            "robflat_bench_validate_record",
-            read,
-            lambda error: [f"could not check this record: {error}"],
-            record=record,
-        )
+        def failed(error: str) -> list[str]:
+            return [f"could not check this record: {error}"]
+
+        answers = self._answers("robflat_bench_validate_record", read, failed, record=record)
         return [f"{provider}: {problem}" for provider, problems in answers for problem in problems]
 
     def _answers(
         self, hook: str, read: Callable[[Any], Answer], failed: Callable[[str], Answer], **arguments: Any
     ) -> Iterator[tuple[Provider, Answer]]:
-        """What each plugin answers, read; of one that raises, what `failed` makes of the error. Each is given copies:
-        what it changes, the next one does not see."""
+        """The answer of each plugin, converted by `read`, or `failed(error)` where it raises.
+
+        Each plugin receives its own copy of the arguments.
+        """
         for provider, call in self.callers(hook):
             try:
                 with contextlib.redirect_stdout(sys.stderr):
@@ -215,7 +236,7 @@ class Plugins:
 
 
 def normalized(distribution: str) -> str:
-    """A distribution's name as packaging tools compare it: lower case, runs of -_. as one dash."""
+    """A distribution's name as packaging tools compare it: lower case, each run of -_. as one dash."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
@@ -225,20 +246,19 @@ def _names(variable: str) -> set[str] | None:
 
 
 class _WithoutTorch(importlib.abc.MetaPathFinder):
-    """While an installed plugin is loaded or asked what it offers, an import of torch that would be the first fails: it
-    would cost every command seconds, `list` and `--help` too."""
+    """Refuses the first import of torch: it would cost every command seconds, `list` and `--help` too."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torch":
             raise ImportError(
-                "a plugin must not import torch when it is loaded (every command would wait for it): "
-                "keep the code in a module of its own and name it as factory, 'module:Class'"
+                "a plugin must not import torch when it is loaded, because every command would wait for it; "
+                "import torch under `with lazy_imports():`, or in a module that only the factory names"
             )
 
 
 @contextlib.contextmanager
 def _without_torch(provider: Provider) -> Iterator[None]:
-    """A file named by `--plugin` may: it is one command's, and was asked for."""
+    """While an installed plugin is loaded or asked for its rows; a one-file plugin, which one command names, may."""
     finders = [] if provider.version == "file" else [_WithoutTorch()]
     sys.meta_path[:0] = finders
     try:
@@ -248,7 +268,7 @@ def _without_torch(provider: Provider) -> Iterator[None]:
 
 
 def _trace(outcome: Any, hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
-    """One line on stderr for each implementation that was called."""
+    """Write one line to stderr for each implementation that was called."""
     raised = outcome.exception
     for implementation in implementations:
         ended = f"raised {type(raised).__name__}: {raised}" if raised else "done"
@@ -257,7 +277,7 @@ def _trace(outcome: Any, hook: str, implementations: Sequence[Any], arguments: M
 
 
 def built_in() -> Plugins:
-    """The built-ins alone, whatever is installed."""
+    """The built-in plugins alone, whatever is installed."""
     plugins = Plugins(pluggy.PluginManager(PROJECT))
     plugins.manager.add_hookspecs(hookspecs)
     for name in BUILT_INS:
@@ -267,38 +287,50 @@ def built_in() -> Plugins:
 
 
 def load(files: tuple[Path, ...] = ()) -> Plugins:
-    """Built-ins, then installed plugins that the environment admits, then one-file plugins (`--plugin FILE.py`).
+    """Load the built-ins, then the installed plugins, then one-file plugins.
 
-    `ROBFLAT_BENCH_PLUGINS=a,b` admits only these distributions (empty: none), `ROBFLAT_BENCH_DISABLE_PLUGINS=c`
-    leaves some out; neither touches built-ins. `ROBFLAT_BENCH_TRACE_HOOKS=1` shows every call of a hook on stderr.
+    Parameters
+    ----------
+    files : tuple of Path
+        One-file plugins, from `--plugin FILE.py`.
+
+    Raises
+    ------
+    UsageError
+        A file does not exist or is not a Python file. A plugin that raises is recorded as broken instead.
+
+    Notes
+    -----
+    Environment variables: `ROBFLAT_BENCH_PLUGINS=a,b` loads only these distributions (empty: none);
+    `ROBFLAT_BENCH_DISABLE_PLUGINS=c` leaves some out; `ROBFLAT_BENCH_TRACE_HOOKS=1` writes every call of a hook to
+    stderr. Built-ins are always loaded.
     """
     plugins = built_in()
     if os.environ.get("ROBFLAT_BENCH_TRACE_HOOKS", "0") != "0":
         plugins.manager.add_hookcall_monitoring(lambda *_: None, _trace)
     only, without = _names("ROBFLAT_BENCH_PLUGINS"), _names("ROBFLAT_BENCH_DISABLE_PLUGINS") or set()
     for point in sorted(metadata.entry_points(group=PROJECT), key=lambda point: (_distribution(point), point.name)):
-        distribution, version = _distribution(point), point.dist.version if point.dist else ""
-        if distribution in without or (only is not None and distribution not in only):
-            plugins.disabled.append(distribution)
+        provider = Provider(_distribution(point), point.dist.version if point.dist else "", point.name)
+        if provider.distribution in without or (only is not None and provider.distribution not in only):
+            plugins.disabled.append(provider.distribution)
             continue
-        provider = Provider(distribution, version, point.name)
         with plugins.guard(provider), _without_torch(provider):
             loaded = point.load()
             if not isinstance(loaded, ModuleType):
                 raise TypeError(f"the entry point must name a module, not {loaded!r}")
             plugins.register(loaded, replace(provider, module=loaded))
-
     for file in files:
         if not file.is_file():
             raise UsageError(f"--plugin {file}: no such file")
         spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
         if spec is None or spec.loader is None:
             raise UsageError(f"--plugin {file}: not a Python file")
-        with plugins.guard(Provider(file.name, "file", file.stem)):
+        provider = Provider(file.name, "file", file.stem)
+        with plugins.guard(provider):
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # annotations of dataclasses and parameters are looked up there
             spec.loader.exec_module(module)
-            plugins.register(module, Provider(file.name, "file", file.stem, module))
+            plugins.register(module, replace(provider, module=module))
     return plugins
 
 

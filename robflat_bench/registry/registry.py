@@ -1,9 +1,8 @@
-"""Name -> component: what every plugin offers, found by kind and name, loaded when first used."""
+"""Kind and name -> component: everything that the plugins offer, its code imported on first use."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import functools
 import importlib
@@ -11,52 +10,61 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Generic, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypeVar
 
 from robflat_bench.core import Info, Kind, PluginError, RobflatError, UsageError, infos
 from robflat_bench.registry.plugins import Plugins, Provider, load
+from robflat_bench.registry.validation import did_you_mean
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NAME = r"[a-z0-9][a-z0-9-]*"
+AnyInfo = TypeVar("AnyInfo", bound=Info, covariant=True, default=Info)
 
 
 @dataclass(frozen=True)
-class Offer:
-    """One component as one plugin offers it."""
+class Offer(Generic[AnyInfo]):
+    """A component as a plugin offers it: its catalogue row, and the plugin that provides it."""
 
-    info: Info
+    info: AnyInfo
     provider: Provider
 
     def load(self) -> Any:
-        """The class or function behind the row; PluginError with the traceback if its import fails."""
+        """Import the class or function that the row names; PluginError with the traceback where that fails."""
         module, _, attribute = self.info.factory.partition(":")
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                if self.provider.version == "file" and self.provider.module is not None:
-                    return getattr(self.provider.module, attribute)
-                return getattr(importlib.import_module(module), attribute)
+                file = self.provider.module if self.provider.version == "file" else None
+                return getattr(file or importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{self.info.kind} '{self.info.name}' of {self.provider} "
-                f"cannot be loaded: {type(error).__name__}: {error}\n"
-                f"{traceback.format_exc()}"
+                f"{self.info.kind} '{self.info.name}' of {self.provider} cannot be loaded: "
+                f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             ) from error
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Whose it is: distribution, version and, of a stranger's, the SHA-256 of what is behind it."""
+        """Distribution, version and, unless it is built in, the SHA-256 of the plugin's source files."""
         source = "" if self.provider.built_in else self.provider.source_hash(self.info.factory)
         return {"distribution": self.provider.distribution, "version": self.provider.version, "source": source}
 
 
 class Registry:
-    """All offers by kind and name, and all protocols. A name offered twice is unusable until one distribution is
-    disabled."""
+    """Every component and protocol that plugins offer.
+
+    A name that two plugins offer raises an error when it is used, until one of the distributions is disabled; all other
+    names work.
+
+    Parameters
+    ----------
+    plugins : Plugins
+        The loaded plugins. Each is asked for its rows once, here.
+    """
 
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
@@ -71,16 +79,23 @@ class Registry:
                 self._protocols.setdefault(file.name.removesuffix(".toml"), []).append((file, provider))
 
     def add(self, info: Info, provider: Provider) -> None:
-        """One more offer."""
+        """Add a component."""
         self._offers[info.kind].setdefault(info.name, []).append(Offer(info, provider))
 
     def names(self, kind: Kind, pattern: str = "*") -> list[str]:
         """Names of a kind that match a shell pattern, sorted."""
         return sorted(fnmatch.filter(self._offers[kind], pattern))
 
-    def get(self, kind: Kind, name: str) -> Offer:
-        """The one offer of that name; UsageError with a did-you-mean, PluginError for a duplicate or where
-        the name may belong to a plugin that did not load."""
+    def get(self, kind: Kind, name: str) -> Offer[Any]:
+        """The component of that name.
+
+        Raises
+        ------
+        UsageError
+            No plugin offers the name; the message suggests the nearest one.
+        PluginError
+            Two plugins offer it, or a plugin that did not load may offer it.
+        """
         offers = self._offers[kind].get(name, [])
         if len(offers) == 1:
             return offers[0]
@@ -89,7 +104,7 @@ class Registry:
         raise self.unknown(kind, name, self._offers[kind])
 
     def unknown(self, what: str, name: str, known: Iterable[str]) -> RobflatError:
-        """What is wrong with a name that nobody offers, with a did-you-mean; while a plugin is broken it may be its."""
+        """The error for a name that nobody offers; PluginError while a plugin is broken, for it may offer the name."""
         message = f"unknown {what} '{name}'" + did_you_mean(name, known)
         if self.plugins.broken:
             traces = "\n".join(f"{broken}\n{broken.trace}" for broken in self.plugins.broken)
@@ -97,7 +112,7 @@ class Registry:
         return UsageError(f"{message}; see `robflat-bench list {what}s`")
 
     def offers(self, kind: Kind) -> list[Offer]:
-        """Every offer of a kind, duplicates included, by name."""
+        """Every component of a kind, sorted by name; names that two plugins offer occur twice."""
         return [offer for _, offers in sorted(self._offers[kind].items()) for offer in offers]
 
     @property
@@ -106,27 +121,27 @@ class Registry:
         return sorted(self._protocols)
 
     def protocol(self, name: str) -> tuple[str, Provider]:
-        """The TOML text of one of `protocols`, and whose it is; PluginError where two offer the name."""
+        """The TOML text of a protocol in `protocols`, and the plugin it comes from; PluginError where two offer it."""
         ((file, provider), *others) = self._protocols[name]
         if others:
             raise _twice("protocol", name, [provider, *(other for _, other in others)])
         return file.read_text("utf-8"), provider
 
     def admit_protocol(self, name: str, file: Path) -> None:
-        """The file is the protocol of that name for this session, whoever else offers it."""
+        """Let a file stand for the protocol of that name in this process, before every plugin's."""
         self._protocols[name] = [(file, Provider(file.name, "file", file.stem))]
 
     def duplicates(self) -> list[str]:
         """One line for each name that more than one plugin offers."""
-        offered: list[tuple[str, str, list[Provider]]] = [
-            (kind, name, [offer.provider for offer in offers])
-            for kind in KINDS
-            for name, offers in sorted(self._offers[kind].items())
-        ]
-        offered += [("protocol", name, [who for _, who in files]) for name, files in sorted(self._protocols.items())]
+        offered: dict[str, list[Provider]] = {}
+        for kind in KINDS:
+            for offer in self.offers(kind):
+                offered.setdefault(f"{kind} '{offer.info.name}'", []).append(offer.provider)
+        for name, files in sorted(self._protocols.items()):
+            offered[f"protocol '{name}'"] = [provider for _, provider in files]
         return [
-            f"{kind} '{name}' is offered by " + " and ".join(provider.distribution for provider in providers)
-            for kind, name, providers in offered
+            f"{name} is offered by {' and '.join(provider.distribution for provider in providers)}"
+            for name, providers in offered.items()
             if len(providers) > 1
         ]
 
@@ -144,21 +159,18 @@ def _check_protocol(file: Any) -> None:
 
 
 @functools.cache
-def _row(kind: Kind) -> tuple[type[Info], type[BaseModel]]:
-    """The class of a kind's rows, and its annotations as a model: a dataclass alone checks none of its fields."""
+def _row(kind: Kind) -> tuple[type[Info], TypeAdapter[Info]]:
+    """The class of a kind's rows, and its validator: a dataclass alone does not check types."""
     row: type[Info] = getattr(infos, f"{kind.capitalize()}Info")
-    types = get_type_hints(row)
-    annotated: dict[str, Any] = {field.name: (types[field.name], ...) for field in fields(row)}
-    strict = ConfigDict(strict=True, revalidate_instances="always")
-    return row, create_model(row.__name__, __config__=strict, **annotated)
+    return row, TypeAdapter(row)
 
 
 def _check_row(kind: Kind, info: object) -> None:
-    row, annotated = _row(kind)
+    row, validator = _row(kind)
     if not isinstance(info, row):
         raise TypeError(f"robflat_bench_{kind}s must return {row.__name__} rows, got {info!r}")
     try:
-        annotated.model_validate(vars(info))
+        validator.validate_python(info)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -167,12 +179,6 @@ def _check_row(kind: Kind, info: object) -> None:
         raise ValueError(f"{kind} {info.name!r}: names are [a-z0-9-], factories 'module:attribute'")
 
 
-def did_you_mean(name: str, known: Any) -> str:
-    """`; did you mean 'trades'?` or the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
 def discover(files: tuple[Path, ...] = ()) -> Registry:
-    """The registry of this process: plugins loaded, offers collected."""
+    """Load the installed plugins and the one-file plugins `files`, and collect what they offer."""
     return Registry(load(files))

@@ -1,8 +1,8 @@
-"""Where evidence lies: one folder per run, every file written whole (temporary file, fsync, rename) or not at all.
+"""The store: one folder per run. A file is written whole (temporary file, fsync, rename) or stays as it was.
 
 <store>/<protocol>/<label>/seed-<n>-<key>/   spec.json  history.jsonl  checkpoints/  record.json  outcomes.npz
                                              evaluations/<hash>.json   work/ (units of an unfinished evaluation)
-<store>/<protocol>/external/<weights-hash>/  evaluations of a model that has no run
+<store>/<protocol>/external/<weights-hash>/  evaluations of a model without a run
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
-from robflat_bench.registry.components import explain
+from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
 
@@ -41,17 +42,18 @@ class Busy(RunFailed):
 
 
 INITIAL = "initial"
-"""The checkpoint before the first step."""
+"""The name of the checkpoint before the first step."""
 
 MAX_OUTCOMES = 512 * 1024 * 1024
+"""Bytes of outcomes in memory; a larger file is refused."""
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Disk trouble in one line: a full disk fails the run (which resumes), an unwritable store is configuration."""
+    """Turn an OSError into one line: RunFailed for a full disk (the run resumes), else UsageError."""
     try:
         yield
-    except Timeout:  # an OSError, but not the disk's
+    except Timeout:  # an OSError of the lock, not of the disk
         raise
     except OSError as error:
         reason = f"cannot write {path}: {error.strerror or error}"
@@ -61,32 +63,32 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """All of `data` at `path`, or what was there before."""
+    """Write `data` to `path`; after a failure the file is as it was before."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
+        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent, delete=False) as file:
+            try:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document, indented by two spaces; ValueError for NaN and infinity."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A compressed .npz whose bytes depend on its content only (no time stamps)."""
+    """A compressed .npz whose bytes depend on its content only: no time stamps, entries sorted by name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):
             entry = io.BytesIO()
-            # Not ascontiguousarray, which makes a scalar array one-dimensional.
+            # ascontiguousarray would make a scalar array one-dimensional
             np.lib.format.write_array(entry, np.asarray(arrays[name], order="C"), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(info, entry.getvalue(), zipfile.ZIP_DEFLATED)
@@ -94,18 +96,16 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def read_arrays(path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
-    """The arrays of an .npz; ValueError where it is damaged, unpacks to more than `limit` bytes, or holds anything but
-    plain arrays."""
+    """The arrays of an .npz file; ValueError if it is damaged, holds anything but plain arrays, or unpacks to more than
+    `limit` bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > limit:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > limit:
                 raise ValueError(f"{path.name} unpacks to more than {limit} bytes")
-            return {
-                entry.filename.removesuffix(".npy"): np.lib.format.read_array(
-                    io.BytesIO(archive.read(entry)), allow_pickle=False
-                )
-                for entry in archive.infolist()
-            }
+            files = ((entry.filename, io.BytesIO(archive.read(entry))) for entry in entries)  # one in memory at a time
+            arrays = ((name, np.lib.format.read_array(file, allow_pickle=False)) for name, file in files)
+            return {name.removesuffix(".npy"): array for name, array in arrays}
     except (FileNotFoundError, ValueError):
         raise
     except Exception as error:  # damage raises nearly anything: BadZipFile, MemoryError, OverflowError, TokenError ...
@@ -113,30 +113,27 @@ def read_arrays(path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
 
 
 SECONDS, PASSES = "spent.seconds", "spent.passes"
-"""What a unit's file holds beside its own arrays."""
+"""Arrays of a unit's file that say what the unit cost; all others are the unit's own."""
 
 
+@dataclass(eq=False)
 class StoredJournal(Journal):
-    """Units on disk below `folder`; a damaged unit is computed again. `spent` sums what the units took, in
-    whichever process, each once however often it is asked for; `counter` counts their passes."""
+    """Units of work as files below `folder`: a finished unit is read, a damaged unit is computed again.
 
-    def __init__(
-        self,
-        folder: Path,
-        on_unit: Callable[[], None] = lambda: None,
-        counter: PassCounter | None = None,
-        parent: StoredJournal | None = None,
-    ) -> None:
-        self.folder = folder
-        self.on_unit = on_unit
-        self.counter = counter
-        self.parent = parent
-        self.spent = Spent()
-        self._counted: set[Path] = set()
+    `on_unit` is called after each unit; `counter` counts image passes; `parent` has this journal as a section. `spent`
+    sums the cost of all units, each once, in whichever process they were computed; a parent's includes its sections'.
+    """
+
+    folder: Path
+    on_unit: Callable[[], None] = lambda: None
+    counter: PassCounter | None = None
+    parent: StoredJournal | None = None
+    spent: Spent = field(default=Spent(), init=False)
+    _counted: set[Path] = field(default_factory=set, init=False)
 
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         if not re.fullmatch(r"[\w.-]{1,200}", name):
-            raise ValueError(f"a unit's name is [\\w.-], not {name!r}")  # it becomes a file's
+            raise ValueError(f"a unit's name is [\\w.-], not {name!r}")  # the name becomes a file's
         path = self.folder / f"{name}.npz"
         try:
             arrays = read_arrays(path)
@@ -144,44 +141,47 @@ class StoredJournal(Journal):
         except (ValueError, KeyError, FileNotFoundError):
             began, before = clock.now(), self._passes()
             arrays = dict(compute())
-            arrays[SECONDS] = np.array(clock.now() - began)
-            arrays[PASSES] = self._passes() - before
+            arrays |= {SECONDS: np.array(clock.now() - began), PASSES: self._passes() - before}
             write_atomically(path, arrays_bytes(arrays))
             spent = _spent(arrays)
-        journal: StoredJournal | None = self
-        while journal is not None:
-            if path not in journal._counted:
-                journal.spent += spent
-                journal._counted.add(path)
-            journal = journal.parent
+        self._count(path, spent)
         self.on_unit()
         return {name: array for name, array in arrays.items() if name not in (SECONDS, PASSES)}
-
-    def _passes(self) -> np.ndarray:
-        return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
 
     def section(self, name: str, counter: PassCounter | None = None) -> StoredJournal:
         folder = hashlib.sha256(name.encode()).hexdigest()[:16]
         return StoredJournal(self.folder / folder, self.on_unit, counter or self.counter, self)
 
+    def _passes(self) -> np.ndarray:
+        return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
+
+    def _count(self, unit: Path, spent: Spent) -> None:
+        if unit not in self._counted:
+            self._counted.add(unit)
+            self.spent += spent
+        if self.parent:
+            self.parent._count(unit, spent)
+
 
 def _spent(unit: Mapping[str, np.ndarray]) -> Spent:
-    """What it took to compute; KeyError where another version wrote it."""
+    """The cost of a unit; KeyError if another version wrote its file."""
     forward, backward = map(int, unit[PASSES])
     return Spent(float(unit[SECONDS]), forward, backward)
 
 
+@dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run, locked by one process at a time."""
+    """The folder of one run, or of a model without a run; it need not exist. One process at a time works in it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     checkpoints = property(lambda self: self.path / "checkpoints")
     work = property(lambda self: self.path / "work")
     record_file = property(lambda self: self.path / "record.json")
     outcomes_file = property(lambda self: self.path / "outcomes.npz")
     failed_file = property(lambda self: self.path / "failed.json")
+    history_file = property(lambda self: self.path / "history.jsonl")
+    log_file = property(lambda self: self.path / "log.txt")
 
     @property
     def state(self) -> Literal["done", "failed", "unfinished"]:
@@ -192,19 +192,17 @@ class RunFolder:
         return Path(self.checkpoints) / f"{checkpoint}.safetensors"
 
     def kept(self) -> dict[str, int]:
-        """The epochs, counted from 0, at whose end the weights were kept, by checkpoint, in order."""
+        """The kept epochs, counted from 0, by checkpoint name, in order."""
         names = sorted(path.stem for path in self.checkpoints.glob("epoch-*.safetensors"))
         return {name: int(number) for name in names if (number := name.removeprefix("epoch-")).isdecimal()}
 
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
-        """Exclusive use; if another process works here, wait for it or raise Busy naming it."""
-        holder = self.path / "holder.json"
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+        """Exclusive use of the folder. If another process works here: wait for it, or raise Busy with its name."""
+        holder, lock = self.path / "holder.json", FileLock(self.path / ".lock")
         try:
             with disk_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             try:
@@ -221,14 +219,14 @@ class RunFolder:
             lock.release()
 
     def clear(self) -> None:
-        """Forget everything but the lock (`--fresh`)."""
+        """Delete everything but the lock."""
         for entry in self.path.iterdir():
             if entry.name in (".lock", "holder.json"):
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def finish(self, record: RunRecord, raw: bytes) -> None:
-        """Write `outcomes_bytes`, then the record that makes the run count as done; drop what only resuming needed."""
+        """Write outcomes (of `outcomes_bytes`), then the record: the run is done. Delete what only resuming needed."""
         write_atomically(self.outcomes_file, raw)
         write_json(self.record_file, record.model_dump(mode="json"))
         self.failed_file.unlink(missing_ok=True)
@@ -236,17 +234,27 @@ class RunFolder:
         for state in self.checkpoints.glob("state-*.safetensors"):
             state.unlink()
 
+    def evaluation_file(self, key: str) -> Path:
+        """The file of the evaluation with this key."""
+        return self.path / "evaluations" / f"{key}.json"
+
+    def add(self, evaluation: EvaluationRecord, raw: bytes) -> None:
+        """Write an evaluation's outcomes (of `outcomes_bytes`) and its record."""
+        path = self.evaluation_file(evaluation.key)
+        write_atomically(path.with_suffix(".npz"), raw)
+        write_json(path, evaluation.model_dump(mode="json"))
+
     def record(self) -> RunRecord:
-        """The finished run's record, checked against its outcomes; CheckFailed where they disagree."""
+        """The finished run's record; CheckFailed if its outcomes give other totals."""
         return self.evidence()[0]
 
     def evidence(self, limit: int = MAX_OUTCOMES) -> tuple[RunRecord, dict[str, np.ndarray]]:
-        """The finished run's record and the outcomes it was made from; CheckFailed where they disagree."""
+        """The finished run's record and its outcomes; CheckFailed if these give other totals."""
         record: RunRecord = read_record(self.record_file, RunRecord)
         return record, read_outcomes(record, self.outcomes_file, limit)
 
     def evaluations(self, limit: int = MAX_OUTCOMES) -> list[tuple[EvaluationRecord, dict[str, np.ndarray]]]:
-        """What `evaluate` added and its outcomes, oldest name first; each checked like the record."""
+        """The added evaluations and their outcomes, sorted by file name; each is checked as the run's record is."""
         found = []
         for path in sorted((self.path / "evaluations").glob("*.json")):
             evaluation = read_record(path, EvaluationRecord)
@@ -255,7 +263,7 @@ class RunFolder:
 
 
 def read_record(path: Path, model: type[Any]) -> Any:
-    """A record of that model; CheckFailed naming the file and the first problem."""
+    """The record in a file, validated as `model`; CheckFailed names the file and the first problem."""
     try:
         if path.stat().st_size > records.MAX_BYTES:
             raise CheckFailed(f"{path} is larger than {records.MAX_BYTES} bytes")
@@ -271,7 +279,7 @@ def read_record(path: Path, model: type[Any]) -> Any:
 
 
 def _no_key_twice(raw: bytes) -> None:
-    """ValueError for JSON in which readers may see different values under one key, or none at all."""
+    """ValueError if a key occurs twice in one object: readers would disagree on its value."""
 
     def pairs(found: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in found]
@@ -282,7 +290,7 @@ def _no_key_twice(raw: bytes) -> None:
 
 
 def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
-    """The outcomes of a record; CheckFailed unless it was made from them and they give its totals."""
+    """The outcomes of a record; CheckFailed if the record names another file, or they give other totals."""
     try:
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != record.outcomes:
@@ -297,7 +305,7 @@ def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int =
 
 
 def outcomes_bytes(results: Mapping[Any, Result], outcomes: Mapping[str, np.ndarray]) -> bytes:
-    """The outcomes as a record of these results is made with; CheckFailed where they could not be read again."""
+    """The outcomes of these results as a file; CheckFailed if `read_outcomes` would refuse them."""
     problems = _problems(results, outcomes)
     if problems:
         raise CheckFailed("; ".join(problems))
@@ -308,25 +316,24 @@ def _problems(results: Mapping[Any, Result], outcomes: Mapping[str, np.ndarray])
     return records.malformed(outcomes, results) or records.check(results, outcomes)
 
 
+@dataclass(frozen=True)
 class Store:
-    """All runs below one folder."""
+    """All runs below the folder `root`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: Path
 
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.root / spec.folder)
 
     def runs(self, *holds: str) -> list[RunFolder]:
-        """Every folder in a run's place that holds one of these files, by path: by default a spec, or the record of an
-        entry that was submitted."""
-        found = (
-            path for name in holds or ("spec.json", "record.json") for path in self.root.glob(f"*/*/seed-*/{name}")
-        )
-        return [RunFolder(folder) for folder in sorted({path.parent for path in found})]
+        """The folders that hold one of these files, sorted by path; by default spec.json, or record.json, which a
+        submitted entry has without a spec."""
+        names = holds or ("spec.json", "record.json")
+        folders = {path.parent for name in names for path in self.root.glob(f"*/*/seed-*/{name}")}
+        return [RunFolder(folder) for folder in sorted(folders)]
 
     def find(self, name: str) -> RunFolder:
-        """A run by folder, or by key (or the beginning of one) within this store."""
+        """A run by its folder, or in this store by its key or the beginning of its key."""
         path = Path(name)
         if (path / "spec.json").is_file() or (path / "record.json").is_file():
             return RunFolder(path)

@@ -1,18 +1,24 @@
-"""What the machine is: recorded with every run (provenance, never identity) and shown by `doctor`."""
+"""Machine, versions and code that made a record. Records keep them, `doctor` shows them; keys never contain them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import resource
 import socket
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robflat_bench import __version__
+
+if TYPE_CHECKING:
+    from robflat_bench.evaluation.session import Session
+    from robflat_bench.registry.components import Component
 
 PACKAGES = (
     "torch",
@@ -29,7 +35,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Interpreter, machine and library versions; imports nothing heavy."""
+    """Interpreter, machine and versions of libraries; imports none of these libraries."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -41,7 +47,7 @@ def describe() -> dict[str, Any]:
 
 
 def torch_environment(device: str) -> dict[str, Any]:
-    """Device, threads and kernels of this process, as torch sees them."""
+    """Device, threads and CPU kernels of torch in this process."""
     import torch
 
     return {
@@ -53,24 +59,36 @@ def torch_environment(device: str) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Which code made a record: version and SHA-256 over this package's Python files."""
+def of(session: Session) -> dict[str, Any]:
+    """A record's environment: this machine, torch, how networks were compiled (None: not), and the plugins' facts."""
+    return {
+        **describe(),
+        **torch_environment(session.device),
+        "compiled": session.compile.report() if session.compile else None,
+        "plugins": session.registry.plugins.environment(),
+    }
+
+
+def provenance(used: Iterable[Component]) -> dict[str, Any]:
+    """The code that made a record: version and SHA-256 over this package's Python files, and each component's."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
+    components = {f"{part.info.kind}:{part.name}": part.offer.provenance for part in used}
     return {
         "robflat_bench": __version__,
         "source": digest.hexdigest(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8],
+        "components": dict(sorted(components.items())),
     }
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far."""
+    """Peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
 
 
 def _version(name: str) -> str | None:
@@ -81,9 +99,10 @@ def _version(name: str) -> str | None:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+        return platform.machine()
+    return platform.processor() or platform.machine()

@@ -1,5 +1,8 @@
-"""Observers of a run: they see everything and change nothing. `Observer` is the core's own, `PluginObservers` calls
-those of plugins, each alone, in a guard that undoes what it does to this process."""
+"""Observers of a run. They see everything and change nothing.
+
+`HistoryFile` writes history.jsonl. `PluginObservers` calls the hooks of plugins, each alone, and afterwards restores
+what a hook changed in this process.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from robflat_bench.core import Observer, RunView
 from robflat_bench.registry.plugins import Plugins
@@ -25,7 +29,7 @@ from robflat_bench.results.store import write_atomically
 
 
 class HistoryFile(Observer):
-    """history.jsonl: one line per epoch, rewritten whole, so a resumed run leaves no line twice."""
+    """Writes history.jsonl, one line per epoch. The file is rewritten whole, so a resumed run repeats no line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,21 +44,22 @@ class HistoryFile(Observer):
 
 
 Access = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""How to read a setting of this process, and how to write it."""
 
 
-def _where_it_differs(read: Callable[[], Any], write: Callable[[Any], Any]) -> Access:
-    """Of what is not written for nothing: any default device, the usual one too, slows every call of torch down, and
-    determinism imports the compiler."""
+def _if_changed(read: Callable[[], Any], write: Callable[[Any], Any]) -> Access:
+    """Access that writes only a changed value, because writing costs: setting a default device, even the usual one,
+    slows every call of torch down, and setting determinism imports the compiler."""
     return read, lambda value: None if read() == value else write(value)
 
 
 def _cuda_states() -> list[torch.Tensor]:
-    """Of no device that this process has not touched: asking would take memory on each."""
+    """Random states of the devices; none before this process uses CUDA, because reading takes memory on each device."""
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
-def _flag(owner: Any, name: str) -> Access:
-    return (lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+def _attribute(owner: Any, name: str) -> Access:
+    return partial(getattr, owner, name), partial(setattr, owner, name)
 
 
 _GLOBALS: tuple[Access, ...] = (
@@ -67,27 +72,24 @@ _GLOBALS: tuple[Access, ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
-    _where_it_differs(torch.get_default_device, torch.set_default_device),
+    _if_changed(torch.get_default_device, torch.set_default_device),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    _where_it_differs(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    (lambda: False, torch.set_flush_denormal),  # which nobody can ask for
-    *(
-        (partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device))
-        for device in ("cpu", "cuda")
-    ),
-    _flag(torch.backends.mkldnn, "enabled"),
-    *(_flag(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+    _if_changed(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (lambda: False, torch.set_flush_denormal),  # torch cannot read this setting
+    *((partial(torch.is_autocast_enabled, at), partial(torch.set_autocast_enabled, at)) for at in ("cpu", "cuda")),
+    _attribute(torch.backends.mkldnn, "enabled"),
+    *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
 )
-"""How to read and how to set what a plugin shares with the run's numbers."""
+"""Everything in this process that a plugin could change and that the run's numbers depend on."""
 
 SLOW = 0.1
-"""A plugin that takes more of a run's time than this is told of."""
+"""Fraction of a run's time; the user is told of plugins whose observers take more."""
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """After the block this process is as before: its stdout, random numbers, threads, gradients, precision, folder."""
-    with contextlib.ExitStack() as stack:  # which goes on where one cannot be put back
+    """Restore random states, threads, gradients, precision and working directory after the block; print to stderr."""
+    with contextlib.ExitStack() as stack:  # restores the rest if one of them cannot be restored
         for read, write in _GLOBALS:
             stack.callback(write, read())
         with contextlib.redirect_stdout(sys.stderr):
@@ -95,7 +97,17 @@ def undisturbed() -> Iterator[None]:
 
 
 class PluginObservers(Observer):
-    """The observers of all plugins for one run. One that raises is told of once and called no more."""
+    """The observers of all plugins in one run.
+
+    Parameters
+    ----------
+    plugins : Plugins
+        The plugins. After an observer raises, its plugin is not called again in this run.
+    run : RunView
+        The run as observers see it.
+    tell : callable
+        Shows a message to the user.
+    """
 
     def __init__(self, plugins: Plugins, run: RunView, tell: Callable[[str], None]) -> None:
         self.plugins, self.run, self.tell = plugins, run, tell
@@ -104,7 +116,7 @@ class PluginObservers(Observer):
 
     @property
     def report(self) -> dict[str, dict[str, Any]]:
-        """ "distribution version" -> seconds its observers took and, of one that raised, the error; for the record."""
+        """For the record: "distribution version" -> seconds that its observers took, and the error if one raised."""
         return {
             name: {"seconds": round(seconds, 3)} | ({"error": self.errors[name]} if name in self.errors else {})
             for name, seconds in self.seconds.items()
@@ -121,30 +133,28 @@ class PluginObservers(Observer):
 
     def ends(self, record: RunRecord) -> None:
         self._call("run_ends", record=record)
+        whole = record.budget.seconds
         for name, seconds in self.seconds.items():
-            if seconds > SLOW * record.budget.seconds:
-                self.tell(
-                    f"the observers of {name} took {seconds:.1f} s beside this run's {record.budget.seconds:.1f} s"
-                )
+            if seconds > SLOW * whole:
+                self.tell(f"the observers of {name} took {seconds:.1f} s beside this run's {whole:.1f} s")
 
     def fails(self, error: Exception) -> None:
         self._call("run_fails", error=error)
 
-    def _call(self, event: str, **what: Any) -> None:
-        """Each plugin sees documents of its own, so that none can change what the next one or the record sees."""
+    def _call(self, event: str, **seen: Any) -> None:
+        """Call every plugin's hook. Each gets its own documents, so a plugin cannot change what another or the record
+        gets."""
         for provider, call in self.plugins.callers(f"robflat_bench_{event}"):
             name = str(provider)
             if name in self.errors:
                 continue
-            own = {
-                key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-                for key, value in what.items()
-            }
+            run = replace(self.run, spec=copy.deepcopy(self.run.spec))
+            own = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in seen.items()}
             began = time.perf_counter()
             try:
                 with undisturbed():
-                    began = time.perf_counter()  # what was put aside is not the plugin's time
-                    call(run=replace(self.run, spec=copy.deepcopy(self.run.spec)), **own)
+                    began = time.perf_counter()  # saving the process's state is not the plugin's time
+                    call(run=run, **own)
             except (Exception, SystemExit) as error:
                 line = f"{type(error).__name__}: {error}".splitlines()[0]
                 self.errors[name] = f"{event}: {line}"

@@ -1,8 +1,7 @@
-"""Sweeps: every run of a study, each in a process of its own; finished ones are skipped, a failed one stops nothing.
+"""Sweeps: every run of a study, each in its own process. Finished runs are skipped; a failed run stops no other run.
 
-Everything that must outlive a killed sweep lies in the runs' folders: a new sweep finds records, failures and
-checkpoints there, and the locks of runs that still go on. Who else sweeps the same store is therefore no problem: a
-run that another process works on is waited for.
+The sweep keeps nothing itself. Records, failures, checkpoints and locks lie in the runs' folders, so a sweep that was
+killed can be started again, and several sweeps can share a store: each waits for runs that another process works on.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from robflat_bench.core import Job, Launcher, RobflatError
@@ -23,17 +21,28 @@ from robflat_bench.results.store import Busy, write_json
 from robflat_bench.runs.tasks import Task
 
 TURN_SECONDS = 1.0
-"""How often it looks after runs of other processes and shows where its own stand."""
+"""Seconds between two looks at the runs of other processes, and between two updates of the progress."""
 
 OUTSIDE = {signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP}
-"""What ends a run for reasons that are not its own: a person, the machine's shutdown, the lack of memory."""
+"""Signals that end a run from outside: from a user, from a shutdown, or for lack of memory."""
 
 End = Literal["done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a task, and why: it ended, is waited for (busy), or will be tried again."""
+    """Something that happened to a task.
+
+    Parameters
+    ----------
+    task : Task
+        The task.
+    what : str
+        "done", "failed" or "interrupted": it has ended. "busy": another process works on it, and the sweep waits.
+        "again": it ended without a record or a failure, and will be tried once more.
+    why : str
+        The reason in one line.
+    """
 
     task: Task
     what: End | Literal["busy", "again"]
@@ -42,10 +51,23 @@ class Event:
 
 @dataclass
 class Sweep:
-    """Runs tasks. command: what comes after `robflat-bench run` for a task. watch: called every turn.
+    """Runs tasks, as many at a time as the launcher has jobs.
 
-    A run that ends without saying why (killed, refused before it began) is tried once more, after all others. If it
-    was killed again, it stays unfinished for the next sweep; otherwise it has failed.
+    Parameters
+    ----------
+    launcher : Launcher
+        Starts each run's process.
+    command : callable
+        Task -> the arguments of `robflat-bench run`.
+    retry_failed : bool
+        Run tasks again that failed in an earlier sweep.
+    watch : callable
+        Called with the sweep every turn; shows progress.
+
+    Notes
+    -----
+    A run that ends without a record or a failure (it was killed, or could not begin) is tried once more, after all
+    others. If a signal in `OUTSIDE` ends it again, it stays unfinished for the next sweep; otherwise it has failed.
     """
 
     launcher: Launcher
@@ -61,30 +83,32 @@ class Sweep:
     _stops: int = field(default=0, init=False)
 
     def run(self, wanted: Sequence[Task]) -> dict[str, Event]:
-        """Key -> how it ended. On Ctrl-C running tasks are told to save, and KeyboardInterrupt is raised when they
-        have."""
+        """Run the tasks; returns each run's last event by its key.
+
+        On Ctrl-C the running tasks save their state and end; then KeyboardInterrupt is raised.
+        """
         self.waiting = list(wanted)
-        told = 0
+        interrupts = 0
         with _interrupting(self.stop):
             while self.running or (self.waiting and not self._stops):
                 self._begin_what_fits()
                 self.watch(self)
                 for key, code in self.launcher.wait(TURN_SECONDS).items():
                     self._exited(self.running.pop(key), code)
-                for _ in range(told, self._stops):
+                while interrupts < self._stops:
                     self.launcher.interrupt()
-                    told += 1
+                    interrupts += 1
             self.watch(self)
         if self._stops:
             raise KeyboardInterrupt
         return self.ended
 
     def stop(self) -> None:
-        """Start nothing more and tell what runs to save and end; a second time, to end at once."""
+        """Start no more runs; running ones save their state and end. A second call ends them at once."""
         self._stops += 1
 
     def _begin_what_fits(self) -> None:
-        """End what needs no run, and start as much of the rest as there are slots for."""
+        """Take the tasks that need no run off the list, and start others while jobs are free."""
         for task in list(self.waiting):
             if self._stops:
                 break
@@ -96,13 +120,13 @@ class Sweep:
 
     def _begin(self, task: Task) -> None:
         """Start a run, unless another process works on it."""
-        log = task.folder.path / "log.txt"
+        folder = task.folder
         try:
-            with task.folder.locked():
-                task.folder.failed_file.unlink(missing_ok=True)
-                log.unlink(missing_ok=True)
+            with folder.locked():
+                folder.failed_file.unlink(missing_ok=True)
+                folder.log_file.unlink(missing_ok=True)
             arguments = (sys.executable, "-m", "robflat_bench", "run", *self.command(task))
-            self.launcher.start(Job(task.spec.key, arguments, log))
+            self.launcher.start(Job(task.spec.key, arguments, folder.log_file))
         except Busy as busy:
             return self._tell(Event(task, "busy", str(busy)))
         except (RobflatError, OSError) as error:
@@ -112,14 +136,14 @@ class Sweep:
         self._attempts[task.spec.key] += 1
 
     def _exited(self, task: Task, code: int) -> None:
-        """A run has ended; what it left in its folder counts, its exit code only where it left nothing."""
+        """Read how a run ended from its folder; its exit code counts only if the folder does not say."""
         state, killer = task.state(), _killer(code)
-        why = f"ended by {killer.name}" if killer else f"exit code {code}{_last_words(task.folder.path / 'log.txt')}"
-        self.waiting.append(task)  # behind all others, unless it has ended
+        why = f"ended by {killer.name}" if killer else f"exit code {code}{_last_line(task.folder.log_file)}"
+        self.waiting.append(task)  # behind all others; `_end` takes it off again
         if state in ("done", "failed"):
             self._end(task, state, task.error())
         elif self._stops:
-            self._end(task, "interrupted", "the sweep was told to stop")
+            self._end(task, "interrupted", "the sweep was stopped")
         elif self._attempts[task.spec.key] == 1:
             self._tell(Event(task, "again", why))
         elif killer in OUTSIDE:
@@ -128,7 +152,7 @@ class Sweep:
             self._fail(task, why)
 
     def _fail(self, task: Task, why: str) -> None:
-        """Write down the failure that a run could not write itself, unless another process works on it by now."""
+        """Write `failed.json` for a run that could not, unless another process has begun to work on it."""
         try:
             with task.folder.locked():
                 write_json(task.folder.failed_file, {"key": task.spec.key, "error": why})
@@ -142,28 +166,23 @@ class Sweep:
         self._tell(self.ended[task.spec.key])
 
     def _tell(self, event: Event) -> None:
-        """Once, however often it is found again."""
+        """Add an event, once however often it is found."""
         if event not in self.events:
             self.events.append(event)
 
 
 def _killer(code: int) -> signal.Signals | None:
-    """The signal that ended a process, from its exit code; None where it ended by itself."""
+    """The signal that ended a process, from its exit code; None if it ended by itself."""
     number = -code if code < 0 else code - 128
     return next((known for known in signal.Signals if known == number), None)
 
 
 @contextmanager
 def _interrupting(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP call `stop` instead of ending this process, in the main thread."""
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """In the main thread, SIGINT, SIGTERM and SIGHUP call `stop` instead of ending this process."""
+    main = threading.current_thread() is threading.main_thread()  # Python lets no other thread set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ()
+    before = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
     try:
         yield
     finally:
@@ -171,7 +190,7 @@ def _interrupting(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def _last_words(log: Path) -> str:
-    """`: ` and the last line of what a run wrote; empty where it wrote nothing."""
+def _last_line(log: Path) -> str:
+    """ ": " and the last line of a run's log; "" if the log is empty."""
     lines = log.read_text("utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return f": {lines[-1][:500]}" if lines else ""

@@ -1,9 +1,11 @@
-"""The runs of a study: which they are, where each stands, and what it will take. `sweep` runs them."""
+"""The runs of a study: their specs, their states, and how long they will take. `sweep` runs them."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +16,7 @@ from robflat_bench.config.study import Study, Variant
 from robflat_bench.core import RobflatError
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.record import RunRecord
+from robflat_bench.results.record import Budget, RunRecord
 from robflat_bench.results.store import RunFolder, Store, read_record
 
 State = Literal["new", "unfinished", "failed", "done"]
@@ -22,45 +24,55 @@ State = Literal["new", "unfinished", "failed", "done"]
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a study and where it lies."""
+    """One run of a study.
+
+    Parameters
+    ----------
+    variant : Variant
+        The study's row that the run belongs to.
+    spec : RunSpec
+        The run's description.
+    folder : RunFolder
+        The run's folder.
+    training : tuple of int
+        Forward and backward image passes of its whole training, as its components declare them.
+    evaluation : tuple of int
+        Forward and backward image passes of its evaluation, as far as components declare them.
+    """
 
     variant: Variant
     spec: RunSpec
     folder: RunFolder
     training: tuple[int, int]
-    """Forward and backward image passes of its training, as its components declare them."""
     evaluation: tuple[int, int]
-    """Of its evaluation, as far as they are declared."""
 
     @property
     def title(self) -> str:
         return f"{self.spec.label}, seed {self.spec.seed}"
 
     def state(self) -> State:
-        """What lies in its folder."""
-        if self.folder.record_file.is_file():
-            return "done"
-        if self.folder.failed_file.is_file():
-            return "failed"
-        return "unfinished" if self.folder.checkpoints.is_dir() else "new"
+        """The state of its folder; "new" if training has not saved anything."""
+        state = self.folder.state
+        return "new" if state == "unfinished" and not self.folder.checkpoints.is_dir() else state
 
     def error(self) -> str:
-        """Why it failed, in one line; empty where it did not."""
+        """The first line of its failure; "" if it has not failed."""
         try:
             text = str(json.loads(self.folder.failed_file.read_text("utf-8"))["error"])
         except (OSError, ValueError, KeyError, TypeError):
             return ""
-        return text.splitlines()[0][:500] if text else "failed without a word"
+        return text.splitlines()[0][:500] if text else "failed without a message"
 
     def epochs(self) -> int:
-        """How many epochs of its training are behind it."""
+        """The number of epochs that it has trained."""
         try:
-            return (self.folder.path / "history.jsonl").read_bytes().count(b"\n")
+            lines: int = self.folder.history_file.read_bytes().count(b"\n")
+            return lines
         except OSError:
             return 0
 
     def left(self) -> tuple[int, int]:
-        """Image passes of training and of evaluation that lie ahead; an evaluation half done counts whole."""
+        """Image passes left in training and in evaluation; an interrupted evaluation counts as a whole one."""
         if self.state() == "done":
             return 0, 0
         epochs = self.spec.recipe.epochs
@@ -69,7 +81,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Refused:
-    """A variant that cannot be run, and why, in one line."""
+    """A variant that cannot be run, with the reason in one line."""
 
     variant: Variant
     reason: str
@@ -78,61 +90,88 @@ class Refused:
 def tasks(
     registry: Registry, study: Study, seeds: int, dataset: DatasetRef, images: int, store: Store
 ) -> tuple[list[Task], list[Refused]]:
-    """Every variant with seeds 1..N, the first seed of all variants first; a run that two variants share, once.
-    And the variants that no run can be made of.
+    """Every run of a study, and the variants that cannot be run.
 
-    images: training examples of the protocol.
+    Parameters
+    ----------
+    registry : Registry
+        Finds the components.
+    study : Study
+        The variants and their protocol.
+    seeds : int
+        Each variant is run with the seeds 1 to `seeds`.
+    dataset : DatasetRef
+        The data as loaded.
+    images : int
+        Number of training examples.
+    store : Store
+        Keeps the runs.
+
+    Returns
+    -------
+    list of Task
+        Seed 1 of every variant, then seed 2, and so on. Variants that share a run have one task.
+    list of Refused
+        Variants with an unknown component, a wrong parameter or a setting that the recipe does not admit.
     """
-    made: dict[str, Task] = {}
+    made: list[list[Task]] = []
     refused: list[Refused] = []
-    sound: list[tuple[Variant, list[RunSpec], tuple[int, int], tuple[int, int]]] = []
     for variant in study.variants():
         try:
             protocol = load(registry, study.protocol, variant.settings)
             composed = compose(registry, variant.method)
             specs = [make_spec(registry, protocol, composed, dataset, seed) for seed in range(1, seeds + 1)]
             training = passes_of_training(registry, composed, protocol.recipe, images)
-            sound.append((variant, specs, training, passes_of_evaluation(registry, protocol)))
+            evaluation = passes_of_evaluation(registry, protocol)
         except RobflatError as error:
             refused.append(Refused(variant, str(error).splitlines()[0]))
-    for number in range(seeds):
-        for variant, specs, training, evaluation in sound:
-            spec = specs[number]
-            made.setdefault(spec.key, Task(variant, spec, store.folder(spec), training, evaluation))
-    return list(made.values()), refused
+        else:
+            made.append([Task(variant, spec, store.folder(spec), training, evaluation) for spec in specs])
+    found: dict[str, Task] = {}
+    for task in itertools.chain.from_iterable(zip(*made, strict=True)):
+        found.setdefault(task.spec.key, task)
+    return list(found.values()), refused
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What finished runs took: seconds of training per image pass, of the whole evaluation, and how many they are."""
+    """The mean speed of finished runs.
+
+    Parameters
+    ----------
+    training : float
+        Seconds of training per image pass.
+    evaluation : float
+        Seconds of one run's evaluation.
+    runs : int
+        The number of finished runs.
+    """
 
     training: float
     evaluation: float
     runs: int
 
     def seconds(self, task: Task) -> float:
-        """What is left of a task, at this pace."""
+        """The seconds that the rest of a task takes at this pace."""
         training, evaluation = task.left()
         return self.training * training + self.evaluation * (evaluation > 0)
 
 
 def pace(store: Store, protocol: str) -> Pace | None:
-    """Of the runs in a store that are finished under the protocol of this hash; None where there are none."""
-    budgets = [record.budget for record in _records(store.runs()) if record.protocol.hash == protocol]
+    """The pace of a store's finished runs under the protocol with this hash; None without any."""
+    budgets = list(_budgets(store, protocol))
     if not budgets:
         return None
-    return Pace(
-        sum(budget.seconds - budget.evaluation_seconds for budget in budgets)
-        / sum(budget.forward + budget.backward for budget in budgets),
-        sum(budget.evaluation_seconds for budget in budgets) / len(budgets),
-        len(budgets),
-    )
+    evaluation = sum(budget.evaluation_seconds for budget in budgets)
+    passes = sum(budget.forward + budget.backward for budget in budgets)
+    training = sum(budget.seconds - budget.evaluation_seconds for budget in budgets)
+    return Pace(training / passes, evaluation / len(budgets), len(budgets))
 
 
-def _records(runs: Iterable[RunFolder]) -> Iterable[RunRecord]:
-    """The readable ones."""
-    for run in runs:
-        try:
-            yield read_record(run.record_file, RunRecord)
-        except RobflatError:
-            continue
+def _budgets(store: Store, protocol: str) -> Iterator[Budget]:
+    """The budgets of readable records under the protocol."""
+    for run in store.runs():
+        with contextlib.suppress(RobflatError):
+            record: RunRecord = read_record(run.record_file, RunRecord)
+            if record.protocol.hash == protocol:
+                yield record.budget

@@ -1,17 +1,17 @@
-"""Checks a plugin as a whole: what its distribution says, its hooks, what importing it costs, then the kit on each
-component. `robflat-bench plugin check`.
+"""Checks a plugin as a whole: its metadata, its hooks, the cost of its import; then the kit on each component.
 
-A check that could not run is skipped with its reason and never counts as passed.
+`robflat-bench plugin check` runs it. A check that could not run is skipped with its reason and never counts as passed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,16 +20,19 @@ from typing import Any
 from robflat_bench import api
 from robflat_bench.core import PROJECT, RobflatError, UsageError
 from robflat_bench.registry.plugins import Broken, Provider, normalized
-from robflat_bench.registry.registry import KINDS, Offer, Registry, did_you_mean, discover
-from robflat_bench.testing import CheckResult, run_checks
+from robflat_bench.registry.registry import KINDS, Offer, Registry, discover
+from robflat_bench.registry.validation import did_you_mean
+from robflat_bench.testing.expectations import CheckFailure, Skipped
+from robflat_bench.testing.runner import CheckResult, result_of, run_checks
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "scipy", "sklearn", "pyarrow", "PIL", "matplotlib")
-"""What no process should import to list a plugin's components."""
+"""Modules that take long to import; listing a plugin's components needs none of them."""
 SECONDS = 0.3
-"""What importing a plugin's module may take, on top of the api: every command pays it."""
+"""Time that importing a plugin's module may take beyond the api's import: every command pays it."""
 TRIES = 3
 MISFIT = "PluginValidationError"
-"""What pluggy raises for a hook that does not exist, or not with these arguments."""
+"""pluggy's error for a hook, or an argument of a hook, that does not exist."""
+OUTCOMES = ("passed", "skipped", "failed")
 
 
 @dataclass(frozen=True)
@@ -42,123 +45,141 @@ class Audit:
     results: tuple[CheckResult, ...]
 
     def count(self, outcome: str) -> int:
+        """Number of checks with that outcome."""
         return sum(result.outcome == outcome for result in self.results)
 
     @property
     def verdict(self) -> str:
-        return ", ".join(f"{self.count(outcome)} {outcome}" for outcome in ("passed", "skipped", "failed"))
+        """The counts in words."""
+        return ", ".join(f"{self.count(outcome)} {outcome}" for outcome in OUTCOMES)
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
+        """The JSON document of `plugin check --json`."""
         return {
             "plugin": self.plugin,
             "version": self.version,
             "api_version": api.API_VERSION,
             "results": [asdict(result) for result in self.results],
-            **{outcome: self.count(outcome) for outcome in ("passed", "skipped", "failed")},
+            **{outcome: self.count(outcome) for outcome in OUTCOMES},
         }
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A plugin as it was found: its distribution (None: a single file), what loaded of it and what did not."""
+class AuditedPlugin:
+    """A plugin and what loaded of it.
+
+    Parameters
+    ----------
+    name, version : str
+        Of the distribution; of a single file, its name and "file".
+    distribution : metadata.Distribution or None
+        None for a single file.
+    registry : Registry
+        Holds all plugins, to find names that two of them offer.
+    modules : tuple of str
+        The modules of its entry points; empty for a single file.
+    """
 
     name: str
     version: str
     distribution: metadata.Distribution | None
     registry: Registry
     modules: tuple[str, ...]
-    """Of its entry points; of a single file, none."""
 
     @property
     def providers(self) -> list[Provider]:
+        """Its entry points that loaded."""
         return [found for found in self.registry.plugins.providers.values() if found.distribution == self.name]
 
     @property
     def broken(self) -> list[Broken]:
+        """Its entry points that did not load."""
         return [found for found in self.registry.plugins.broken if found.distribution == self.name]
 
     @property
     def offers(self) -> list[Offer]:
+        """Its components."""
         every = (offer for kind in KINDS for offer in self.registry.offers(kind))
         return [offer for offer in every if offer.provider.distribution == self.name]
 
-
-class _Problem(Exception):
-    """What is wrong, in a line."""
-
-
-class _Skip(Exception):
-    """Why a check does not apply."""
+    @property
+    def refused(self) -> list[Broken]:
+        """Its entry points that were imported but whose hooks or rows are not as specified."""
+        loaded = {provider.entry_point for provider in self.providers}
+        return [found for found in self.broken if found.entry_point in loaded or found.error.startswith(MISFIT)]
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Checks of the plugin as a whole: raise _Problem or _Skip
+# Checks of the plugin as a whole: raise CheckFailure or Skipped
 # ---------------------------------------------------------------------------------------------------------
 
 
-def check_metadata(subject: Subject) -> None:
-    """A summary, and a requirement of the core that ends before the next version that may break the plugin."""
-    about = _distribution(subject)
+def check_metadata(plugin: AuditedPlugin) -> None:
+    """It has a summary, and requires robflat-bench with an upper bound: a later version may break the plugin."""
+    about = plugin.distribution
+    if about is None:
+        raise Skipped("a single file has no metadata")
     if not about.metadata["Summary"]:
-        raise _Problem("the distribution has no summary: add `description` to pyproject.toml")
+        raise CheckFailure("the distribution has no summary: add `description` to pyproject.toml")
     wanted = [specifier for name, specifier in map(_requirement, about.requires or ()) if name == "robflat-bench"]
     if not wanted:
-        raise _Problem("the distribution does not require robflat-bench: add it to `dependencies`")
+        raise CheckFailure("the distribution does not require robflat-bench: add it to `dependencies`")
     if not any(sign in specifier for specifier in wanted for sign in ("<", "==", "~=")):
-        raise _Problem("its requirement of robflat-bench has no upper bound: write robflat-bench>=X,<Y")
+        raise CheckFailure("its requirement of robflat-bench has no upper bound: write robflat-bench>=X,<Y")
 
 
-def check_entry_points(subject: Subject) -> None:
+def check_entry_points(plugin: AuditedPlugin) -> None:
     """Every entry point is a module that can be imported."""
-    if errors := [found.error for found in subject.broken if found not in _refused(subject)]:
-        raise _Problem("; ".join(errors))
+    if errors := [found.error for found in plugin.broken if found not in plugin.refused]:
+        raise CheckFailure("; ".join(errors))
 
 
-def check_hooks(subject: Subject) -> None:
-    """Every hook is one that exists, with arguments that exist and that no later version takes away, and gives rows
-    that describe a component."""
-    if reasons := [_reason(found) for found in _refused(subject)]:
-        raise _Problem("; ".join(reasons))
-    if not subject.providers:
-        raise _Skip("it could not be loaded")
-    for provider in subject.providers:
-        assert provider.module is not None
+def check_hooks(plugin: AuditedPlugin) -> None:
+    """Its hooks and their arguments exist, none is deprecated, and the rows that they return describe components."""
+    if plugin.refused:
+        raise CheckFailure("; ".join(map(_reason, plugin.refused)))
+    if not plugin.providers:
+        raise Skipped("it could not be loaded")
+    for provider in plugin.providers:
         for name, value in vars(provider.module).items():
             if name.startswith(f"{PROJECT}_") and callable(value) and not hasattr(value, f"{PROJECT}_impl"):
-                raise _Problem(f"{name} is not decorated with @hookimpl, so nobody calls it")
-    owner = f"plugin {subject.name} {subject.version}: "
-    if old := [line.removeprefix(owner) for line in subject.registry.plugins.deprecated if line.startswith(owner)]:
-        raise _Problem("; ".join(old))
+                raise CheckFailure(f"{name} is not decorated with @hookimpl, so nobody calls it")
+    owner = f"plugin {plugin.name} {plugin.version}: "
+    if old := [line.removeprefix(owner) for line in plugin.registry.plugins.deprecated if line.startswith(owner)]:
+        raise CheckFailure("; ".join(old))
 
 
-def check_names(subject: Subject) -> None:
-    """No other plugin, and not this one twice, offers a component or protocol of the same name."""
-    offered = {line: line.rpartition(" by ")[2].split(" and ") for line in subject.registry.duplicates()}
-    if clashes := [line for line, owners in offered.items() if subject.name in owners]:
-        raise _Problem("; ".join(clashes))
+def check_names(plugin: AuditedPlugin) -> None:
+    """It is the only plugin that offers its components and protocols, and offers each once."""
+    offered = {line: line.rpartition(" by ")[2].split(" and ") for line in plugin.registry.duplicates()}
+    if clashes := [line for line, owners in offered.items() if plugin.name in owners]:
+        raise CheckFailure("; ".join(clashes))
 
 
-def check_import(subject: Subject) -> None:
-    """Importing the entry point's module is cheap, for every command does it, and brings nothing heavy along.
+def check_import(plugin: AuditedPlugin) -> None:
+    """Importing the module of its entry point is fast and imports no heavy library: every command does it.
 
-    (A plugin that imports torch is refused by other commands; this one has torch already, so all else is checked.)"""
-    if not subject.modules:
-        raise _Skip("a single file is description and code in one; only commands that name it load it")
-    if not subject.providers:
-        raise _Skip("it could not be loaded")
-    for module in subject.modules:
+    Other commands refuse a plugin that imports torch; this one has torch already, so it checks everything else.
+    """
+    if not plugin.modules:
+        raise Skipped("only commands that name a single file load it, so it may import anything")
+    if not plugin.providers:
+        raise Skipped("it could not be loaded")
+    for module in plugin.modules:
         for _ in range(TRIES):
             cost = _import(module)
             if cost["heavy"]:
-                raise _Problem(f"importing {module} imports {', '.join(cost['heavy'])}: keep rows apart from code")
+                heavy = ", ".join(cost["heavy"])
+                raise CheckFailure(f"importing {module} imports {heavy}: import it in the code, or in `lazy_imports()`")
             if cost["seconds"] <= SECONDS:
                 break
         else:
-            raise _Problem(f"importing {module} takes {cost['seconds']:.1f} s beyond the api's; {SECONDS} s are fine")
+            raise CheckFailure(
+                f"importing {module} takes {cost['seconds']:.1f} s more than the api; {SECONDS} s are fine"
+            )
 
 
-CHECKS: tuple[Callable[[Subject], None], ...] = (
+CHECKS: tuple[Callable[[AuditedPlugin], None], ...] = (
     check_entry_points,
     check_metadata,
     check_hooks,
@@ -168,88 +189,75 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 
 
 # ---------------------------------------------------------------------------------------------------------
-# All of it
+# The whole audit
 # ---------------------------------------------------------------------------------------------------------
 
 
-def find(name: str) -> Subject:
-    """The plugin of that name among the installed distributions, or in the file of that name, FILE.py."""
+def find_plugin(name: str) -> AuditedPlugin:
+    """Find a plugin among the installed distributions, or in a file `FILE.py`.
+
+    Raises
+    ------
+    UsageError
+        There is no such file or distribution, or the distribution is disabled by an environment variable.
+    """
     if name.endswith(".py"):
         file = Path(name)
         if not file.is_file():
             raise UsageError(f"{file}: no such file")
-        return Subject(file.name, "file", None, discover((file,)), ())
+        return AuditedPlugin(file.name, "file", None, discover((file,)), ())
     wanted = normalized(name)
-    points = [point for point in metadata.entry_points(group=PROJECT) if point.dist]
-    found = [point for point in points if normalized(point.dist.name) == wanted]  # type: ignore[union-attr]
-    if not found:
-        known = {normalized(point.dist.name) for point in points}  # type: ignore[union-attr]
+    distributions = {
+        normalized(point.dist.name): point.dist for point in metadata.entry_points(group=PROJECT) if point.dist
+    }
+    if wanted not in distributions:
         raise UsageError(
             f"no installed distribution '{wanted}' has an entry point in the group {PROJECT}"
-            f"{did_you_mean(wanted, known)}; see `robflat-bench plugin list`"
+            f"{did_you_mean(wanted, distributions)}; see `robflat-bench plugin list`"
         )
-    registry = discover()
+    registry, distribution = discover(), distributions[wanted]
     if wanted in registry.plugins.disabled:
         raise UsageError(
             f"{wanted} is switched off here; unset ROBFLAT_BENCH_PLUGINS and ROBFLAT_BENCH_DISABLE_PLUGINS to check it"
         )
-    distribution = found[0].dist
-    assert distribution is not None
-    return Subject(wanted, distribution.version, distribution, registry, tuple(point.module for point in found))
+    modules = tuple(point.module for point in distribution.entry_points if point.group == PROJECT)
+    return AuditedPlugin(wanted, distribution.version, distribution, registry, modules)
 
 
-def audit(subject: Subject, progress: Callable[[str], None]) -> Audit:
-    """Every check on the plugin, then the kit on each of its components; progress hears what comes next."""
-    progress(f"{subject.name} {subject.version}: metadata, hooks, import")
-    results = [_checked(check, subject) for check in CHECKS]
-    offers = subject.offers
+def audit(plugin: AuditedPlugin, progress: Callable[[str], None]) -> Audit:
+    """Run every check on the plugin, then the kit on each of its components.
+
+    Parameters
+    ----------
+    plugin : AuditedPlugin
+        From `find_plugin`.
+    progress : callable
+        Receives a line of text before each part.
+    """
+    progress(f"{plugin.name} {plugin.version}: metadata, hooks, import")
+    results = [result_of(plugin.name, check.__name__, functools.partial(check, plugin)) for check in CHECKS]
+    offers = plugin.offers
     for number, offer in enumerate(offers, 1):
-        progress(f"{offer.info.kind}:{offer.info.name} ({number} of {len(offers)})")
-        results += _kit(subject, offer)
+        component = f"{offer.info.kind}:{offer.info.name}"
+        progress(f"{component} ({number} of {len(offers)})")
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # a component may print; stdout is the report's
+                results += run_checks(plugin.registry, offer.info.kind, offer.info.name)
+        except RobflatError as error:
+            results.append(CheckResult(component, "run_checks", "failed", str(error)))
     if not offers:
-        results.append(CheckResult(subject.name, "check_components", "skipped", "it offers no component"))
-    return Audit(subject.name, subject.version, bool(subject.providers), tuple(results))
-
-
-def _checked(check: Callable[[Subject], None], subject: Subject) -> CheckResult:
-    try:
-        check(subject)
-    except _Skip as skip:
-        return CheckResult(subject.name, check.__name__, "skipped", str(skip))
-    except _Problem as problem:
-        return CheckResult(subject.name, check.__name__, "failed", str(problem))
-    return CheckResult(subject.name, check.__name__, "passed")
-
-
-def _kit(subject: Subject, offer: Offer) -> Iterable[CheckResult]:
-    title = f"{offer.info.kind}:{offer.info.name}"
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # a component may print; stdout is the report's
-            return run_checks(subject.registry, offer.info.kind, offer.info.name)
-    except RobflatError as error:
-        return [CheckResult(title, "run_checks", "failed", str(error))]
-
-
-def _distribution(subject: Subject) -> metadata.Distribution:
-    if subject.distribution is None:
-        raise _Skip("a single file has no metadata")
-    return subject.distribution
-
-
-def _refused(subject: Subject) -> Iterator[Broken]:
-    """What was imported, but whose hooks are not as specified or did not give rows."""
-    loaded = {provider.entry_point for provider in subject.providers}
-    return (found for found in subject.broken if found.entry_point in loaded or found.error.startswith(MISFIT))
+        results.append(CheckResult(plugin.name, "check_components", "skipped", "it offers no component"))
+    return Audit(plugin.name, plugin.version, bool(plugin.providers), tuple(results))
 
 
 def _reason(found: Broken) -> str:
-    """All of a misfit's error: its first line says which hook it is, the others what is wrong with it."""
+    """The whole text of a misfit: its first line names the hook, the others say what is wrong with it."""
     _, misfit, words = found.trace.rpartition(f"{MISFIT}: ")
     return " ".join(words.split()) if misfit else found.error
 
 
 def _requirement(text: str) -> tuple[str, str]:
-    """'robflat-bench[x]>=0.1,<0.2; marker' -> ('robflat-bench', '>=0.1,<0.2')."""
+    """'robflat-bench[x]>=0.1,<0.2; marker' -> ('robflat-bench', '[x]>=0.1,<0.2')."""
     name, extras_and_specifier = re.match(r"\s*([A-Za-z0-9._-]+)(.*)", text.partition(";")[0]).groups()  # type: ignore[union-attr]
     return normalized(name), extras_and_specifier
 
@@ -267,10 +275,10 @@ print("\\n" + json.dumps({"seconds": seconds, "heavy": found}))
 
 
 def _import(module: str) -> dict[str, Any]:
-    """Seconds, and what of HEAVY came along, in a process of its own."""
+    """The seconds that an import takes in a process of its own, and the HEAVY modules that it loads."""
     given = json.dumps([module, sys.path, HEAVY])
     done = subprocess.run([sys.executable, "-c", _IMPORT, given], capture_output=True, text=True)
     if done.returncode:
-        raise _Problem(f"importing {module} alone fails: {(done.stderr.splitlines() or ['it ended'])[-1]}")
+        raise CheckFailure(f"importing {module} alone fails: {(done.stderr.splitlines() or ['it ended'])[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

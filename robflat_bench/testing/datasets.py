@@ -1,4 +1,4 @@
-"""What datasets promise, where a copy of them is here: nothing is downloaded."""
+"""What datasets promise, where a copy of the data is on this machine: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 
 from robflat_bench.core import Dataset, Source, UsageError
 from robflat_bench.registry.components import Component
-from robflat_bench.registry.registry import Registry
-from robflat_bench.testing.world import Skipped, expect, remembered
+from robflat_bench.testing.expectations import Skipped, deterministic, expect, remembered
 
 
 def _load(component: Component) -> tuple[Dataset, Source]:
@@ -20,53 +19,52 @@ def _load(component: Component) -> tuple[Dataset, Source]:
         raise Skipped(str(error)) from None
 
 
-@remembered
-def _loaded(component: Component, registry: Registry) -> tuple[Dataset, Source]:
-    return _load(component)
+_loaded = remembered(_load)
 
 
-def check_images(component: Component, registry: Registry) -> None:
+def check_images(component: Component) -> None:
     """Every pool has images uint8 [N,H,W,C], H = W."""
-    for name, pool in _loaded(component, registry)[1].pools.items():
+    for name, pool in _loaded(component)[1].pools.items():
         right = pool.x.dtype == np.uint8 and pool.x.ndim == 4 and pool.x.shape[1] == pool.x.shape[2]
         expect(right, f"'{name}' images are {pool.x.dtype} {pool.x.shape}, not uint8 [N,H,W,C] with H = W")
 
 
-def check_labels(component: Component, registry: Registry) -> None:
+def check_labels(component: Component) -> None:
     """Every image has one label, uint8 [N], below the number of classes."""
-    source = _loaded(component, registry)[1]
+    source = _loaded(component)[1]
     for name, pool in source.pools.items():
-        expect(pool.y.dtype == np.uint8 and pool.y.shape == pool.x.shape[:1], f"'{name}' labels are no uint8 [N]")
-        expect(int(pool.y.max()) < source.classes, f"a '{name}' label is beyond the {source.classes} classes")
+        expect(pool.y.dtype == np.uint8 and pool.y.shape == pool.x.shape[:1], f"'{name}' labels are not uint8 [N]")
+        expect(int(pool.y.max()) < source.classes, f"a '{name}' label is not below {source.classes}, the class count")
 
 
-def check_indices(component: Component, registry: Registry) -> None:
-    """Every image has a position of its own in its pool, int64 [N], not negative."""
-    for name, pool in _loaded(component, registry)[1].pools.items():
-        expect(
-            pool.index.dtype == np.int64 and pool.index.shape == pool.x.shape[:1], f"'{name}' has no int64 [N] index"
-        )
-        expect(len(np.unique(pool.index)) == len(pool.index), f"two '{name}' images have one position")
+def check_indices(component: Component) -> None:
+    """Every image has its own position in its pool, int64 [N], not negative."""
+    for name, pool in _loaded(component)[1].pools.items():
+        right = pool.index.dtype == np.int64 and pool.index.shape == pool.x.shape[:1]
+        expect(right, f"the '{name}' index is not int64 [N]")
+        expect(len(np.unique(pool.index)) == len(pool.index), f"two '{name}' images have the same position")
         expect(int(pool.index.min()) >= 0, f"a '{name}' position is negative")
 
 
-def check_canonical(component: Component, registry: Registry) -> None:
-    """A copy with one pixel or one label changed is not called canonical."""
-    dataset, source = _loaded(component, registry)
+def check_canonical(component: Component) -> None:
+    """It does not call a copy canonical in which one pixel or one label is changed."""
+    dataset, source = _loaded(component)
     for name, pool in source.pools.items():
         x, y = pool.x.copy(), pool.y.copy()
         x[0, 0, 0, 0] ^= 1
         y[0] = (y[0] + 1) % source.classes
         for what, other in (("pixel", replace(pool, x=x)), ("label", replace(pool, y=y))):
             changed = replace(source, pools={**source.pools, name: other})
-            expect(not dataset.canonical(changed), f"a copy with another '{name}' {what} is called canonical")
+            expect(not dataset.canonical(changed), f"it calls a copy with a changed '{name}' {what} canonical")
 
 
-def check_deterministic(component: Component, registry: Registry) -> None:
-    """Loaded twice, it is the same."""
-    one, other = (_load(component)[1].pools for _ in range(2))
-    pairs = [(getattr(one[name], part), getattr(other[name], part)) for name in one for part in ("x", "y", "index")]
-    expect(one.keys() == other.keys() and all(np.array_equal(a, b) for a, b in pairs), "two copies differ")
+def _equal(one: tuple[Dataset, Source], other: tuple[Dataset, Source]) -> bool:
+    pools, others = one[1].pools, other[1].pools
+    return pools.keys() == others.keys() and all(
+        np.array_equal(getattr(pools[name], part), getattr(others[name], part))
+        for name in pools
+        for part in ("x", "y", "index")
+    )
 
 
-CHECKS = (check_images, check_labels, check_indices, check_canonical, check_deterministic)
+check_deterministic = deterministic(_loaded, _load, _equal)

@@ -1,6 +1,6 @@
-"""The kit as pytest cases: one for each check of each component, a check that could not run skipped with its reason.
+"""The kit as pytest cases: one for each check of each component; a check that could not run is skipped with its reason.
 
-pytest is imported when a test module asks for it, so that the kit itself does without.
+pytest is imported only when a test module calls `parametrize_checks`: the kit itself needs no pytest.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.core import Kind, UsageError
+from robflat_bench.core import UsageError
 from robflat_bench.registry.plugins import normalized
-from robflat_bench.registry.registry import KINDS, Registry, discover
+from robflat_bench.registry.registry import KINDS, Offer, Registry, discover
+from robflat_bench.testing.expectations import Skipped
 from robflat_bench.testing.runner import Case, cases
-from robflat_bench.testing.world import Skipped
 
 
 @dataclass(frozen=True)
-class Test:
-    """A case whose skipping is pytest's."""
+class PytestCase:
+    """A case that reports Skipped as pytest's skip."""
 
-    __test__ = False  # for pytest: this is no test class
     case: Case
 
     def __str__(self) -> str:
@@ -37,28 +36,44 @@ class Test:
 
 
 def parametrize_checks(*wanted: str) -> Callable[[Any], Any]:
-    """Parametrizes a test with `check`, over every check of every component that is wanted:
+    """Parametrize a test with `check`, over every check of the wanted components.
 
-    a distribution ("my-package"), a one-file plugin ("my_plugin.py") or one component ("method:my-at"). UsageError
-    where that names none."""
+    Parameters
+    ----------
+    *wanted : str
+        Distributions ("my-package"), one-file plugins ("my_plugin.py") and components ("method:my-at").
+
+    Returns
+    -------
+    decorator
+        The test calls its argument `check`, without arguments.
+
+    Raises
+    ------
+    UsageError
+        No installed and enabled plugin or component has that name.
+    """
     import pytest
 
-    files = tuple(Path(text) for text in wanted if text.endswith(".py"))
-    registry = discover(files)
-    found = [case for text in wanted for kind, name in _chosen(registry, text) for case in cases(registry, kind, name)]
-    return pytest.mark.parametrize("check", [Test(case) for case in found], ids=str)
+    registry = discover(tuple(Path(text) for text in wanted if text.endswith(".py")))
+    found = [
+        PytestCase(case)
+        for text in wanted
+        for offer in _chosen(registry, text)
+        for case in cases(registry, offer.info.kind, offer.info.name)
+    ]
+    return pytest.mark.parametrize("check", found, ids=str)
 
 
-def _chosen(registry: Registry, text: str) -> list[tuple[Kind, str]]:
-    kind, _, name = text.partition(":")
-    offers = [offer for kind in KINDS for offer in registry.offers(kind)]
-    if text.endswith(".py"):
-        chosen = [offer for offer in offers if offer.provider.distribution == Path(text).name]
-    elif name:
-        chosen = [offer for offer in offers if offer.info.kind == kind and offer.info.name == name]
-    else:
-        chosen = [offer for offer in offers if offer.provider.distribution == normalized(text)]
+def _chosen(registry: Registry, text: str) -> list[Offer]:
+    distribution = Path(text).name if text.endswith(".py") else normalized(text)
+    chosen = [
+        offer
+        for kind in KINDS
+        for offer in registry.offers(kind)
+        if text == f"{kind}:{offer.info.name}" or offer.provider.distribution == distribution
+    ]
     if not chosen:
         broken = "".join(f"; {plugin}" for plugin in registry.plugins.broken)
         raise UsageError(f"no plugin or component '{text}' is installed and enabled{broken}")
-    return [(offer.info.kind, offer.info.name) for offer in chosen]
+    return chosen

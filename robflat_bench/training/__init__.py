@@ -1,1 +1,1 @@
-"""Training: the one loop, its schedule and optimizer tables, checkpoints and observers."""
+"""Training: the one loop, its inputs, the composition of method and modifiers, schedules and saved states."""

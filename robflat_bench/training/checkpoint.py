@@ -1,12 +1,13 @@
-"""Training states for resuming, as safetensors.
+"""Saved training states, from which an interrupted run resumes. They are safetensors files.
 
-Every file carries a digest of its tensors and state; a damaged one is passed over for the one before it.
+Each file carries a digest of its tensors and of its progress. A damaged file is skipped in favour of the one before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,46 @@ from robflat_bench.results.store import write_atomically
 
 KEPT_STATES = 2
 
+Tensors = dict[str, Tensor]
+
+
+def flattened(groups: Mapping[str, Mapping[str, Tensor]]) -> Tensors:
+    """One dictionary of all groups, with keys `<group>.<name>`."""
+    return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> dict[str, Tensors]:
+    """The groups of a flattened dictionary: keys are split at their first dot."""
+    groups: dict[str, Tensors] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = tensor
+    return dict(groups)
+
 
 class States:
-    """The last few training states of a run, newest first."""
+    """The newest `KEPT_STATES` saved states of a run, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-        """One more state after `step` steps; older ones beyond the kept number go."""
+        """Save the state after `step` updates, and delete all but the newest `KEPT_STATES`.
+
+        Parameters
+        ----------
+        step: updates done so far; names the file.
+        tensors: weights, optimizer and everything else that is a tensor.
+        state: progress as plain JSON values.
+        """
         text = json.dumps(state)
         metadata = {"state": text, "digest": _seal(tensors, text)}
         write_atomically(self.folder / f"state-{step:09d}.safetensors", packed(tensors, metadata))
         for path in self._files()[KEPT_STATES:]:
             path.unlink(missing_ok=True)
 
-    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest state that is whole, or None."""
+    def latest(self) -> tuple[Tensors, dict[str, Any]] | None:
+        """Tensors and progress of the newest undamaged file; None if there is none."""
         for path in self._files():
             try:
                 tensors, metadata = unpacked(path)

@@ -1,11 +1,14 @@
-"""A method and its modifiers as one: each joint in its declared order, and what survives an interruption."""
+"""A method and its modifiers acting as one: each joint in its declared order, and their state for resuming.
+
+`core.method` shows the order of a training step; the loop that takes these steps is `training.loop`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,6 @@ from torch.optim import Optimizer
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
 from robflat_bench.core import (
-    Attacker,
     Batch,
     InnerAttack,
     Joint,
@@ -29,25 +31,23 @@ from robflat_bench.core import (
 )
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
-
-
-def descend(loss: Loss, optimizer: Optimizer) -> Tensor:
-    """Plain backward and step; the loss's value."""
-    value = loss()
-    value.backward()
-    optimizer.step()
-    return value.detach()
+from robflat_bench.training.checkpoint import Tensors, flattened
 
 
 class Composition:
-    """A method wrapped by its modifiers; built anew for each run."""
+    """A method wrapped by its modifiers, built anew for each run.
+
+    Parameters
+    ----------
+    composed: the parsed text `method+modifier+...`.
+    """
 
     def __init__(self, composed: Composed) -> None:
-        self.method: Method = composed.method.build()
-        self.repeats = updates_per_batch(composed)
-        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}  # type: ignore[misc]
+        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}
         ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
+        self.method: Method = composed.method.build()
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
+        self.repeats = updates_per_batch(composed)
         self._joints = {name: info.joints for name, info in infos.items()}
 
     def at(self, joint: Joint) -> Iterator[Modifier]:
@@ -56,12 +56,13 @@ class Composition:
 
     @property
     def members(self) -> dict[str, TrainingComponent]:
-        """Everybody by the name under which their state is kept."""
+        """The method and the modifiers, by the names under which their state is saved."""
         return {"method": self.method, **self.modifiers}
 
     # ---- before the first step ----------------------------------------------------------------------------
 
     def setup(self, training: Training) -> None:
+        """Set up every member, once."""
         for member in self.members.values():
             member.setup(training)
 
@@ -71,20 +72,20 @@ class Composition:
         return {f"{owner}.part.{name}": part for owner, parts in owned for name, part in parts.items()}
 
     def parameters(self, model: nn.Module) -> Iterable[nn.Parameter]:
-        """Everything the optimizer moves: the model, then the parts."""
-        yield from model.parameters()
-        for part in self.parts().values():
-            yield from part.parameters()
+        """The parameters of the model, then those of the parts: everything that the optimizer moves."""
+        for module in (model, *self.parts().values()):
+            yield from module.parameters()
 
     # ---- one step -----------------------------------------------------------------------------------------
 
     def augment(self, images: Tensor, source: torch.Generator) -> Tensor:
+        """The images, uint8 [B,C,H,W], through every modifier at `augment`."""
         for modifier in self.at("augment"):
             images = modifier.augment(images, source)
         return images
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch as the loss and the attack see it."""
+        """The batch through every modifier at `batch`, then at `target`."""
         for modifier in self.at("batch"):
             batch = modifier.batch(batch)
         for modifier in self.at("target"):
@@ -92,25 +93,23 @@ class Composition:
         return batch
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        """x_adv: the method's attack, by way of the modifier that claims it."""
-        attack: Attacker = self.method.attack
-        for modifier in self.at("attack"):
-            attack = _around(modifier, attack)
-        return _shaped(attack(model, batch, inner), batch.x.shape, f"the attack of {type(self.method).__name__}")
+        """x_adv [B,C,H,W] of the method's attack, changed by the modifier at `attack` if there is one."""
+        claimant = next(self.at("attack"), None)
+        attack = partial(claimant.attack, self.method.attack) if claimant else self.method.attack
+        return _checked(attack(model, batch, inner), batch.x.shape, f"the attack of {type(self.method).__name__}")
 
     def update(self, model: nn.Module, batch: Batch, inner: InnerAttack, optimizer: Optimizer) -> float:
-        """Attack, loss, one update of the weights; the loss before it."""
-        model.train()
-        for part in self.parts().values():
-            part.train()
+        """Attack the batch and update the weights once; returns the loss before the update."""
+        parts = self.parts().values()
+        for module in (model, *parts):
+            module.train()
         x_adv = self.attack(model, batch, inner)
         terms = [(modifier, modifier.prepare(model, batch, inner)) for modifier in self.at("loss")]
 
         def loss(*, frozen: bool = False, keep: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-            still = frozen_statistics(model, *self.parts().values()) if frozen else nullcontext()
-            with still, fused(model):
+            with frozen_statistics(model, *parts) if frozen else nullcontext(), fused(model):
                 values = self.method.loss(model, batch, x_adv)
-                values = _shaped(values, batch.weight.shape, f"the loss of {type(self.method).__name__}")
+                values = _checked(values, batch.weight.shape, f"the loss of {type(self.method).__name__}")
                 if keep is not None:
                     values = keep(values.detach()) * values
                 value = weighted_mean(values, batch.weight)
@@ -123,53 +122,54 @@ class Composition:
             modifier.after_step(model)
         return float(value)
 
-    def evaluated(self, model: nn.Module, moment: Moment) -> dict[str, Tensor]:
-        """At the end of an epoch: the weights that stand for this run, copied."""
+    def evaluated(self, model: nn.Module, moment: Moment) -> Tensors:
+        """Copies of the weights to evaluate at the end of an epoch: the model's, or what a modifier makes of them."""
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         for modifier in self.at("model"):
             weights = modifier.model(model, weights, moment)
         return weights
 
-    # ---- what survives an interruption --------------------------------------------------------------------
+    # ---- state for resuming -------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Tensor]:
-        tensors = {
-            f"{owner}.state.{name}": tensor
-            for owner, member in self.members.items()
-            for name, tensor in member.state_dict().items()
-        }
-        for owner, part in self.parts().items():
-            tensors |= {f"{owner}.{name}": tensor for name, tensor in part.state_dict().items()}
-        return tensors
+    def state_dict(self) -> Tensors:
+        """`<member>.state.<name>` and `<member>.part.<name>.<tensor>`: everything a resumed run needs."""
+        states = {f"{owner}.state": member.state_dict() for owner, member in self.members.items()}
+        return flattened(states | {owner: part.state_dict() for owner, part in self.parts().items()})
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore members and parts, after `setup`."""
         for owner, member in self.members.items():
             member.load_state_dict(_below(f"{owner}.state.", tensors))
         for owner, part in self.parts().items():
             part.load_state_dict(_below(f"{owner}.", tensors))
 
 
+def descend(loss: Loss, optimizer: Optimizer) -> Tensor:
+    """Plain backward pass and optimizer step; returns the loss."""
+    value = loss()
+    value.backward()
+    optimizer.step()
+    return value.detach()
+
+
 class WrongShape(RunFailed):
-    """Of a loss or of adversarial examples."""
+    """A component returned a loss or adversarial examples of the wrong shape."""
 
 
-def _shaped(tensor: Tensor, shape: torch.Size, what: str) -> Tensor:
-    """Itself; WrongShape for another one, which broadcasting would take for something else in silence."""
+def _checked(tensor: Tensor, shape: torch.Size, what: str) -> Tensor:
+    """The tensor itself; raises WrongShape if its shape differs, because broadcasting would hide the mistake."""
     if tensor.shape != shape:
         raise WrongShape(
-            f"{what} has shape {tuple(tensor.shape)}, not {tuple(shape)}; `robflat-bench plugin check` looks for more"
+            f"{what} has shape {tuple(tensor.shape)} instead of {tuple(shape)}. "
+            "Find further mistakes with `robflat-bench plugin check`"
         )
     return tensor
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """sum_i weight_i v_i / sum_i weight_i of [B] and [B]."""
+    """sum_i weight_i v_i / sum_i weight_i, for values [B] and weights [B]."""
     return (weight * values).sum() / weight.sum()
 
 
-def _around(modifier: Modifier, attack: Attacker) -> Attacker:
-    return lambda model, batch, inner: modifier.attack(attack, model, batch, inner)
-
-
-def _below(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

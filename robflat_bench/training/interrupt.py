@@ -1,15 +1,18 @@
-"""Ctrl-C between two steps, never within one: a half-applied update must not be saved."""
+"""Ctrl-C takes effect between two updates: a half-applied update must not be saved."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
 class Interrupt:
-    """Within this context the first Ctrl-C only sets `requested`; a second one interrupts at once."""
+    """A context in which the first Ctrl-C only sets `requested`. A second Ctrl-C interrupts at once.
+
+    Outside the main thread, where Python delivers no signals, the context does nothing.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -20,9 +23,7 @@ class Interrupt:
             self._previous = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 

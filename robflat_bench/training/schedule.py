@@ -1,111 +1,66 @@
-"""Optimizers and learning-rate schedules of a recipe: torch's own, stepped once per batch."""
+"""Optimizers and learning-rate schedules of a recipe. All are torch's own; a schedule advances once per update."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    CyclicLR,
-    LRScheduler,
-    MultiStepLR,
-    OneCycleLR,
-)
+from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
-from robflat_bench.config import recipe as recipes
 from robflat_bench.config.recipe import (
-    AdamParams,
-    AdamWParams,
+    OPTIMIZERS,
+    SCHEDULES,
     CosineParams,
     CyclicParams,
     OneCycleParams,
     PiecewiseParams,
     Recipe,
-    SGDParams,
     named,
 )
 
 
-def _sgd(parameters: Iterable[nn.Parameter], recipe: Recipe, params: SGDParams) -> Optimizer:
-    return SGD(
-        parameters,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        momentum=params.momentum,
-        nesterov=params.nesterov,
-    )
-
-
-def _adam(parameters: Iterable[nn.Parameter], recipe: Recipe, params: AdamParams) -> Optimizer:
-    family = AdamW if isinstance(params, AdamWParams) else Adam
-    return family(
-        parameters,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        betas=(params.beta1, params.beta2),
-    )
-
-
-def _constant(optimizer: Optimizer, recipe: Recipe, steps: int, params: Any) -> LRScheduler:
-    return ConstantLR(optimizer, factor=1.0)
-
-
-def _piecewise(optimizer: Optimizer, recipe: Recipe, steps: int, params: PiecewiseParams) -> LRScheduler:
-    return MultiStepLR(optimizer, [round(drop * steps) for drop in params.drops], params.factor)
-
-
-def _one_cycle(optimizer: Optimizer, recipe: Recipe, steps: int, params: OneCycleParams) -> LRScheduler:
-    return OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=steps + 1,  # torch refuses the step after the last one, and we step after every batch
-        pct_start=params.rise,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
-
-
-def _cyclic(optimizer: Optimizer, recipe: Recipe, steps: int, params: CyclicParams) -> LRScheduler:
-    half: Any = steps / params.cycles / 2  # a fraction, where torch declares an int, lets the last step end at 0
-    return CyclicLR(optimizer, 0.0, recipe.learning_rate, half, half, cycle_momentum=False)
-
-
-def _cosine(optimizer: Optimizer, recipe: Recipe, steps: int, params: CosineParams) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, steps, params.final * recipe.learning_rate)
-
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": _sgd, "adam": _adam, "adamw": _adam}
-SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
-    "constant": _constant,
-    "piecewise": _piecewise,
-    "one-cycle": _one_cycle,
-    "cyclic": _cyclic,
-    "cosine": _cosine,
-}
-
-
 def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The recipe's optimizer over these parameters."""
-    name, params = named(recipes.OPTIMIZERS, "optimizer", recipe.optimizer)
-    return OPTIMIZERS[name](parameters, recipe, params)
+    """The recipe's optimizer for these parameters."""
+    name, params = named(OPTIMIZERS, "optimizer", recipe.optimizer)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if name == "sgd":
+        return SGD(parameters, rate, weight_decay=decay, momentum=params.momentum, nesterov=params.nesterov)
+    adam = AdamW if name == "adamw" else Adam
+    return adam(parameters, rate, weight_decay=decay, betas=(params.beta1, params.beta2))
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, done: int) -> LRScheduler:
-    """The recipe's schedule over `steps` batches, advanced by `done` (replaying it is exact and cheap)."""
-    name, params = named(recipes.SCHEDULES, "schedule", recipe.schedule)
-    schedule = SCHEDULES[name](optimizer, recipe, steps, params)
+    """The recipe's schedule over `steps` updates, advanced by `done` of them. Replaying them is exact and cheap."""
+    schedule = _schedule(recipe, optimizer, steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # stepping before the optimizer is what a replay does
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of a schedule that advances before the optimizer
         for _ in range(done):
             schedule.step()
     return schedule
 
 
+def _schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
+    _, params = named(SCHEDULES, "schedule", recipe.schedule)
+    rate = recipe.learning_rate
+    match params:
+        case PiecewiseParams(drops=drops, factor=factor):
+            return lr_scheduler.MultiStepLR(optimizer, [round(drop * steps) for drop in drops], factor)
+        case OneCycleParams(rise=rise):
+            # One step more than there are: torch refuses to advance after the last step, and the loop does so.
+            return lr_scheduler.OneCycleLR(
+                optimizer, rate, steps + 1, pct_start=rise, anneal_strategy="linear", cycle_momentum=False
+            )
+        case CyclicParams(cycles=cycles):
+            half: Any = steps / cycles / 2  # torch declares an int, but only a fraction lets the last step end at 0
+            return lr_scheduler.CyclicLR(optimizer, 0.0, rate, half, half, cycle_momentum=False)
+        case CosineParams(final=final):
+            return lr_scheduler.CosineAnnealingLR(optimizer, steps, final * rate)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
 def learning_rate(optimizer: Optimizer) -> float:
-    """The rate of the first group."""
+    """The current learning rate of the first parameter group."""
     return float(optimizer.param_groups[0]["lr"])

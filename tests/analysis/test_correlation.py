@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from robflat_bench.analysis.correlation import STATISTICS, Model, Statistic, statistics
+from robflat_bench.analysis.correlation import STATISTICS, Statistic, statistics
+from robflat_bench.analysis.models import Model
 
 OF_PAIRS = ("granulated-kendall", "sign-error-mean", "sign-error-worst")
 OF_AXES = (*OF_PAIRS, "conditional-mutual-information")

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import TypeAdapter
 from scipy import stats
 
 from robflat_bench.analysis.statistics import (
     Comparison,
     Estimate,
     McNemar,
+    Place,
     compare,
     crossed,
     holm,
@@ -28,8 +30,7 @@ from robflat_bench.analysis.statistics import (
     over_seeds,
     places,
 )
-from robflat_bench.leaderboard.model import Place as BoardPlace
-from robflat_bench.leaderboard.model import Value
+from robflat_bench.leaderboard.model import RowValue
 
 Table = np.ndarray[Any, Any]
 
@@ -122,10 +123,10 @@ def test_an_interval_of_errors_ends_where_errors_end():
 
 
 def test_values_and_places_are_what_a_board_holds():
-    """The board's Value and Place take them field by field."""
+    """The board's RowValue takes an estimate field by field; its places are these places."""
     table = np.random.default_rng(0).random((3, 20)) < 0.5
-    Value(**asdict(crossed(table)))
-    BoardPlace(**asdict(places([table])[0]))
+    RowValue(**asdict(crossed(table)))
+    TypeAdapter(Place).validate_python(asdict(places([table])[0]))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_p_is_at_most_five_percent_where_the_interval_has_no_zero(a, data):
     assert (there.p, there.low) == (back.p, -back.high)
 
 
-def test_seed_means_that_agree_by_chance_tell_no_equal_methods_apart():
+def test_seed_means_that_agree_by_chance_make_no_difference_significant():
     """A test's seed part is never below what the residual makes of it: here networks make one error, or two, each on
     examples of its own."""
     a, b = np.eye(3, 60, dtype=bool), np.eye(3, 60, k=10, dtype=bool) | np.eye(3, 60, k=20, dtype=bool)
@@ -195,7 +196,7 @@ def test_seed_means_that_agree_by_chance_tell_no_equal_methods_apart():
     assert compare(a, b).p > 0.05
 
 
-def test_what_never_varies_is_certain():
+def test_methods_without_variance_are_equal_or_surely_different():
     """No variance at all: equal is equal, and different is different."""
     one, two = np.full(3, 1.0), np.full(3, 2.0)
     assert compare(one, one).p == 1
@@ -215,7 +216,7 @@ def test_networks_are_compared_by_the_exact_test_of_mcnemar(a, data):
         assert network == McNemar(only_a, only_b, pytest.approx(p))
 
 
-def test_one_network_is_no_method():
+def test_one_seed_has_no_test_of_methods():
     """With one seed on either side, networks are compared and methods are not; losses have no McNemar."""
     a, b = np.array([[True, True, False]]), np.zeros((3, 3), bool)
     assert compare(a, b) == Comparison(2 / 3, None, None, None, None, (McNemar(2, 0, 0.5),))
@@ -266,7 +267,7 @@ def verdicts(draw: Any) -> tuple[list[int], Table]:
 
 
 @given(verdicts())
-def test_rows_share_a_letter_if_and_only_if_they_are_not_told_apart(case):
+def test_rows_share_a_letter_if_and_only_if_their_difference_is_not_significant(case):
     """Ties drawn as overlapping letters (compact letter display), not as a partition; the best row has the first."""
     order, different = case
     found = letters(order, different)
@@ -328,7 +329,7 @@ def test_permuting_methods_changes_nothing():
         assert places([tables[m] for m in order]) == [before[m] for m in order]
 
 
-def test_letters_of_a_tie_do_not_hang_on_who_was_entered_first():
+def test_letters_of_a_tie_do_not_depend_on_the_order_of_entry():
     """Permuting methods changes nothing: x and y tie, each told from its own worse copy and not from the other's."""
     x, y = np.arange(400) % 2 == 0, np.arange(400) % 4 < 2
     of_x, of_y = x.copy(), y.copy()
@@ -378,11 +379,12 @@ def test_seeds_are_resampled_within_each_method():
 
 def test_draws_have_the_moments_of_the_bootstrap():
     """Over draws a mean varies by (S - 1) / S of its seeds' share and (n - 1) / n of its examples'."""
-    from robflat_bench.analysis.statistics import _bootstrap, _Outcomes
+    from robflat_bench.analysis.statistics import _bootstrap
+    from robflat_bench.analysis.variance import CrossedTable
 
     source = np.random.default_rng(0)
     table = source.standard_normal((4, 50)) * 0.01 + source.standard_normal(50) + source.standard_normal((4, 1))
-    draws = _bootstrap([_Outcomes(table)], 4000)[0]
+    draws = _bootstrap([CrossedTable(table)], 4000)[0]
     assert draws.mean() == pytest.approx(table.mean(), abs=0.03)
     assert draws.var() == pytest.approx(table.mean(1).var() / 4 + table.mean(0).var() / 50, rel=0.1)
 
@@ -476,7 +478,7 @@ LEAGUES: dict[str, Callable[[np.random.Generator, float], list[Table]]] = {
 )
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("kind", LEAGUES)
-def test_equal_methods_are_not_told_apart(kind, noise, leagues, most, record_property):
+def test_equal_methods_do_not_differ_significantly(kind, noise, leagues, most, record_property):
     """Equal methods are declared different pairwise in at most 6 % of 2,000 leagues."""
     source = np.random.default_rng(0)
     wrong = sum(
@@ -487,13 +489,13 @@ def test_equal_methods_are_not_told_apart(kind, noise, leagues, most, record_pro
     assert wrong / leagues <= most
 
 
-def test_different_methods_are_told_apart():
+def test_clearly_different_methods_differ_significantly():
     """Letters must be able to differ: five seeds, errors of 16 % and 50 %."""
     tables = league(methods=4, seeds=5, n=1000, step=0.3)
     assert [place.letters for place in places(tables)] == ["a", "b", "c", "d"]
 
 
-def test_looking_costs_no_scipy():
+def test_importing_the_statistics_loads_no_scipy():
     """scipy, 0.9 s, is imported where a quantile is asked for."""
     code = "import sys, robflat_bench.analysis.statistics; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -485,7 +485,7 @@ def test_models_that_do_not_exist(command, tiny, tmp_path, model, says):
         (["--measure", "average-case(draws=0)"], "'draws' = 0"),
         (["--attack", "fgsm", "--examples", "31"], "has 30 test examples"),
         (["--examples", "20"], "apply to chosen attacks"),
-        (["--protocol", "digits-linf"], "name its file with --protocol"),
+        (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],
 )
 def test_evaluations_that_cannot_be(finished, command, tiny, options, says):
@@ -534,7 +534,7 @@ def test_doctor_finds_an_unwritable_store(command):
         (["--method", "trades("], "brackets or quotes do not match"),
         (["--method", "at+aw"], "unknown modifier 'aw'; did you mean 'awp'?"),
         (["--method", "at+awp(gama=0.1)"], "modifier awp: unknown key 'gama'; did you mean 'gamma'?"),
-        (["--method", "at+awp+sam"], "awp and sam each claim the backward of a step, which admits one"),
+        (["--method", "at+awp+sam"], "awp and sam both replace the backward of a training step"),
         (["--method", "at+ema+ema"], "ema is given twice"),
         (["--method", "ema+at"], "ema is a modifier; write METHOD+MODIFIER"),
         (["--method", "at+trades"], "trades is a method; write METHOD+MODIFIER"),

@@ -22,6 +22,8 @@ with lazy_imports():
     from torch.nn import functional as F
     from torch.nn.utils import parametrize
 
+    from .helper import CLASSES, halves
+
 INFO = MeasureInfo("weights", "number of weights", f"{__name__}:Weights")
 
 
@@ -29,8 +31,19 @@ class Weights(Measure):
     def measure(self, model, examples, workspace):
         weights = [p for p in model.parameters() if isinstance(p, Tensor)]
         assert F.relu(torch.zeros(())) == 0 and isinstance(model, nn.Module) and not parametrize.is_parametrized(model)
+        assert [kind for kind in CLASSES if kind in CLASSES] == [nn.Linear] and halves(2) == 1
         return Measurement(float(sum(p.numel() for p in weights)), None, 0)
 '''
+
+HELPER = """
+import torch
+
+CLASSES = {torch.nn.Linear: 1}
+
+
+def halves(number):
+    return number // 2
+"""
 
 PROGRAM = """
 import json, sys
@@ -53,7 +66,7 @@ def package(tmp_path):
     (family.parent / "__init__.py").touch()
     (family / "__init__.py").touch()
     (family / "weights.py").write_text(COMPONENT)
-    (family / "helper.py").write_text("import torch\n")
+    (family / "helper.py").write_text(HELPER)
     return tmp_path
 
 
@@ -62,6 +75,16 @@ def test_a_row_is_read_without_torch_and_its_lazy_imports_are_real_once_used(pac
         [sys.executable, "-c", PROGRAM], env=child_environment(package), capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == ["weights", False, 8.0, True]
+
+
+@pytest.mark.parametrize("line", ["import torch.nn", "import torch.nn.functional as F", "from torch import *"])
+def test_import_that_cannot_be_delayed_is_an_error_that_says_what_to_write(package, child_environment, line):
+    text = COMPONENT.replace("    import torch\n", f"    {line}\n")
+    (package / "components" / "family" / "weights.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=child_environment(package), capture_output=True, text=True, check=False
+    )
+    assert "cannot be delayed; write `from PACKAGE import NAME`" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from robflat_bench.core import Params, Pool, Source, UsageError
-from robflat_bench.data import cifar10
+from robflat_bench.data import batches, parquet
 from robflat_bench.data.cifar10 import Cifar10
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -92,7 +92,7 @@ def write_batches(folder, monkeypatch, contents=None, rows=4):
     `contents` replaces files by name. Returns x and y of all training images."""
     folder.mkdir(parents=True)
     table, x, y = {}, [], []
-    for number, (split, files) in enumerate(cifar10.BATCH_MD5.items()):
+    for number, (split, files) in enumerate(batches.MD5.items()):
         table[split] = {}
         for k, name in enumerate(files):
             data, labels = (
@@ -106,7 +106,7 @@ def write_batches(folder, monkeypatch, contents=None, rows=4):
             if split == "train":
                 x.append(data)
                 y += labels
-    monkeypatch.setattr(cifar10, "BATCH_MD5", table)
+    monkeypatch.setattr(batches, "MD5", table)
     return np.concatenate(x), y
 
 
@@ -173,7 +173,7 @@ def test_copies_are_found_two_folders_deep_fullest_first(tmp_path):
 
 def test_listing_decodes_nothing(tmp_path, monkeypatch):
     write_copy(tmp_path)
-    monkeypatch.setattr(cifar10, "decode_image", None)
+    monkeypatch.setattr(parquet, "decode_image", None)
     assert len(sources(tmp_path)) == 1
 
 
@@ -323,11 +323,11 @@ def test_same_position_in_two_shards(tmp_path):
 
 def test_limits_hold_before_decoding(tmp_path, monkeypatch):
     write_copy(tmp_path)
-    monkeypatch.setattr(cifar10, "decode_image", None)
-    monkeypatch.setattr(cifar10, "SIZES", {"train": 4, "test": 3})
+    monkeypatch.setattr(parquet, "decode_image", None)
+    monkeypatch.setattr(parquet, "SIZES", {"train": 4, "test": 3})
     assert "5 images, more than CIFAR-10 has" in refusal(tmp_path)
-    monkeypatch.setattr(cifar10, "SIZES", {"train": 5, "test": 3})
-    monkeypatch.setattr(cifar10, "MAX_FILE_BYTES", 1_000)
+    monkeypatch.setattr(parquet, "SIZES", {"train": 5, "test": 3})
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1_000)
     assert "more than the 1,000 it may have" in refusal(tmp_path)
 
 
@@ -335,7 +335,7 @@ def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
     write_copy(tmp_path)
     zeros = [bytes(100_000 + i) for i in range(20)]
     write_parquet(tmp_path / "train-0.parquet", zeros, [1] * 20)
-    monkeypatch.setattr(cifar10, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1_000_000)
     assert (tmp_path / "train-0.parquet").stat().st_size < 1_000_000
     assert "unpacks to more than 1,000,000 bytes" in refusal(tmp_path)
 
@@ -366,7 +366,7 @@ def test_batches_precede_parquet(tmp_path, monkeypatch):
 
 
 def test_published_md5_are_of_full_length():
-    digests = [md5 for files in cifar10.BATCH_MD5.values() for md5 in files.values()]
+    digests = [md5 for files in batches.MD5.values() for md5 in files.values()]
     assert len(set(digests)) == 6
     assert {len(bytes.fromhex(md5)) for md5 in digests} == {16}
 
@@ -377,8 +377,8 @@ def test_wrong_md5_is_never_unpickled(tmp_path, monkeypatch):
     with (folder / "data_batch_3").open("ab") as file:
         file.write(b"\n")
     opened = []
-    monkeypatch.setattr(cifar10._ArraysOnly, "load", lambda self: opened.append(self))
-    monkeypatch.setitem(cifar10.BATCH_MD5["train"], "data_batch_1", "0" * 32)
+    monkeypatch.setattr(batches._ArraysOnly, "load", lambda self: opened.append(self))
+    monkeypatch.setitem(batches.MD5["train"], "data_batch_1", "0" * 32)
     message = refusal(tmp_path)
     assert f"{folder / 'data_batch_1'}: its MD5 is not the published one" in message
     assert not opened
@@ -445,7 +445,7 @@ def test_bad_batch_is_refused(tmp_path, monkeypatch, case):
 
 def test_missing_and_oversized_batch(tmp_path, monkeypatch):
     write_batches(tmp_path / "batches", monkeypatch)
-    monkeypatch.setattr(cifar10, "MAX_BATCH_BYTES", 100)
+    monkeypatch.setattr(batches, "MAX_BYTES", 100)
     assert "more than the 100 it may have" in refusal(tmp_path)
     (tmp_path / "batches" / "data_batch_1").unlink()
     assert "data_batch_1: No such file" in refusal(tmp_path)
@@ -470,7 +470,7 @@ def test_cache_hit_is_identical_and_decodes_nothing(tmp_path, monkeypatch, surro
     first = load(tmp_path)
     assert len(list(surroundings.glob("cifar10-*.npz"))) == 2
     assert not list(surroundings.glob(".tmp-*"))
-    monkeypatch.setattr(cifar10, "decode_image", None)
+    monkeypatch.setattr(parquet, "decode_image", None)
     assert equal(load(tmp_path), first)
 
 
@@ -510,7 +510,7 @@ def test_damaged_cache_is_ignored_and_replaced(tmp_path, monkeypatch, surroundin
         DAMAGE[case](path)
     assert equal(load(tmp_path), first)
     assert not list(surroundings.glob("*.executed"))
-    monkeypatch.setattr(cifar10, "decode_image", None)
+    monkeypatch.setattr(parquet, "decode_image", None)
     assert equal(load(tmp_path), first)
 
 

@@ -1,6 +1,6 @@
-"""What pages say of records and code is what these say: tables of measures, hooks, the api, keys of TOML files.
+"""The pages agree with records and code: the table of measures, hooks, names of the api, checks, keys of TOML files.
 
-Write what is generated anew, after new records or hooks:    uv run python tests/docs/test_docs.py
+After new records, hooks or docstrings, generate the pages again:    uv run python tests/docs/test_docs.py
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.testing import CHECKS
 
 DOCS = Path(__file__).parents[2] / "docs"
+REFERENCE = DOCS / "reference"
 MEASURES = DOCS / "measures.md"
+LONGEST = 150
+"""Lines of a page written by hand."""
 HEAD = "| measure | coupling | AT | TRADES | n | s | image passes |\n|---|---|---|---|---|---|---|\n"
 
 
 def results(name: str) -> dict[str, Any]:
-    """Of every measure, from the evaluation record of one network."""
+    """Measure -> its result, from the evaluation record of one network."""
     (result,) = json.loads((DOCS / "measures" / f"{name}.json").read_text())["results"].values()
     return result["measures"]
 
@@ -51,7 +54,7 @@ def written(found: dict[str, Any]) -> str:
 
 
 def table(registry: Registry) -> str:
-    """A row for each measure and coupling; seconds and passes are those of the second network."""
+    """A row for each measure and coupling; seconds and passes were counted on the second network."""
     at, trades = results("at"), results("trades")
     assert at.keys() == trades.keys()
     lines = []
@@ -64,7 +67,7 @@ def table(registry: Registry) -> str:
     return HEAD + "".join(lines)
 
 
-def test_the_table_of_measures_is_that_of_its_records(registry):
+def test_the_table_of_measures_agrees_with_its_records(registry):
     assert table(registry) in MEASURES.read_text("utf-8")
 
 
@@ -74,17 +77,19 @@ def test_every_measure_is_in_the_table(registry):
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_what_a_page_shows_is_there(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        if not target.startswith("https://"):
-            assert (page.parent / target).is_file(), target
+def test_a_page_is_short(page):
+    assert len(page.read_text("utf-8").splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("kind", ["method", "modifier"])
+def test_every_method_and_modifier_is_named(registry, kind):
+    text = (DOCS / "methods.md").read_text("utf-8")
+    assert not [name for name in registry.names(kind) if f"`{name}`" not in text]
 
 
 # ---------------------------------------------------------------------------------------------------------
-# plugins.md: written from the code
+# reference/: hooks, api and conformance kit are written from the code
 # ---------------------------------------------------------------------------------------------------------
-
-PLUGINS = DOCS / "plugins.md"
 
 
 def hooks() -> str:
@@ -97,15 +102,30 @@ def hooks() -> str:
             assert node.returns
             text, _, example = (ast.get_docstring(node) or "").partition("\n\nExample::\n\n")
             signature = f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
-            heading = f"#### `{node.name}`\n\n```python\n{signature}\n```\n\n{text}"
-            parts[node.lineno] = f"{heading}\n\n{textwrap.indent(inspect.cleandoc(example), '    ')}\n\n"
+            shown = textwrap.indent(inspect.cleandoc(example), "    ")
+            parts[node.lineno] = f"### `{node.name}`\n\n```python\n{signature}\n```\n\n{_markdown(text)}\n\n{shown}\n\n"
     return "".join(part for _, part in sorted(parts.items()))
 
 
+def _markdown(docstring: str) -> str:
+    """A docstring with numpydoc's sections as bold titles and their entries as lists."""
+    head, *sections = re.split(r"(?m)^([A-Z]\w+)\n-{3,}\n", docstring)
+    parts = [head]
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        entries = re.sub(r"(?m)^(\S.*)\n((?: {4,}.*\n?)+)", _entry, body)
+        parts.append(f"**{title}**\n\n{entries.strip()}\n\n")
+    return "".join(parts).strip()
+
+
+def _entry(found: re.Match[str]) -> str:
+    name, _, kind = found[1].partition(" : ")
+    return f"- `{name}`{f' ({kind})' if kind else ''}: {' '.join(found[2].split())}\n"
+
+
 def _group(banner: str) -> str:
-    """The lines of a comment as a heading and what is said below it."""
+    """The lines of a comment as a heading and the text below it."""
     title, about = re.fullmatch(r"([\w ]+)[:.]?\s*(.*)", re.sub(r"(?m)^# ", "", banner).strip(), re.DOTALL).groups()  # type: ignore[union-attr]
-    return f"### {title}\n\n" + (f"{about[0].upper()}{about[1:]}\n\n" if about else "")
+    return f"## {title}\n\n" + (f"{about[0].upper()}{about[1:]}\n\n" if about else "")
 
 
 def names() -> str:
@@ -133,44 +153,50 @@ def _constants(module: Any) -> dict[str, str]:
 
 
 def checks() -> str:
-    """Every check of the kit with what it promises: those of all kinds first, then what each kind has beside them."""
+    """Every check of the kit with its docstring: the checks of all kinds first, then those of each kind."""
     common = [check for check in CHECKS["method"] if all(check in others for others in CHECKS.values())]
     parts = {"Every component": common}
     parts |= {kind.capitalize(): [c for c in found if c not in common] for kind, found in CHECKS.items()}
-    return "".join(f"**{title}**\n\n{''.join(map(_promise, found))}\n" for title, found in parts.items())
+    return "".join(f"## {title}\n\n{''.join(map(_promise, found))}\n" for title, found in parts.items())
 
 
 def _promise(check: Any) -> str:
     return f"- `{check.__name__.removeprefix('check_')}`: {' '.join((inspect.getdoc(check) or '').split())}\n"
 
 
-GENERATED = {"hooks": hooks, "api": names, "checks": checks}
+GENERATED = {"hooks": hooks, "api": names, "conformance-kit": checks}
+"""Page of the reference -> what stands between its markers."""
 
 
-def with_generated(text: str) -> str:
-    """The page with what is between its markers written anew."""
-    for name, write in GENERATED.items():
-        marked = rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(marked, lambda found, write=write: f"{found[1]}\n{write().strip()}\n\n{found[2]}", text)  # type: ignore[misc]
-        assert count == 1, name
+def generated(name: str) -> str:
+    """The page with the text between its markers written from the code."""
+    text, count = re.subn(
+        r"(?s)(<!-- generated -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}\n{GENERATED[name]().strip()}\n\n{found[2]}",
+        _page(name),
+    )
+    assert count == 1, name
     return text
 
 
-def test_the_page_of_plugins_is_that_of_the_code():
-    text = PLUGINS.read_text("utf-8")
-    assert with_generated(text) == text, "write it anew: uv run python tests/docs/test_docs.py"
+def _page(name: str) -> str:
+    return (REFERENCE / f"{name}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_generated_page_agrees_with_the_code(name):
+    assert generated(name) == _page(name), "generate it again: uv run python tests/docs/test_docs.py"
 
 
 def test_every_hook_and_every_name_is_there():
-    """Beside the generated page: that the generator leaves none out."""
-    text = PLUGINS.read_text("utf-8")
+    """The generator leaves none out."""
     specified = {name for name, value in vars(hookspecs).items() if hasattr(value, "robflat_bench_spec")}
-    assert specified == set(re.findall(r"^#### `(\w+)`$", text, re.MULTILINE))
-    assert set(api.__all__) == set(re.findall(r"^\| `(\w+)` \| .+ \|$", text, re.MULTILINE))
+    assert specified == set(re.findall(r"^### `(\w+)`$", _page("hooks"), re.MULTILINE))
+    assert set(api.__all__) == set(re.findall(r"^\| `(\w+)` \| .+ \|$", _page("api"), re.MULTILINE))
 
 
 # ---------------------------------------------------------------------------------------------------------
-# protocol-and-rules.md, glossary.md: written by hand, complete
+# reference/protocol-keys.md, glossary.md: written by hand, complete
 # ---------------------------------------------------------------------------------------------------------
 
 KEYS = "| key | default | what it is |\n|---|---|---|\n"
@@ -187,7 +213,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     study.Study,
     study.Group,
 )
-"""Of the tables of keys, in the page's order."""
+"""The models whose keys the page explains, in its order."""
 
 
 def keys(model: type[BaseModel]) -> dict[str, str]:
@@ -203,7 +229,7 @@ def keys(model: type[BaseModel]) -> dict[str, str]:
 
 
 def test_every_key_of_a_protocol_and_a_study_is_explained():
-    tables = (DOCS / "protocol-and-rules.md").read_text("utf-8").split(KEYS)[1:]
+    tables = _page("protocol-keys").split(KEYS)[1:]
     for model, text in zip(MODELS, tables, strict=True):
         rows = text.partition("\n\n")[0]
         assert dict(re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", rows, re.MULTILINE)) == keys(model), model
@@ -216,7 +242,8 @@ def test_the_glossary_is_in_order():
 
 
 if __name__ == "__main__":
-    PLUGINS.write_text(with_generated(PLUGINS.read_text("utf-8")), "utf-8")
+    for name in GENERATED:
+        (REFERENCE / f"{name}.md").write_text(generated(name), "utf-8")
     page = MEASURES.read_text("utf-8")
     body = re.escape(HEAD) + r"(?:\|.*\n)*"
     MEASURES.write_text(re.sub(body, lambda _: table(discover()), page), "utf-8")

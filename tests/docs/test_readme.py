@@ -1,47 +1,66 @@
-"""The README tells the truth: its commands are understood, its plugin passes the kit, it names every component."""
+"""The README tells the truth: its commands are understood, its code runs, its numbers are in committed records."""
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.commands import REPOSITORY
 
 from robflat_bench.registry.registry import discover
 from robflat_bench.testing import run_checks
 
-REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = [
     shlex.split(line.partition("#")[0])
     for line in re.findall(r"^    (?:.*&& )?uv run robflat-bench (.*)$", README, re.MULTILINE)
 ]
-PLUGIN = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)  # type: ignore[union-attr]
+PLUGIN, SCRIPT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+FIGURES = REPOSITORY / "docs" / "figures"
+
+
+@pytest.fixture(scope="module")
+def board():
+    """The committed board that the README shows."""
+    boards = json.loads((REPOSITORY / "leaderboard" / "board.json").read_text("utf-8"))["boards"]
+    return next(board for board in boards if board["id"] == "digits-linf")
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty folder with the README's plugin and a study in it."""
+    """An empty folder with the README's plugin and weights of the default protocol's network in it."""
+    from safetensors.torch import save_file
+
+    from robflat_bench.core import ImageShape
+    from robflat_bench.registry.components import resolve
+
     monkeypatch.chdir(tmp_path)
     Path("my_at.py").write_text(PLUGIN)
-    Path("my-study.toml").write_text(
-        'name="my"\nversion="1.0"\nsummary="-"\nprotocol="digits-linf"\n[[groups]]\ntitle="one"\nmethods=["at"]\n'
-    )
+    network = resolve(discover(), "backbone", "resnet8(width=8)")
+    shape = ImageShape(channels=1, size=8, classes=10, mean=(0.5,), std=(0.5,))
+    save_file(network.build(shape, "relu").state_dict(), "weights.safetensors")
     return tmp_path
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_commands_are_understood(command, place, arguments):
-    """Runs and sweeps are planned only; the leaderboard is a copy of the committed one, as large as it is."""
+    """Runs are planned only; the leaderboard is a copy of the committed one, as large as it is."""
     if arguments[0] == "leaderboard":
         shutil.copytree(REPOSITORY / "leaderboard", place / "leaderboard")
-    if arguments[0] in ("run", "sweep"):
+    if arguments[0] == "run":
         arguments = [*arguments, "--plan"]
     done = command(*arguments)
-    if "../shared/data" in arguments:
-        assert "CIFAR-10 not found" in done.err, "no data lies beside this folder, and nothing is downloaded here"
+    if "DIR" in arguments:
+        assert "CIFAR-10 not found" in done.err, "no data lies there, and nothing is downloaded here"
     elif "RUN" in arguments:
         assert "'RUN' is no run" in done.err
     else:
@@ -49,9 +68,17 @@ def test_commands_are_understood(command, place, arguments):
 
 
 def test_there_are_commands_of_every_kind():
-    assert {arguments[0] for arguments in COMMANDS} >= {
-        *("run", "sweep", "evaluate", "list", "info", "results", "doctor", "experiment", "landscape", "leaderboard")
-    }
+    """The other commands are on the pages of docs/, whose tests type them."""
+    assert {arguments[0] for arguments in COMMANDS} >= {"run", "evaluate", "plugin", "leaderboard"}
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 130
+
+
+def test_the_test_command_is_the_one_that_ci_calls():
+    for page in ("README.md", "CONTRIBUTING.md", ".ci/run"):
+        assert "uv run pytest -n 2 --dist loadfile" in (REPOSITORY / page).read_text("utf-8")
 
 
 def test_the_first_result_shown_is_a_committed_one(command):
@@ -67,6 +94,86 @@ def test_the_plugin_passes_the_kit(place):
     assert set(outcomes.values()) == {"passed"}, outcomes
 
 
-@pytest.mark.parametrize("kind", ["method", "modifier"])
-def test_every_method_and_modifier_is_named(registry, kind):
-    assert not [name for name in registry.names(kind) if f"`{name}`" not in README]
+def test_the_script_prints_what_is_shown_below_it(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    exec(compile(SCRIPT, "README.md", "exec"), {})
+    shown = re.search(re.escape(SCRIPT) + r"```\n\n((?:    .*\n)+)", README)
+    assert shown is not None
+    assert capsys.readouterr().out == re.sub("(?m)^    ", "", shown[1])
+
+
+def test_the_top_five_are_those_of_the_board(board):
+    flatness = next(q["id"] for q in board["quantities"] if q["protocol"] and q["title"].startswith("average-case"))
+
+    def row(found):
+        place = found["places"]["robust_error"]
+        error, flat = (found["values"]["last"][quantity] for quantity in ("robust_error", flatness))
+        halves = [(value["high"] - value["low"]) / 2 for value in (error, flat)]
+        return (
+            f"| {place['rank']} ({place['low']}-{place['high']}) {place['letters']} | `{found['label']}` "
+            f"| {error['seeds']} | {100 * error['mean']:.1f} ± {100 * halves[0]:.1f} % "
+            f"| {flat['mean']:.3f} ± {halves[1]:.3f} |\n"
+        )
+
+    ranked = [found for found in board["rows"] if found["places"]["robust_error"]["rank"] <= 5]
+    ranked.sort(key=lambda found: found["places"]["robust_error"]["rank"])
+    sizes = {q["id"]: q["n"] for q in board["quantities"]}
+    head = (
+        f"| rank (95 %) | method | seeds | robust error, n = {sizes['robust_error']} "
+        f"| average-case flatness (nats), n = {sizes[flatness]} |\n|---|---|---|---|---|\n"
+    )
+    assert head + "".join(map(row, ranked)) + "\n" in README
+    assert len(board["rows"]) == 30, "the README says thirty rows"
+
+
+@pytest.mark.parametrize("target", ["gap_robust_loss", "robust_loss"])
+def test_the_correlations_are_those_of_the_board(board, target):
+    (statistic,) = (
+        statistic
+        for found in board["correlations"]
+        if found["target"] == target and found["checkpoint"] == "last"
+        if found["quantity"].startswith("measure:average-case(") and 'coupling="reattack"' in found["quantity"]
+        for statistic in found["statistics"]
+        if statistic["name"] == "spearman"
+    )
+    assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**statistic) in README
+
+
+def test_the_badges_say_what_the_package_declares():
+    declared = PYPROJECT["project"]
+    pythons = re.findall(r"Python :: (3\.\d+)", " ".join(declared["classifiers"]))
+    badges = {"licence": declared["license"], "python": " | ".join(pythons)}
+    assert declared["requires-python"] == f">={pythons[0]}"
+    for name, text in badges.items():
+        assert re.search(rf"!\[\w+: {re.escape(text)}\]\(docs/figures/{name}.svg\)", README)
+        assert f">{text}</text>" in (FIGURES / f"{name}.svg").read_text("utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The picture
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_shows_the_committed_board(board):
+    """Row by row: mean over seeds and 95 % interval of gap and flatness, kept in the SVG's description."""
+    text = (FIGURES / "gap_against_flatness.svg").read_text("utf-8")
+    shown = json.loads(html.unescape(re.search(r"<dc:description>(.*?)</dc:description>", text, re.DOTALL)[1]))  # type: ignore[index]
+    flatness = next(q["id"] for q in board["quantities"] if q["protocol"] and q["title"].startswith("average-case"))
+    expected = {
+        row["label"]: {
+            name: [row["values"]["last"][quantity][key] for key in ("mean", "low", "high")]
+            for name, quantity in {"flatness": flatness, "gap": "gap_robust_loss"}.items()
+        }
+        for row in board["rows"]
+    }
+    assert shown["points"] == expected
+    assert "lower is flatter" in text
+    assert "30 methods and variants, 3 training seeds each" in shown["caption"]
+
+
+def test_the_picture_is_the_same_bytes_each_time():
+    """Drawn in two fresh processes."""
+    code = "import sys; sys.path[:0] = [sys.argv[1]]; import gap_against_flatness as made, hashlib; "
+    code += "print(hashlib.sha256(made.drawn(made.read())).hexdigest())"
+    printed = {subprocess.check_output([sys.executable, "-c", code, FIGURES], text=True) for _ in range(2)}
+    assert len(printed) == 1

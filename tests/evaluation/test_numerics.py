@@ -1,8 +1,9 @@
-"""What evaluation adds up, by hand: robust error as a union, gaps, flags, memory batches and keyed random numbers."""
+"""Evaluation against results by hand: robust error as a union, gaps, flags, memory batches, keyed random numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,22 +25,24 @@ from robflat_bench.core import (
     MeasureInfo,
     Measurement,
     NoValue,
-    Observer,
     Params,
     Pool,
     RunFailed,
     Threat,
     Workspace,
 )
-from robflat_bench.core.batching import in_batches, padded_batches
+from robflat_bench.core.batching import MEMORY_BATCH, in_batches, padded_batches
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, EvaluatedModel, Plan, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.plan import Plan
+from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.record import Result, check, mean_loss, totals, union_error
-from robflat_bench.results.store import StoredJournal
+from robflat_bench.results.quantities import total
+from robflat_bench.results.record import Result, check, totals
+from robflat_bench.results.store import Store, StoredJournal
 from robflat_bench.training.loop import heldout_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,9 +97,8 @@ def fixed(registry) -> Fixed:
 def evaluated(
     registry, fixed: Fixed, model: nn.Module, data: Splits, plan: Plan, folder
 ) -> tuple[Result, dict[str, np.ndarray]]:
-    return evaluate(
-        registry, fixed, data, "cpu", plan, EvaluatedModel(model, "last", 3), StoredJournal(folder), Observer()
-    )
+    session = Session(registry, replace(load(registry), fixed=fixed), data, Store(folder), "cpu")
+    return evaluate(session, plan, EvaluatedModel(model, "last", 3), StoredJournal(folder))
 
 
 def test_an_image_misclassified_clean_counts_although_its_attack_is_classified_right(registry, fixed, tmp_path):
@@ -133,15 +135,15 @@ def test_held_out_error_is_a_union_too():
     assert (clean, robust) == (2 / 5, 4 / 5)
 
 
-def test_union_over_fewer_attacked_than_clean_examples():
+def test_robust_error_is_over_the_attacked_examples_if_more_are_evaluated_clean():
     outcomes = {
         "best/test/clean/error": np.array([True, False, False, True, True]),
         "best/test/pgd/error": np.array([False, False, True]),
         "best/test/pgd/loss": np.array([1.0, 2.0, 6.0]),
     }
-    assert union_error(outcomes, "best", "test", "pgd") == pytest.approx(2 / 3)
-    assert mean_loss(outcomes, "best", "test", "pgd") == 3.0
-    assert union_error(outcomes, "best", "train", "pgd") is None
+    assert total(outcomes, "best", "robust_error", "pgd", "test") == pytest.approx(2 / 3)
+    assert total(outcomes, "best", "robust_loss", "pgd", "test") == 3.0
+    assert total(outcomes, "best", "robust_error", "pgd", "train") is None
     found = totals(outcomes, "best", ["pgd"])
     assert found["clean_error"] == 3 / 5
     assert found["robust_error"]["pgd"].test == pytest.approx(2 / 3)
@@ -186,7 +188,7 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
     assert other.measures[text].value != first.measures[text].value, "other weights, other units"
 
 
-def test_equal_weights_under_two_counts_share_no_units(registry, fixed, tmp_path):
+def test_equal_weights_on_other_numbers_of_examples_share_no_units(registry, fixed, tmp_path):
     """Best and last may be the same weights, and a protocol may ask each for its own number of examples."""
     data, alone = splits([1, 3, 4, 2, 0], [1, 3, 4, 2, 0]), {}
     text = resolve(registry, "measure", "hessian-trace(probes=2)").canonical
@@ -253,7 +255,7 @@ def strangers(registry) -> Registry:
         (lambda attack, model, x: x * model.train().gain, "left the network changed"),
     ],
 )
-def test_an_attack_that_breaks_the_rules_is_named(strangers, fixed, tmp_path, monkeypatch, made, says):
+def test_an_attack_that_breaks_a_rule_fails_the_run(strangers, fixed, tmp_path, monkeypatch, made, says):
     monkeypatch.setattr(Handing, "made", made, raising=False)
     plan = Plan((Attacked(attack="handing", test=5),), ())
     with pytest.raises(RunFailed, match=f"the attack handing .*{says}"):
@@ -266,7 +268,7 @@ def test_an_attack_may_go_to_the_edge_of_ball_and_box(strangers, fixed, tmp_path
     evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
 
 
-def test_a_measure_that_leaves_other_weights_is_named(strangers, fixed, tmp_path):
+def test_a_measure_that_changes_the_weights_fails_the_run(strangers, fixed, tmp_path):
     plan = Plan((Attacked(attack="fgsm", test=5),), (Measured(measure="spoiling", test=5),))
     with pytest.raises(RunFailed, match="the measure spoiling left the network changed"):
         evaluated(strangers, fixed, Wave(), splits([0, 1, 2, 3, 4], [0]), plan, tmp_path)
@@ -355,7 +357,7 @@ def test_results_come_in_order_from_units_that_no_other_batch_size_shares():
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_generator_is_its_key():
+def test_a_generator_depends_on_its_key_alone():
     def first(*key: int | str) -> float:
         return float(torch.rand((), generator=generator(*key), dtype=torch.float64))
 

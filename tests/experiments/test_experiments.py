@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from robflat_bench.config.protocol import load
 from robflat_bench.core import CheckFailed, Observer, Workspace
 from robflat_bench.core.randomness import generator
+from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import choose, experiments, figures, work
 from robflat_bench.experiments.best_last import BestLast
 from robflat_bench.experiments.document import ModelRef, names
@@ -41,13 +42,10 @@ class Lab:
     registry: object
 
     def subjects(self, *methods: str, reads: str = "chosen") -> list[TrainedModel]:
-        from robflat_bench.data.splits import load_splits
-
         protocol = load(self.registry, str(self.protocol))
         models = [str(self.runs[method]) for method in methods]
-        found = find_models(self.registry, protocol, self.store, models, reads, None, "last")
-        splits = load_splits(self.registry, found[0].protocol, None)
-        return [open_model(self.registry, model, splits, "cpu") for model in found]
+        session = Session(self.registry, protocol, None, self.store, "cpu")
+        return [open_model(session, model) for model in find_models(session, models, reads, None, "last")]
 
     def options(self) -> list[object]:
         return ["--protocol", self.protocol, "--store", self.store.root]

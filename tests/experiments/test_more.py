@@ -12,7 +12,7 @@ from torch import nn
 
 from robflat_bench.config.protocol import load
 from robflat_bench.core import Observer, UsageError, Workspace
-from robflat_bench.data.splits import load_splits
+from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, work
 from robflat_bench.experiments.trained_model import TrainedModel, find_models, open_model
 from robflat_bench.measures import rescaling
@@ -34,8 +34,9 @@ ABLATION = (
 @pytest.fixture(scope="module")
 def subject(registry, finished, tiny, one_thread) -> TrainedModel:
     protocol = load(registry, str(tiny))
-    found = find_models(registry, protocol, Store(finished.store), [str(finished.folder)], "chosen", None, "last")
-    return open_model(registry, found[0], load_splits(registry, protocol, None), "cpu")
+    session = Session(registry, protocol, None, Store(finished.store), "cpu")
+    (found,) = find_models(session, [str(finished.folder)], "chosen", None, "last")
+    return open_model(session, found)
 
 
 def read(text: str, subject: TrainedModel, folder):

@@ -11,27 +11,28 @@ import random
 from functools import cache
 from pathlib import Path
 
+from robflat_bench.analysis.statistics import Place
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
 from robflat_bench.leaderboard.model import (
     Board,
+    BoardColumn,
+    BoardRow,
+    BoardRun,
     Change,
     Correlation,
+    CorrelationValue,
     Leaderboard,
-    Place,
-    Quantity,
     Reference,
-    Row,
-    Run,
-    Statistic,
-    Value,
+    RowValue,
     Withdrawn,
 )
-from robflat_bench.leaderboard.site.cards import card
-from robflat_bench.leaderboard.site.curves import Training
+from robflat_bench.leaderboard.site.cards import method_card
+from robflat_bench.leaderboard.site.curves import TrainingCurves
 from robflat_bench.leaderboard.site.pages import Sources
 from robflat_bench.registry.components import compose, slug
 from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.results.quantities import QuantityValue
 from robflat_bench.results.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
@@ -144,18 +145,20 @@ def make(hostile: str = "", methods: int = len(METHODS), seeds: int = 3) -> tupl
             Change(date="2026-11-20", title="First board", text="digits-linf 1.0 opens with eleven methods."),
         ),
     )
-    cards = {row.method: card(registry(), row.method) for row in rows}
+    cards = {row.method: method_card(registry(), row.method) for row in rows}
     page = hostile or PAGE
-    training = Training.model_validate_json((FIGURES / "training.json").read_bytes())
+    training = TrainingCurves.model_validate_json((FIGURES / "training.json").read_bytes())
     if hostile:
         raw = json.loads(training.model_dump_json())
         for reading in raw["readings"]:
             reading["model"]["label"] = hostile
-            reading["values"]["attack"] = hostile
             reading["values"]["titles"] = dict.fromkeys(reading["values"]["titles"], hostile)
-        training = Training.model_validate(raw)
+        training = TrainingCurves.model_validate(raw)
     return leaderboard, Sources(
         records=records,
+        values={
+            key: {name: _network_values(found) for name, found in one.results.items()} for key, one in records.items()
+        },
         cards=cards,
         protocols={board.id: protocol},
         pages={name: page.replace("{}", name.capitalize()) for name in ("rules", "submit")},
@@ -163,7 +166,7 @@ def make(hostile: str = "", methods: int = len(METHODS), seeds: int = 3) -> tupl
     )
 
 
-def _quantities(protocol: Protocol, hostile: str) -> tuple[Quantity, ...]:
+def _quantities(protocol: Protocol, hostile: str) -> tuple[BoardColumn, ...]:
     plain = [
         ("robust_error", "Robust error", "fraction", 250, True),
         ("clean_error", "Clean error", "fraction", 500, True),
@@ -177,11 +180,12 @@ def _quantities(protocol: Protocol, hostile: str) -> tuple[Quantity, ...]:
         ("measure:hessian-lambda-max(iterations=20)", "Largest Hessian eigenvalue", "", 250, False),
     ]  # fmt: skip
     return tuple(
-        Quantity(id=key, title=hostile or title, unit=unit, n=n, protocol=asked) for key, title, unit, n, asked in plain
+        BoardColumn(id=key, title=hostile or title, unit=unit, n=n, protocol=asked)
+        for key, title, unit, n, asked in plain
     )
 
 
-def _row(protocol, label, truth, seeds, records, hostile) -> Row:
+def _row(protocol, label, truth, seeds, records, hostile) -> BoardRow:
     chance = random.Random(label)
     runs, method = [], label.partition(" [")[0]
     for seed in range(1, 2 if label in SINGLE else seeds + 1):
@@ -189,7 +193,7 @@ def _row(protocol, label, truth, seeds, records, hostile) -> Row:
         records[record.key] = record
         values = {point: _values(protocol, result, chance) for point, result in record.results.items()}
         runs.append(
-            Run(
+            BoardRun(
                 key=record.key,
                 seed=seed,
                 folder=f"digits-linf-1.0/{slug(label)}/seed-{seed}-{record.key}",
@@ -206,7 +210,7 @@ def _row(protocol, label, truth, seeds, records, hostile) -> Row:
                 evaluation_seconds=record.budget.evaluation_seconds,
             )
         )
-    return Row(
+    return BoardRow(
         id=slug(label),
         label=hostile or label,
         method=compose(registry(), method).canonical,
@@ -243,22 +247,35 @@ def _values(protocol, result: Result, chance: random.Random) -> dict[str, float]
     return found
 
 
-def _summary(seeds: list[dict[str, float]]) -> dict[str, Value]:
+def _network_values(result: Result) -> list[QuantityValue]:
+    """The numbers of a result whose outcomes nobody made."""
+    found = [QuantityValue("clean_error", "", "test", result.clean_error, 0.01, 500)]
+    found += [
+        QuantityValue("robust_error", name, "test", pair.test, 0.02, 250) for name, pair in result.robust_error.items()
+    ]
+    found += [QuantityValue("robust_loss", PGD, "test", result.robust_loss.test, 0.03, 500)]
+    return found + [
+        QuantityValue("measure", name, "test", one.value, one.standard_error, one.n)
+        for name, one in result.measures.items()
+    ]
+
+
+def _summary(seeds: list[dict[str, float]]) -> dict[str, RowValue]:
     made = {}
     for name in seeds[0]:
         found = [values[name] for values in seeds if name in values]
         mean = sum(found) / len(found)
         if len(found) == 1:
-            made[name] = Value(mean=mean, standard_error=0.03 * abs(mean), seeds=1)
+            made[name] = RowValue(mean=mean, standard_error=0.03 * abs(mean), seeds=1)
             continue
         sd = math.sqrt(sum((value - mean) ** 2 for value in found) / (len(found) - 1))
         wide = 2 * sd + 0.01 * abs(mean)
-        made[name] = Value(mean=mean, sd=sd, low=mean - wide, high=mean + 1.2 * wide, seeds=len(found))
+        made[name] = RowValue(mean=mean, sd=sd, low=mean - wide, high=mean + 1.2 * wide, seeds=len(found))
     return made
 
 
-def _ranked(rows: list[Row], ids: list[str]) -> list[Row]:
-    def mean(row: Row, name: str) -> float:
+def _ranked(rows: list[BoardRow], ids: list[str]) -> list[BoardRow]:
+    def mean(row: BoardRow, name: str) -> float:
         return row.values["last"][name].mean
 
     ranked = [row for row in rows if not row.unranked]
@@ -286,9 +303,9 @@ def _correlations(measures: list[str], hostile: str) -> tuple[Correlation, ...]:
                         checkpoint=checkpoint,
                         models=4 if lacking else 12,
                         statistics=tuple(
-                            Statistic(name=name, value=None, reason=hostile or "only 4 models have both")
+                            CorrelationValue(name=name, value=None, reason=hostile or "only 4 models have both")
                             if lacking
-                            else Statistic(name=name, value=value, low=value - 0.3, high=min(1, value + 0.2))
+                            else CorrelationValue(name=name, value=value, low=value - 0.3, high=min(1, value + 0.2))
                             for name in ("spearman", "kendall", "pearson")
                         ),
                     )

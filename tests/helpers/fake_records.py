@@ -119,4 +119,4 @@ def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFo
 
 
 def submitted(root: Path, runs: list[RunFolder], day: str = "2026-01-02") -> list[Path]:
-    return [entries.submit(root, run, day) for run in runs]
+    return [entries.add_entry(root, run, day) for run in runs]

@@ -1,4 +1,4 @@
-"""Installed plugins that misbehave, each in its own way, for tests and for `benchmarks/test_startup.py`."""
+"""Plugins that misbehave, each in one way, as installed distributions: for tests and `benchmarks/test_startup.py`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SOURCES = {
         for event in EVENTS
     },
 }
-"""Distribution -> source of its one module."""
+"""Distribution -> source of its only module."""
 
 BROKEN = {"raises": "RuntimeError: no luck today", "misspelt": "unknown hook", "heavy": "must not import torch"}
-"""Those that are broken in a fresh process, and why."""
+"""Distributions that do not load in a fresh process -> a part of the error."""
 
 
 def install(folder: Path) -> None:
-    """Each as a distribution of its own below `folder`, which is to be on the path."""
+    """Write every distribution below `folder`; put the folder on the path to install them."""
     for name, source in SOURCES.items():
         module = name.replace("-", "_")
         about = folder / f"{module}-1.0.dist-info"

@@ -11,8 +11,8 @@ from helpers.fake_records import DATASET, REGISTRY, fake_run, league, submitted
 
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
-from robflat_bench.leaderboard.build import build
-from robflat_bench.leaderboard.entries import Submission, read
+from robflat_bench.leaderboard.build import build_leaderboard
+from robflat_bench.leaderboard.entries import Submission, read_entries
 from robflat_bench.results.record import MeasureResult
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}
@@ -30,14 +30,14 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def submissions(root):
-    found, problems = read(root, REGISTRY)
+    found, problems = read_entries(root, REGISTRY)
     assert problems == []
     return found
 
 
 @pytest.fixture(scope="module")
 def board(root, submissions):
-    return build(submissions, root, REGISTRY).boards[0]
+    return build_leaderboard(submissions, root, REGISTRY).boards[0]
 
 
 def rows(board):
@@ -61,24 +61,26 @@ def nameless(board):
 
 def test_golden_board(root, submissions):
     """What six fixture methods gave when this was written: a change of any number is a decision, not an accident."""
-    made = build(submissions, root, REGISTRY).model_dump(mode="json", exclude={"boards": {"__all__": {"correlations"}}})
+    made = build_leaderboard(submissions, root, REGISTRY).model_dump(
+        mode="json", exclude={"boards": {"__all__": {"correlations"}}}
+    )
     assert made == json.loads(GOLDEN.read_text("utf-8"))
 
 
 def test_the_order_of_entries_changes_nothing(root, submissions):
-    assert build(submissions[::-1], root, REGISTRY) == build(submissions, root, REGISTRY)
+    assert build_leaderboard(submissions[::-1], root, REGISTRY) == build_leaderboard(submissions, root, REGISTRY)
 
 
 def test_renaming_changes_nothing_but_names(root, submissions, board):
-    other = build([renamed(one) for one in submissions], root, REGISTRY).boards[0]
+    other = build_leaderboard([renamed(one) for one in submissions], root, REGISTRY).boards[0]
     assert nameless(other) == nameless(board)
     assert [row.label for row in other.rows] == [f"x-{row.label}" for row in board.rows]
 
 
 def test_adding_a_method_changes_no_other_value_interval_or_pairwise_order(tmp_path, root, submissions, board):
     submitted(tmp_path, league(tmp_path / "runs", {"gairat": 0.2}))
-    more, _ = read(tmp_path, REGISTRY)
-    other = build([*submissions, *more], root, REGISTRY).boards[0]
+    more, _ = read_entries(tmp_path, REGISTRY)
+    other = build_leaderboard([*submissions, *more], root, REGISTRY).boards[0]
     assert len(other.rows) == len(board.rows) + 1
     for label, row in rows(board).items():
         assert rows(other)[label].values == row.values
@@ -88,7 +90,7 @@ def test_adding_a_method_changes_no_other_value_interval_or_pairwise_order(tmp_p
 
 def test_removing_a_record_changes_only_its_row_and_ranks(root, submissions, board):
     left = [one for one in submissions if (one.record.spec.label, one.record.seed) != ("mart", 3)]
-    other = build(left, root, REGISTRY).boards[0]
+    other = build_leaderboard(left, root, REGISTRY).boards[0]
     for label, row in rows(board).items():
         if label != "mart":
             assert rows(other)[label].values == row.values
@@ -122,7 +124,7 @@ def test_rows_are_ranked_by_the_per_example_worst_case_on_examples_that_met_ever
 def test_a_checkpoint_that_was_spared_an_attack_has_no_worst_case_over_attacks(tmp_path):
     """cifar10-mini attacks the best checkpoint with PGD alone, which is no match for the last one's AutoAttack tier."""
     submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini")])
-    (row,) = build(read(tmp_path, REGISTRY)[0], tmp_path, REGISTRY).boards[0].rows
+    (row,) = build_leaderboard(read_entries(tmp_path, REGISTRY)[0], tmp_path, REGISTRY).boards[0].rows
     assert "robust_error" in row.values["last"]
     assert "robust_error" not in row.values["best"]
     assert any(name.startswith("attack:pgd") for name in row.values["best"])
@@ -148,8 +150,8 @@ def test_the_gap_is_test_minus_train(board, submissions):
 def test_data_that_are_not_the_canonical_copy_have_a_board_of_their_own(tmp_path, root, submissions):
     copy = DATASET.model_copy(update={"checksum": "d" * 64, "canonical": False, "origin": "a copy"})
     submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 1, dataset=copy)])
-    more, _ = read(tmp_path, REGISTRY)
-    boards = build([*submissions, *more], root, REGISTRY).boards
+    more, _ = read_entries(tmp_path, REGISTRY)
+    boards = build_leaderboard([*submissions, *more], root, REGISTRY).boards
     assert [(one.id, one.canonical, len(one.rows)) for one in boards] == [
         ("digits-linf", True, 6),
         ("digits-linf-dddddddd", False, 1),
@@ -159,23 +161,23 @@ def test_data_that_are_not_the_canonical_copy_have_a_board_of_their_own(tmp_path
 def test_two_data_sets_cannot_both_be_canonical(tmp_path, root, submissions):
     other = DATASET.model_copy(update={"checksum": "d" * 64})
     submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 4, dataset=other)])
-    more, _ = read(tmp_path, REGISTRY)
+    more, _ = read_entries(tmp_path, REGISTRY)
     with pytest.raises(CheckFailed, match="call different data canonical"):
-        build([*submissions, *more], root, REGISTRY)
+        build_leaderboard([*submissions, *more], root, REGISTRY)
 
 
 def test_withdrawn_entries_keep_their_reason_and_leave_the_ranking(root, submissions):
     gone = submissions[0]
     entry = gone.entry.model_copy(update={"status": "retracted", "reason": "trained on test images"})
     left = Submission(gone.folder, entry, gone.record, gone.outcomes, gone.evaluations)
-    made = build([left, *submissions[1:]], root, REGISTRY)
+    made = build_leaderboard([left, *submissions[1:]], root, REGISTRY)
     assert [(one.key, one.reason) for one in made.withdrawn] == [(gone.record.key, "trained on test images")]
     assert gone.record.key not in {run.key for row in made.boards[0].rows for run in row.runs}
 
 
 def test_two_active_entries_of_one_row_and_seed_are_refused(root, submissions):
     with pytest.raises(CheckFailed, match="one row and seed"):
-        build([*submissions, replace(submissions[0])], root, REGISTRY)
+        build_leaderboard([*submissions, replace(submissions[0])], root, REGISTRY)
 
 
 def test_reference_rows_stand_apart(tmp_path, submissions):
@@ -183,7 +185,7 @@ def test_reference_rows_stand_apart(tmp_path, submissions):
     (tmp_path / entries.REFERENCES / "digits-linf.toml").write_text(
         '[[rows]]\nlabel = "AT"\nrobust_error = 0.5\nattack = "PGD-20"\nsource = "a paper"\n'
     )
-    made = build(submissions, tmp_path, REGISTRY).boards[0]
+    made = build_leaderboard(submissions, tmp_path, REGISTRY).boards[0]
     assert [row.label for row in made.references] == ["AT"]
     assert len(made.rows) == 6
 
@@ -217,7 +219,7 @@ def test_an_added_measure_counts_on_the_examples_that_most_runs_have_and_nobody_
     found = [with_added(one, (1.0, 100)) for one in submissions if one.record.spec.label in ("at", "trades")]
     found[0] = with_added(found[0], (0.1, 20), (1.0, 100), (0.2, 300))
     found[1] = with_added(found[1], (0.1, 20))
-    board = build(found, root, REGISTRY).boards[0]
+    board = build_leaderboard(found, root, REGISTRY).boards[0]
     (quantity,) = [quantity for quantity in board.quantities if quantity.id == "measure:margin"]
     assert quantity.n == 100
     values = [run.values["last"].get("measure:margin") for row in board.rows for run in row.runs]

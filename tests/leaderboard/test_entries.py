@@ -14,7 +14,7 @@ from helpers.fake_records import REGISTRY, fake_run, submitted
 
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
-from robflat_bench.leaderboard.entries import read, read_entry
+from robflat_bench.leaderboard.entries import read_entries, read_entry
 from robflat_bench.results.store import arrays_bytes, read_arrays
 
 
@@ -58,7 +58,7 @@ def replace_outcomes(folder, change):
 
 
 def test_a_sound_entry_is_read_whole(root, entry):
-    found, problems = read(root, REGISTRY)
+    found, problems = read_entries(root, REGISTRY)
     assert problems == []
     assert [one.record.spec.label for one in found] == ["trades"]
     assert found[0].entry.tier == "self-reported"
@@ -69,11 +69,11 @@ def test_a_sound_entry_is_read_whole(root, entry):
 def test_submitting_twice_changes_nothing_and_another_record_is_refused(tmp_path, root, entry):
     run = fake_run(tmp_path / "runs", "trades", 2)
     before = (entry / entries.ENTRY).read_bytes()
-    entries.submit(root, run, "2027-01-01")
+    entries.add_entry(root, run, "2027-01-01")
     assert (entry / entries.ENTRY).read_bytes() == before
     other = fake_run(tmp_path / "other", "trades", 2, flatness=2.0)
     with pytest.raises(CheckFailed, match="another record of this run"):
-        entries.submit(root, other, "2027-01-01")
+        entries.add_entry(root, other, "2027-01-01")
 
 
 def set_at(*path, to):
@@ -99,7 +99,7 @@ def rename_everywhere(label):
         (lambda record: record.update(rank=1), "unknown key 'rank'"),
         (set_at("results", "last", "clean_error", to=0.0001), "its outcomes give"),
         (set_at("results", "last", "robust_loss", "test", to=0.0001), "its outcomes give"),
-        (set_at("protocol", "hash", to="0" * 64), "its protocol is not that of its spec"),
+        (set_at("protocol", "hash", to="0" * 64), "its protocol differs from the protocol in its spec"),
         (set_at("results", "last", "clean_error", to=float("nan")), "nan"),
         (set_at("results", "last", "clean_error", to=1e400), "inf"),
         (set_at("seed", to=10**30), "seed"),
@@ -228,8 +228,8 @@ def test_what_is_too_large_is_refused_before_it_is_read(root, entry):
 def test_a_tier_comes_from_verifications_and_withdrawing_takes_a_reason(root, entry):
     for change, says in (
         (lambda said: said.update(tier="reproduced"), "unknown key 'tier'"),
-        (lambda said: said.update(status="retracted"), "has a reason"),
-        (lambda said: said.update(reason="a bug"), "an active one has none"),
+        (lambda said: said.update(status="retracted"), "needs a reason"),
+        (lambda said: said.update(reason="a bug"), "an active entry must not have one"),
         (lambda said: said.update(submitted="yesterday"), "submitted"),
         (lambda said: said.update(weights={"last": "0" * 64}), "other weights"),
         (lambda said: said.update(record="0" * 64), "another record"),
@@ -311,6 +311,6 @@ def test_no_mutant_of_an_entry_raises_a_traceback(root, entry):
 
 def test_own_runs_count_as_if_they_were_submitted(registry, tmp_path):
     run = fake_run(tmp_path, "at", 1)
-    found, others = entries.own(tmp_path, registry)
+    found, others = entries.store_submissions(tmp_path, registry)
     assert [one.record.key for one in found] == [run.record().key]
     assert not others

@@ -11,8 +11,8 @@ from helpers.fake_records import REGISTRY, fake_run, league
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.leaderboard import publish
-from robflat_bench.leaderboard.entries import read
-from robflat_bench.results.record import numbers
+from robflat_bench.leaderboard.entries import read_entries
+from robflat_bench.results.quantities import quantity_values
 from robflat_bench.results.store import Store
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1}
@@ -109,21 +109,21 @@ def test_the_page_of_a_run_has_standard_errors_and_n(command, root, store, tmp_p
     command("leaderboard", "build", "--leaderboard", root, "--site", tmp_path / "site")
     record, outcomes = Store(store).runs("record.json")[0].evidence()
     page = (tmp_path / "site" / "r" / record.key / "index.html").read_text()
-    for number in numbers("last", record.results["last"], outcomes):
-        if number.quantity in ("clean_error", "robust_error") and number.split == "test":
-            assert f'<td class="n">{100 * number.standard_error:.1f}</td><td class="n">{number.n}</td>' in page
+    for value in quantity_values("last", record.results["last"], outcomes):
+        if value.quantity in ("clean_error", "robust_error") and value.split == "test":
+            assert f'<td class="n">{100 * value.standard_error:.1f}</td><td class="n">{value.n}</td>' in page
 
 
 def test_pages_of_an_earlier_build_go(command, root, tmp_path, store):
     site = tmp_path / "site"
     command("leaderboard", "build", "--leaderboard", root, "--site", site)
-    keys = {one.record.key for one in read(root, REGISTRY)[0]}
+    keys = {one.record.key for one in read_entries(root, REGISTRY)[0]}
     (site / "mine.html").write_text("not the builder's")
     gone = next(root.glob("records/*/at/*"))
     for path in gone.iterdir():
         path.unlink()
     command("leaderboard", "build", "--leaderboard", root, "--site", site)
-    left = {one.record.key for one in read(root, REGISTRY)[0]}
+    left = {one.record.key for one in read_entries(root, REGISTRY)[0]}
     (removed,) = keys - left
     assert not (site / "r" / removed / "index.html").exists()
     assert (site / "mine.html").exists()

@@ -18,7 +18,7 @@ from helpers import board_fixture
 
 from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.leaderboard.site import words
-from robflat_bench.leaderboard.site.pages import render
+from robflat_bench.leaderboard.site.pages import render_site
 
 VOID = {"meta", "link", "input", "img", "br", "hr", "wbr"}
 BOARD = "digits-linf-1.0"
@@ -70,7 +70,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def files(made):
-    return render(*made)
+    return render_site(*made)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def pages(files):
 
 @pytest.fixture(scope="module")
 def hostile():
-    return render(*board_fixture.make(hostile=ATTACK))
+    return render_site(*board_fixture.make(hostile=ATTACK))
 
 
 def test_every_page_that_was_asked_for_is_there(made, files):
@@ -159,7 +159,7 @@ def test_numbers_are_those_of_the_board(made, pages):
         assert shown in pages[path].text
     text = pages[f"m/{BOARD}/{row.id}/index.html"].text
     assert words.interval(value.low, value.high, "fraction") in text
-    assert f"rank 1 ({words.ranks(row.places['robust_error'])})" in text
+    assert f"rank 1 ({words.rank_interval(row.places['robust_error'])})" in text
 
 
 def test_figures_say_what_they_show(pages):
@@ -209,7 +209,7 @@ def test_hostile_text_does_not_break_data(hostile):
 @pytest.mark.parametrize("link", ["javascript:alert(1)", "data:text/html,x", 'https://x.org/" onmouseover="alert(1)'])
 def test_a_source_is_a_link_only_where_it_is_one(link):
     leaderboard, sources = board_fixture.make(hostile=link, methods=2)
-    page = Page(render(leaderboard, sources)[f"{BOARD}/index.html"])
+    page = Page(render_site(leaderboard, sources)[f"{BOARD}/index.html"])
     assert {urlsplit(target).scheme for target in page.attributes("href")} <= {"", "https"}
     assert not page.attributes("onmouseover")
 
@@ -217,7 +217,7 @@ def test_a_source_is_a_link_only_where_it_is_one(link):
 def test_markdown_brings_no_html_no_picture_and_no_script(made):
     leaderboard, sources = made
     text = "<b>x</b> ![p](https://x.org/p.png) [a](javascript:alert(1)) [b](https://x.org) [c](../changes/index.html)"
-    page = Page(render(leaderboard, replace(sources, pages={"rules": f"# R\n\n{text}"}))["rules/index.html"])
+    page = Page(render_site(leaderboard, replace(sources, pages={"rules": f"# R\n\n{text}"}))["rules/index.html"])
     inside = page.tags[[tag for tag, _ in page.tags].index("main") :]
     assert not {"b", "img"} & {tag for tag, _ in inside}
     links = [attributes for tag, attributes in inside if tag == "a"]
@@ -231,24 +231,24 @@ def test_a_name_that_is_no_slug_is_refused(made, name):
     (board,) = leaderboard.boards
     row = board.rows[0]
     with pytest.raises(ValueError, match="no part of an address"):
-        render(leaderboard.model_copy(update={"boards": (board.model_copy(update={"id": name}),)}), sources)
+        render_site(leaderboard.model_copy(update={"boards": (board.model_copy(update={"id": name}),)}), sources)
     rows = (row.model_copy(update={"id": name}),)
     with pytest.raises(ValueError, match="no part of an address"):
-        render(leaderboard.model_copy(update={"boards": (board.model_copy(update={"rows": rows}),)}), sources)
+        render_site(leaderboard.model_copy(update={"boards": (board.model_copy(update={"rows": rows}),)}), sources)
     with pytest.raises(ValueError, match="no part of an address"):
-        render(leaderboard, replace(sources, pages={name: "x"}))
+        render_site(leaderboard, replace(sources, pages={name: "x"}))
 
 
 def test_two_pages_of_one_path_are_refused(made):
     leaderboard, sources = made
     with pytest.raises(ValueError, match=r"two pages want the path changes/index\.html"):
-        render(leaderboard, replace(sources, pages={"changes": "x"}))
+        render_site(leaderboard, replace(sources, pages={"changes": "x"}))
 
 
 def test_a_run_without_its_record_is_refused(made):
     leaderboard, sources = made
     with pytest.raises(ValueError, match="there is no record of it"):
-        render(leaderboard, replace(sources, records={}))
+        render_site(leaderboard, replace(sources, records={}))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_data_is_the_board(made, files):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1"])
 def test_no_cell_is_a_formula(text):
-    files = render(*board_fixture.make(hostile=text, methods=2))
+    files = render_site(*board_fixture.make(hostile=text, methods=2))
     content = files[f"data/{BOARD}.csv"].decode()
     assert f"'{text.strip()}" in next(csv.DictReader(io.StringIO(content))).values()
     for cell in content.replace("\n", ",").split(","):
@@ -285,12 +285,12 @@ def test_the_feed_needs_no_address(made, files):
     assert len({*ids}) == 2
     assert all(name.startswith("tag:robflat-bench,2026:changes/2026-11-2") for name in ids)
     leaderboard, sources = made
-    based = render(leaderboard, replace(sources, address="https://example.org/b/"))["feed.xml"]
+    based = render_site(leaderboard, replace(sources, address="https://example.org/b/"))["feed.xml"]
     assert ElementTree.fromstring(based).get("{http://www.w3.org/XML/1998/namespace}base") == "https://example.org/b/"
 
 
 def test_an_empty_leaderboard_is_a_site(made):
-    files = render(Leaderboard(boards=()), replace(made[1], records={}))
+    files = render_site(Leaderboard(boards=()), replace(made[1], records={}))
     assert "None yet" in files["changes/index.html"].decode()
     ElementTree.fromstring(files["feed.xml"])
 
@@ -301,7 +301,7 @@ def test_a_board_without_ranks_or_rows_is_a_board(made):
     lone = tuple(row for row in board.rows if row.unranked)[:1]
     for rows in ((), lone):
         bare = board.model_copy(update={"rows": rows, "correlations": ()})
-        files = render(leaderboard.model_copy(update={"boards": (bare,)}), replace(sources, trainings=()))
+        files = render_site(leaderboard.model_copy(update={"boards": (bare,)}), replace(sources, trainings=()))
         page = Page(files[f"{BOARD}/index.html"])
         assert f"0 ranked of {len(rows)}" in page.text
         assert "Ranks and their intervals" not in page.text
@@ -315,8 +315,8 @@ def test_a_board_without_ranks_or_rows_is_a_board(made):
 BUILD = """
 import hashlib, json, sys
 from helpers import board_fixture
-from robflat_bench.leaderboard.site.pages import render
-files = render(*board_fixture.make(methods=14))
+from robflat_bench.leaderboard.site.pages import render_site
+files = render_site(*board_fixture.make(methods=14))
 digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
 heavy = [name for name in ("torch", "matplotlib", "scipy", "timm") if name in sys.modules]
 print(json.dumps([digests, heavy]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import board_fixture
 
-from robflat_bench.leaderboard.site.pages import render
+from robflat_bench.leaderboard.site.pages import render_site
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -30,7 +30,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def folder(tmp_path_factory):
     """The site on a disk."""
     place = tmp_path_factory.mktemp("site") / "below"
-    for path, content in render(*board_fixture.make()).items():
+    for path, content in render_site(*board_fixture.make()).items():
         file = place / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)

@@ -3,7 +3,7 @@
 import pytest
 from helpers import board_fixture
 
-from robflat_bench.leaderboard.model import Value
+from robflat_bench.leaderboard.model import RowValue
 from robflat_bench.leaderboard.site import cards, figures, svg, words
 
 
@@ -37,19 +37,19 @@ def test_bibtex_of_a_citation():
 
 
 def test_lines_through_points():
-    assert figures._regression([(0, 1), (1, 3), (2, 5)]) == [(0, 1), (2, 5)]
-    assert figures._regression([(0, 1), (1, 3)]) == figures._regression([(1, 1), (1, 2), (1, 3)]) == []
-    assert figures._pareto([(1, 5), (2, 6), (3, 2), (4, 2), (5, 1)]) == [(1, 5), (3, 5), (3, 2), (5, 2), (5, 1)]
+    assert figures.regression([(0, 1), (1, 3), (2, 5)]) == [(0, 1), (2, 5)]
+    assert figures.regression([(0, 1), (1, 3)]) == figures.regression([(1, 1), (1, 2), (1, 3)]) == []
+    assert figures.pareto([(1, 5), (2, 6), (3, 2), (4, 2), (5, 1)]) == [(1, 5), (3, 5), (3, 2), (5, 2), (5, 1)]
 
 
 def test_scales_reach_their_ends_and_have_round_ticks():
     scale = svg.Scale(0.3, 0.47, 0, 100, "fraction")
     assert (scale(0.3), scale(0.47)) == (0, 100)
-    assert [scale.written(tick) for tick in scale.ticks] == ["30", "32", "34", "36", "38", "40", "42", "44", "46"]
+    assert [scale.tick_label(tick) for tick in scale.ticks] == ["30", "32", "34", "36", "38", "40", "42", "44", "46"]
     assert svg.Scale(5e5, 1.4e6, 0, 100, log=True).ticks == pytest.approx([6e5, 8e5, 1e6, 1.2e6, 1.4e6])
     passes = svg.Scale(1e5, 1e7, 0, 100, log=True)
     assert passes(1e6) == pytest.approx(50)
-    assert [passes.written(tick) for tick in passes.ticks][::2] == ["100\u00a0k", "1\u00a0M", "10\u00a0M"]
+    assert [passes.tick_label(tick) for tick in passes.ticks][::2] == ["100\u00a0k", "1\u00a0M", "10\u00a0M"]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_scales_reach_their_ends_and_have_round_ticks():
     ],
 )
 def test_numbers(value, unit, text):
-    assert words.number(value, unit) == text
+    assert words.format_value(value, unit) == text
 
 
 def test_an_uneven_interval_is_said_by_its_longer_side():
-    assert words.spread(Value(mean=0.3, low=0.29, high=0.33, seeds=3), "fraction") == "30.0\u00a0±\u00a03.0"
-    assert words.spread(Value(mean=0.3, seeds=1), "fraction") == "30.0"
+    assert words.spread(RowValue(mean=0.3, low=0.29, high=0.33, seeds=3), "fraction") == "30.0\u00a0±\u00a03.0"
+    assert words.spread(RowValue(mean=0.3, seeds=1), "fraction") == "30.0"

@@ -7,20 +7,20 @@ import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
 
 from robflat_bench.core import CheckFailed
-from robflat_bench.leaderboard.entries import read
-from robflat_bench.leaderboard.verify import BOUNDS, difference, reevaluate
+from robflat_bench.leaderboard.entries import read_entries
+from robflat_bench.leaderboard.verify import BOUNDS, disagreement, reevaluate
 
 
 @pytest.fixture
 def entry(tmp_path):
     submitted(tmp_path / "leaderboard", [fake_run(tmp_path / "runs", "at", 1)])
-    return read(tmp_path / "leaderboard", REGISTRY)[0][0]
+    return read_entries(tmp_path / "leaderboard", REGISTRY)[0][0]
 
 
 def seen_again(entry, change=lambda outcomes: None):
     outcomes = {name: array.copy() for name, array in entry.outcomes.items()}
     change(outcomes)
-    return difference(entry, entry.record.results, outcomes, ["last"])
+    return disagreement(entry, entry.record.results, outcomes, ["last"])
 
 
 def test_the_same_outcomes_are_identical(entry):
@@ -54,7 +54,7 @@ def test_a_measure_counts_in_its_own_standard_errors(entry):
     name, found = next(iter(results["last"].measures.items()))
     moved = found.model_copy(update={"value": found.value + 2 * found.standard_error})
     results["last"] = results["last"].model_copy(update={"measures": {**results["last"].measures, name: moved}})
-    seen = difference(entry, results, entry.outcomes, ["last"])
+    seen = disagreement(entry, results, entry.outcomes, ["last"])
     assert seen.deviation == pytest.approx(2 / np.sqrt(2))
     assert BOUNDS["re-evaluated"].deviation < seen.deviation < BOUNDS["reproduced"].deviation
 
@@ -80,7 +80,7 @@ def test_a_measure_without_a_standard_error_may_differ_by_rounding(entry):
 
     exact = dataclasses.replace(entry, record=entry.record.model_copy(update={"results": with_value(2.0)}))
     for value, agrees in ((2.00001, True), (2.001, False)):
-        found = difference(exact, with_value(value), entry.outcomes, ["last"])
+        found = disagreement(exact, with_value(value), entry.outcomes, ["last"])
         assert (found.deviation <= BOUNDS["re-evaluated"].deviation) == agrees
 
 

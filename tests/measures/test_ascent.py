@@ -20,11 +20,13 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Examples, ImageShape, Journal, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.ascent import BALLS, Landscape, auto_pgd, checkpoints, given_images
+from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd, checkpoints
+from robflat_bench.measures.oracle import given_images
 from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst, AdaptiveWorstParams
 from robflat_bench.measures.sharpness.keskar import Keskar, KeskarParams
+from robflat_bench.measures.sharpness.m_sharpness import MSharpness, MSharpnessParams
 from robflat_bench.measures.sharpness.pac_bayes_sharpness import PacBayesSharpness, PacBayesSharpnessParams
-from robflat_bench.measures.sharpness.sam import MSharpness, MSharpnessParams, SamSharpness, SamSharpnessParams
+from robflat_bench.measures.sharpness.sam_sharpness import SamSharpness, SamSharpnessParams
 from robflat_bench.results.store import StoredJournal
 
 THREAT = Threat(0.1)
@@ -327,9 +329,9 @@ def test_auto_pgd_equals_the_naive_loop(ball, steps, start, radius):
     model, examples = Known([*start], wavy), grey()
     w, radii = torch.tensor(start, dtype=torch.float64), torch.tensor([radius, 1.3 * radius], dtype=torch.float64)
     naive = naive_auto_pgd(lambda nu: wavy(w + nu), radii, 2 if ball == "l2" else math.inf, steps)
-    params = AdaptiveWorstParams(coupling="clean")
-    landscape = Landscape(model, *given_images(model, THREAT, params, examples, Workspace()))
-    found = [point.nu for point in auto_pgd(landscape, radii, BALLS[ball], steps, torch.zeros_like(w))]
+    measure = AdaptiveWorst(AdaptiveWorstParams(coupling="clean"), THREAT)
+    surface = LossSurface(model, *given_images(measure, model, examples, Workspace()))
+    found = [point.nu for point in auto_pgd(surface, radii, BALLS[ball], steps, torch.zeros_like(w))]
     assert len(found) == len(naive) == steps + 1
     assert torch.allclose(torch.stack(found), torch.stack(naive), rtol=0, atol=1e-8)
 
@@ -576,8 +578,8 @@ def test_no_random_draw_of_the_ball_is_higher_than_the_worst_case(trained, coupl
     examples = digits(1000, 1040)
     rho = {"l2": 0.5, "linf": 0.01}[ball]
     found = run(AdaptiveWorst, trained, examples, coupling=coupling, ball=ball, adaptive=adaptive, rho=rho)
-    params = AdaptiveWorstParams(coupling=coupling, steps=3)
-    _, images = given_images(trained, THREAT, params, examples, Workspace(seed=5))
+    measure = AdaptiveWorst(AdaptiveWorstParams(coupling=coupling, steps=3), THREAT)
+    _, images = given_images(measure, trained, examples, Workspace(seed=5))
     weights = {n: p for n, p in trained.named_parameters() if p.ndim > 1 or "norm" not in n}
     rises = []
     for draw in range(25):

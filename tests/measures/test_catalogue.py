@@ -7,15 +7,15 @@ import torch
 from helpers.measures import REGISTRY
 from torch import nn
 
-from robflat_bench.config.cost import passes_of_measure
+from robflat_bench.config.cost import passes_of
 from robflat_bench.config.protocol import load
 from robflat_bench.core import MeasureInfo, NoValue, UsageError, Workspace
-from robflat_bench.evaluation.evaluate import choose_plan
+from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.measures.norms.distance_from_init import DistanceFromInit
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.results.store import StoredJournal
-from robflat_bench.testing.world import COUNT, THREAT, world
+from robflat_bench.testing.fixtures import COUNT, THREAT, world
 
 ALL = [row.measure for row in choose_plan(REGISTRY, load(REGISTRY).fixed, "last", (), ("*",), None).measures]
 SEARCHES = {"basin-width", "hessian-lambda-max", "keskar", "pac-bayes-sharpness", "pac-bayes-sigma"}
@@ -52,7 +52,7 @@ def test_a_measure_takes_the_passes_that_it_declares(one_thread, text, tmp_path)
     assert not any("spent" in name for name in {*found.details, *found.arrays})
     spent = journal.spent
     assert (spent.forward, spent.backward) == (counter.forward, counter.backward), "every pass is in a unit"
-    declared = passes_of_measure(measure)
+    declared = passes_of(measure)
     if measure.name in SEARCHES:
         assert declared is None
     else:

@@ -17,19 +17,15 @@ from torch.nn import functional as F
 
 from robflat_bench.core import Examples, Journal, Measurement, NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.curvature.curvature import (
-    HessianLambdaMax,
-    HessianLambdaMaxParams,
-    HessianTrace,
-    HessianTraceParams,
-    WeightedCurvature,
-    WeightedCurvatureParams,
-)
-from robflat_bench.measures.curvature.fisher_rao import FisherRao, FisherRaoParams
+from robflat_bench.measures.curvature.fisher_rao import FisherRao
 from robflat_bench.measures.curvature.hessian import DiagonalOperator, Hessian, extremes, hutchinson, rademacher
-from robflat_bench.measures.curvature.relative_flatness import RelativeFlatness, RelativeFlatnessParams
+from robflat_bench.measures.curvature.hessian_lambda_max import HessianLambdaMax, HessianLambdaMaxParams
+from robflat_bench.measures.curvature.hessian_trace import HessianTrace, HessianTraceParams
+from robflat_bench.measures.curvature.relative_flatness import RelativeFlatness
 from robflat_bench.measures.curvature.spectral_density import quadrature, smoothed
+from robflat_bench.measures.curvature.weighted_curvature import WeightedCurvature, WeightedCurvatureParams
 from robflat_bench.measures.oracle import Oracle, normalised
+from robflat_bench.measures.shared import FixedImagesParams
 from robflat_bench.numerics.weight_space import WeightSpace
 
 THREAT = Threat(0.1)
@@ -40,8 +36,8 @@ MEASURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "density": (HessianLambdaMax, HessianLambdaMaxParams, {"density": 2, "nodes": 6}),
     "trace": (HessianTrace, HessianTraceParams, {"probes": 2}),
     "weighted": (WeightedCurvature, WeightedCurvatureParams, {"probes": 2}),
-    "relative": (RelativeFlatness, RelativeFlatnessParams, {}),
-    "fisher-rao": (FisherRao, FisherRaoParams, {}),
+    "relative": (RelativeFlatness, FixedImagesParams, {}),
+    "fisher-rao": (FisherRao, FixedImagesParams, {}),
 }
 LOOSE = {name: {"tolerance": 0.3, "vectors": 4} for name in ("lambda-max", "density", "weighted")}
 
@@ -500,7 +496,7 @@ def test_relative_flatness_refuses_logits_that_are_not_a_linear_layers():
             return 2 * super().forward(x)
 
     for model in (Doubled(*small_net()), nn.Sequential(nn.Conv2d(2, 4, 4), nn.Flatten()).double()):
-        with pytest.raises(NoValue, match="last linear layer"):
+        with pytest.raises(NoValue, match="needs a linear layer"):
             read("relative", model, small_examples())
 
 
@@ -644,7 +640,7 @@ def test_couplings_differ_and_memory_changes_nothing(name):
     smaller = read(name, model, examples, Workspace(batch=32, seed=5), coupling="frozen", **loose)
     assert smaller.value == pytest.approx(frozen.value, rel=1e-6)
     assert smaller.details == pytest.approx(frozen.details, rel=1e-5, abs=1e-7)
-    images = Oracle(THREAT, FisherRaoParams(coupling="frozen", steps=3))
+    images = Oracle(THREAT, FixedImagesParams(coupling="frozen", steps=3))
     images.freeze(model, examples, Workspace(batch=100, seed=5))
     at_them = read(name, model, images.points(examples), **loose)
     assert at_them.value == pytest.approx(frozen.value, rel=1e-6), "frozen is clean at the frozen images"

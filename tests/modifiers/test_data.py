@@ -32,8 +32,8 @@ from robflat_bench.modifiers.prevent_label_leaking import PreventLabelLeaking
 from robflat_bench.modifiers.self_supervision import SelfSupervision, SelfSupervisionParams
 from robflat_bench.modifiers.unlabeled import Unlabeled, UnlabeledParams
 from robflat_bench.registry.components import compose
-from robflat_bench.training import loop
 from robflat_bench.training.composition import Composition, weighted_mean
+from robflat_bench.training.inputs import TrainingInputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -331,9 +331,9 @@ def test_mixing_comes_after_other_images(registry, model):
         assert torch.equal(made.target, expected.target)
 
 
-def test_the_loop_augments_other_images_by_their_own_random_numbers():
+def test_images_from_elsewhere_are_augmented_with_random_numbers_of_their_own():
     composition = SimpleNamespace(augment=lambda given, source: given)
-    job = SimpleNamespace(
+    inputs = SimpleNamespace(
         seed=3,
         recipe=SimpleNamespace(augmentation="crop-flip"),
         composition=composition,
@@ -342,7 +342,7 @@ def test_the_loop_augments_other_images_by_their_own_random_numbers():
         device="cpu",
     )
     x, rows = bytes_of(SHAPE, 9), torch.tensor([4, 1, 7])
-    made = loop._batch(job, x, torch.arange(9), rows, 2, Moment(3, 1, 2))
+    made = TrainingInputs.batch(inputs, x, torch.arange(9), rows, 2, Moment(3, 1, 2))
     assert torch.equal(made.augmented(x[rows], "augment"), made.x)
     assert torch.equal(made.augmented(x[rows], "augment 2"), made.view(2))
     assert not torch.equal(made.augmented(x[rows], "other"), made.x)

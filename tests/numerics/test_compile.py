@@ -24,6 +24,7 @@ from robflat_bench.config.protocol import load
 from robflat_bench.core import Batch, ImageShape, Moment, Observer, Training, clock
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.splits import load_splits
+from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics import compilation
 from robflat_bench.numerics.compilation import Compilation, captured, fused
 from robflat_bench.numerics.passes import PassCounter
@@ -31,7 +32,7 @@ from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import compose
 from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Bench, _train
+from robflat_bench.runs.run import Run, _train
 from robflat_bench.training.composition import Composition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -378,13 +379,11 @@ def test_a_compiled_run_goes_on_eagerly_and_the_other_way_round(registry, tiny, 
     splits = load_splits(registry, protocol, None)
 
     def trained(store: str, compiled: bool, observer: Observer | None = None) -> str:
-        session = Compilation("cpu", print, "aot_eager") if compiled else None
-        bench = Bench(
-            registry, protocol, splits, Store(tmp_path / store), "cpu", observer or Observer(), compile=session
-        )
-        spec = bench.spec("at", 1)
-        model, _ = _train(bench, spec, bench.store.folder(spec))
-        assert session is None or session.variants
+        compilation = Compilation("cpu", print, "aot_eager") if compiled else None
+        where = Store(tmp_path / store)
+        session = Session(registry, protocol, splits, where, "cpu", observer or Observer(), compile=compilation)
+        model, _ = _train(Run(session, compose(registry, "at"), 1))
+        assert compilation is None or compilation.variants
         return digest(model.state_dict())
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Where evidence lies: files are whole or as before, work is done once, one process per run, nothing is trusted."""
+"""The store: files are written whole or not at all, work is done once, one process per run, damage is noticed."""
 
 import errno
 import io
@@ -62,7 +62,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch, step
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_it_is_flushed_to_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+def test_a_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     order = []
     for step in ("fsync", "replace"):
         real = getattr(os, step)
@@ -81,7 +81,7 @@ def test_a_full_disk_fails_the_run_which_resumes(tmp_path, code):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG])
-def test_an_unwritable_place_is_configuration(tmp_path, code):
+def test_an_unwritable_place_is_a_usage_error(tmp_path, code):
     with pytest.raises(UsageError) as caught, disk_errors(tmp_path / "file"):
         raise OSError(code, os.strerror(code))
     assert caught.value.exit_code == 2
@@ -186,7 +186,7 @@ def header(text: str) -> bytes:
     ],
     ids=range(11),
 )
-def test_what_is_no_archive_of_arrays_is_damaged(tmp_path, content):
+def test_a_file_that_is_no_archive_of_arrays_is_refused(tmp_path, content):
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"."):
@@ -265,7 +265,7 @@ def test_a_unit_that_fails_leaves_nothing(tmp_path):
     assert StoredJournal(tmp_path).unit("0", Work())["x"][1] == 1
 
 
-def test_sections_do_not_meet(tmp_path):
+def test_sections_share_no_units(tmp_path):
     work, journal = Work(), StoredJournal(tmp_path)
     journal.unit("0", work)
     one, other = journal.section("a/b (c=1)"), journal.section("a/b (c=2)")
@@ -277,7 +277,7 @@ def test_sections_do_not_meet(tmp_path):
     assert work.calls == 4
 
 
-def test_time_spent_counts_in_every_process_and_in_what_is_above(tmp_path, monkeypatch):
+def test_a_units_seconds_count_once_in_its_journal_and_in_each_parent(tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 3))
     monkeypatch.setattr(stores.clock, "now", lambda: next(clock))
     seen = []
@@ -340,7 +340,7 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path, child_environment)
         pass
 
 
-def test_a_failure_gives_the_run_back(tmp_path):
+def test_a_failure_releases_the_lock(tmp_path):
     folder = RunFolder(tmp_path)
     with pytest.raises(KeyboardInterrupt), folder.locked():
         raise KeyboardInterrupt
@@ -395,7 +395,7 @@ def test_runs_are_found_by_key_or_folder(store):
         ("*", "is no run"),
     ],
 )
-def test_what_names_no_single_run_is_refused(store, name, says):
+def test_a_name_of_no_run_or_of_several_is_refused(store, name, says):
     with pytest.raises(UsageError, match=says) as caught:
         store.find(name)
     assert "results ls" in str(caught.value)

@@ -18,10 +18,11 @@ import pytest
 
 import robflat_bench
 from robflat_bench.config.protocol import load
-from robflat_bench.data.splits import load_splits
+from robflat_bench.evaluation.session import Session
+from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import discover
 from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Bench, execute
+from robflat_bench.runs.run import Run, execute
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -82,10 +83,8 @@ def run(method: str, folder: Path) -> dict[str, float]:
     file = folder / "golden.toml"
     file.write_text(PROTOCOL)
     registry = discover()
-    protocol = load(registry, str(file))
-    splits = load_splits(registry, protocol, None)
-    bench = Bench(registry, protocol, splits, Store(folder), "cpu")
-    record = execute(bench, bench.spec(method, 1))
+    session = Session(registry, load(registry, str(file)), None, Store(folder), "cpu")
+    record = execute(Run(session, compose(registry, method), 1))
     numbers = {f"epoch {row.epoch}: train loss": row.train_loss for row in record.history}
     numbers |= {f"epoch {row.epoch}: held-out loss": row.heldout_robust_loss for row in record.history}
     for name, result in record.results.items():
@@ -114,7 +113,7 @@ def test_numbers_move_only_with_numerics(method, tmp_path):
     assert not moved, "a number moved: bump robflat_bench.NUMERICS and write golden.json anew (see above)"
 
 
-def test_golden_bites_when_a_number_moves(tmp_path, monkeypatch):
+def test_the_golden_run_notices_a_loss_that_is_larger_by_a_millionth(tmp_path, monkeypatch):
     from robflat_bench.training import composition
 
     original = composition.weighted_mean

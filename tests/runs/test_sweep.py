@@ -1,4 +1,4 @@
-"""Studies, launchers and sweeps: what a study may say, one run a process, failures that stop nothing, Ctrl-C, kills."""
+"""Studies, launchers and sweeps: which studies are valid, runs in processes of their own, failures, Ctrl-C, kills."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ import pytest
 from helpers.commands import promised
 
 from robflat_bench.cli import progress
-from robflat_bench.config.cost import passes_of_attack, passes_of_evaluation, undeclared
+from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core import Examples, Job, Observer, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.splits import load_splits
-from robflat_bench.evaluation.evaluate import MEMORY_BATCH, Plan, EvaluatedModel, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
+from robflat_bench.evaluation.model import build_model
+from robflat_bench.evaluation.plan import Plan
+from robflat_bench.evaluation.session import Session
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.results.record import RunRecord
 from robflat_bench.results.store import RunFolder, Store, StoredJournal
-from robflat_bench.runs.run import build_model
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import pace, tasks
 
@@ -158,10 +161,10 @@ def test_a_group_is_every_method_times_every_combination(study):
     [
         ('["nan"]', "[]", "'groups.2.methods'"),
         ('"recipe.epochs" = [1]', '"fixed.seed" = [1]', "should match pattern"),
-        ('"recipe.epochs" = [1]', f'"recipe.epochs" = {list(range(1, 1200))}', "1000 are enough"),
+        ('"recipe.epochs" = [1]', f'"recipe.epochs" = {list(range(1, 1200))}', "more than 1000"),
         ("protocol =", "protocl =", "did you mean 'protocol'?"),
         ("[[groups]]", "[[groups", "not valid TOML"),
-        ('"recipe.epochs" = [1]', ", ".join(f'"recipe.x{i}" = [1, 2]' for i in range(64)), "1000 are enough"),
+        ('"recipe.epochs" = [1]', ", ".join(f'"recipe.x{i}" = [1, 2]' for i in range(64)), "more than 1000"),
         ('"recipe.epochs" = [1]', '"recipe.epochs" = []', "at least 1 item"),
         ('title = "good"', 'title = "\\u001b[2J"', "should match pattern"),
     ],
@@ -216,8 +219,8 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
     assert not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots(Resources(jobs=3)))
 
 
-def test_inline_writes_here_and_runs_one_after_the_other(capfd, tmp_path):
-    with pytest.raises(UsageError, match="one after the other, not 2 at a time; use --launcher local"):
+def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
+    with pytest.raises(UsageError, match="one run at a time, not 2: use `--launcher local`"):
         Inline(Params(), Resources(jobs=2))
     launcher = Inline(Params(), Resources())
     launcher.start(Job("loud", (sys.executable, "-c", "raise SystemExit('heard here')"), tmp_path / "log.txt"))
@@ -274,7 +277,7 @@ def test_a_strangers_launcher_runs_a_sweep(command, registry, study, tmp_path):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, tmp_path):
+def test_a_plan_lists_runs_with_their_image_passes(command, registry, study, tmp_path):
     study.write_text(GOOD.replace('["at"]', '["at+awp"]'))
     done = command("sweep", study, "--seeds", 2, "--plan", "--store", tmp_path / "runs", "--json")
     assert done.code == 0
@@ -292,7 +295,7 @@ def test_the_plan_lists_runs_with_what_they_will_cost(command, registry, study, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_plan_estimates_what_is_left_from_finished_runs(command, registry, study, finished_copy, tmp_path):
+def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, finished_copy, tmp_path):
     """Seconds of training in proportion to its passes, of the evaluation as it took; halved by two jobs."""
     study.write_text(ONE.replace('["standard"]', '["at", "trades"]'))
     plan = ["sweep", study, "--store", finished_copy.store, "--jobs", 2, "--plan"]
@@ -315,16 +318,16 @@ def test_the_plan_estimates_what_is_left_from_finished_runs(command, registry, s
     assert "estimated from 1 finished runs in this store" in shown
 
 
-def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_thread, tmp_path):
+def test_an_evaluation_makes_the_passes_that_its_components_declare(registry, tiny, one_thread, tmp_path):
     """Attacks and measures of the tiny protocol, on both checkpoints; clean images and flags come on top."""
     protocol = load(registry, str(tiny))
-    fixed, splits = protocol.fixed, load_splits(registry, protocol, None)
-    model = build_model(registry, protocol, fixed.backbone, "relu", splits, 1, "cpu")
+    fixed, session = protocol.fixed, Session(registry, protocol, None, Store(tmp_path), "cpu")
+    model = build_model(session, 1)
     counter = PassCounter(model)
     clean = flags = 0
     for checkpoint in ("best", "last"):
         plan, journal = Plan.of(fixed, checkpoint), StoredJournal(tmp_path / checkpoint)
-        evaluate(registry, fixed, splits, "cpu", plan, EvaluatedModel(model, checkpoint), journal, Observer())
+        evaluate(session, plan, EvaluatedModel(model, checkpoint), journal)
         clean, flags = clean + 30 + 20, flags + min(MEMORY_BATCH, 30)
     selection = protocol.recipe.epochs * fixed.data.heldout.count
     forward, backward = passes_of_evaluation(registry, protocol)
@@ -334,13 +337,12 @@ def test_declared_passes_are_those_an_evaluation_makes(registry, tiny, one_threa
 
 
 @pytest.mark.parametrize("text", ["fgsm", "pgd(steps=3, restarts=2)", "autoattack(version=apgd)"])
-def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, text):
-    protocol = load(registry, str(tiny))
-    splits = load_splits(registry, protocol, None)
-    model = build_model(registry, protocol, protocol.fixed.backbone, "relu", splits, 1, "cpu").eval()
-    examples: Examples = splits.examples("test", "cpu", next(model.parameters()).dtype)
+def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, tmp_path, text):
+    session = Session(registry, load(registry, str(tiny)), None, Store(tmp_path), "cpu")
+    model = build_model(session, 1).eval()
+    examples: Examples = session.examples("test")
     counter, attack = PassCounter(model), resolve(registry, "attack", text)
-    declared = passes_of_attack(attack)
+    declared = passes_of(attack)
     if declared is None:
         assert attack.name == "autoattack"
         return
@@ -348,7 +350,7 @@ def test_attacks_make_the_passes_they_declare(registry, tiny, one_thread, text):
     assert (counter.forward, counter.backward) == (30 * declared[0], 30 * declared[1])
 
 
-def test_the_plan_names_what_cannot_be_run(command, study, tmp_path):
+def test_a_plan_names_variants_that_cannot_be_run(command, study, tmp_path):
     study.write_text(STUDY.replace('"recipe.epochs" = [1]', '"recipe.epochs" = [0]'))
     done = command("sweep", study, "--plan", "--store", tmp_path / "runs")
     assert done.code == 1
@@ -357,7 +359,7 @@ def test_the_plan_names_what_cannot_be_run(command, study, tmp_path):
     assert "learning_rate=1e+30" in done.out
 
 
-def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tmp_path):
+def test_a_failed_run_stops_no_other_run_and_is_listed(command, registry, study, tmp_path):
     """A diverging run, a loss that is not finite, an unknown parameter, a conflicting composition: one line each;
     the others complete; the exit code is 1."""
     store, plugin = tmp_path / "runs", tmp_path / "nan.py"
@@ -366,7 +368,7 @@ def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tm
     refused = {row["run"]: row["error"] for row in done.document["runs"] if row["state"] == "refused"}
     assert refused.keys() == {"trades(bta=1)", "at+awp+sam", "att"}
     assert "unknown key 'bta'; did you mean 'beta'?" in refused["trades(bta=1)"]
-    assert "awp and sam each claim the backward of a step" in refused["at+awp+sam"]
+    assert "awp and sam both replace the backward of a training step" in refused["at+awp+sam"]
     rows = {row["group"]: row for row in done.document["runs"] if row["state"] != "refused"}
     assert {group: row["state"] for group, row in rows.items()} == {
         "good": "done",
@@ -393,7 +395,7 @@ def test_runs_that_fail_stop_nothing_and_are_listed(command, registry, study, tm
     assert "last checkpoint" in again.out
 
 
-def test_retry_failed_runs_them_again(command, registry, study, tmp_path):
+def test_retry_failed_runs_failed_runs_again(command, registry, study, tmp_path):
     study.write_text(ONE)
     store = tmp_path / "runs"
     (task,) = listed(registry, study, store)
@@ -410,7 +412,7 @@ def test_retry_failed_runs_them_again(command, registry, study, tmp_path):
     assert "[1/1] standard, seed 1: done" in done.err
 
 
-def test_a_run_that_cannot_even_begin_is_a_failure_with_its_last_words(registry, study, tmp_path):
+def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(registry, study, tmp_path):
     study.write_text(ONE)
     (task,) = listed(registry, study, tmp_path / "runs")
     sweep = Sweep(here(), refusing)
@@ -451,7 +453,7 @@ def stages(registry, study, tmp_path):
     return play
 
 
-def test_progress_in_lines(stages, capsys, monkeypatch):
+def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with progress.SweepProgress(4, drawing=True) as shown:
         for sweep in stages():
@@ -518,7 +520,7 @@ def test_a_run_of_another_process_is_waited_for_and_then_made(registry, study, t
     assert f"process {os.getpid()}" in sweep.events[0].why
 
 
-def test_what_another_process_finishes_is_done(registry, study, finished, tmp_path):
+def test_a_run_that_another_process_finishes_is_done(registry, study, finished, tmp_path):
     study.write_text(ONE)
     (task,) = listed(registry, study, tmp_path / "runs")
     with contextlib.ExitStack() as held:

@@ -13,14 +13,15 @@ from robflat_bench.config.cost import passes_per_image, updates_per_batch
 from robflat_bench.config.protocol import load
 from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from robflat_bench.core import MethodInfo, Observer, UsageError
-from robflat_bench.data.splits import load_splits
+from robflat_bench.evaluation.model import build_model
+from robflat_bench.evaluation.session import Session
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Bench, _network, _train, execute
+from robflat_bench.runs.run import Run, _train, execute
 from robflat_bench.training import composition, loop
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
@@ -125,19 +126,21 @@ def test_optimizers_follow_their_recursion(name):
 def bench(registry, tiny, tmp_path):
     """`bench("recipe.epochs=3")`: ready to run under the tiny protocol with these settings."""
 
-    def make(*settings: str, store: str = "store") -> Bench:
-        protocol = load(registry, str(tiny), settings)
-        return Bench(registry, protocol, load_splits(registry, protocol, None), Store(tmp_path / store), "cpu")
+    def make(*settings: str, store: str = "store") -> Session:
+        return Session(registry, load(registry, str(tiny), settings), None, Store(tmp_path / store), "cpu")
 
     return make
 
 
-def trained(bench: Bench, method: str) -> tuple[loop.State, dict[str, str]]:
+def run(session: Session, method: str) -> Run:
+    return Run(session, compose(session.registry, method), 1)
+
+
+def trained(session: Session, method: str) -> tuple[loop.State, dict[str, str]]:
     """Where training ended, and the digests of the weights it left."""
-    spec = bench.spec(method, 1)
-    folder = bench.store.folder(spec)
-    _, state = _train(bench, spec, folder)
-    return state, {name: digest(read_weights(folder.checkpoints / f"{name}.safetensors")) for name in ("best", "last")}
+    made = run(session, method)
+    _, state = _train(made)
+    return state, {name: digest(read_weights(made.folder.weights(name))) for name in ("best", "last")}
 
 
 class StopsAt(Observer):
@@ -170,7 +173,7 @@ def test_reduced_precision_trains_other_but_similar_weights_that_stay_float32(be
     losses = [state.history[0].train_loss for state in (exact, rounded)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != pytest.approx(losses[0], rel=1e-5)
-    kept = read_weights(reduced.store.folder(reduced.spec("trades+awp", 1)).weights("last"))
+    kept = read_weights(run(reduced, "trades+awp").folder.weights("last"))
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32, torch.int64}
     with pytest.raises(KeyboardInterrupt):
         trained(replace(stopped, observer=StopsAt(4)), "trades+awp")
@@ -184,14 +187,14 @@ def test_weights_are_kept_from_the_beginning_and_of_every_nth_epoch(bench):
     _, weights = trained(here, "at")
     plain = bench("recipe.epochs=5", store="plain")
     assert trained(plain, "at")[1] == weights, "keeping changes no number"
-    folder, other = here.store.folder(here.spec("at", 1)), plain.store.folder(plain.spec("at", 1))
+    folder, other = run(here, "at").folder, run(plain, "at").folder
     assert folder.kept() == {"epoch-0001": 1, "epoch-0003": 3}
     assert other.kept() == {}
     begun = digest(read_weights(folder.weights("initial")))
-    assert begun == digest(read_weights(other.weights("initial"))) == digest(_network(here, 1).state_dict())
+    assert begun == digest(read_weights(other.weights("initial"))) == digest(build_model(here, 1).state_dict())
     shorter = bench("recipe.epochs=2", "recipe.schedule=constant", store="shorter")
     longer = replace(bench("recipe.epochs=5", "recipe.schedule=constant", store="longer"), keep_every=2)
-    kept = [trained(run, "at") and run.store.folder(run.spec("at", 1)) for run in (shorter, longer)]
+    kept = [trained(session, "at") and run(session, "at").folder for session in (shorter, longer)]
     assert digest(read_weights(kept[0].weights("last"))) == digest(read_weights(kept[1].weights("epoch-0001")))
 
 
@@ -235,7 +238,7 @@ def test_a_run_costs_what_the_catalogue_says(bench, method):
 @pytest.mark.parametrize("method", ["fgsm-rs", "at+ema+awp"])
 def test_the_record_tells_the_true_budget(bench, method):
     here = bench("recipe.attack_steps=3")
-    record = execute(here, here.spec(method, 1))
+    record = execute(run(here, method))
     forward, backward = passes_per_image(compose(here.registry, method), 3)
     assert (record.budget.forward, record.budget.backward) == (forward * 120, backward * 120)
     assert not record.extra_data
@@ -249,43 +252,43 @@ def test_the_record_tells_the_true_budget(bench, method):
 
 def test_a_helper_is_trained_once_and_counted(bench):
     here = bench()
-    spec = here.spec("hat", 1)
-    helper = here.spec("standard", 1)
-    assert spec.helpers == {"standard": helper.key}
-    record = execute(here, spec)
-    folder = here.store.folder(helper)
+    helped, helper = run(here, "hat"), run(here, "standard")
+    assert helped.spec.helpers == {"standard": helper.spec.key}
+    record = execute(helped)
+    folder = helper.folder
     assert (folder.checkpoints / "last.safetensors").is_file()
     assert not folder.record_file.exists(), "it is trained, not evaluated"
-    alone = execute(here, helper)
+    alone = execute(helper)
     forward, backward = passes_per_image(compose(here.registry, "hat"), 2)
     assert record.budget.forward == forward * 120 + alone.budget.forward
     assert record.budget.backward == backward * 120 + alone.budget.backward
     weights = (folder.checkpoints / "last.safetensors").read_bytes()
-    execute(here, here.spec("hat(gamma=0.1)", 1))
+    execute(run(here, "hat(gamma=0.1)"))
     assert (folder.checkpoints / "last.safetensors").read_bytes() == weights
 
 
 def test_the_helper_is_part_of_the_key(bench):
     one, other = bench(), bench("recipe.activation=silu")
-    specs = [b.spec("hat", 1) for b in (one, other)]
+    specs = [run(session, "hat").spec for session in (one, other)]
     assert specs[0].helpers != specs[1].helpers
     assert specs[0].key != specs[0].model_copy(update={"helpers": specs[1].helpers}).key
 
 
 def test_extra_images_are_part_of_the_key_and_of_the_record(bench):
     here = bench()
-    spec = here.spec("at+unlabeled(ratio=0.5)", 1)
+    made = run(here, "at+unlabeled(ratio=0.5)")
+    spec = made.spec
     assert spec.extra_data == here.splits.ref.spare != ""
-    assert here.spec("at", 1).extra_data == ""
+    assert run(here, "at").spec.extra_data == ""
     assert spec.key != spec.model_copy(update={"extra_data": "0" * 64}).key
-    assert execute(here, spec).extra_data
+    assert execute(made).extra_data
 
 
 def test_where_no_image_is_left_over_unlabeled_is_refused_before_anything_is_trained(bench):
     here = bench()
     empty = here.splits.ref.model_copy(update={"spare": ""})
     with pytest.raises(UsageError, match="uses every image of its training pool"):
-        replace(here, splits=replace(here.splits, ref=empty)).spec("at+unlabeled", 1)
+        assert run(replace(here, data=replace(here.splits, ref=empty)), "at+unlabeled").spec
 
 
 def test_a_helper_that_needs_the_method_itself_is_refused(registry, bench):
@@ -293,7 +296,7 @@ def test_a_helper_that_needs_the_method_itself_is_refused(registry, bench):
     info = MethodInfo("narcissus", "learns from itself", "here:Method", helpers={"idol": "narcissus"})
     extended.add(info, registry.get("method", "at").provider)
     with pytest.raises(UsageError, match="narcissus would have to be trained before itself"):
-        replace(bench(), registry=extended).spec("narcissus", 1)
+        assert run(replace(bench(), registry=extended), "narcissus").spec
 
 
 def test_spare_images_are_those_no_split_uses(bench):
@@ -362,4 +365,4 @@ def test_every_weight_decay_trains_another_network(bench):
 def test_every_setting_of_the_recipe_trains_another_network_and_names_the_row(bench, setting):
     here = bench(setting)
     assert trained(here, "at")[1]["last"] != trained(bench(), "at")[1]["last"]
-    assert here.spec("at", 1).label.startswith(f"at [{setting.removeprefix('recipe.')}")
+    assert run(here, "at").spec.label.startswith(f"at [{setting.removeprefix('recipe.')}")

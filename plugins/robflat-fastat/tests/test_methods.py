@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robflat_bench.api import Batch, Method, Moment, generator
 from robflat_bench.testing import run_checks
-from robflat_bench.testing.world import COUNT, inner, world
+from robflat_bench.testing.fixtures import COUNT, inner, world
 from robflat_fastat.nuat import nuclear_shares
 from robflat_fastat.zerograd import large
 

@@ -39,7 +39,7 @@ class Part(NamedTuple):
 Card = tuple[Part, ...]
 
 
-def card(registry: Registry, method: str) -> Card:
+def method_card(registry: Registry, method: str) -> Card:
     """The parts of a canonical method text; none where its plugin is not here."""
     try:
         return tuple(_part(member) for member in compose(registry, method).members)

@@ -1,17 +1,25 @@
-"""The board's table as columns: what a reader needs first comes first, the rest in groups that are shown on demand."""
+"""The board's table as columns: the ranked quantities first, the rest in groups that the reader can switch on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from robflat_bench.leaderboard.site.figures import find
-from robflat_bench.leaderboard.model import Board, Quantity, Row, Value
-from robflat_bench.leaderboard.site.words import amount, interval, number, ranks, seconds, spread
 from robflat_bench.core import LeaderboardColumn
+from robflat_bench.leaderboard.model import TIERS, Board, BoardColumn, BoardRow, RowValue
+from robflat_bench.leaderboard.site.words import (
+    format_count,
+    format_seconds,
+    format_value,
+    interval,
+    rank_interval,
+    spread,
+    unit_and_n,
+)
 from robflat_bench.registry.components import slug
+from robflat_bench.results.quantities import MEASURE
 
 GROUPS = {
     "flatness": ("Flatness", True),
@@ -22,22 +30,20 @@ GROUPS = {
     "budget": ("Budget", False),
     "plugins": ("Plugins", False),
 }
-"""Group -> what its switch says, and whether it is on at first. Columns of no group are always shown."""
-
-
+"""Group -> label of its switch, and whether it is shown at first. Columns without a group are always shown."""
 ICONS = {"self-reported": "\u25cb", "re-evaluated": "\u25d0", "reproduced": "\u25cf"}
 
 
 class Cell(NamedTuple):
-    """text: what is read; note: a smaller second line, or a picture of it; value: what is sorted by."""
+    """text: the content. note: a smaller second line, or a picture. value: the number that sorting uses."""
 
     text: str
     note: str | Markup = ""
     value: float | None = None
 
 
-class Column(NamedTuple):
-    """key: as addresses name it. note: a smaller second line of the heading."""
+class TableColumn(NamedTuple):
+    """key: name in addresses. note: a smaller second line of the heading. cells: row -> cell."""
 
     key: str
     title: str
@@ -46,115 +52,111 @@ class Column(NamedTuple):
     cells: dict[str, Cell]
 
 
-def columns(board: Board, offered: Sequence[LeaderboardColumn] = ()) -> list[Column]:
-    """All columns but rank and method, in order; offered: those of plugins."""
-    by_id = {quantity.id: quantity for quantity in board.quantities}
-    first = [find(board, board.rankings[0]), *(q for q in board.quantities if q.id == "clean_error")]
-    made = [_measured(board, quantity, "") for quantity in first]
-    made[0] = _pictured(board, made[0])
-    ranked = [find(board, name) for name in board.rankings[1:]]
-    rest = [q for q in by_id.values() if q not in first and q not in ranked]
-    made += [_measured(board, quantity, "flatness") for quantity in ranked]
-    made += [_measured(board, q, "loss") for q in rest if q.id.startswith(("robust_loss", "gap_"))]
-    made.append(Column("evidence", "Evidence", "seeds", "", {row.id: _evidence(row) for row in board.rows}))
-    made += [_measured(board, q, "attacks") for q in rest if q.id.startswith("attack:")]
-    made += [_measured(board, q, "more") for q in rest if q.id.startswith("measure:")]
+def table_columns(board: Board, offered: Sequence[LeaderboardColumn] = ()) -> list[TableColumn]:
+    """All columns but rank and method, in order. offered: the columns of plugins."""
+    first = [board.column(board.rankings[0]), *(each for each in board.quantities if each.id == "clean_error")]
+    flatness = [board.column(name) for name in board.rankings[1:]]
+    rest = [each for each in board.quantities if each not in (*first, *flatness)]
     other = "best" if board.checkpoint == "last" else "last"
-    again = [*first, *ranked, *(q for q in rest if q.id in ("robust_loss", "gap_robust_loss"))]
-    made += [_measured(board, quantity, "other", other) for quantity in again]
-    made += _budget(board) + [_offered(board, column) for column in offered]
+
+    def measured(columns: Iterable[BoardColumn], group: str, checkpoint: str = "") -> list[TableColumn]:
+        return [_measured(board, column, group, checkpoint) for column in columns]
+
+    def starting(*prefixes: str) -> list[BoardColumn]:
+        return [each for each in rest if each.id.startswith(prefixes)]
+
+    robust, *clean = measured(first, "")
+    repeated = [*first, *flatness, *(each for each in rest if each.id in ("robust_loss", "gap_robust_loss"))]
+    made = [
+        _pictured(board, robust),
+        *clean,
+        *measured(flatness, "flatness"),
+        *measured(starting("robust_loss", "gap_"), "loss"),
+        TableColumn("evidence", "Evidence", "seeds", "", {row.id: _evidence(row) for row in board.rows}),
+        *measured(starting("attack:"), "attacks"),
+        *measured(starting(MEASURE), "more"),
+        *measured(repeated, "other", other),
+        *_budget(board),
+        *(_offered(board, column) for column in offered),
+    ]
     return [column for column in made if column.cells]
 
 
-def _offered(board: Board, column: LeaderboardColumn) -> Column:
+def _offered(board: Board, column: LeaderboardColumn) -> TableColumn:
     values = {row.id: column.values[row.id] for row in board.rows if row.id in column.values}
     cells = {row: Cell(format(value, column.form), value=value) for row, value in values.items()}
-    return Column(slug(f"plugin-{column.name}"), column.title, column.note, "plugins", cells)
+    return TableColumn(slug(f"plugin-{column.name}"), column.title, column.note, "plugins", cells)
 
 
-def _measured(board: Board, quantity: Quantity, group: str, checkpoint: str = "") -> Column:
-    at = checkpoint or board.checkpoint
-    unit = {"fraction": "%, ", "nats": "nats, "}.get(quantity.unit, "")
-    found = {row.id: row.values.get(at, {}).get(quantity.id) for row in board.rows}  # type: ignore[call-overload]
-    cells = {row.id: _cell(row, quantity, value, not checkpoint) for row in board.rows if (value := found[row.id])}
-    return Column(
-        slug(f"{quantity.id}-{checkpoint}" if checkpoint else quantity.id),
-        f"{quantity.title}, {checkpoint}" if checkpoint else quantity.title,
-        f"{unit}n {quantity.n:,}",
-        group,
-        cells,
-    )
+def _measured(board: Board, column: BoardColumn, group: str, checkpoint: str) -> TableColumn:
+    """A quantity at a checkpoint, or at the board's (""), where its cells say the ranks."""
+    values = [(row, row.value(checkpoint or board.checkpoint, column.id)) for row in board.rows]
+    cells = {row.id: _cell(row, column, value, not checkpoint) for row, value in values if value}
+    key = slug(f"{column.id}-{checkpoint}" if checkpoint else column.id)
+    title = f"{column.title}, {checkpoint}" if checkpoint else column.title
+    return TableColumn(key, title, unit_and_n(column), group, cells)
 
 
-def _pictured(board: Board, column: Column) -> Column:
-    """The column with its intervals drawn to one scale instead of its ranks, which have a column of their own."""
-    values = {row.id: row.values[board.checkpoint][board.rankings[0]] for row in board.rows if row.id in column.cells}
+def _pictured(board: Board, column: TableColumn) -> TableColumn:
+    """The column with its intervals drawn on one scale instead of the ranks, which have a column of their own."""
+    found = {row.id: row.value(board.checkpoint, board.rankings[0]) for row in board.rows}
+    values = {row: value for row, value in found.items() if value}
     ends = [end for value in values.values() for end in (value.low, value.mean, value.high) if end is not None]
     low, width = min(ends, default=0.0), (max(ends, default=1.0) - min(ends, default=0.0)) or 1.0
 
-    def picture(value: Value) -> Markup:
-        a, b, c = (
-            4 + 92 * ((v if v is not None else value.mean) - low) / width for v in (value.low, value.mean, value.high)
-        )
+    def picture(value: RowValue) -> Markup:
+        shown = (value.mean if end is None else end for end in (value.low, value.mean, value.high))
+        a, b, c = (4 + 92 * (end - low) / width for end in shown)
         line = "" if value.low is None else f'<path d="M{a:.1f} 4H{c:.1f}"/>'
         return Markup(f'<svg viewBox="0 0 100 8" aria-hidden="true">{line}<circle cx="{b:.1f}" cy="4" r="3"/></svg>')
 
     return column._replace(cells={row: cell._replace(note=picture(values[row])) for row, cell in column.cells.items()})
 
 
-def _evidence(row: Row) -> Cell:
-    """The tier and the seeds; more of both sorts last."""
+def _evidence(row: BoardRow) -> Cell:
+    """The tier and the number of seeds; sorted by tier, then by seeds."""
     seeds = f"{len(row.runs)} seed{'s' * (len(row.runs) != 1)}"
-    return Cell(f"{ICONS[row.tier]} {row.tier}", seeds, 1000 * list(ICONS).index(row.tier) + len(row.runs))
+    return Cell(f"{ICONS[row.tier]} {row.tier}", seeds, 1000 * TIERS.index(row.tier) + len(row.runs))
 
 
-def _cell(row: Row, quantity: Quantity, value: Value, ranked: bool) -> Cell:
-    text = spread(value, quantity.unit)
-    place = row.places.get(quantity.id) if ranked else None
-    if place:
-        note = f"rank {place.rank} ({ranks(place)}) {place.letters}"
-    else:
-        note = f"se {number(value.standard_error, quantity.unit)}" if value.standard_error is not None else ""
-    return Cell(text, note, value.mean)
+def _cell(row: BoardRow, column: BoardColumn, value: RowValue, ranked: bool) -> Cell:
+    note = f"se {format_value(value.standard_error, column.unit)}" if value.standard_error is not None else ""
+    if ranked and (place := row.places.get(column.id)):
+        note = f"rank {place.rank} ({rank_interval(place)}) {place.letters}"
+    return Cell(spread(value, column.unit), note, value.mean)
 
 
-def _budget(board: Board) -> list[Column]:
-    def column(key: str, title: str, note: str, cells: dict[str, Cell]) -> Column:
-        return Column(key, title, note, "budget", cells)
+def _budget(board: Board) -> list[TableColumn]:
+    def column(key: str, title: str, note: str, form: Callable[[float], str]) -> TableColumn:
+        costs = {row.id: getattr(row, key) for row in board.rows}
+        return TableColumn(
+            key, title, note, "budget", {row: Cell(form(cost), value=cost) for row, cost in costs.items()}
+        )
 
-    rows = board.rows
+    extra = {row.id: Cell("yes" if row.extra_data else "no", value=row.extra_data) for row in board.rows}
     return [
-        column("forward", "Forward passes", "images", {r.id: Cell(amount(r.forward), value=r.forward) for r in rows}),
-        column(
-            "backward", "Backward passes", "images", {r.id: Cell(amount(r.backward), value=r.backward) for r in rows}
-        ),
-        column(
-            "seconds",
-            "Time",
-            "training and evaluation",
-            {r.id: Cell(seconds(r.seconds), value=r.seconds) for r in rows},
-        ),
-        column(
-            "extra", "Extra data", "", {r.id: Cell("yes" if r.extra_data else "no", value=r.extra_data) for r in rows}
-        ),
+        column("forward", "Forward passes", "images", format_count),
+        column("backward", "Backward passes", "images", format_count),
+        column("seconds", "Time", "training and evaluation", format_seconds),
+        TableColumn("extra", "Extra data", "", "budget", extra),
     ]
 
 
-def results(board: Board, row: Row) -> list[tuple[Quantity, dict[str, tuple[str, str, str]]]]:
-    """Every quantity of a row: checkpoint -> its value, its interval or standard error, and its place."""
+def method_results(board: Board, row: BoardRow) -> list[tuple[BoardColumn, dict[str, tuple[str, str, str]]]]:
+    """Every quantity of a row: checkpoint -> value, interval or standard error, and place."""
     made = []
-    for quantity in board.quantities:
+    for column in board.quantities:
         cells = {}
         for checkpoint in ("best", "last"):
-            value = row.values.get(checkpoint, {}).get(quantity.id)
+            value = row.value(checkpoint, column.id)
             if value is None:
                 continue
-            within = interval(value.low, value.high, quantity.unit)
-            if not within and value.standard_error is not None:
-                within = f"standard error {number(value.standard_error, quantity.unit)}"
-            place = row.places.get(quantity.id) if checkpoint == board.checkpoint else None
-            said = f"rank {place.rank} ({ranks(place)}), {place.letters}" if place else ""
-            cells[checkpoint] = (number(value.mean, quantity.unit), within, said)
+            uncertainty = interval(value.low, value.high, column.unit)
+            if not uncertainty and value.standard_error is not None:
+                uncertainty = f"standard error {format_value(value.standard_error, column.unit)}"
+            place = row.places.get(column.id) if checkpoint == board.checkpoint else None
+            rank = f"rank {place.rank} ({rank_interval(place)}), {place.letters}" if place else ""
+            cells[checkpoint] = (format_value(value.mean, column.unit), uncertainty, rank)
         if cells:
-            made.append((quantity, cells))
+            made.append((column, cells))
     return made

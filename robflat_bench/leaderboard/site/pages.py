@@ -1,7 +1,7 @@
-"""The site: a pure function from the leaderboard, and what its pages cite, to files. No clock, network or script.
+"""The site as a pure function from the leaderboard and its sources to files; no clock and no network.
 
-`columns` makes the table, `figures` the pictures, `cards` what is said of methods, `export` what machines read; the
-templates say how it looks. Every text is escaped where it is written, and every address is made of slugs.
+`columns` makes the table, `figures` and `curves` the pictures, `cards` describes methods, `export` writes data files;
+the templates hold the layout. Jinja escapes every text where it is written, and every address is made of slugs.
 """
 
 from __future__ import annotations
@@ -10,57 +10,76 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from robflat_bench.leaderboard.site import columns, curves, export, figures, words
-from robflat_bench.leaderboard.site.cards import Card, equation
-from robflat_bench.leaderboard.model import Board, Leaderboard, Row, Run, Withdrawn
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import LeaderboardColumn
-from robflat_bench.results.record import Number, RunRecord
+from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
+from robflat_bench.leaderboard.site import columns, curves, export, figures, words
+from robflat_bench.leaderboard.site.cards import Card, equation
+from robflat_bench.results.quantities import QuantityValue, column, unit
+from robflat_bench.results.record import RunRecord
+
+FILTERS = {
+    "amount": words.format_count,
+    "equation": equation,
+    "href": words.href,
+    "leaves": lambda tree: list(words.leaves(tree)),
+    "number": words.format_value,
+    "ranks": words.rank_interval,
+    "seconds": words.format_seconds,
+    "shade": figures.shade,
+    "spread": words.spread,
+    "unit_and_n": words.unit_and_n,
+}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What the pages show beside the leaderboard.
+    """What the pages show besides the leaderboard.
 
-    records: by run key, of every run it names (and of withdrawn ones, where they are kept). numbers: by run key and
-    checkpoint, what its outcomes give with standard errors. cards: by canonical method.
-    protocols: by board. pages: name -> Markdown of the site's text ("rules", "submit", ...; "about" opens the site).
-    trainings: documents of `experiment training`, shown on the board of their protocol. columns: by board, those that
-    plugins add to its table. address: where the site will
-    lie, if that is known; only the feed asks for it.
+    Attributes
+    ----------
+    records : run key -> record, for every run of the leaderboard, and for withdrawn runs whose record is kept.
+    values : run key -> checkpoint -> the numbers of that network with standard errors.
+    cards : canonical method -> its card.
+    protocols : board -> protocol.
+    pages : name -> Markdown ("rules", "submit", ...); "about" opens the first page.
+    trainings : documents of `experiment training`, shown on the board of their protocol.
+    columns : board -> columns of plugins in its table.
+    address : the address of the site if known; only the feed uses it.
     """
 
     records: Mapping[str, RunRecord]
-    numbers: Mapping[str, Mapping[str, Sequence[Number]]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Sequence[QuantityValue]]] = field(default_factory=dict)
     cards: Mapping[str, Card] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
-    trainings: tuple[curves.Training, ...] = ()
+    trainings: tuple[curves.TrainingCurves, ...] = ()
     columns: Mapping[str, Sequence[LeaderboardColumn]] = field(default_factory=dict)
     address: str = ""
 
 
-def render(board: Leaderboard, sources: Sources) -> dict[str, bytes]:
-    """Every file of the site: path -> content. ValueError for a name that is no slug, for two pages of one path, and
-    for a run without its record."""
-    site = _Site(board, sources)
-    for one in board.boards:
-        site.board(one)
+def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
+    """Every file of the site: path -> content.
+
+    Raises ValueError for a name that is not a slug, for two pages with one path, and for a run without its record.
+    """
+    site = _Site(leaderboard, sources)
+    for board in leaderboard.boards:
+        site.board(board)
     site.page(("index.html",), "index.html", title="robflat-bench", about=site.markdown(sources.pages.get("about", "")))
     site.page(("changes", "index.html"), "changes.html", title="Changes", identity=export.identity)
     for name, text in sources.pages.items():
         if name != "about":
-            site.page(
-                (name, "index.html"), "page.html", title=name.replace("-", " ").capitalize(), body=site.markdown(text)
-            )
-    site.add(("data", "board.json"), (board.model_dump_json(indent=1) + "\n").encode())
-    site.add(("feed.xml",), export.feed(site.env, board, sources.address))
+            title = name.replace("-", " ").capitalize()
+            site.page((name, "index.html"), "page.html", title=title, body=site.markdown(text))
+    site.add(("data", "board.json"), (leaderboard.model_dump_json(indent=1) + "\n").encode())
+    site.add(("feed.xml",), export.feed(site.env, leaderboard, sources.address))
     for entry in sorted((resources.files(__package__) / "static").iterdir(), key=lambda entry: entry.name):
         site.add(("static", entry.name), entry.read_bytes())
     return site.files
@@ -73,7 +92,6 @@ class _Site:
         self.leaderboard, self.sources = leaderboard, sources
         self.files: dict[str, bytes] = {}
         self.md = _markdown()
-        self.drawn = {board.id: figures.of_board(board) for board in leaderboard.boards}
         self.env = Environment(
             loader=PackageLoader("robflat_bench.leaderboard.site"),
             autoescape=True,
@@ -82,38 +100,28 @@ class _Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.env.filters |= {
-            "amount": words.amount,
-            "equation": equation,
-            "flat": lambda tree: list(words.flat(tree)),
-            "href": words.href,
-            "number": words.number,
-            "ranks": words.ranks,
-            "seconds": words.seconds,
-            "shade": figures.shade,
-            "spread": words.spread,
-        }
+        self.env.filters |= FILTERS
         self.env.globals |= {
             "leaderboard": leaderboard,
-            "drawn": self.drawn,
-            "find": figures.find,
+            "drawn": {board.id: figures.board_figures(board) for board in leaderboard.boards},
             "groups": columns.GROUPS,
             "icons": columns.ICONS,
             "interval": words.interval,
             "pages": [name for name in sources.pages if name != "about"],
+            "units": words.UNITS,
         }
 
     def add(self, segments: tuple[str, ...], content: bytes) -> None:
-        """One file; ValueError where another has its path."""
-        path = words.path(*segments)
+        """One file; ValueError where another file has its path."""
+        path = words.site_path(*segments)
         if path in self.files:
             raise ValueError(f"two pages want the path {path}")
         self.files[path] = content
 
     def page(self, segments: tuple[str, ...], template: str, **context: Any) -> None:
-        """One page; `root` leads from it to the site's first."""
+        """One page. Its `root` is the relative path to the site's first page."""
         root = "../" * (len(segments) - 1)
-        self.add(segments, export.written(self.env, template, root=root, path=segments, **context))
+        self.add(segments, export.render_template(self.env, template, root=root, path=segments, **context))
 
     def markdown(self, text: str) -> Markup:
         return Markup(self.md.render(text))
@@ -122,15 +130,18 @@ class _Site:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
         documents = [doc for doc in self.sources.trainings if doc.protocol.hash == board.hash]
-        training = [f for k, doc in enumerate(documents) for f in curves.training(doc, f"{board.id}-training-{k}")]
         self.page(
             (board.id, "index.html"),
             "board.html",
             title=board.id,
             board=board,
-            columns=columns.columns(board, self.sources.columns.get(board.id, ())),
-            training=training,
-            heat=figures.heat(board),
+            columns=columns.table_columns(board, self.sources.columns.get(board.id, ())),
+            training=[
+                figure
+                for k, document in enumerate(documents)
+                for figure in curves.training_figures(document, f"{board.id}-training-{k}")
+            ],
+            heat=figures.heat_maps(board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],
         )
         protocol = self.sources.protocols.get(board.id)
@@ -142,14 +153,14 @@ class _Site:
             fixed=protocol.fixed.model_dump(mode="json") if protocol else {},
             recipe=protocol.defaults.model_dump(mode="json") if protocol else {},
         )
-        self.add(("data", f"{board.id}.csv"), export.table(board))
+        self.add(("data", f"{board.id}.csv"), export.board_csv(board))
         for row in board.rows:
             self.method(board, row, [one for one in gone if one.label == row.label])
         for one in gone:
             if one.key in self.sources.records:
                 self.run(board, one.label, self.sources.records[one.key], one)
 
-    def method(self, board: Board, row: Row, gone: list[Withdrawn]) -> None:
+    def method(self, board: Board, row: BoardRow, gone: list[Withdrawn]) -> None:
         """A row's page and badge, and the pages of its runs."""
         records = [self.record(run) for run in row.runs]
         self.page(
@@ -159,8 +170,8 @@ class _Site:
             board=board,
             row=row,
             card=self.sources.cards.get(row.method, ()),
-            results=columns.results(board, row),
-            curves=curves.histories(records, "history"),
+            results=columns.method_results(board, row),
+            curves=curves.history_figures(records, "history"),
             command=command(row, board),
             withdrawn=gone,
         )
@@ -168,36 +179,60 @@ class _Site:
         for run, record in zip(row.runs, records, strict=True):
             self.run(board, row.label, record, run, row.id)
 
-    def record(self, run: Run) -> RunRecord:
+    def record(self, run: BoardRun) -> RunRecord:
         if run.key not in self.sources.records:
             raise ValueError(f"the board names run {run.key!r:.120}, and there is no record of it")
         return self.sources.records[run.key]
 
-    def run(self, board: Board, label: str, record: RunRecord, run: Run | Withdrawn, row: str = "") -> None:
-        """A run's page, and its record as it came."""
-        raw = record.model_dump(mode="json")
+    def run(self, board: Board, label: str, record: RunRecord, run: BoardRun | Withdrawn, row: str = "") -> None:
+        """A run's page, and its record as it was submitted."""
         self.page(
             ("r", run.key, "index.html"),
             "run.html",
             title=f"{label}, seed {run.seed}",
             board=board,
-            quantities={quantity.id: quantity for quantity in board.quantities},
             label=label,
             row=row,
             run=run,
             record=record,
-            numbers={
-                checkpoint: {found[:3]: found for found in numbers}
-                for checkpoint, numbers in self.sources.numbers.get(run.key, {}).items()
-            },
-            raw=raw,
-            curves=curves.histories([record], "history"),
+            results={name: result_rows(board, values) for name, values in self.sources.values.get(run.key, {}).items()},
+            raw=record.model_dump(mode="json"),
+            curves=curves.history_figures([record], "history"),
         )
         self.add(("r", run.key, "record.json"), (record.model_dump_json(indent=1) + "\n").encode())
 
 
-def command(row: Row, board: Board) -> str:
-    """How anyone installs a row's plugins (or names their files) and trains its first seed."""
+class ResultRow(NamedTuple):
+    """One quantity of one network. of: canonical text of its attack or measure, where the heading does not say it."""
+
+    heading: str
+    of: str
+    unit: str
+    test: QuantityValue
+    train: float | None
+
+
+def result_rows(board: Board, values: Sequence[QuantityValue]) -> list[ResultRow]:
+    """The errors, losses and measures of one network, on test and on training examples; gaps follow from them."""
+    titles = {each.id: each.title for each in board.quantities}
+    train = {value[:2]: value.value for value in values if value.split == "train"}
+    rows = []
+    for value in values:
+        if value.split != "test":
+            continue
+        quantity, of = value[:2]
+        named, shown = titles.get(column(quantity, of), ""), words.UNITS.get(unit(quantity, of), "")
+        name = named or "Measure" if quantity == "measure" else quantity.replace("_", " ").capitalize()
+        heading = f"{name}, {shown}" if shown else name
+        if quantity == "robust_error":
+            heading += f": {named}"
+        of = of if quantity in ("robust_error", "measure") else ""
+        rows.append(ResultRow(heading, of, unit(quantity, of), value, train.get(value[:2])))
+    return rows
+
+
+def command(row: BoardRow, board: Board) -> str:
+    """The command line that trains a row's first seed, with its plugins installed or its plugin files named."""
     plugins = [name.rpartition(" ") for name in row.plugins]
     wanted = [part for name, _, version in plugins if version != "file" for part in ("--with", f"{name}=={version}")]
     files = [part for name, _, version in plugins if version == "file" for part in ("--plugin", name)]
@@ -207,7 +242,7 @@ def command(row: Row, board: Board) -> str:
 
 
 def _markdown() -> MarkdownIt:
-    """Markdown without HTML and without pictures, whose links leave the site only when followed."""
+    """Markdown without HTML and pictures, whose links to other sites carry rel="external noopener"."""
     md = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
     def link(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:

@@ -1,6 +1,6 @@
-"""Drawing by text: scales, axes, points and labels as SVG whose colours are the page's, so that they follow its theme.
+"""Scales, axes, points and labels as SVG text. Colours come from the page's style sheet, so figures follow its theme.
 
-Figures are drawn in a box of `WIDTH` units, narrow enough to be read on a phone. What they show is `figures`' affair.
+A figure is `WIDTH` units wide, which can be read on a phone. `figures.py` decides what is drawn.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from robflat_bench.leaderboard.site.words import amount, number
+from robflat_bench.leaderboard.site.words import format_count, format_value
 
 WIDTH = 460
+Box = tuple[float, float, float, float]
 GLYPH = 6.6
-"""About how wide a letter of a label is."""
+"""Approximate width of a letter of a label."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values [low, high] -> units [start, end]; unit: as `words.number` writes the ticks."""
+    """Values [low, high] -> positions [start, end]. unit: as in `words.format_value`."""
 
     low: float
     high: float
@@ -38,7 +39,7 @@ class Scale:
 
     @property
     def ticks(self) -> list[float]:
-        """About six round values within."""
+        """About six round values in [low, high]."""
         decades_within = math.log10(self.high / self.low) if self.log else 0.0
         if decades_within > 0.7:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -50,10 +51,10 @@ class Scale:
         first = math.ceil(self.low / step - 1e-9)
         return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
-    def written(self, value: float) -> str:
-        """A tick: no more decimals than the ticks need."""
+    def tick_label(self, value: float) -> str:
+        """A tick with as many decimals as it needs."""
         if self.log:
-            return amount(value)
+            return format_count(value)
         shown = 100 * value if self.unit == "fraction" else value
         return f"{round(shown, 10):g}".replace("-", "\u2212")
 
@@ -61,7 +62,7 @@ class Scale:
 def scale(
     values: Iterable[float], start: float, end: float, unit: str = "", log: bool = False, floor: float | None = None
 ) -> Scale:
-    """A scale that shows all values with some room around them, from `floor` on if they come near it."""
+    """A scale that shows all values with a margin; it does not reach below `floor` unless a value does."""
     found = [value for value in values if math.isfinite(value)] or [1.0, 2.0]
     low, high = min(found), max(found)
     if log:
@@ -74,8 +75,16 @@ def scale(
 
 @dataclass
 class Drawing:
-    """Shapes in the order in which they are drawn. name: a slug, unique on its page. title and desc: for those who
-    cannot see it. Classes and names are ours; every other text is escaped here."""
+    """Shapes in drawing order.
+
+    Attributes
+    ----------
+    name : slug, unique on its page.
+    title, desc : text alternative of the picture.
+    taken : boxes (left, top, right, bottom) that labels must not cover.
+
+    Every text from outside is escaped here; `name` and the classes are ours.
+    """
 
     name: str
     title: str
@@ -83,7 +92,7 @@ class Drawing:
     height: float
     width: float = WIDTH
     parts: list[str] = field(default_factory=list)
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    taken: list[Box] = field(default_factory=list)
 
     def line(self, points: Sequence[tuple[float, float]], look: str) -> None:
         steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -103,8 +112,8 @@ class Drawing:
         self.parts.append(f'<{tag} {form} class="{look}"><title>{escape(hint)}</title></{tag}>')
         self.taken.append((x - 5, y - 5, x + 5, y + 5))
 
-    def label(self, x: float, y: float, content: str, within: tuple[float, float, float, float]) -> None:
-        """The name of a datum beside it, where there is room within (left, top, right, bottom); else none."""
+    def label(self, x: float, y: float, content: str, within: Box) -> None:
+        """The name of a datum beside it; left out where there is no room inside the box `within`."""
         content = content if len(content) <= 26 else f"{content[:25]}\u2026"
         wide = GLYPH * len(content)
         for dx, dy, anchor in (
@@ -114,7 +123,7 @@ class Drawing:
             left = x + dx - {"start": 0.0, "end": wide, "middle": wide / 2}[anchor]
             box = (left, y + dy - 10, left + wide, y + dy + 3)
             inside = box[0] >= within[0] and box[1] >= within[1] and box[2] <= within[2] and box[3] <= within[3]
-            if inside and not any(_meet(box, other) for other in self.taken):
+            if inside and not any(_overlap(box, other) for other in self.taken):
                 self.taken.append(box)
                 return self.text(x + dx, y + dy, content, f"label {anchor}")
         return None
@@ -124,10 +133,10 @@ class Drawing:
         low, high, left, right = max(y.start, y.end), min(y.start, y.end), x.start, x.end
         for tick in y.ticks:
             self.line([(left, y(tick)), (right, y(tick))], "grid")
-            self.text(left - 7, y(tick) + 4, y.written(tick), "tick end")
+            self.text(left - 7, y(tick) + 4, y.tick_label(tick), "tick end")
         for tick in x.ticks:
             self.line([(x(tick), low), (x(tick), low + 4)], "axis")
-            self.text(x(tick), low + 18, x.written(tick), "tick middle")
+            self.text(x(tick), low + 18, x.tick_label(tick), "tick middle")
         self.line([(left, low), (right, low)], "axis")
         self.text((left + right) / 2, low + 37, across, "title middle")
         self.text(left - 42, (low + high) / 2, up, "title middle", turned=True)
@@ -142,13 +151,12 @@ class Drawing:
         )
 
 
-def _meet(one: tuple[float, float, float, float], two: tuple[float, float, float, float]) -> bool:
+def _overlap(one: Box, two: Box) -> bool:
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
-def hint(name: str, *numbers: tuple[str, float, str]) -> str:
-    """`trades: robust error 33.6 %, ...`, for the pointer."""
-    said = ", ".join(
-        f"{what} {number(value, unit)}{' %' if unit == 'fraction' else ''}" for what, value, unit in numbers
-    )
-    return f"{name}: {said}"
+def hint(name: str, *values: tuple[str, float, str]) -> str:
+    """`trades: robust error 33.6 %, ...`: the tooltip of a datum."""
+    percent = {"fraction": " %"}
+    parts = [f"{title} {format_value(value, unit)}{percent.get(unit, '')}" for title, value, unit in values]
+    return f"{name}: {', '.join(parts)}"

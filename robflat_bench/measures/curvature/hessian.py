@@ -1,16 +1,15 @@
-r"""The Hessian of the mean loss over the weights, without a matrix; what the curvature measures read of it.
+r"""The Hessian of the mean loss over the weights, as an operator: its products, its trace, its extreme eigenvalues.
 
     H = d^2/dw^2 (1/N) \sum_i \ell(f(x_i; w), y_i)
 
-w: the layers of `WeightSpace` (no normalisation layers, no tensors of zero norm), at fixed images. Products with
-vectors are gradients of gradients, summed over chunks of `oracle.CHUNK`: a mean over all examples, not a sum of batch
-means. Vectors are float64 outside the model, so what surrounds the products adds no rounding; the products have the
-model's precision.
+w: the layers of `WeightSpace` (no normalisation layers, no tensors of zero norm), at fixed images. A product with
+a vector is the gradient of a gradient, summed over chunks of `oracle.CHUNK`: a mean over all examples. Vectors outside
+the model are float64, so that only the products themselves have the model's precision.
 
-H is an operator of curvlinops: its algebra makes D H D and H - mu, and its export to SciPy gives both to ARPACK. What
-of curvlinops 3.0.1 does not carry: its own Hessian is forward over reverse, which torch refuses for SiLU and Mish; its
-`hutchinson_trace` returns one number, neither probes nor layers, of random numbers that no key decides;
-its Lanczos keeps no orthogonality, so ours is in `spectral_density`.
+H is an operator of curvlinops: its algebra makes D H D and H - mu, and its export to SciPy gives both to ARPACK. Three
+parts of curvlinops 3.0.1 are not used. Its Hessian is forward over reverse, which torch refuses for SiLU and Mish. Its
+`hutchinson_trace` returns one number, without probes or layers, from random numbers without a key. Its Lanczos loses
+orthogonality (see `spectral_density`).
 """
 
 from __future__ import annotations
@@ -28,14 +27,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.core import Examples, Journal, NoValue
+from robflat_bench.core import Examples, Journal, Measurement, NoValue, Workspace
 from robflat_bench.core.batching import padded_batches
-from robflat_bench.core.randomness import generator
+from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
+from robflat_bench.measures.per_example import error_of_mean
+from robflat_bench.measures.shared import LanczosParams
+from robflat_bench.measures.units import unit, units
 from robflat_bench.numerics.weight_space import WeightSpace
 
 with warnings.catch_warnings():
-    # Of linear_operator, which curvlinops imports for its inverses.
+    # curvlinops imports linear_operator, whose import warns.
     warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
     from curvlinops._torch_base import PyTorchLinearOperator
     from curvlinops.examples import IdentityLinearOperator
@@ -44,18 +46,18 @@ Operator: TypeAlias = PyTorchLinearOperator
 Vector = NDArray[np.float64]
 
 DENSE = 20
-"""Up to this many weights the matrix itself is smaller than a Krylov space."""
+"""Up to this many weights the dense matrix is smaller than a Krylov space, and is used instead."""
 
 
 @contextmanager
 def twice_differentiable(model: nn.Module, layers: list[nn.Parameter]) -> Iterator[None]:
-    """The model as an attack sees it, but for these layers; fused attention has no second derivative."""
+    """Eval mode, gradients of these layers alone, and attention that is not fused, for a second derivative."""
     with attacked(model), differentiable(layers), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 class Symmetric(Operator):  # type: ignore[misc]
-    """A symmetric operator on vectors [P], float64 and on the CPU wherever the model is. `to_scipy` takes numpy's."""
+    """A symmetric operator on vectors [P], float64 on the CPU, on whichever device the model is."""
 
     SELF_ADJOINT = True
     device = torch.device("cpu")
@@ -67,7 +69,7 @@ class Symmetric(Operator):  # type: ignore[misc]
 
 
 class DiagonalOperator(Symmetric):
-    """The diagonal matrix of these entries [P]."""
+    """The diagonal matrix with these entries [P]."""
 
     def __init__(self, entries: Vector) -> None:
         super().__init__(len(entries))
@@ -78,7 +80,7 @@ class DiagonalOperator(Symmetric):
 
 
 class Hessian(Symmetric):
-    """H over all layers, flattened one after another. `oracle` holds fixed images."""
+    """H over all layers, flattened one after another, at the fixed images of the oracle."""
 
     def __init__(self, model: nn.Module, oracle: Oracle, examples: Examples) -> None:
         self.model = model
@@ -89,7 +91,7 @@ class Hessian(Symmetric):
         super().__init__(sum(self.sizes))
 
     def _matmat(self, x: list[Tensor]) -> list[Tensor]:
-        """[H X] of [X], X [P,K]: the columns share the first gradient."""
+        """[H X] for [X], X [P,K]; the columns share the first gradient."""
         layers = list(self.layers.values())
         total = torch.zeros_like(x[0])
         if not layers:
@@ -108,19 +110,16 @@ class Hessian(Symmetric):
         return [total]
 
     def weights(self) -> Vector:
-        """w, as one vector."""
+        """w as one vector [P]."""
         return _joined([layer.detach().double().cpu().flatten() for layer in self.layers.values()])
 
     def draw(self, kind: Callable[[Tensor, torch.Generator], Tensor], *key: int | str) -> Vector:
-        """A random vector whose every layer is keyed by its name and shape."""
-        parts = []
-        for name, layer in self.layers.items():
-            empty = torch.empty(layer.shape, dtype=torch.float64)
-            parts.append(kind(empty, generator(*key, name, *layer.shape)).flatten())
-        return _joined(parts)
+        """A random vector [P]; the numbers of each layer are keyed by its name and shape."""
+        shapes = {name: torch.empty(layer.shape, dtype=torch.float64) for name, layer in self.layers.items()}
+        return _joined([kind(like, generator(*key, name, *like.shape)).flatten() for name, like in shapes.items()])
 
     def by_layer(self, v: Vector) -> Vector:
-        """The sum of the entries of each layer, [L]."""
+        """The sum of the entries of v [P] in each layer, [L]."""
         return np.array([part.sum() for part in np.split(v, np.cumsum(self.sizes)) if len(part)])
 
 
@@ -134,9 +133,9 @@ def rademacher(x: Tensor, source: torch.Generator) -> Tensor:
 
 
 def hutchinson(hessian: Hessian, scale: Vector, probes: int, journal: Journal, *key: int | str) -> Vector:
-    r"""[probes, L] with mean \sum_{j in layer} s_j^2 H_jj: (s v)_l' (H (s v))_l of Rademacher probes v.
+    r"""[probes, L] with mean \sum_{j in layer} s_j^2 H_jj: (s v)_l' (H (s v))_l for Rademacher probes v.
 
-    A probe covers all layers at once, since E v_j v_k = 0 between them as well. Each probe is a unit of the journal.
+    One probe covers all layers, because E v_j v_k = 0 between layers as well. Each probe is a unit of the journal.
     """
     product = hessian.to_scipy()
 
@@ -144,49 +143,68 @@ def hutchinson(hessian: Hessian, scale: Vector, probes: int, journal: Journal, *
         moved = scale * hessian.draw(rademacher, *key, number)
         return {"layers": hessian.by_layer(moved * (product @ moved))}
 
-    return np.stack([journal.unit(f"probe-{n}", lambda n=n: probe(n))["layers"] for n in range(probes)])  # type: ignore[misc]
+    return units(journal, "probe", probes, probe)["layers"]
+
+
+def trace(hessian: Hessian, scale: Vector, probes: int, workspace: Workspace, name: str, label: str) -> Measurement:
+    r"""\sum_j s_j^2 H_jj with its standard error over probes; details LABEL/LAYER are the parts of each layer.
+
+    Arrays: `probes` [probes] and `layers` [probes, L], their parts in the order of the details.
+    """
+    layers = hutchinson(hessian, scale, probes, workspace.journal, workspace.seed, name)
+    sums = layers.sum(1)
+    parts = {f"{label}/{layer}": float(part) for layer, part in zip(hessian.layers, layers.mean(0), strict=True)}
+    arrays = {"probes": sums, "layers": layers}
+    return Measurement(float(sums.mean()), error_of_mean(sums), len(hessian.points), parts, arrays)
+
+
+def spectrum(
+    hessian: Hessian, operator: Operator, params: LanczosParams, workspace: Workspace, name: str
+) -> dict[str, float]:
+    """`extremes` of the operator, a function of the Hessian; one unit of the journal."""
+
+    def compute() -> dict[str, float]:
+        start = hessian.draw(normal_like, workspace.seed, name, "start")
+        return extremes(operator, start, **params.model_dump(include={"tolerance", "vectors", "iterations"}))
+
+    return {end: float(value) for end, value in unit(workspace.journal, "spectrum", compute).items()}
 
 
 def extremes(operator: Operator, start: Vector, **lanczos: Any) -> dict[str, float]:
-    r"""The largest and smallest eigenvalue of a symmetric operator, with ||Hv - lambda v||_2 of each.
+    r"""The largest and smallest eigenvalue of a symmetric operator, each with its residual ||Hv - lambda v||_2.
 
-    Lanczos twice: first for the eigenvalue mu largest in modulus, then for that of H - mu, which is the other end.
-    So `tolerance` is always relative to the width of the spectrum, also where an end is zero: where a convex
-    problem has a null space, no tolerance relative to the smallest eigenvalue itself could be met.
-    `vectors` of the Krylov space are kept and restarted from, at most `iterations` times.
+    Lanczos runs twice: for the eigenvalue mu that is largest in modulus, then for the same of H - mu, the other end of
+    the spectrum. So `tolerance` is relative to the width of the spectrum. Relative to the smallest eigenvalue it
+    could not be met where that is 0, as in a convex problem with a null space. `vectors` of the Krylov space are kept;
+    the iteration restarts from them at most `iterations` times. NoValue where that is not enough.
     """
     product = operator.to_scipy()
+    names = ("lambda_max", "lambda_min", "residual", "residual_min")
     if not (product @ start).any():  # Almost surely H = 0.
-        return {"lambda_max": 0.0, "lambda_min": 0.0, "residual": 0.0, "residual_min": 0.0}
+        return dict.fromkeys(names, 0.0)
     first, vector = _dominant(operator, start, **lanczos)
     identity = IdentityLinearOperator([(len(start),)], operator.device, operator.dtype)
     gap, other = _dominant(operator - first * identity, start, **lanczos)
-    ends = sorted([(first, vector), (first + gap, other)], key=lambda end: end[0])
-    residuals = [float(np.linalg.norm(product @ v - value * v)) for value, v in ends]
-    return {
-        "lambda_max": ends[1][0],
-        "lambda_min": ends[0][0],
-        "residual": residuals[1],
-        "residual_min": residuals[0],
-    }
+    (low, v_low), (high, v_high) = sorted([(first, vector), (first + gap, other)], key=lambda end: end[0])
+    residuals = [float(np.linalg.norm(product @ v - value * v)) for value, v in ((high, v_high), (low, v_low))]
+    return dict(zip(names, (high, low, *residuals), strict=True))
 
 
 def _dominant(
     operator: Operator, start: Vector, *, tolerance: float, vectors: int, iterations: int
 ) -> tuple[float, Vector]:
-    """The eigenvalue largest in modulus, and its unit eigenvector."""
+    """The eigenvalue that is largest in modulus, and its unit eigenvector."""
     size, product = len(start), operator.to_scipy()
     if size <= DENSE:
         matrix = product @ np.eye(size)
         values, found = np.linalg.eigh((matrix + matrix.T) / 2)
     else:
+        krylov = min(vectors, size)
         try:
-            values, found = eigsh(
-                product, k=1, which="LM", v0=start, ncv=min(vectors, size), tol=tolerance, maxiter=iterations
-            )
+            values, found = eigsh(product, k=1, which="LM", v0=start, ncv=krylov, tol=tolerance, maxiter=iterations)
         except ArpackNoConvergence as error:
             raise NoValue(
-                f"Lanczos did not reach tolerance={tolerance:g} within iterations={iterations}; raise either"
+                f"Lanczos did not reach tolerance={tolerance:g} within iterations={iterations}; raise one of them"
             ) from error
     best = int(np.abs(values).argmax())
     return float(values[best]), found[:, best]

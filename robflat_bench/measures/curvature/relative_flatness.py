@@ -4,14 +4,14 @@ r"""Relative flatness of the last linear layer z = W h + b, W [K,d] with rows w_
     \kappa_max = \sum_{s,s'} <w_s, w_s'> \lambda_max(H_{s,s'})  (in the details)
     H_{s,s'}   = d^2 L / dw_s dw_s' = (1/N) \sum_i (M_i)_{s,s'} h_i h_i'
 
-M_i = d^2 \ell / dz^2 at example i, diag p - p p' for cross-entropy of plain logits. So nothing is estimated:
-\kappa_Tr = (1/N) \sum_i ||h_i||^2 tr(W W' M_i), that is, ||h||^2 times the variance of w_s under s ~ p. W alone
-moves, its bias does not.   Petzka, Kamp, Adilova, Sminchisescu, Boley: NeurIPS 2021.
+M_i = d^2 \ell / dz^2 at example i; for cross-entropy of plain logits it is diag p - p p'. So the value is exact:
+\kappa_Tr = (1/N) \sum_i ||h_i||^2 tr(W W' M_i), which is ||h||^2 times the variance of w_s under s ~ p. W moves alone,
+without its bias.
+Petzka, Kamp, Adilova, Sminchisescu, Boley: NeurIPS 2021.
 
-Invariant to rescaling a layer against the one before it (W by c, h by 1/c), not to rescaling single features, for
-which the authors' code divides by the features' standard deviations. The scale of the logits moves it; with
-logits="normalised" it does not. Standard error of \kappa_Tr: over examples.
-
+Invariant to rescaling a layer against the one before it (W by c, h by 1/c). Not invariant to rescaling single features,
+for which the authors' code divides by the features' standard deviations. Scaling the logits changes it, unless they are
+normalised. Standard error of \kappa_Tr: over examples.
 Cost: one forward pass of each image, and K (K + 1) / 2 spectra of d x d matrices for \kappa_max. The released code
 builds the dense Hessian of the layer, (K d)^2 entries.
 """
@@ -19,7 +19,7 @@ builds the dense Hessian of the layer, (K d)^2 entries.
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams, differentiate
+from robflat_bench.measures.shared import FixedImagesParams, passes_at_fixed_images
 
 with lazy_imports():
     import torch
@@ -28,27 +28,21 @@ with lazy_imports():
 
     from robflat_bench.attacks.engine import attacked
     from robflat_bench.core.batching import in_batches
-    from robflat_bench.measures.oracle import Oracle
+    from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import mean_of
     from robflat_bench.numerics.passes import uncounted
 
 
-class RelativeFlatnessParams(FixedImagesParams):
-    """Those of the loss alone: the layer's curvature is exact."""
-
-
 INFO = MeasureInfo(
     name="relative-flatness",
-    summary=(
-        "relative flatness of the last linear layer: its Hessian's traces times the products of its weights, exact"
-    ),
+    summary="relative flatness of the last linear layer: traces of its Hessian times products of its weights, exact",
     factory=f"{__name__}:RelativeFlatness",
-    params=RelativeFlatnessParams,
+    params=FixedImagesParams,
     citation="Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021",
     title="relative flatness ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),
-    passes=differentiate("1", "0"),
+    passes=passes_at_fixed_images("1", "0"),
     powers={"layers": 0, "filters": 0},
 )
 
@@ -56,12 +50,10 @@ INFO = MeasureInfo(
 class RelativeFlatness(Measure):
     """Arrays: `per_example` [N]. Details: `kappa_max`."""
 
-    params: RelativeFlatnessParams
+    params: FixedImagesParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
-        points = oracle.points(examples)
+        oracle, points = given_images(self, model, examples, workspace)
         found = in_batches(points, workspace, lambda part: head_pass(model, part)[1], "features").double()
         with uncounted():
             head = head_pass(model, points[:1])[0]
@@ -80,7 +72,7 @@ class RelativeFlatness(Measure):
 
 
 def _kappa_max(features: Tensor, curvature: Tensor, gram: Tensor) -> float:
-    """Blocks are symmetric in (s, s'): those above the diagonal count twice."""
+    """\\kappa_max. Blocks are symmetric in (s, s'), so a block above the diagonal counts twice."""
     total = 0.0
     for s in range(len(gram)):
         for t in range(s, len(gram)):
@@ -90,7 +82,7 @@ def _kappa_max(features: Tensor, curvature: Tensor, gram: Tensor) -> float:
 
 
 def head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
-    """The linear layer whose output is the logits, and [B, d + K]: its features beside them."""
+    """The linear layer whose output is the logits; its features and the logits, [B, d + K]. NoValue without one."""
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -105,6 +97,6 @@ def head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
         for hook in hooks:
             hook.remove()
     if not calls or not torch.equal(calls[-1][2], logits):
-        raise NoValue("relative-flatness reads the last linear layer, and this model's logits are no such layer's")
+        raise NoValue("relative-flatness needs a linear layer whose output is the logits; this model has none")
     head, features, _ = calls[-1]
     return head, torch.cat([features, logits], 1)

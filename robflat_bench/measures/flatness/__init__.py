@@ -1,1 +1,1 @@
-"""Flatness as the paper defines it: average and worst case."""
+"""Flatness of the robust loss: average case and worst case."""

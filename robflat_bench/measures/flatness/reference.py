@@ -1,23 +1,18 @@
-"""What a flatness value subtracts: the loss at w under the same attack, or the paper's reference."""
+"""The reference that a flatness value subtracts: the loss at w under the same attack, or the paper's."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.attacks.pgd import PGD, PGDParams
-from robflat_bench.core import Examples, Threat, Workspace
+from robflat_bench.core import Examples, Measure, Threat, Workspace
 from robflat_bench.core.batching import in_batches
+from robflat_bench.measures.units import section
 from robflat_bench.numerics.folding import folded
-
-if TYPE_CHECKING:
-    from robflat_bench.measures.flatness.average_case import AverageCaseParams
-    from robflat_bench.measures.flatness.worst_case import WorstCaseParams
 
 
 def paper_reference(
@@ -30,25 +25,24 @@ def paper_reference(
     step: float | None,
     restarts: int,
 ) -> Tensor:
-    """The paper's reference loss, float64 [N]: of the restarts, per example, the one with the highest
-    wrong-class confidence max_{k != y} p_k, and then its cross-entropy (paper section 1.7)."""
+    """The paper's reference loss, float64 [N] (paper section 1.7).
+
+    For each example it is the cross-entropy of the restart with the highest wrong-class confidence max_{k != y} p_k.
+    """
     confidence = torch.full_like(examples.y, -torch.inf, dtype=torch.float64)
     chosen = torch.zeros_like(confidence)
+    pgd = PGD(PGDParams(steps=steps, step=step), threat)
     for restart in range(restarts):
-        # One restart at a time is one restart keyed by its own seed.
-        here = replace(workspace, journal=workspace.journal.section(f"paper-{restart}"))
-        pgd = PGD(PGDParams(steps=steps, step=step), threat)
-
-        def logits(part: Examples, pgd: PGD = pgd, seed: int = workspace.seed + restart) -> Tensor:
+        # Each restart is an attack with one restart and a seed of its own.
+        def logits(part: Examples, seed: int = workspace.seed + restart) -> Tensor:
             x_adv = pgd.perturb(model, part, seed)
             with attacked(model), folded(model, x_adv), torch.no_grad():
                 found: Tensor = model(x_adv)
                 return found
 
-        z = in_batches(examples, here, logits, "logits").double()
-        p = z.softmax(1)
-        wrong = p.scatter(1, examples.y[:, None], -torch.inf).amax(1)
-        loss = torch.nn.functional.cross_entropy(z, examples.y, reduction="none")
+        z = in_batches(examples, section(workspace, f"paper-{restart}"), logits, "logits").double()
+        wrong = z.softmax(1).scatter(1, examples.y[:, None], -torch.inf).amax(1)
+        loss = F.cross_entropy(z, examples.y, reduction="none")
         better = wrong > confidence
         confidence = torch.where(better, wrong, confidence)
         chosen = torch.where(better, loss, chosen)
@@ -56,24 +50,16 @@ def paper_reference(
 
 
 def subtracted(
-    params: AverageCaseParams | WorstCaseParams,
-    matched: np.ndarray,
-    model: nn.Module,
-    examples: Examples,
-    threat: Threat,
-    workspace: Workspace,
+    measure: Measure, matched: np.ndarray, model: nn.Module, examples: Examples, workspace: Workspace
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """What a flatness value subtracts, float64 [N]: the matched reference, or the paper's with its offset at xi=0."""
+    """The reference of `average-case` or `worst-case`, float64 [N], as its parameter `reference` says.
+
+    With reference=paper, the detail `offset_at_zero` is the value that a radius of 0 would have.
+    """
+    params = measure.params
     if params.reference == "matched":
         return matched, {}
-    paper = paper_reference(
-        model,
-        examples,
-        threat,
-        replace(workspace, journal=workspace.journal.section("paper")),
-        steps=params.steps,
-        step=params.step,
-        restarts=params.reference_restarts,
-    )
-    reference = paper.cpu().numpy()
+    place = section(workspace, "paper")
+    attack = {"steps": params.steps, "step": params.step, "restarts": params.reference_restarts}
+    reference = paper_reference(model, examples, measure.threat, place, **attack).cpu().numpy()
     return reference, {"offset_at_zero": float((matched - reference).mean())}

@@ -1,1 +1,1 @@
-"""What the network does around its inputs."""
+"""What the network does around its images."""

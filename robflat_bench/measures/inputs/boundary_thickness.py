@@ -1,16 +1,18 @@
-r"""How wide the network's doubt is between an example and its adversarial image x_a:
+r"""Boundary thickness: the length over which the network is undecided between an image and its adversarial image x_a,
 
     ||x - x_a||_2 \int_0^1 1{ a < g(t) < b } dt,   g(t) = p_i(x(t)) - p_j(x(t)),  x(t) = x + t (x_a - x)
 
-with i, j the classes predicted at x and x_a; the integral is the fraction of midpoints of equal parts of the segment.
-x_a climbs the cross-entropy of i (untargeted) or descends that of a random other class (targeted), labels unread.
+with i, j the classes predicted at x and x_a. The integral is the fraction of `points` midpoints of equal parts of the
+segment. x_a climbs the cross-entropy of i (untargeted) or descends the cross-entropy of a random other class
+(targeted); labels are not read.
 
-Mean over the pairs that cross a boundary. Where the prediction stays, i = j and g = 0: the formula would call the
-hardest examples infinitely thin. They are left out, `unchanged` is their number, and a radius beyond the threat's
-makes them fewer; where nothing changes the value is 0, without a standard error.   Yang et al.: NeurIPS 2020.
+The value is the mean over the pairs that cross a boundary. Where the prediction stays, i = j and g = 0: the formula
+would call the hardest examples infinitely thin. They are left out, and the detail `unchanged` counts them; a radius
+beyond the threat's leaves fewer. Where no prediction changes, the value is 0, without a standard error.
+Yang et al.: NeurIPS 2020.
 
-Invariant to every change of weights that keeps the function; moved by scaling logits, by no fixed power.
-Cost: steps + 3 + points forward and steps backward passes of the inputs.
+Invariant to every change of weights that keeps the function. Scaling the logits changes it, by no fixed power.
+Standard error: over examples. Cost: steps + 3 + points forward and steps backward passes of the images.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
-from robflat_bench.measures.shared import FUNCTION
+from robflat_bench.measures.shared import FUNCTION, Steps
 
 with lazy_imports():
     import numpy as np
@@ -45,21 +47,22 @@ with lazy_imports():
 
 
 class BoundaryThicknessParams(Params):
-    """a, b: the levels between which the difference of the two probabilities counts. points: on the segment.
-    attack, radius (l-inf, default epsilon), steps, step (default radius/4): how the other end is found."""
+    """Parameters of `boundary-thickness`."""
 
-    a: Number = Field(default=0.0, ge=-1, le=1)
-    b: Number = Field(default=0.75, ge=-1, le=1)
-    points: PositiveInt = 128
-    attack: Literal["untargeted", "targeted"] = "untargeted"
-    radius: Number | None = Field(default=None, gt=0)
-    steps: PositiveInt = 20
-    step: Number | None = Field(default=None, gt=0)
+    a: Number = Field(default=0.0, ge=-1, le=1, description="Lower level of the difference of probabilities.")
+    b: Number = Field(default=0.75, ge=-1, le=1, description="Upper level of the difference of probabilities.")
+    points: PositiveInt = Field(default=128, description="Points of the segment that are read.")
+    attack: Literal["untargeted", "targeted"] = Field(
+        default="untargeted", description="The attack leaves the predicted class, or seeks a random other class."
+    )
+    radius: Number | None = Field(default=None, gt=0, description="l-inf radius of the attack; by default epsilon.")
+    steps: Steps = 20
+    step: Number | None = Field(default=None, gt=0, description="Step size of the attack; by default radius/4.")
 
 
 INFO = MeasureInfo(
     name="boundary-thickness",
-    summary="length over which the network doubts on the way to an adversarial image",
+    summary="length over which the network is undecided on the way to an adversarial image",
     factory=f"{__name__}:BoundaryThickness",
     params=BoundaryThicknessParams,
     citation="Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020",
@@ -72,7 +75,7 @@ INFO = MeasureInfo(
 
 
 class BoundaryThickness(Measure):
-    """Arrays: `thickness` [N], NaN where the prediction stays."""
+    """Arrays: `thickness` [N], NaN where the prediction stays. Details: `unchanged`."""
 
     params: BoundaryThicknessParams
 
@@ -95,15 +98,9 @@ class BoundaryThickness(Measure):
             objective = cross_entropy(i)
             if params.attack == "targeted":
                 objective = _towards((i + 1 + _whole(other, logits.shape[1] - 1).to(i)) % logits.shape[1])
-            x_a = ascend(
-                model,
-                x,
-                x + radius * per_example_uniform(x, part.index, *key, "start"),
-                objective,
-                epsilon=radius,
-                step=radius / 4 if params.step is None else params.step,
-                steps=params.steps,
-            ).x
+            start = x + radius * per_example_uniform(x, part.index, *key, "start")
+            step = radius / 4 if params.step is None else params.step
+            x_a = ascend(model, x, start, objective, epsilon=radius, step=step, steps=params.steps).x
             with torch.no_grad():
                 j = model(x_a).argmax(1)
                 between = torch.zeros(len(part), dtype=torch.float64, device=x.device)
@@ -116,10 +113,11 @@ class BoundaryThickness(Measure):
 
 
 def _towards(target: Tensor) -> Objective:
+    """Objective of an attack that seeks the target class, [B]."""
     loss = cross_entropy(target)
     return lambda logits: -loss(logits)
 
 
 def _whole(uniform: Tensor, count: int) -> Tensor:
-    """U(-1,1) -> 0 ... count - 1, equally likely."""
+    """Numbers from U(-1,1) as integers 0 ... count - 1, equally likely."""
     return ((uniform + 1) / 2 * count).long().clamp(max=count - 1)

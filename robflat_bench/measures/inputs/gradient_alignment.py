@@ -1,21 +1,22 @@
-r"""How linear the loss is around an example:
+r"""Gradient alignment: how linear the loss is around an example,
 
     mean_i E_\eta cos( \nabla_x \ell(f(x_i), y_i), \nabla_x \ell(f(x_i + \eta), y_i) ),   \eta ~ U([-eps, eps]^D)
 
-1 where the loss is linear in the ball; it collapses with catastrophic overfitting. The moved image may leave [0,1],
-as published. Two gradients that both vanish agree (a constant is linear: 1); one alone that vanishes has no
-direction to share (0); `vanishing` is the fraction of pairs with either.   Andriushchenko & Flammarion: NeurIPS 2020.
+The value is 1 where the loss is linear in the ball, and collapses with catastrophic overfitting. The moved image may
+leave [0,1], as published. The cosine is 1 where both gradients vanish (a constant is linear), and 0 where one alone
+does; the detail `vanishing` is the fraction of pairs in which either vanishes.
+Andriushchenko & Flammarion: NeurIPS 2020.
 
-Invariant to every change of weights that keeps the function; moved by scaling logits, by no fixed power.
-Cost: 1 + draws forward and backward passes of the inputs. The draws are made afresh for each example, so examples
-carry the whole error; `standard_error_draws` is the part that further draws would remove.
+Invariant to every change of weights that keeps the function. Scaling the logits changes it, by no fixed power.
+Standard error: over examples. Each example has its own draws, so it covers them; the detail `standard_error_draws` is
+the part that more draws would remove. Cost: 1 + draws forward and backward passes of the images.
 """
 
 from __future__ import annotations
 
 import math
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Params, Passes, Workspace, lazy_imports
 from robflat_bench.measures.shared import FUNCTION
@@ -27,13 +28,13 @@ with lazy_imports():
 
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import per_example_uniform
-    from robflat_bench.measures.per_example import input_gradient, mean_of
+    from robflat_bench.measures.per_example import image_gradient, mean_of
 
 
 class GradientAlignmentParams(Params):
-    """draws: of the noise, for each example."""
+    """Parameters of `gradient-alignment`."""
 
-    draws: PositiveInt = 1
+    draws: PositiveInt = Field(default=1, description="Random draws of the noise for each example.")
 
 
 INFO = MeasureInfo(
@@ -64,10 +65,10 @@ class GradientAlignment(Measure):
         return mean_of(cosines.mean(1), details)
 
     def _cosines(self, model: nn.Module, part: Examples, seed: int) -> Tensor:
-        """[B,2,draws]: the cosines, and whether a gradient vanished."""
+        """The cosines, and whether a gradient vanished, [B,2,draws]."""
 
         def gradient(x: Tensor) -> Tensor:
-            return input_gradient(model, x, lambda x: F.cross_entropy(model(x), part.y, reduction="none"))
+            return image_gradient(model, x, lambda x: F.cross_entropy(model(x), part.y, reduction="none"))
 
         here, pairs = gradient(part.x), []
         for draw in range(self.params.draws):
@@ -77,9 +78,10 @@ class GradientAlignment(Measure):
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of gradients [B,D], and whether either vanished, [B,2]."""
     lengths = torch.stack([a.norm(dim=1), b.norm(dim=1)])
     gone = lengths == 0
     lengths = lengths.masked_fill(gone, 1.0)
-    # Each divided by its own length: the product of two small ones may underflow.
+    # Each gradient is divided by its own length, because the product of two small lengths may underflow.
     cosine = ((a / lengths[0, :, None]) * (b / lengths[1, :, None])).sum(1)
     return torch.stack([torch.where(gone.all(0), 1.0, cosine), gone.any(0).double()], 1)

@@ -1,34 +1,39 @@
-r"""How strongly the loss depends on the pixels:
+r"""The mean norm of the gradient of the loss with respect to the pixels:
 
     mean_i || \nabla_x \ell(f(x), y_i) ||_p   at x = x_i (clean) or at its adversarial image x_i' (frozen)
 
-p=1 is the dual of the l-inf threat: eps times it is the first-order rise of the loss within the ball; p=2 is the
-length. Kim et al., NeurIPS 2023 (as a predictor); Simon-Gabriel et al., ICML 2019 (p as the threat's dual).
+p=1 is the dual of the l-inf threat: eps times the l1 norm is the first-order rise of the loss within the ball. p=2 is
+the length.
+Kim et al., NeurIPS 2023 (as a predictor); Simon-Gabriel et al., ICML 2019 (p as the threat's dual).
 
-Invariant to every change of weights that keeps the function, folding included. Scaling the logits moves it, by no
-fixed power, unless they are normalised. Cost: one forward and one backward of the inputs, after the frozen attack.
+Invariant to every change of weights that keeps the function, folding included. Scaling the logits changes it, by no
+fixed power, unless they are normalised.
+Standard error: over examples. Cost: one forward and one backward pass of the images, after the frozen attack.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
+from pydantic import Field
+
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, differentiate
+from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, passes_at_fixed_images
 
 with lazy_imports():
     import torch
     from torch import Tensor, nn
 
     from robflat_bench.core.batching import in_batches
-    from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.per_example import input_gradient, mean_of
+    from robflat_bench.measures.oracle import given_images
+    from robflat_bench.measures.per_example import image_gradient, mean_of
 
 
 class InputGradientNormParams(FixedImagesParams):
-    """p: of the norm; 1 is the dual of the l-inf threat."""
+    """Parameters of `input-gradient-norm`."""
 
-    p: Literal[1, 2] = 1
+    p: Literal[1, 2] = Field(default=1, description="Norm of the gradient; l1 is the dual of the l-inf threat.")
 
 
 INFO = MeasureInfo(
@@ -40,7 +45,7 @@ INFO = MeasureInfo(
     title="input-gradient l{p} norm ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),
-    passes=differentiate("1", "1"),
+    passes=passes_at_fixed_images("1", "1"),
     powers=FUNCTION,
 )
 
@@ -51,14 +56,11 @@ class InputGradientNorm(Measure):
     params: InputGradientNormParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        oracle = Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, workspace)
+        oracle, images = given_images(self, model, examples, workspace)
 
-        def length(part: Examples) -> Tensor:
-            gradient = input_gradient(
-                model, part.x, lambda x: oracle.cross_entropy(model, Examples(x, part.y, part.index))
-            )
-            lengths: Tensor = torch.linalg.vector_norm(gradient, self.params.p, dim=1)
-            return lengths
+        def norm(part: Examples) -> Tensor:
+            slope = image_gradient(model, part.x, lambda x: oracle.cross_entropy(model, replace(part, x=x)))
+            norms: Tensor = torch.linalg.vector_norm(slope, self.params.p, dim=1)
+            return norms
 
-        return mean_of(in_batches(oracle.points(examples), workspace, length, "gradient_norm").cpu().numpy())
+        return mean_of(in_batches(images, workspace, norm, "gradient_norm").cpu().numpy())

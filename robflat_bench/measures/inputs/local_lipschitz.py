@@ -1,35 +1,27 @@
-r"""How far the output moves per change of the input, at worst around each example:
+r"""The local Lipschitz constant: the largest change of the output per change of the input, around each example,
 
     mean_i max_{||x' - x_i||_inf <= eps} || f(x_i) - f(x') ||_1 / || x' - x_i ||_inf      target=logits, probabilities
     mean_i max_{||x' - x_i||_inf <= eps} KL( p(x_i) || p(x') )                            target=divergence, in nats
 
-by projected sign ascent from U(-eps, eps), of which the iterate with the highest quotient counts: a lower bound.
-The gradient is that of the numerator: the pull of the distance, shared by all pixels at the border of the ball,
-would only keep them from it. Quotients over less than a hundredth of eps are taken over that, so x' = x counts 0
-and rounding is not magnified.   Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: NeurIPS 2020.
+by projected sign ascent from U(-eps, eps). The iterate with the highest quotient counts: a lower bound. The ascent
+follows the gradient of the numerator alone; the gradient of the distance, which all pixels at the border of the ball
+share, would only pull them inwards. A distance below a hundredth of eps is replaced by it, so that x' = x counts 0 and
+rounding is not magnified.
+Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: NeurIPS 2020.
 
 Invariant to every change of weights that keeps the function. Scaling the logits by c scales target=logits by c.
-Cost: 1 + restarts (steps + 1) forward and restarts x steps backward passes of the inputs.
+Standard error: over examples.
+Cost: 1 + restarts (steps + 1) forward and restarts x steps backward passes of the images.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from robflat_bench.core import (
-    Examples,
-    Measure,
-    MeasureInfo,
-    Measurement,
-    Number,
-    Params,
-    Passes,
-    Workspace,
-    lazy_imports,
-)
-from robflat_bench.measures.shared import FUNCTION
+from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Params, Passes, Workspace, lazy_imports
+from robflat_bench.measures.shared import FUNCTION, Restarts, Step, Steps
 
 with lazy_imports():
     import torch
@@ -42,12 +34,14 @@ with lazy_imports():
 
 
 class LocalLipschitzParams(Params):
-    """target: the output whose change is measured. steps, step (default epsilon/4), restarts: of the ascent."""
+    """Parameters of `local-lipschitz`."""
 
-    target: Literal["logits", "probabilities", "divergence"] = "logits"
-    steps: PositiveInt = 10
-    step: Number | None = Field(default=None, gt=0)
-    restarts: PositiveInt = 1
+    target: Literal["logits", "probabilities", "divergence"] = Field(
+        default="logits", description="Output whose change is measured."
+    )
+    steps: Steps = 10
+    step: Step = None
+    restarts: Restarts = 1
 
 
 INFO = MeasureInfo(
@@ -65,8 +59,8 @@ INFO = MeasureInfo(
     powers={**FUNCTION, "logits": 1},
 )
 
-
 NEAREST = 0.01
+"""Smallest distance that divides, relative to epsilon."""
 
 
 class LocalLipschitz(Measure):
@@ -98,7 +92,7 @@ class LocalLipschitz(Measure):
         return best
 
     def _moved(self, centre: Tensor, logits: Tensor) -> Tensor:
-        """The numerator, [B]."""
+        """The numerator: the change of the output, [B]."""
         if self.params.target == "divergence":
             return divergence_from(centre)(logits)
         if self.params.target == "probabilities":
@@ -106,6 +100,7 @@ class LocalLipschitz(Measure):
         return (centre - logits).abs().sum(1)
 
     def _distance(self, x: Tensor, moved: Tensor) -> Tensor:
+        """The denominator, [B]."""
         distance = (moved - x).double().flatten(1).abs().amax(1)
         if self.params.target == "divergence":
             return torch.ones_like(distance)

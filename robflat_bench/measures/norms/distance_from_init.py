@@ -1,12 +1,13 @@
-r"""How far training has moved the weights:
+r"""The distance of the weights from those that training began with:
 
-    || w - w_0 ||_2   over the layers of `WeightSpace`, w_0: the weights that training began with
+    || w - w_0 ||_2   over the layers of `WeightSpace`, w_0: the initial weights
 
-Details: `relative`, its ratio to || w_0 ||_2; `distance/NAME` of each layer.   Dziugaite & Roy, UAI 2017; Jiang et al.,
-ICLR 2020.
+Details: `relative`, the ratio to || w_0 ||_2; `distance/NAME` of each layer.
+Dziugaite & Roy, UAI 2017; Jiang et al., ICLR 2020.
 
-A run keeps w_0 beside its checkpoints; of weights from elsewhere it is not known, and then the measure has no value.
-Invariances: none (w_0 does not follow a rescaling of w). No standard error: no example is read. Cost: no pass.
+A run keeps w_0 beside its checkpoints. For weights from elsewhere w_0 is not known, and the measure has no value.
+Invariances: none, because w_0 does not follow a rescaling of w. Standard error: None, because no example is read.
+Cost: no pass.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ INFO = MeasureInfo(
 
 
 class DistanceFromInit(Measure):
-    """No arrays."""
+    """No arrays. Details: `relative`, `distance/NAME`."""
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         initial = workspace.initial
         if initial is None:
-            raise NoValue("the initial weights are not known; measure a run, which keeps them (checkpoints/initial)")
+            raise NoValue("the initial weights are not known; measure a run, which keeps them in checkpoints/initial")
         layers = WeightSpace(model).layers
         begun = {name: initial[name].to(layer) for name, layer in layers.items()}
         moved = {f"distance/{name}": norm(layer - begun[name]) for name, layer in layers.items()}

@@ -1,15 +1,16 @@
-r"""The weights along all paths from inputs to logits:
+r"""The path norm: squared weights multiplied along each path from inputs to logits, summed over all paths,
 
     log sum_paths prod_{l in path} w_l^2   =   log sum_k F_k(1),   F = the folded network, every weight squared
 
-Paths start at inputs of one, behind the constant that normalises pixels, and at biases, which are squared too (as
-published). One forward of a copy in float64 adds them all; nothing is negative, so ReLU is the identity; other
-activations are replaced by it. Shortcuts add, pooling stays. Batch normalisation that no convolution absorbs is a
-diagonal layer, scale^2 x + shift^2.   Neyshabur et al.: COLT 2015; Jiang et al.: ICLR 2020.
+Paths start at inputs of 1, behind the constant that normalises pixels, and at biases, which are squared too (as
+published). One forward pass of a copy in float64 sums them all. Nothing in it is negative, so ReLU is the identity; it
+replaces other activations. Shortcuts add, pooling stays. Batch normalisation that no convolution absorbs is a diagonal
+layer, scale^2 x + shift^2. Networks with a normalisation that depends on the input have no value.
+Neyshabur et al.: COLT 2015; Jiang et al.: ICLR 2020.
 
-Invariant to scaling a convolution that its normalisation undoes, and to factors (a, 1/a) of what enters and leaves a
-ReLU unit; a factor c of the logits adds 2 log c. No standard error: no example is read. Not defined where another
-normalisation depends on the input: such networks are refused. Cost: one forward pass.
+Invariant to scaling a convolution that its normalisation undoes, and to multiplying a ReLU unit's inputs by a and its
+outputs by 1/a. Multiplying the logits by c adds 2 log c.
+Standard error: None, because no example is read. Cost: one forward pass.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class PathNorm(Measure):
 
 
 def _square(network: nn.Module) -> None:
-    """Every weight by its square; normalisation by the diagonal layer it is."""
+    """Square every weight; batch normalisation becomes the diagonal layer that it is."""
     for name, module in [*network.named_modules()]:
         if isinstance(module, Normalized):
             module.mean.zero_()

@@ -1,18 +1,19 @@
-r"""How much the layers can stretch their inputs, added up on the log scale:
+r"""The product of the operator norms of all layers, on the log scale:
 
     sum_l log || A_l ||_2    over convolutions (batch normalisation folded in) and linear layers
 
-A_l is the layer as a linear map of the whole image: its actual input size, padding and stride, no bias. That differs
-from the norm of the reshaped kernel. For networks in a row it bounds log Lipschitz of the whole; for residual ones
-it bounds nothing. Layers of zero norm (their log is -inf) are left out and counted, as are batch norms that stand
-alone.   Bartlett et al.: NeurIPS 2017; Jiang et al.: ICLR 2020; operator norms of convolutions: Sedghi et al.: ICLR
-2019.
+A_l is the layer as a linear map of the whole image, with its actual input size, padding and stride, without bias; its
+norm differs from the norm of the reshaped kernel. In a network without shortcuts the value bounds the logarithm of the
+Lipschitz constant; in a residual network it bounds nothing. Layers of zero norm, whose log is -inf, and batch
+normalisation that no convolution absorbs are left out; the details `zero_layers` and `unfolded_norms` count them.
+Bartlett et al.: NeurIPS 2017; Jiang et al.: ICLR 2020; operator norms of convolutions: Sedghi et al.: ICLR 2019.
 
-Invariant to scaling a convolution that its normalisation undoes, and to factors (a, 1/a) of layers in a row around a
-ReLU; a factor c of the logits adds log c. Norms by power iteration on A'A, from a start keyed by the layer's name
-and shape; `residual` is the largest ||A'A v - s^2 v|| / s^2 of a layer, within which s^2 is relative to some squared
-singular value. It has no standard error: no example is read, only the images' shape. Cost: `iterations` forward and
-backward passes of one image through each convolution.
+Norms come from power iteration on A'A, from a start keyed by the layer's name and shape. The detail `residual` is the
+largest ||A'A v - s^2 v|| / s^2 of a layer; some squared singular value lies that close to s^2, relative to it.
+Invariant to scaling a convolution that its normalisation undoes, and to scaling consecutive layers around a ReLU by a
+and 1/a. Multiplying the logits by c adds log c.
+Standard error: None, because no example is read, only the shape of the images.
+Cost: `iterations` forward and backward passes of one image through each convolution.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.core.randomness import generator
+    from robflat_bench.measures.units import unit
     from robflat_bench.numerics.folding import BATCH_NORMS, fold
 
 
 class SpectralNormParams(Params):
-    """iterations: of the power method at most, for each layer; it ends where the residual falls below tolerance."""
+    """Parameters of `spectral-norm`."""
 
-    iterations: PositiveInt = 100
-    tolerance: Number = Field(default=1e-4, ge=0)
+    iterations: PositiveInt = Field(default=100, description="Power iterations for each layer, at most.")
+    tolerance: Number = Field(default=1e-4, ge=0, description="Residual at which the iteration of a layer ends.")
 
 
 INFO = MeasureInfo(
@@ -67,7 +69,10 @@ INFO = MeasureInfo(
 
 
 class SpectralNorm(Measure):
-    """Arrays: `operator_norms`, one per layer, in the order of the model's modules."""
+    """Arrays: `operator_norms` [layers], in the order of the model's modules.
+
+    Details: `residual`, and the counts `layers`, `zero_layers`, `unfolded_norms`.
+    """
 
     params: SpectralNormParams
 
@@ -80,31 +85,32 @@ class SpectralNorm(Measure):
         }
         shapes = _input_shapes(network, layers, examples.x[:1])
         network.double()
-        norms, residuals = [], []
-        for name, shape in shapes.items():
 
-            def unit(name: str = name, layer: Layer = layers[name], shape: torch.Size = shape) -> dict[str, np.ndarray]:
-                return {"norm": np.array(self._operator_norm(layer, shape, workspace.seed, "spectral-norm", name))}
+        def norm_of(name: str) -> np.ndarray:
+            def compute() -> dict[str, np.ndarray]:
+                key = (workspace.seed, INFO.name, name)
+                return {"norm": np.array(self._operator_norm(layers[name], shapes[name], *key))}
 
-            norm, residual = workspace.journal.unit(f"layer-{name}", unit)["norm"]
-            norms.append(float(norm))
-            residuals.append(float(residual))
+            return unit(workspace.journal, f"layer-{name}", compute)["norm"]
+
+        found = [norm_of(name) for name in shapes]
+        norms = np.array([norm for norm, _ in found])
         positive = [norm for norm in norms if norm > 0]
         return Measurement(
             value=sum(math.log(norm) for norm in positive),
             standard_error=None,
             n=0,
             details={
-                "residual": max(residuals, default=0.0),
+                "residual": max((float(residual) for _, residual in found), default=0.0),
                 "layers": float(len(positive)),
                 "zero_layers": float(len(norms) - len(positive)),
                 "unfolded_norms": float(sum(isinstance(module, BATCH_NORMS) for module in network.modules())),
             },
-            arrays={"operator_norms": np.array(norms)},
+            arrays={"operator_norms": norms},
         )
 
     def _operator_norm(self, layer: Layer, shape: torch.Size, *key: int | str) -> tuple[float, float]:
-        """The norm and its residual; a linear layer's is exact."""
+        """The norm of a layer with inputs of this shape, and its residual; exact for a linear layer."""
         weight = layer.weight.detach()
         if isinstance(layer, nn.Linear):
             return float(torch.linalg.matrix_norm(weight, 2)), 0.0
@@ -126,7 +132,7 @@ class SpectralNorm(Measure):
 
 
 def _input_shapes(network: nn.Module, layers: dict[str, Layer], x: Tensor) -> dict[str, torch.Size]:
-    """What each convolution and linear layer is given, by its name; layers that are not used are not there."""
+    """Shape of each layer's input, by the layer's name; layers that the network does not use are left out."""
     shapes: dict[str, torch.Size] = {}
     handles = [
         module.register_forward_pre_hook(lambda _, inputs, name=name: shapes.update({name: inputs[0].shape}))

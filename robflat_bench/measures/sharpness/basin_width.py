@@ -1,32 +1,30 @@
-r"""Basin width: how far one can go along a random direction before the loss has risen by `target`.
+r"""Basin width: how far one can go along a random direction before the loss has risen by `target`,
 
     mean over d and signs of  sup{ r <= largest : L(w +- r d) <= L(w) + target }
 
-with d Gaussian and then scaled so that each filter (||d_f|| = ||w_f||) or each layer (||d_l|| = ||w_l||) has the norm
-of its weights: r is relative. L is the oracle's mean loss. Higher is flatter.
-Hochreiter & Schmidhuber, Neural Computation 1997; filters: Li et al., NeurIPS 2018, who leave biases at rest; here
-each number of a bias is a filter.
+with d Gaussian, then scaled so that each filter (||d_f|| = ||w_f||) or each layer (||d_l|| = ||w_l||) has the norm of
+its weights: r is relative. L is the oracle's mean loss. Higher is flatter.
+Hochreiter & Schmidhuber, Neural Computation 1997; filters: Li et al., NeurIPS 2018, where biases do not move. Here each
+number of a bias is a filter.
 
-The radius is the middle of the last bracket of a bisection (loss curves need not be monotone: it is one crossing).
-Details: `residual`, the widest of these brackets; `saturated`, the share of radii that reached `largest`.
-standard_error: over directions (both signs of one are one draw), for these examples.
-Invariances: to scaling filters (or, by layer, whole layers) without changing the function, as batch normalisation
-behind a convolution undoes it, not to scaling single weights. Scaling the last layer, and so the logits, changes it;
-with logits="normalised" and the coupling clean it does not.
-Near a minimum the value grows as the square root of target.
-Cost: two radii per direction, each about log2(largest / r) + log2(1 / tolerance) forward passes; under reattack an
-attack with each, under frozen one for all.
+A radius is the middle of the last bracket of a bisection. A loss curve that is not monotone has several crossings; the
+bisection finds one. Details: `residual`, the widest bracket; `saturated`, the share of radii that reached `largest`.
+Standard error: over directions (both signs of one are one draw), given these examples.
+Invariances: to scaling filters (or whole layers, where d is scaled by layer) without changing the function, as batch
+normalisation undoes it behind a convolution; not to scaling single weights. Scaling the last layer, and so the logits,
+changes it; with logits="normalised" and the coupling clean it does not. Near a minimum it grows as the root of target.
+Cost: two radii per direction, each about log2(largest / r) + log2(1 / tolerance) forward passes; `reattack` adds an
+attack for each, `frozen` one attack in all.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams
+from robflat_bench.measures.shared import OracleParams, Tolerance
 
 with lazy_imports():
     import numpy as np
@@ -34,21 +32,22 @@ with lazy_imports():
 
     from robflat_bench.measures.bisection import bracket
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import by_filter, noise, section
+    from robflat_bench.measures.per_example import error_of_mean
+    from robflat_bench.measures.random_moves import by_filter, random_moves
+    from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
 
 class BasinWidthParams(OracleParams):
-    """target: rise of the loss that is borne. normalisation: what of a direction has the norm of its weights.
+    """Parameters of `basin-width`."""
 
-    largest: radius tried first, relative to these norms. tolerance: of each radius, relative.
-    """
-
-    target: Number = Field(default=0.1, gt=0)
-    directions: int = Field(default=10, ge=2)
-    normalisation: Literal["filter", "layer"] = "filter"
-    largest: Number = Field(default=2.0, gt=0)
-    tolerance: Number = Field(default=0.01, ge=1e-9, lt=1)
+    target: Number = Field(default=0.1, gt=0, description="Rise of the loss that is tolerated, in nats.")
+    directions: int = Field(default=10, ge=2, description="Random directions; each is followed both ways.")
+    normalisation: Literal["filter", "layer"] = Field(
+        default="filter", description="Part of a direction that is scaled to the norm of its weights."
+    )
+    largest: Number = Field(default=2.0, gt=0, description="Radius tried first, relative to the norms of the weights.")
+    tolerance: Tolerance = 0.01
 
 
 INFO = MeasureInfo(
@@ -73,44 +72,36 @@ class BasinWidth(Measure):
     params: BasinWidthParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        params, space, oracle = self.params, WeightSpace(model), Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, section(workspace, "images"))
+        params, space = self.params, WeightSpace(model)
+        oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.losses(model, examples, section(workspace, "reference"))
-        highest = float(reference.mean()) + params.target
+        loss = float(reference.mean())
 
-        def brackets(direction: Direction, name: str) -> tuple[float, float]:
+        def edge(d: Direction, sign: int, name: str) -> tuple[float, float]:
             def within(radius: float) -> bool:
-                with space.moved({layer: radius * tensor for layer, tensor in direction.items()}):
+                with space.moved({layer: sign * radius * tensor for layer, tensor in d.items()}):
                     losses = oracle.losses(model, examples, section(workspace, f"{name}-{radius!r}"))
-                return float(losses.mean()) <= highest
+                return float(losses.mean()) <= loss + params.target
 
             return bracket(within, params.largest, params.tolerance)
 
-        found = []
-        for draw in range(params.directions):
-            direction = self._direction(space, workspace.seed, draw)
-            opposite = {name: -tensor for name, tensor in direction.items()}
-            found.append([brackets(direction, f"plus-{draw}"), brackets(opposite, f"minus-{draw}")])
-        ends = np.array(found)
+        directions = enumerate(random_moves(space, self._scaled, params.directions, workspace.seed, INFO.name))
+        ends = np.array([[edge(d, 1, f"plus-{draw}"), edge(d, -1, f"minus-{draw}")] for draw, d in directions])
         radii = ends.mean(2)
         return Measurement(
             value=float(radii.mean()),
-            standard_error=float(radii.mean(1).std(ddof=1)) / math.sqrt(len(radii)),
+            standard_error=error_of_mean(radii.mean(1)),
             n=len(examples),
             details={
                 "residual": float(np.ptp(ends, axis=2).max()),
                 "saturated": float((ends[:, :, 0] == params.largest).mean()),
-                "loss": float(reference.mean()),
+                "loss": loss,
             },
             arrays={"radii": radii, "reference": reference.cpu().numpy()},
         )
 
-    def _direction(self, space: WeightSpace, seed: int, draw: int) -> Direction:
-        z = noise(space, seed, "basin-width", draw)
-        return {name: self._as_long_as(layer, z[name]) for name, layer in space.layers.items()}
-
-    def _as_long_as(self, layer: Tensor, z: Tensor) -> Tensor:
-        """z with the norms of the layer's weights."""
+    def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
+        """z with the norms of the weights."""
         if self.params.normalisation == "layer":
-            return z * (norm(layer) / norm(z))
-        return z * (by_filter(layer) / by_filter(z))
+            return z * (norm(w) / norm(z))
+        return z * (by_filter(w) / by_filter(z))

@@ -2,16 +2,17 @@ r"""Keskar's sharpness: the highest loss in a small box around w, relative to th
 
     100 ( max_{z \in C} L(w + z) - L(w) ) / (1 + L(w)),   C = { |z_i| <= \epsilon (|w_i| + 1) for all i }
 
-by L-BFGS-B in the full space, from z = 0, in float64 (the network keeps its own precision); the highest of all points
-it evaluated counts, w included, so the value is never negative. Its stopping tolerances are off: it makes its
-iterations, however flat the loss.
+by L-BFGS-B in the full space, from z = 0, in float64 (the network keeps its own precision). The highest of all points
+that it evaluates counts, w included, so the value is never negative. Its stopping tolerances are off: it makes all its
+iterations, however flat the loss. Normalisation layers and tensors of zero norm do not move.
+Keskar et al.: ICLR 2017; L-BFGS-B: Byrd et al.: SIAM J. Sci. Comput. 1995.
 
-Which weights move: those of `WeightSpace`; normalisation layers and tensors that are zero stay.
 Invariances: none exactly. Where |w_i| >> 1 the box follows the weights, elsewhere it is absolute: scaling a convolution
-that batch normalisation undoes by c shrinks it relative to the weights by up to c. Scaling the logits changes it,
-unless they are normalised. Couplings: clean, frozen.
-Cost: one forward and backward pass per evaluation (`evaluations`), of which an iteration makes one or a few, and
-one at w. Keskar et al.: ICLR 2017; L-BFGS-B: Byrd et al.: SIAM J. Sci. Comput. 1995.
+by c, where batch normalisation undoes it, shrinks the box relative to the weights by up to c. Scaling the logits
+changes the value, unless they are normalised.
+Standard error: over examples, at the highest point. It is the standard error of a ratio, whose denominator varies too.
+Cost: one forward and backward pass per evaluation (detail `evaluations`), of which an iteration makes one or a few, and
+one at w; frozen adds its attack.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ with lazy_imports():
     from scipy import optimize
     from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, Landscape, gap, given_images
+    from robflat_bench.measures.ascent import BALLS, LossSurface, gap
+    from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import error_of_mean
+    from robflat_bench.measures.units import Results, unit
 
 
 class KeskarParams(FixedImagesParams):
-    """epsilon: half-width of the box, relative to |w_i| + 1. iterations: of L-BFGS-B."""
+    """Parameters of `keskar`."""
 
-    epsilon: Number = Field(default=1e-3, ge=0)
-    iterations: PositiveInt = 10
+    epsilon: Number = Field(default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1.")
+    iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B.")
 
 
 INFO = MeasureInfo(
@@ -53,21 +56,16 @@ INFO = MeasureInfo(
 
 
 class Keskar(Measure):
-    """Arrays: `losses` [N] (at the highest point), `reference` [N], `per_example` [N] (100 (loss_i - L_i) / (1 + L)).
+    """Arrays: `losses` [N] at the highest point, `reference` [N], `per_example` [N], 100 (loss_i - L_i) / (1 + L).
 
-    The standard error, over examples and at this point, is that of the ratio: its denominator varies too.
-    details: `residual`, the gap of the highest point in nats (see `ascent`); `evaluations`.
+    Details: `residual`, the gap of the highest point in nats (see `ascent`); `evaluations` of the loss.
     """
 
     params: KeskarParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        landscape = Landscape(model, *given_images(model, self.threat, self.params, examples, workspace))
-
-        def unit() -> dict[str, np.ndarray]:
-            return self.maximise(landscape)
-
-        found = workspace.journal.unit("maximum", unit)
+        surface = LossSurface(model, *given_images(self, model, examples, workspace))
+        found = unit(workspace.journal, "maximum", lambda: self._maximise(surface))
         losses, reference = found["losses"], found["reference"]
         scale = 1 + reference.mean()
         per_example = 100 * (losses - reference) / scale
@@ -81,13 +79,13 @@ class Keskar(Measure):
             arrays={"losses": losses, "reference": reference, "per_example": per_example},
         )
 
-    def maximise(self, landscape: Landscape) -> dict[str, np.ndarray]:
-        h = self.params.epsilon * (landscape.weights.abs() + 1)
-        origin = highest = landscape.origin()
+    def _maximise(self, surface: LossSurface) -> Results:
+        h = self.params.epsilon * (surface.weights.abs() + 1)
+        origin = highest = surface.origin()
 
         def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal highest
-            point = landscape.at(torch.from_numpy(z.copy()).to(h.device))
+            point = surface.at(torch.from_numpy(z.copy()).to(h.device))
             if highest.mean < point.mean < math.inf:
                 highest = point
             return -point.mean, -point.gradient.cpu().numpy()
@@ -102,8 +100,8 @@ class Keskar(Measure):
             options={"maxiter": self.params.iterations, "ftol": 0.0, "gtol": 0.0},
         )
         return {
-            "losses": highest.losses.cpu().numpy(),
-            "reference": origin.losses.cpu().numpy(),
-            "residual": np.array(gap(h, BALLS["linf"], highest)),
-            "evaluations": np.array(end.nfev),
+            "losses": highest.losses,
+            "reference": origin.losses,
+            "residual": gap(h, BALLS["linf"], highest),
+            "evaluations": end.nfev,
         }

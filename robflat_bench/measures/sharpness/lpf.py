@@ -1,16 +1,16 @@
-r"""Low-pass-filtered loss, as its rise over the loss at w:
+r"""The low-pass-filtered loss, as its rise over the loss at w:
 
     E_u[ L(w + u) ] - L(w),   u ~ N(0, std^2 I),   or per filter f of n_f weights  u_f ~ N(0, std^2 ||w_f||^2 / n_f I)
 
-The filtered loss itself is the detail `loss_moved`, the rise relative to L(w) the detail `relative` (where
-L(w) > 0).   Bisla et al., AISTATS 2022; filters: Li et al., NeurIPS 2018.
+Lower is flatter. Details: `loss_moved`, the filtered loss; `relative`, the rise relative to L(w), where L(w) > 0.
+Bisla et al., AISTATS 2022, whose code folds batch normalisation first; here normalisation stays. Filters: Li et al.,
+NeurIPS 2018.
 
-Invariances: plain, to none; near a minimum the value is std^2 / 2 tr H, so scaling all layers by c without changing
-the function divides it by c^2. With filter_normalised, to scaling filters that batch normalisation follows, and one
+Invariances: none by default; near a minimum the value is std^2 / 2 tr H, so scaling all layers by c, at the same
+function, divides it by c^2. With `filter_normalised`, to scaling filters before batch normalisation, and to scaling one
 layer by c and the next by 1/c; not to scaling single weights. Scaling the last layer, and so the logits, changes it;
-with filter_normalised, logits="normalised" and the coupling clean it does not.
-Cost: draws + 1 forward passes, an attack more for each under reattack, one for all under frozen.
-The peer folds batch normalisation first; here the layers are those of `WeightSpace`, normalisation stays.
+with `filter_normalised`, logits="normalised" and the coupling clean it does not.
+Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams, read
+from robflat_bench.measures.shared import Draws, OracleParams, passes_of_readings
 
 with lazy_imports():
-    from torch import nn
+    from torch import Tensor, nn
 
-    from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, noise
-    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+    from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, random_moves
+    from robflat_bench.numerics.weight_space import WeightSpace
 
 
 class LPFParams(OracleParams):
-    """std: of the Gaussian filter. filter_normalised: std is relative to the root mean square of each filter."""
+    """Parameters of `lpf`."""
 
-    std: Number = Field(default=0.01, ge=0)
-    filter_normalised: bool = False
-    draws: int = Field(default=100, ge=2)
+    std: Number = Field(default=0.01, ge=0, description="Standard deviation of the Gaussian filter.")
+    filter_normalised: bool = Field(
+        default=False, description="`std` is relative to the root mean square of each filter's weights."
+    )
+    draws: Draws = 100
 
 
 INFO = MeasureInfo(
@@ -48,7 +49,7 @@ INFO = MeasureInfo(
     title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=read("draws + 1"),
+    passes=passes_of_readings("draws + 1"),
 )
 
 
@@ -58,13 +59,9 @@ class LPF(Measure):
     params: LPFParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        space, oracle = WeightSpace(model), Oracle(self.threat, self.params)
-        moves = (self._move(space, workspace.seed, draw) for draw in range(self.params.draws))
-        return mean_rise(*losses_after(oracle, space, model, examples, workspace, moves))
+        space = WeightSpace(model)
+        moves = random_moves(space, self._scaled, self.params.draws, workspace.seed, INFO.name)
+        return mean_rise(*losses_after(self, space, model, examples, workspace, moves))
 
-    def _move(self, space: WeightSpace, seed: int, draw: int) -> Direction:
-        z = noise(space, seed, "lpf", draw)
-        return {
-            name: self.params.std * z[name] * (by_filter(layer) if self.params.filter_normalised else 1)
-            for name, layer in space.layers.items()
-        }
+    def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
+        return self.params.std * z * (by_filter(w) if self.params.filter_normalised else 1)

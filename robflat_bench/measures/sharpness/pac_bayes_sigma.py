@@ -1,22 +1,23 @@
-r"""PAC-Bayes flatness: how much Gaussian noise the weights bear before the error rate has risen by `target`.
+r"""PAC-Bayes flatness: the Gaussian noise on the weights at which the error rate has risen by `target`,
 
     1 / sigma^2,   sigma = sup{ s <= largest : E_u[ E(w + u) ] - E(w) <= target },   u ~ N(0, s^2 I)
 
-E is the error rate on the oracle's images: a share of wrong ones, no loss. magnitude: u_i ~ N(0, s^2 w_i^2 + e^2).
-Jiang et al., ICLR 2020; Dziugaite et al., NeurIPS 2020.
+E is the error rate on the oracle's images. With `magnitude`, u_i ~ N(0, s^2 w_i^2 + e^2). Lower is flatter; `sigma`
+itself is a detail.
+Jiang et al., ICLR 2020; Dziugaite et al., NeurIPS 2020. One implementation passes sigma^2 to a sampler that expects a
+standard deviation; here the noise has standard deviation s.
 
-Lower is flatter; `sigma` itself is a detail. The same standard normal draws serve every s, so that the rise is a
-function of s, whose crossing is found by bisection; sigma is the middle of the last bracket, whose width is the
-detail `residual`. `saturated` is 1 where the target is not exceeded even at `largest` (the true sigma is larger), -1
-where it is at the smallest s (with magnitude, e alone is too much), else 0.
-standard_error: None, the value is a root of one curve and no mean of draws; the detail `standard_error_rise` is that
-of the mean rise at the s tried last, over draws and examples.
-Invariances: none to scaling weights; scaling all layers by c without changing decisions divides the value by c^2.
-With magnitude and e = 0, all rescalings of single weights that keep the function. Scaling logits through the last
-layer keeps decisions, so only that layer's scale matters; normalised logits would change nothing and are no option.
-Cost: draws forward passes for each s, about log2(largest / sigma) + log2(1 / tolerance) of them; under reattack an
-attack with each, under frozen one for all.
-A peer passes sigma^2 to a sampler that expects a standard deviation; here the noise has standard deviation s.
+The same standard normal draws serve every s. So the rise is a function of s, and bisection finds its crossing: sigma is
+the middle of the last bracket, whose width is the detail `residual`. `saturated` is 1 where the target is not exceeded
+even at `largest` (the true sigma is larger), -1 where it is exceeded at the smallest s (with `magnitude`, e alone is
+too much), else 0.
+Standard error: None, because the value is a root of one curve. The detail `standard_error_rise` is the standard error
+of the mean rise at the last s tried, over draws and examples.
+Invariances: none to scaling weights; scaling all layers by c at the same decisions divides the value by c^2. With
+`magnitude` and e = 0, all rescalings of single weights that keep the function. Scaling logits through the last layer
+keeps decisions, so only the scale of that layer matters; normalised logits would change nothing and are no option.
+Cost: `draws` forward passes for each s, about log2(largest / sigma) + log2(1 / tolerance) of them; `reattack` adds an
+attack for each, `frozen` one attack in all.
 """
 
 from __future__ import annotations
@@ -26,32 +27,30 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams
+from robflat_bench.measures.shared import Draws, E, Magnitude, OracleParams, Target, Tolerance
 
 with lazy_imports():
     import numpy as np
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from robflat_bench.measures.bisection import bracket
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import crossed_errors, noise, section
-    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+    from robflat_bench.measures.random_moves import crossed_errors, random_moves
+    from robflat_bench.measures.units import section
+    from robflat_bench.numerics.weight_space import WeightSpace
 
 
 class PacBayesSigmaParams(OracleParams):
-    """target: rise of the error rate that is borne. largest: s tried first. tolerance: of sigma, relative.
+    """Parameters of `pac-bayes-sigma`."""
 
-    magnitude: noise of variance s^2 w^2 + e^2 instead of s^2. Error rates do not see how logits are scaled.
-    """
-
-    target: Number = Field(default=0.1, gt=0, lt=1)
-    draws: int = Field(default=10, ge=2)
-    largest: Number = Field(default=2.0, gt=0)
-    tolerance: Number = Field(default=0.01, ge=1e-9, lt=1)
-    magnitude: bool = False
-    e: Number = Field(default=1e-3, ge=0)
-    logits: Literal["plain"] = "plain"
+    target: Target = 0.1
+    draws: Draws = 10
+    largest: Number = Field(default=2.0, gt=0, description="Noise s tried first.")
+    tolerance: Tolerance = 0.01
+    magnitude: Magnitude = False
+    e: E = 1e-3
+    logits: Literal["plain"] = Field(default="plain", description="No effect: error rates ignore the scale of logits.")
 
 
 INFO = MeasureInfo(
@@ -76,21 +75,25 @@ class PacBayesSigma(Measure):
     params: PacBayesSigmaParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        params, space, oracle = self.params, WeightSpace(model), Oracle(self.threat, self.params)
-        oracle.freeze(model, examples, section(workspace, "images"))
+        params, space = self.params, WeightSpace(model)
+        oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.errors(model, examples, section(workspace, "reference"))
         rises: dict[float, np.ndarray] = {}
 
         def within(s: float) -> bool:
+            def scaled(z: Tensor, w: Tensor) -> Tensor:
+                return (s**2 * w**2 + params.e**2).sqrt() * z if params.magnitude else s * z
+
             errors = []
-            for draw in range(params.draws):
-                with space.moved(self._move(space, s, workspace.seed, draw)):
+            for draw, move in enumerate(random_moves(space, scaled, params.draws, workspace.seed, INFO.name)):
+                with space.moved(move):
                     errors.append(oracle.errors(model, examples, section(workspace, f"s-{s!r}-{draw}")))
             rises[s] = (torch.stack(errors) - reference).cpu().numpy()
             return bool(rises[s].mean() <= params.target)
 
         low, high = bracket(within, params.largest, params.tolerance)
         sigma = (low + high) / 2
+        *_, last = rises.values()
         return Measurement(
             value=sigma**-2,
             standard_error=None,
@@ -99,7 +102,7 @@ class PacBayesSigma(Measure):
                 "sigma": sigma,
                 "residual": high - low,
                 "saturated": float(low == high) - float(low == 0),
-                "standard_error_rise": crossed_errors(list(rises.values())[-1])["standard_error"],
+                "standard_error_rise": crossed_errors(last)["standard_error"],
                 "error": float(reference.mean()),
             },
             arrays={
@@ -108,12 +111,3 @@ class PacBayesSigma(Measure):
                 "reference": reference.cpu().numpy(),
             },
         )
-
-    def _move(self, space: WeightSpace, s: float, seed: int, draw: int) -> Direction:
-        z = noise(space, seed, "pac-bayes-sigma", draw)
-        if not self.params.magnitude:
-            return {name: s * z[name] for name in space.layers}
-        return {
-            name: (s**2 * layer.detach() ** 2 + self.params.e**2).sqrt() * z[name]
-            for name, layer in space.layers.items()
-        }

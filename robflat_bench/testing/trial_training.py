@@ -1,57 +1,57 @@
-"""The real training loop on a few digits: a component is trained as a run would train it, in a fraction of a second."""
+"""Training a component as a run would, with the real loop on a few digits, in a fraction of a second."""
 
 from __future__ import annotations
 
 import functools
 import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.config.spec import DatasetRef
-from robflat_bench.core import Attack, Observer, Training
+from robflat_bench.core import Attack, MethodInfo, ModifierInfo, Observer, Training
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.weights import read_weights
 from robflat_bench.registry.components import Component, Composed, resolve
-from robflat_bench.testing.world import SHAPE, THREAT, Skipped, World, built_ins, digits, network, world
+from robflat_bench.testing.fixtures import SHAPE, THREAT, World, built_ins, digits, network, world
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.loop import State, TrainingInputs, train
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05, epsilon=THREAT.epsilon, attack_steps=1, attack_step=0.1)
-"""On so many digits, two batches in an epoch, the second of them smaller."""
+"""With `DIGITS` images, each epoch has two batches, the second one smaller."""
 DIGITS = 14
 LONGER = RECIPE.model_copy(update={"epochs": 8, "batch_size": 50, "learning_rate": 0.1, "attack_steps": 2})
 
 
 @functools.cache
 def splits(count: int) -> Splits:
-    """So many training digits, 20 held out, 20 for tests, 20 to spare."""
+    """The first `count` digits for training; 20 held out, 20 for tests, 20 spare."""
     pools = {name: digits(count + start, count + start + 20) for name, start in (("heldout", 0), ("test", 20))}
     ref = DatasetRef(name="digits", checksum="", canonical=True, origin="the kit's digits")
     return Splits({"train": digits(0, count), **pools}, ref, SHAPE, digits(count + 40, count + 60))  # type: ignore[dict-item]
 
 
-def composed(component: Component) -> Composed:
-    """The method; or AT with the modifier."""
+def composed(component: Component[MethodInfo | ModifierInfo]) -> Composed:
+    """The method alone, or the method `at` with the modifier."""
     if component.info.kind == "method":
-        return Composed(component)
-    return Composed(resolve(built_ins(), "method", "at"), (component,))
+        return Composed(cast(Component[MethodInfo], component))
+    return Composed(resolve(built_ins(), "method", "at"), (cast(Component[ModifierInfo], component),))
 
 
-def helpers(whole: Composed) -> dict[str, nn.Module]:
-    """The networks that it asks for, untrained."""
+def untrained_helpers(whole: Composed) -> dict[str, nn.Module]:
+    """Name -> an untrained, frozen network for every helper that the composition needs."""
     return {name: network().eval().requires_grad_(False) for name in whole.helpers}
 
 
-def prepared(whole: Composed, place: World, lent: dict[str, nn.Module] | None = None) -> Composition:
-    """Built and set up, with helpers that are lent to it, for single updates of this world's network on its batch."""
+def set_up(whole: Composed, place: World, helpers: Mapping[str, nn.Module] | None = None) -> Composition:
+    """Build the composition for single updates of a world's network on its batch; untrained helpers by default."""
     composition = Composition(whole)
     composition.setup(
         Training(
@@ -59,7 +59,7 @@ def prepared(whole: Composed, place: World, lent: dict[str, nn.Module] | None = 
             shape=SHAPE,
             count=len(place.batch.x),
             epsilon=THREAT.epsilon,
-            helpers=helpers(whole) if lent is None else lent,
+            helpers=untrained_helpers(whole) if helpers is None else helpers,
             images=lambda: iter([place.examples.x]),
             spare=lambda: (255 * place.examples.x.flip(0)).to(torch.uint8),
         )
@@ -69,46 +69,51 @@ def prepared(whole: Composed, place: World, lent: dict[str, nn.Module] | None = 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: its state, and checkpoint -> weights."""
+    """How a training ended: its state, and checkpoint ("best", "last") -> weights."""
 
     state: State
     weights: dict[str, dict[str, Tensor]]
 
 
-def trained(
-    component: Component,
-    *,
-    seed: int = 1,
-    recipe: Recipe = RECIPE,
-    count: int = DIGITS,
-    stop_at: int | None = None,
-) -> Outcome:
-    """From the kit's initial weights to the end; with `stop_at`, interrupted after so many updates, and resumed by
-    objects built anew."""
+def trained(component: Component[Any], *, stop_at: int | None = None, count: int = DIGITS, **inputs: Any) -> Outcome:
+    """Train the kit's network to the end.
+
+    Parameters
+    ----------
+    component : Component
+        A method, or a modifier, which is added to `at`.
+    stop_at : int, optional
+        Interrupt the training after so many updates and resume it with objects built anew.
+    count : int
+        Number of training images.
+    **inputs
+        Other `TrainingInputs` than the kit's: `seed`, `recipe`.
+    """
     whole = composed(component)
-    attack: Attack = resolve(built_ins(), "attack", "fgsm").build(THREAT)
+    selection: Attack = resolve(built_ins(), "attack", "fgsm").build(THREAT)
     with tempfile.TemporaryDirectory() as folder:
 
-        def job() -> TrainingInputs:
+        def built_anew() -> TrainingInputs:
+            chosen: dict[str, Any] = {"recipe": RECIPE, "seed": 1, **inputs}
             return TrainingInputs(
                 model=network(),
                 composition=Composition(whole),
-                helpers=helpers(whole),
-                recipe=recipe,
+                helpers=untrained_helpers(whole),
                 splits=splits(count),
-                seed=seed,
-                selection=attack,
-                check_every=recipe.epochs,
+                selection=selection,
+                check_every=chosen["recipe"].epochs,
                 evaluation_seed=0,
                 folder=Path(folder),
                 device="cpu",
                 dtype=torch.float32,
+                **chosen,
             )
 
         if stop_at is not None:
-            with _interruptible():
-                train(job(), _StopsAt(stop_at))
-        state = train(job(), Observer())
+            with suppress(KeyboardInterrupt):
+                train(built_anew(), _StopsAt(stop_at))
+                raise AssertionError("training ended before it was interrupted")
+        state = train(built_anew(), Observer())
         names = ("best", "last")
         return Outcome(state, {name: read_weights(Path(folder) / f"{name}.safetensors") for name in names})
 
@@ -124,25 +129,13 @@ class _StopsAt(Observer):
             signal.raise_signal(signal.SIGINT)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """The interrupt ends the training within, and nothing else."""
-    if threading.current_thread() is not threading.main_thread():
-        raise Skipped("only training in the main thread can be interrupted")
-    try:
-        yield
-    except KeyboardInterrupt:
-        return
-    raise AssertionError("training ended before it was interrupted")
-
-
 @functools.cache
 def _trained_weights() -> dict[str, Tensor]:
     return trained(resolve(built_ins(), "method", "at"), recipe=LONGER, count=200).weights["last"]
 
 
 def trained_world() -> World:
-    """The world with a network in eval mode that AT trained on 200 digits, once in a process."""
+    """A world whose network, in eval mode, `at` trained on 200 digits; training happens once in a process."""
     place = world()
     place.model.load_state_dict(_trained_weights())
     place.model.eval()

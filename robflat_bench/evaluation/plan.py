@@ -1,0 +1,133 @@
+"""The plan of an evaluation: which attacks and measures one checkpoint goes through, on how many examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
+from robflat_bench.core import Kind, MeasureInfo, UsageError
+from robflat_bench.registry.components import resolve, title
+from robflat_bench.registry.registry import Registry
+
+
+class Step(NamedTuple):
+    """One attack or one measure on the first `examples` examples of a split."""
+
+    kind: Kind
+    text: str
+    split: Literal["test", "train"]
+    examples: int
+
+    def name(self, component: str) -> str:
+        """The step's name: the component's, with the split unless a measure reads test examples."""
+        return component if self.kind == "measure" and self.split == "test" else f"{component}, {self.split}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attacks and measures that one checkpoint goes through.
+
+    Parameters
+    ----------
+    attacks : tuple of Attacked
+        Attacks and their numbers of examples. The first one is the reference: robust loss and gap are measured with it.
+    measures : tuple of Measured
+        Measures and their numbers of examples.
+    """
+
+    attacks: tuple[Attacked, ...]
+    measures: tuple[Measured, ...]
+
+    @classmethod
+    def of(cls, fixed: Fixed, checkpoint: str) -> Plan:
+        """The protocol's attacks and measures of the checkpoint "best" or "last"."""
+        return cls(
+            tuple(row for row in fixed.attacks if checkpoint in row.checkpoints),
+            tuple(row for row in fixed.measures if checkpoint in row.checkpoints),
+        )
+
+    @property
+    def steps(self) -> Iterator[Step]:
+        """Every attack, then every measure; each on test examples, then on training examples if it has some."""
+        rows: tuple[Attacked | Measured, ...] = (*self.attacks, *self.measures)
+        for row in rows:
+            kind: Kind = "attack" if isinstance(row, Attacked) else "measure"
+            text = getattr(row, kind)
+            yield Step(kind, text, "test", row.test)
+            if row.train:
+                yield Step(kind, text, "train", row.train)
+
+    @property
+    def clean(self) -> dict[SplitName, int]:
+        """The number of examples by split that are evaluated clean: all test examples, attacked training examples."""
+        counts: dict[SplitName, int] = {}
+        for step in self.steps:
+            if step.split == "test" or step.kind == "attack":
+                counts[step.split] = max(step.examples, counts.get(step.split, 0))
+        return counts
+
+    def stages(self, registry: Registry, checkpoint: str) -> list[str]:
+        """The names of the plan's stages, in their order."""
+        names = [step.name(title(registry, step.kind, step.text)) for step in self.steps]
+        return [f"{checkpoint}: {name}" for name in ("clean", *names)]
+
+
+def choose_plan(
+    registry: Registry,
+    fixed: Fixed,
+    checkpoint: str,
+    attacks: tuple[str, ...],
+    measures: tuple[str, ...],
+    examples: int | None,
+    train: int = 0,
+) -> Plan:
+    """The protocol's plan of a checkpoint, or a plan of the attacks and measures that are named.
+
+    Parameters
+    ----------
+    registry : Registry
+        Finds the components.
+    fixed : Fixed
+        The protocol's fixed part.
+    checkpoint : str
+        "best" has the protocol's plan of the best checkpoint, any other name that of the last.
+    attacks, measures : tuple of str
+        Component texts. A measure may be a pattern such as "*" or "flat*": every matching measure, under every
+        coupling. Without any, the protocol's plan is returned.
+    examples : int or None
+        Number of test examples for the named components (None: as many as the protocol's plan uses).
+    train : int
+        Number of training examples for the named components.
+
+    Raises
+    ------
+    UsageError
+        If a component is unknown, or no measure matches a pattern.
+    """
+    own = Plan.of(fixed, "best" if checkpoint == "best" else "last")
+    if not attacks and not measures:
+        return own
+    test = examples or own.clean["test"]
+    attacked = [resolve(registry, "attack", text).canonical for text in attacks]
+    measured = [resolve(registry, "measure", text).canonical for text in _matching(registry, measures)]
+    return Plan(
+        tuple(Attacked(attack=text, test=test, train=train) for text in attacked),
+        tuple(Measured(measure=text, test=test, train=train) for text in measured),
+    )
+
+
+def _matching(registry: Registry, texts: tuple[str, ...]) -> Iterator[str]:
+    """The texts, each pattern replaced by the measures whose names match it, under every coupling."""
+    for text in texts:
+        if "*" not in text:
+            yield text
+            continue
+        names = registry.names("measure", text)
+        if not names:
+            raise UsageError(f"no measure matches '{text}'; see `robflat-bench list measures`")
+        for name in names:
+            info: MeasureInfo = registry.get("measure", name).info
+            couplings = info.couplings if "coupling" in info.params.model_fields else ()
+            yield from [f"{name}(coupling={coupling})" for coupling in couplings] or [name]

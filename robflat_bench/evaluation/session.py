@@ -1,0 +1,107 @@
+"""The session: what every run and every evaluation of one process shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from robflat_bench.config.protocol import Fixed, Protocol, SplitName
+from robflat_bench.core import Examples, Observer, Threat, UsageError
+from robflat_bench.data.splits import Splits, load_splits
+from robflat_bench.numerics.compilation import Compilation
+from robflat_bench.registry.registry import Registry
+from robflat_bench.results.store import Store
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""torch's name of a protocol's precision."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every run and every evaluation of one process shares.
+
+    Parameters
+    ----------
+    registry : Registry
+        Finds every component by its name.
+    protocol : Protocol
+        Says which data, attacks, measures and precision are used.
+    data : str, Splits or None
+        Folder that holds the dataset (None: the dataset's usual places), or the examples themselves.
+    store : Store
+        Keeps runs and evaluations.
+    device : str
+        "cpu" or "cuda"; see `choose_device`.
+    observer : Observer
+        Shows progress; it changes no number.
+    keep_every : int
+        Training keeps the weights of every `keep_every`-th epoch, and always those of the first step, the best and the
+        last epoch. 0 keeps only these. It changes no number.
+    compile : Compilation or None
+        Compiles every network of the session. Records name it in their environment; it is never part of a key.
+    """
+
+    registry: Registry
+    protocol: Protocol
+    data: str | Splits | None
+    store: Store
+    device: str
+    observer: Observer = field(default_factory=Observer)
+    keep_every: int = 0
+    compile: Compilation | None = None
+
+    @property
+    def fixed(self) -> Fixed:
+        """The part of the protocol that every row of its board shares."""
+        return self.protocol.fixed
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model of evaluation."""
+        return Threat(self.fixed.threat.epsilon, self.fixed.threat.norm)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of weights and of evaluation."""
+        return DTYPES[self.fixed.precision]
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The protocol's examples, loaded when first needed."""
+        data = self.data
+        return data if isinstance(data, Splits) else load_splits(self.registry, self.protocol, data)
+
+    def examples(self, split: SplitName, count: int | None = None) -> Examples:
+        """The first `count` examples of a split (None: all) on the device, in the session's precision."""
+        return self.splits.examples(split, self.device, self.dtype, count)
+
+    def under(self, protocol: Protocol) -> Session:
+        """This session under a protocol: itself, or another session, which loads that protocol's own examples."""
+        if protocol == self.protocol:
+            return self
+        return replace(self, protocol=protocol, data=None if isinstance(self.data, Splits) else self.data)
+
+
+def choose_device(wanted: str) -> str:
+    """The device that `wanted` names: "cpu", "cuda", or "auto" for CUDA where torch finds it.
+
+    Raises
+    ------
+    UsageError
+        If `wanted` is "cuda" and torch finds no CUDA device.
+    """
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu (or auto)")
+    return ("cuda" if found else "cpu") if wanted == "auto" else wanted
+
+
+def configure(fixed: Fixed) -> None:
+    """Set this process to the protocol's threads, to float32 without TF32 and to deterministic convolutions."""
+    torch.set_num_threads(fixed.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

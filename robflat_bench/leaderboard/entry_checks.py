@@ -1,0 +1,100 @@
+"""Checks of a submitted record: it is of a protocol that is known here, complete, and named as this code names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from robflat_bench import NUMERICS
+from robflat_bench.config.protocol import Attacked, Measured, Protocol, load
+from robflat_bench.config.spec import RunSpec, make_spec
+from robflat_bench.core import RobflatError
+from robflat_bench.registry.components import compose
+from robflat_bench.registry.registry import Registry
+from robflat_bench.results.quantities import SPLITS, Outcomes
+from robflat_bench.results.record import EvaluationRecord, RunRecord
+
+
+@lru_cache(maxsize=64)
+def known_protocol(registry: Registry, name: str) -> Protocol | None:
+    """The protocol of that name in this package or a plugin; None where there is none."""
+    return load(registry, name) if name in registry.protocols else None
+
+
+def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes) -> Iterator[str]:
+    """Ways in which a record is not a complete run under a known protocol."""
+    ref = record.protocol
+    protocol = known_protocol(registry, ref.name)
+    if protocol is None:
+        yield f"there is no protocol {ref.name!r}; there are {', '.join(registry.protocols)}"
+        return
+    if (ref.version, ref.hash) != (protocol.version, protocol.hash):
+        board = f"{protocol.version} ({protocol.hash[:8]})"
+        yield f"made under {ref.name} {ref.version} ({ref.hash[:8]}); the board's is {board}"
+        return
+    yield from _spec_problems(registry, record.spec)
+    if set(record.results) != {"best", "last"}:
+        yield "it lacks a checkpoint"
+    for checkpoint, result in record.results.items():
+        attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
+        measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]
+        asked = [row.attack for row in attacks], [row.measure for row in measures]
+        if ([*result.robust_error], [*result.measures]) != asked:
+            yield f"{checkpoint}: its attacks and measures are not the protocol's"
+        for name, size in _sizes(checkpoint, attacks, measures):
+            if name not in outcomes or outcomes[name].shape != (size,):
+                yield f"{name!r} is not of {size} examples, as the protocol says"
+
+
+def _sizes(checkpoint: str, attacks: list[Attacked], measures: list[Measured]) -> Iterator[tuple[str, int]]:
+    """The arrays of outcomes that a protocol asks for, and their numbers of examples."""
+    reference = attacks[0].attack
+    for split in SPLITS:
+        counts = {row.attack: getattr(row, split) for row in attacks if getattr(row, split)}
+        if not counts:
+            continue
+        clean = max([*counts.values(), *(row.test for row in measures if split == "test")])
+        yield f"{checkpoint}/{split}/clean/error", clean
+        yield f"{checkpoint}/{split}/clean/loss", clean
+        for attack, count in counts.items():
+            yield f"{checkpoint}/{split}/{attack}/error", count
+        if reference in counts:
+            yield f"{checkpoint}/{split}/{reference}/loss", counts[reference]
+
+
+@lru_cache(maxsize=4096)
+def _derived(registry: Registry, name: str, recipe: Any, method: str, dataset: Any) -> tuple[str, str, str]:
+    """Label, method and extra data of a spec, as this code derives them from the rest."""
+    protocol = known_protocol(registry, name)
+    assert protocol is not None
+    spec = make_spec(registry, replace(protocol, recipe=recipe), compose(registry, method), dataset, 0)
+    return spec.label, spec.method, spec.extra_data
+
+
+def _spec_problems(registry: Registry, spec: RunSpec) -> Iterator[str]:
+    """The spec's label, method and extra data are what this code derives. A method of a plugin that is not installed
+    here cannot be checked and is believed."""
+    if spec.numerics > NUMERICS:
+        yield f"made with numerics {spec.numerics}; this version knows {NUMERICS}. Update robflat-bench"
+    try:
+        label, method, extra_data = _derived(registry, spec.protocol.name, spec.recipe, spec.method, spec.dataset)
+    except RobflatError as error:
+        if not spec.plugins:
+            yield f"its method cannot be made here: {str(error).splitlines()[0]}"
+        return
+    if (label, method) != (spec.label, spec.method):
+        yield f"a run of {spec.method!r} with this recipe is called {label!r}, not {spec.label!r}"
+    if extra_data != spec.extra_data:
+        yield "its spec states other training images beyond the protocol's than its method uses"
+
+
+def evaluation_problems(record: RunRecord, evaluation: EvaluationRecord) -> Iterator[str]:
+    """Ways in which an added evaluation is not of this record's weights, protocol and data."""
+    weights: dict[str, str] = {name: result.weights for name, result in record.results.items()}
+    for name, result in evaluation.results.items():
+        if weights.get(name) != result.weights:
+            yield f"evaluation {evaluation.key} is of other weights than the record's {name!r}"
+    if (evaluation.protocol, evaluation.dataset.checksum) != (record.protocol, record.dataset.checksum):
+        yield f"evaluation {evaluation.key} is of another protocol or data"

@@ -1,0 +1,1 @@
+"""The site: static pages from the board."""

@@ -1,0 +1,48 @@
+"""Validation of what a person writes: pydantic's findings as one line, with a suggestion for a misspelt name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from robflat_bench.core import UsageError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'trades'?` with the known name that is nearest, or the empty string where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:
+    """`model(**values)`; UsageError in one line: the owner, the parameter, its value, and what it may be."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UsageError(f"{owner}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem in words. An unknown key comes first: it may be a missing key, misspelt."""
+    problems = error.errors()
+    problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{where}'" + did_you_mean(str(problem["loc"][-1]), _keys(model, problem["loc"][:-1]))
+    if problem["type"] == "missing":
+        return f"'{where}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"'{where}' = {problem['input']!r:.100}: {message}" if where else message
+
+
+def _keys(model: Any, path: tuple[int | str, ...]) -> Iterable[str]:
+    """The keys of the table at a path below a model; a number in the path stands for an item of a list."""
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = next(iter(get_args(model)), None) if isinstance(part, int) else field and field.annotation
+    return getattr(model, "model_fields", {})

@@ -1,0 +1,1 @@
+"""Runs: from a method to its record, an evaluation, or a sweep over a study."""
