@@ -1,7 +1,7 @@
-"""The command line: one file per group of commands, `output` for everything a person or a script reads.
+"""The command line: one file per group of commands. A command parses, calls one function, and reports by `output`.
 
-Modules here import only click at the top, so `--help` costs a fraction of a second; each command imports what
-it needs when it runs.
+At the top, modules import only click, so `--help` takes a fraction of a second; each command imports what it needs
+when it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ click.rich_click.SHOW_ARGUMENTS = True
 
 
 class _WithPlugins(click.RichGroup):
-    """The core's commands and, looked for only where those do not answer, those of plugins."""
+    """This package's commands, then those of plugins, which are loaded only when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *sorted(self._offered())]
@@ -31,7 +31,7 @@ class _WithPlugins(click.RichGroup):
     @functools.cache  # noqa: B019  (there is one group)
     def _offered(self) -> dict[str, click.Command]:
         if not metadata.entry_points(group="robflat_bench"):
-            return {}  # the common case, and `--help` should cost little
+            return {}  # the common case: `--help` stays fast
 
         from robflat_bench.registry.registry import discover
 
@@ -52,36 +52,31 @@ class _WithPlugins(click.RichGroup):
 @click.group(cls=_WithPlugins, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robflat-bench")
 def cli() -> None:
-    """Adversarially robust generalization and flat minima, measured side by side.
+    """Measure adversarially robust generalization and flat minima side by side.
 
     \b
-    robflat-bench run --method trades     train, attack, measure, offline
+    robflat-bench run --method trades     train, attack and measure, offline
     robflat-bench run --method at --protocol cifar10-mini --data DIR
-    robflat-bench sweep paper-digits      the paper's variants, side by side
+    robflat-bench sweep paper-digits      every variant of the paper
     robflat-bench landscape RUN RUN       the loss around trained models; `list experiments`
-    robflat-bench list methods            what there is; `info` says more
-    robflat-bench results ls              what you have
+    robflat-bench list methods            the catalogue; `info` describes one entry
+    robflat-bench results ls              your runs
     robflat-bench leaderboard show        the ranking, your runs beside the committed ones
     """
 
 
-cli.add_command(run.run)
-cli.add_command(sweep.sweep)
-cli.add_command(evaluate.evaluate)
-cli.add_command(experiment.experiment)
-cli.add_command(experiment.landscape)
-cli.add_command(catalogue.list_components)
-cli.add_command(catalogue.info)
-cli.add_command(results.results)
-cli.add_command(leaderboard.leaderboard)
-cli.add_command(plugin.plugin)
-cli.add_command(doctor.doctor)
+for command in (
+    *(run.run, sweep.sweep, evaluate.evaluate_checkpoint, experiment.experiment, experiment.landscape),
+    *(catalogue.list_components, catalogue.info, results.results_group),
+    *(leaderboard.leaderboard, plugin.plugin, doctor.doctor),
+):
+    cli.add_command(command)
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of a SHELL; source it in its start-up file."""
+    """Print the completion script of a SHELL, to be sourced in its start-up file."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
@@ -91,7 +86,7 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; every expected error is one line on stderr and its exit code."""
+    """Run the command line; an expected error is one line on stderr and its exit code."""
     try:
         code = cli.main(prog_name="robflat-bench", standalone_mode=False)
     except click.ClickException as error:

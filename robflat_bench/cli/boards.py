@@ -11,65 +11,58 @@ from robflat_bench.cli import output
 
 if TYPE_CHECKING:
     from robflat_bench.analysis.statistics import Place
-    from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow, RowValue
+    from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow
 
 SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (
-    "rank: 95 % of bootstrap ranks; rows that share a letter are not told apart. ±: 95 % over seeds and examples; "
-    "(se): of one network, over examples"
+    "rank (lowest-highest): 95 % of bootstrap ranks; methods that share a letter do not differ significantly. "
+    "±: half the 95 % confidence interval over seeds and examples; in brackets: standard error of one network over "
+    "examples"
 )
 
 Rows = list[list[str]]
 
 
-def columns(board: Board) -> list[BoardColumn]:
-    """What ranks and what it is compared with; the site has the rest."""
+def shown_quantities(board: Board) -> list[BoardColumn]:
+    """The quantity that ranks and those shown beside it; the site shows all."""
     by_id = {quantity.id: quantity for quantity in board.quantities}
     return [by_id[name] for name in (*SHOWN, *board.rankings[1:]) if name in by_id]
 
 
-def table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Rows]:
-    """The names of the columns and the rows; those with a key of `mine` are marked, and versions of one method (of
-    other plugin code, say) told apart by the key of a run."""
-    shown = columns(board)
+def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Rows]:
+    """Columns and rows of the board.
+
+    Runs with a key of `mine` are marked. Versions of one method (of other plugin code, for example) carry the key of a
+    run.
+    """
+    shown = shown_quantities(board)
     labels = Counter(row.label for row in board.rows)
-    names = [row.label + f" {{{row.runs[0].key[:8]}}}" * (labels[row.label] > 1) for row in board.rows]
-    return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], [
-        _cells(row, name, board, shown, mine) for row, name in zip(board.rows, names, strict=True)
-    ]
-
-
-def _cells(row: BoardRow, name: str, board: Board, shown: Sequence[BoardColumn], mine: Collection[str]) -> list[str]:
-    values = row.values[board.checkpoint]
-    place = row.places.get(board.rankings[0])
-    return [
-        f"{_place(place)} {place.letters}" if place else "-",
-        name + " *" * any(run.key in mine for run in row.runs),
-        str(len(row.runs)),
-        *(
-            _value(values.get(quantity.id), quantity.unit == "fraction")
-            + (
-                f"  [{_place(row.places[quantity.id])}]"
-                if quantity.id in row.places and quantity is not shown[0]
-                else ""
-            )
-            for quantity in shown
-        ),
-    ]
+    rows = []
+    for row in board.rows:
+        version = f" {{{row.runs[0].key[:8]}}}" if labels[row.label] > 1 else ""
+        mark = " *" if any(run.key in mine for run in row.runs) else ""
+        place = row.places.get(board.rankings[0])
+        rank = f"{_place(place)} {place.letters}" if place else "-"
+        values = [_value(row, quantity, board, ranked=quantity is shown[0]) for quantity in shown]
+        rows.append([rank, row.label + version + mark, str(len(row.runs)), *values])
+    return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows
 
 
 def _place(place: Place) -> str:
     return f"{place.rank} ({place.low}-{place.high})"
 
 
-def _value(value: RowValue | None, fraction: bool) -> str:
-    """`35.0 ± 1.2 %`, half the 95 % interval; of one seed, which has none, `35.0 % (2.1 %)`: its standard error."""
+def _value(row: BoardRow, quantity: BoardColumn, board: Board, ranked: bool) -> str:
+    """`35.0 ± 1.2 %`; of one seed, which has no interval, `35.0 % (2.1 %)`. A rank of its own follows in brackets."""
+    value = row.values[board.checkpoint].get(quantity.id)
+    place = "" if ranked or quantity.id not in row.places else f"  [{_place(row.places[quantity.id])}]"
     if value is None:
-        return "-"
-    written = output.percent if fraction else output.number
+        return "-" + place
+    written = output.percent if quantity.unit == "fraction" else output.number
     if value.low is not None and value.high is not None:
-        return written(value.mean, (value.high - value.low) / 2)
-    return written(value.mean) + (f" ({written(value.standard_error)})" if value.standard_error is not None else "")
+        return written(value.mean, (value.high - value.low) / 2) + place
+    error = "" if value.standard_error is None else f" ({written(value.standard_error)})"
+    return written(value.mean) + error + place
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -78,6 +71,8 @@ def _value(value: RowValue | None, fraction: bool) -> str:
 
 
 def markdown(names: Sequence[str], rows: Rows) -> str:
+    """A table in GitHub's Markdown."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(re.sub(r"([\\|`*_<\[])", r"\\\1", cell) for cell in cells) + " |"
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from robflat_bench.cli import output
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-@click.command()
+    from robflat_bench.registry.registry import Registry
+    from robflat_bench.results.record import EvaluationRecord
+
+
+@click.command("evaluate")
 @click.argument("model")
 @output.protocol_option
-@click.option("--backbone", help="Of a weights file, e.g. 'resnet18(width=64)'; default: the protocol's.")
-@click.option("--checkpoint", default="last", show_default=True, help="Of a run: best, last, initial or epoch-N.")
-@click.option("--attack", "attacks", multiple=True, help="Instead of the protocol's; repeatable.")
+@output.backbone_option
+@output.checkpoint_option
+@click.option("--attack", "attacks", multiple=True, help="Attack, instead of the protocol's; repeatable.")
 @click.option(
     "--measure",
     "measures",
     multiple=True,
-    help="Instead of the protocol's; repeatable. '*' and the like: all whose names match, under every coupling.",
+    help="Measure, instead of the protocol's; repeatable. A pattern such as '*': every measure whose name matches, "
+    "under every coupling.",
 )
-@click.option("--examples", type=click.IntRange(min=2), help="How many test examples [default: the protocol's].")
-@click.option("--train", type=click.IntRange(min=2), help="Also on so many training examples.")
+@click.option("--examples", type=click.IntRange(min=2), help="Number of test examples [default: the protocol's].")
+@click.option("--train", type=click.IntRange(min=2), help="Number of training examples, read in addition.")
 @output.set_option
 @output.store_option
 @output.data_option
@@ -31,7 +39,7 @@ from robflat_bench.cli import output
 @output.compile_option
 @output.plugin_option
 @output.json_option
-def evaluate(
+def evaluate_checkpoint(
     model: str,
     protocol: str,
     backbone: str | None,
@@ -45,8 +53,6 @@ def evaluate(
     data: str | None,
     device: str,
     compile: bool,
-    files: tuple[Path, ...],
-    as_json: bool,
 ) -> None:
     """Attack and measure a trained MODEL without training it again.
 
@@ -56,7 +62,7 @@ def evaluate(
     from robflat_bench.config.protocol import load
     from robflat_bench.core import UsageError
 
-    registry = output.registry(files)
+    registry = output.registry()
     chosen = load(registry, protocol, settings)
 
     from robflat_bench.cli.progress import Progress
@@ -64,7 +70,7 @@ def evaluate(
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
-    from robflat_bench.results.store import Store, read_outcomes
+    from robflat_bench.results.store import Store
     from robflat_bench.runs.evaluation import evaluate_model
 
     place = choose_device(device)
@@ -74,23 +80,23 @@ def evaluate(
     found = find_model(session, model, backbone, checkpoint)
     available = found.protocol.fixed.data.test.count
     if examples is not None and examples > available:
-        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples")
+        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
     if (examples or train) and not attacks and not measures:
-        raise UsageError("--examples and --train: say of what, with --attack SPEC or --measure SPEC")
+        raise UsageError("--examples and --train apply to chosen attacks and measures: add --attack or --measure")
     plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
     with progress:
         record, path = evaluate_model(session, found, plan)
     for problem in registry.plugins.problems(record.model_dump(mode="json")):
         output.note(problem)
-    if as_json:
-        output.emit_json(record.model_dump(mode="json"))
-        return
-    title = f"{record.model}  |  {record.protocol.name} {record.protocol.version}"
-    unmeasured: dict[str, Any] = {"measures": {}, "measures_train": {}}
-    attacked = {name: result.model_copy(update=unmeasured) for name, result in record.results.items()}
-    rows = output.result_rows(registry, attacked, read_outcomes(record, path.with_suffix(".npz")))
-    output.console().print(output.table(title, ["", *attacked], rows, right=1))
-    if measured := output.measure_rows(registry, list(record.results.values())):
-        columns = ["measure", "split", "value ± standard error", "n", "s", "image passes"]
-        output.console().print(output.table("forward + backward passes", columns, measured, right=2))
-    output.console().print(f"evaluation: {path}", markup=False, soft_wrap=True)
+    output.report(record, _parts(registry, record, path))
+
+
+def _parts(registry: Registry, record: EvaluationRecord, path: Path) -> Iterator[Table | str]:
+    from robflat_bench.results.store import read_outcomes
+
+    heading = f"{record.model}  |  {record.protocol.name} {record.protocol.version}, values ± standard error"
+    outcomes = read_outcomes(record, path.with_suffix(".npz"))
+    yield output.result_table(heading, registry, record.results, outcomes, measures=False)
+    if measured := output.measure_table(registry, list(record.results.values())):
+        yield measured
+    yield f"evaluation: {path}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,16 @@ import rich_click as click
 from robflat_bench.cli import boards, output
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from robflat_bench.leaderboard.entries import Submission
     from robflat_bench.registry.registry import Registry
 
+PATH = click.Path(path_type=Path)
 root_option = click.option(
-    "--leaderboard",
-    "root",
-    type=click.Path(path_type=Path),
-    default=Path("leaderboard"),
-    show_default=True,
-    help="The folder of committed evidence.",
+    "--leaderboard", "root", type=PATH, default=Path("leaderboard"), show_default=True, help="Folder of the entries."
 )
-site_option = click.option(
-    "--site", type=click.Path(path_type=Path), default=Path("site"), show_default=True, help="Where the pages go."
-)
+site_option = click.option("--site", type=PATH, default=Path("site"), show_default=True, help="Folder of the pages.")
 
 
 @click.group()
@@ -33,86 +30,84 @@ def leaderboard() -> None:
     """Rank methods by robustness and by flatness, from committed evidence."""
 
 
-@leaderboard.command()
-@click.option("--protocol", "protocols", multiple=True, help="Only this board, a name or a TOML file; repeatable.")
+@leaderboard.command("show")
+@output.protocols_option
 @output.store_option
 @root_option
 @output.plugin_option
 @output.json_option
-def show(protocols: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
-    """Print the rankings, with your own finished runs (those of --store) beside the committed ones."""
+def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
+    """Print the rankings: the committed entries, and your own finished runs (those of --store) beside them."""
     from robflat_bench.leaderboard.build import build_leaderboard
 
-    registry = output.registry(files)
+    registry = output.registry()
     names = {output.protocol(registry, text).name for text in protocols}
     committed = _checked(root, registry)
     known = {one.record.key: one.record.outcomes for one in committed}
     found = output.own_runs(store, registry, protocols)
     mine = [one for one in found if one.record.key not in known]
-    again = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
-    if again:
-        other = (
-            f", {again.count(False)} with other outcomes (another machine rounds differently)" if not all(again) else ""
-        )
-        output.note(f"{len(again)} of your runs are in {root} already{other}; they are shown as they are there")
+    same = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
+    if same:
+        note = f", {same.count(False)} with other outcomes (another machine rounds differently)"
+        note = "" if all(same) else note
+        output.note(f"{len(same)} of your runs are in {root} already{note}; the committed entry is shown")
     made = build_leaderboard([*committed, *mine], root, registry)
     chosen = [board for board in made.boards if not names or board.protocol in names]
-    if as_json:
-        output.emit_json(
-            {**made.model_dump(mode="json"), "boards": [board.model_dump(mode="json") for board in chosen]}
-        )
-        return
-    filled = [board for board in chosen if board.rows]
-    out = output.console()
-    for board in filled:
-        heading = f"{board.id} {board.version}, {board.checkpoint} checkpoint"
-        out.print(output.table(heading, *boards.table(board, {one.record.key for one in mine}), right=2))
-        out.print(boards.LEGEND + ("; * yours, not submitted" if mine else ""), markup=False)
-    if not filled:
-        output.note(f"nothing is ranked yet in {root}; `robflat-bench leaderboard submit RUN` sends a finished run")
+    keys = {one.record.key for one in mine}
+
+    def parts() -> Iterator[Table | str]:
+        filled = [board for board in chosen if board.rows]
+        for board in filled:
+            heading = f"{board.id} {board.version}, {board.checkpoint} checkpoint"
+            yield output.table(heading, *boards.board_table(board, keys), right=2)
+            yield boards.LEGEND + ("; * yours, not submitted" if mine else "")
+        if not filled:
+            output.note(f"{root} ranks no runs yet; `robflat-bench leaderboard submit RUN` adds a finished run")
+
+    output.report({**made.model_dump(mode="json"), "boards": chosen}, parts())
 
 
-@leaderboard.command()
+@leaderboard.command("submit")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @output.store_option
 @root_option
 @output.plugin_option
 @output.json_option
-def submit(runs: tuple[str, ...], store: Path, root: Path, files: tuple[Path, ...], as_json: bool) -> None:
+def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
     from robflat_bench.leaderboard import entries
     from robflat_bench.results.store import Store
 
-    registry = output.registry(files)
+    registry = output.registry()
     everything = Store(store)
     chosen = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
     packed = [entries.add_entry(root, run, _today()) for run in chosen]
     for folder in packed:
         entries.read_entry(root, folder, registry)
-    if as_json:
-        output.emit_json([str(folder) for folder in packed])
-        return
-    for folder in packed:
-        click.echo(str(folder))
-    if files:
-        output.note("nobody can check or build this leaderboard without these plugin files: send them along")
-    output.note(
-        f"{len(packed)} packed and checked. Next: `robflat-bench leaderboard build`, look at the pages, commit {root}/ "
-        "and open a pull request; keep the weights (checkpoints/*.safetensors): verification asks for them"
-    )
+
+    def lines() -> Iterator[str]:
+        yield from map(str, packed)
+        if output.plugin_files():
+            output.note("this leaderboard can be checked and built only with these plugin files: send them along")
+        output.note(
+            f"{len(packed)} packed and checked. Next: `robflat-bench leaderboard build`, look at the pages, commit "
+            f"{root}/ and open a pull request; keep the weights (checkpoints/*.safetensors) for verification"
+        )
+
+    output.report(packed, lines())
 
 
-@leaderboard.command()
-@click.argument("entries", nargs=-1, type=click.Path(path_type=Path), metavar="[ENTRY...]")
+@leaderboard.command("check")
+@click.argument("entries", nargs=-1, type=PATH, metavar="[ENTRY...]")
 @root_option
 @output.plugin_option
 @output.json_option
-def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_json: bool) -> None:
-    """Check each ENTRY folder (default: all) as a stranger's: its files, its spec, its protocol, its totals."""
+def check_entries(entries: tuple[Path, ...], root: Path) -> None:
+    """Check the files, spec, protocol and totals of each ENTRY folder (default: all); anyone may have sent them."""
     from robflat_bench.core import CheckFailed
     from robflat_bench.leaderboard.entries import folders, read_entry
 
-    registry = output.registry(files)
+    registry = output.registry()
     problems = {}
     chosen = entries or tuple(folders(root))
     for folder in chosen:
@@ -120,38 +115,25 @@ def check(entries: tuple[Path, ...], root: Path, files: tuple[Path, ...], as_jso
             read_entry(root, folder, registry)
         except CheckFailed as error:
             problems[str(folder)] = str(error)
-    if as_json:
-        output.emit_json({"checked": len(chosen), "problems": problems})
-    else:
-        for problem in problems.values():
-            click.echo(problem)
-        click.echo(f"{len(chosen)} checked, {len(problems)} refused")
+    document = {"checked": len(chosen), "problems": problems}
+    output.report(document, [*problems.values(), f"{len(chosen)} checked, {len(problems)} refused"])
     if problems:
         raise CheckFailed(f"{len(problems)} of {len(chosen)} entries cannot be trusted")
 
 
 @leaderboard.command()
-@click.argument("entry", type=click.Path(path_type=Path))
-@click.option("--weights", type=click.Path(path_type=Path), help="The checkpoint's file: evaluate it again.")
-@click.option("--retrain", is_flag=True, help="Train it again from its spec, then evaluate.")
+@click.argument("entry", type=PATH)
+@click.option("--weights", type=PATH, help="The checkpoint's file: evaluate it again.")
+@click.option("--retrain", is_flag=True, help="Train again from the spec, then evaluate.")
 @root_option
 @output.data_option
 @output.device_option
 @output.plugin_option
 @output.json_option
-def verify(
-    entry: Path,
-    weights: Path | None,
-    retrain: bool,
-    root: Path,
-    data: str | None,
-    device: str,
-    files: tuple[Path, ...],
-    as_json: bool,
-) -> None:
-    """Look at an ENTRY again in a fresh process, and move its tier where the result agrees.
+def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: str | None, device: str) -> None:
+    """Evaluate an ENTRY again in a new process, and raise its tier if the result agrees.
 
-    With --weights it becomes re-evaluated, with --retrain reproduced.
+    The new tier is re-evaluated with --weights and reproduced with --retrain.
     """
     from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.entries import read_entry, write_entry
@@ -159,58 +141,50 @@ def verify(
 
     if (weights is None) != retrain:
         raise UsageError("verify asks for --weights FILE or --retrain, one of them")
-    registry = output.registry(files)
+    registry = output.registry()
     found = read_entry(root, entry, registry)
-    plugins = [part for file in files for part in ("--plugin", str(file))]
-    options = ["--device", device, *(["--data", data] if data else []), *plugins]
+    options = ["--device", device, *(["--data", data] if data else []), *output.plugin_options()]
     if weights is None:
         granted = reproduce(found, registry, options, _today())
     else:
         granted = reevaluate(found, weights, options, _today())
     moved = found.entry.model_copy(update={"verifications": (*found.entry.verifications, granted)})
     write_entry(entry, moved)
-    if as_json:
-        output.emit_json(moved.model_dump(mode="json"))
-        return
     changed, total = granted.flags
-    click.echo(
-        f"{found.record.spec.label}, seed {found.record.seed}: {moved.tier}; "
-        + ("every outcome equal" if granted.identical else f"{changed} of {total} outcomes differ")
-        + f", numbers by at most {granted.deviation:.2f} standard errors"
-    )
+    outcomes = "every outcome equal" if granted.identical else f"{changed} of {total} outcomes differ"
+    line = f"{found.record.spec.label}, seed {found.record.seed}: {moved.tier}; {outcomes}"
+    output.report(moved, [f"{line}, numbers by at most {granted.deviation:.2f} standard errors"])
 
 
-@leaderboard.command()
-@click.option(
-    "--check", "only_check", is_flag=True, help="Write nothing: rebuild twice and compare with what is there."
-)
+@leaderboard.command("build")
+@click.option("--check", "only_check", is_flag=True, help="Rebuild twice and compare with board.json; write nothing.")
 @site_option
 @root_option
 @output.plugin_option
-def build(only_check: bool, site: Path, root: Path, files: tuple[Path, ...]) -> None:
-    """Make board.json and the site from the committed entries."""
+def build_site(only_check: bool, site: Path, root: Path) -> None:
+    """Write board.json and the site from the committed entries."""
     from robflat_bench.core import CheckFailed, UsageError
     from robflat_bench.leaderboard.publish import differences, pages, write_site
 
     if not root.is_dir():
-        raise UsageError(f"there is no {root} here; run this in a clone, or name the folder with --leaderboard DIR")
-    registry = output.registry(files)
+        raise UsageError(f"there is no folder {root} here; change to a clone, or name it with --leaderboard DIR")
+    registry = output.registry()
     if only_check:
-        if found := differences(root, files):
-            raise CheckFailed(f"{found}; `robflat-bench leaderboard build` makes it anew")
+        if found := differences(root, output.plugin_files()):
+            raise CheckFailed(f"{found}; `robflat-bench leaderboard build` writes it again")
         click.echo("two rebuilds and the committed board.json are the same, byte for byte")
         return
     made = pages(_checked(root, registry), root, registry)
     write_site(made, site, root)
     click.echo(f"{root / 'board.json'} and {len(made)} files below {site}")
-    output.note(f"look at them with `robflat-bench leaderboard serve --site {site}`")
+    output.note(f"to look at them: `robflat-bench leaderboard serve --site {site}`")
 
 
 @leaderboard.command()
 @site_option
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 def serve(site: Path, port: int) -> None:
-    """Show the built site on this machine until Ctrl-C."""
+    """Serve the built site on this machine until Ctrl-C."""
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     from robflat_bench.core import UsageError
@@ -228,7 +202,7 @@ def _today() -> str:
 
 
 def _checked(root: Path, registry: Registry) -> list[Submission]:
-    """Every entry; CheckFailed where one cannot be trusted, for a board without it would be another."""
+    """Every entry; CheckFailed if one cannot be trusted, because a board without it would differ."""
     from robflat_bench.core import CheckFailed
     from robflat_bench.leaderboard.entries import read_entries
 
@@ -236,5 +210,5 @@ def _checked(root: Path, registry: Registry) -> list[Submission]:
     for problem in problems:
         output.note(problem)
     if problems:
-        raise CheckFailed(f"{len(problems)} entries in {root} cannot be trusted, as listed")
+        raise CheckFailed(f"{len(problems)} entries in {root} cannot be trusted (listed above)")
     return found

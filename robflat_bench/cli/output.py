@@ -1,13 +1,13 @@
-"""Everything a person or a script reads: the console, tables, JSON, progress, and options commands share."""
+"""What a person or a script reads: reports as JSON or tables, notes on stderr; and options that commands share."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -23,46 +23,76 @@ if TYPE_CHECKING:
     from robflat_bench.results.record import Result
     from robflat_bench.results.store import RunFolder
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Options that several commands share
 # ---------------------------------------------------------------------------------------------------------
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-store_option = click.option(
-    "--store",
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Keep an option's value for `report` and `registry`, so that no command passes it on."""
+    context.meta[f"robflat_bench.{option.name}"] = value
+
+
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_remember, help="Print one JSON document on stdout."
+)
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
     type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Where runs lie.",
+    expose_value=False,
+    callback=_remember,
+    help="Load a one-file plugin (FILE.py); repeatable.",
 )
-data_option = click.option(
-    "--data", envvar="ROBFLAT_BENCH_DATA", help="Folder below which data sets lie [env: ROBFLAT_BENCH_DATA]."
+store_option = click.option(
+    "--store", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
 )
+data_option = click.option("--data", envvar="ROBFLAT_BENCH_DATA", help="Folder of the data sets.", show_envvar=True)
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 compile_option = click.option("--compile", is_flag=True, help="Use torch.compile; on CUDA, attacks as CUDA graphs.")
 protocol_option = click.option(
-    "--protocol", default="digits-linf", show_default=True, help="A protocol's name, or a TOML file."
+    "--protocol", default="digits-linf", show_default=True, help="Name of a protocol, or a TOML file."
+)
+protocols_option = click.option(
+    "--protocol", "protocols", multiple=True, help="Only this board: a protocol's name, or a TOML file; repeatable."
 )
 set_option = click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change the recipe (recipe.epochs=10): shows in the row's name. fixed.* leaves the board.",
+    help="Change the recipe (recipe.epochs=10), which shows in the run's name. A run with changed fixed.* is not "
+    "ranked.",
 )
-plugin_option = click.option(
-    "--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="A one-file plugin (FILE.py)."
+backbone_option = click.option(
+    "--backbone", help="Backbone of a weights file, e.g. 'resnet18(width=64)' [default: the protocol's]."
+)
+checkpoint_option = click.option(
+    "--checkpoint", default="last", show_default=True, help="Checkpoint of a run: best, last, initial or epoch-N."
 )
 
 
-def registry(files: Sequence[Path] = ()) -> Registry:
-    """The registry, after one line on stderr for every broken plugin."""
+def _remembered(option: str, default: Any) -> Any:
+    context = click.get_current_context()
+    return context.meta.get(f"robflat_bench.{option}", default) if context else default
+
+
+def plugin_files() -> tuple[Path, ...]:
+    """The files of this command's `--plugin` options."""
+    return _remembered("plugins", ())  # type: ignore[no-any-return]
+
+
+def plugin_options() -> list[str]:
+    """The `--plugin FILE.py` options of this command, for a command that starts another."""
+    return [part for file in plugin_files() for part in ("--plugin", str(file))]
+
+
+def registry() -> Registry:
+    """The registry with the plugin files of `--plugin`; every broken plugin is a line on stderr."""
     from robflat_bench.registry.registry import discover
 
-    found = discover(tuple(files))
+    found = discover(plugin_files())
     note_broken(found.plugins)
     return found
 
@@ -84,8 +114,10 @@ def protocol(registry: Registry, name: str) -> Protocol:
 
 
 def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Submission]:
-    """The finished runs of a store under these protocols (names or files; none: all that are known here), after a line
-    on stderr about those under others that nobody asked to leave out."""
+    """The finished runs of a store under these protocols (names or files; none: all that are known here).
+
+    Runs under unknown protocols are named in a line on stderr, unless protocols were chosen and have runs.
+    """
     from robflat_bench.leaderboard.entries import store_submissions
 
     hashes = {protocol(registry, name).hash for name in names}
@@ -93,7 +125,7 @@ def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Subm
     chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
     if others and (not names or not chosen):
         listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
-        note(f"left out, since no such protocol is known here: in {store} {listed}; --protocol FILE.toml names one")
+        note(f"left out, since their protocol is not known here: in {store} {listed}; add --protocol FILE.toml")
     return chosen
 
 
@@ -121,72 +153,83 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
-def emit_json(value: Any) -> None:
-    """One document on stdout."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+def report(document: Any, shown: Iterable[Table | str]) -> None:
+    """Print one JSON document with `--json`, otherwise tables and lines.
+
+    Parameters
+    ----------
+    document
+        Anything that pydantic can write as JSON; numbers must be finite.
+    shown
+        Tables and lines. A generator does no work under `--json`.
+    """
+    if _remembered("json", False):
+        from pydantic_core import to_jsonable_python
+
+        click.echo(json.dumps(to_jsonable_python(document), indent=2, allow_nan=False))
+        return
+    out = console()
+    for part in shown:
+        click.echo(part) if isinstance(part, str) else out.print(part)
 
 
-def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[str]], right: int | None = None) -> Table:
-    """A table of plain text (nothing in it is read as markup); columns from `right` on are right-aligned."""
+def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: int | None = None) -> Table:
+    """A table in which nothing is read as markup.
+
+    Parameters
+    ----------
+    rows
+        Cells: text, or a float, an integer or None (a dash).
+    right
+        Columns from this one on are right-aligned.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(heading), box=box.SIMPLE_HEAD, title_justify="left")
-    for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if right is not None and number >= right else "left")
+    for place, name in enumerate(columns):
+        made.add_column(name, justify="right" if right is not None and place >= right else "left")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(number(cell) if cell is None or isinstance(cell, float) else str(cell)) for cell in row))
     return made
 
 
 def percent(value: float | None, error: float | None = None) -> str:
-    """`35.0 %` or `35.0 ± 2.1 %`."""
+    """`35.0 %` or `35.0 ± 2.1 %`; None is a dash."""
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
 
 
 def number(value: float | None, error: float | None = None) -> str:
-    """`0.53` or `0.53 ± 0.02`; what is as small as its third decimal, or large, with four significant digits."""
+    """`0.530` or `0.530 ± 0.021`; below 0.01 and from 10,000 on with four significant digits; None is a dash."""
     if value is None:
         return "-"
     style = ".3f" if value == 0 or 0.01 <= abs(value) < 10_000 else ".3e"
     return f"{value:{style}}" if error is None else f"{value:{style}} ± {error:{style}}"
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `14 min`, `2 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
-
-
-def measure_rows(registry: Registry, results: Sequence[Result]) -> list[list[str]]:
-    """Rows of the table of measures: value with its standard error or residual, n, seconds and image passes."""
+def measure_table(registry: Registry, results: Sequence[Result]) -> Table | None:
+    """The table of measures with their cost; None where nothing was measured."""
     from robflat_bench.registry.components import title
 
-    rows = []
+    rows: list[list[Any]] = []
     for result in results:
         for split, measures in (("test", result.measures), ("train", result.measures_train)):
             for name, found in measures.items():
                 residual = found.details.get("residual")
-                value = number(found.value, found.standard_error)
-                if found.value is None:
-                    value = "none"
-                elif found.standard_error is None and residual is not None:
+                value = "none" if found.value is None else number(found.value, found.standard_error)
+                if found.value is not None and found.standard_error is None and residual is not None:
                     value += f" (residual {residual:.1e})"
                 passes = f"{found.forward:,} + {found.backward:,}"
-                rows.append(
-                    [title(registry, "measure", name), split, value, str(found.n), f"{found.seconds:.1f}", passes]
-                )
-                if found.reason:
-                    rows.append([f"  none: {found.reason}", "", "", "", "", ""])
-    return rows
+                row = [title(registry, "measure", name), split, value, found.n, f"{found.seconds:.1f}", passes]
+                rows += [row, *([[f"  none: {found.reason}"]] if found.reason else [])]
+    columns = ["measure", "split", "value ± standard error", "n", "s", "image passes"]
+    return table("measures; image passes: forward + backward", columns, rows, right=2) if rows else None
 
 
-def written(found: QuantityValue) -> str:
+def quantity_text(found: QuantityValue) -> str:
     """A value with its standard error: errors in percent, losses and measures as numbers."""
     from robflat_bench.results.quantities import quantity_unit
 
@@ -194,39 +237,39 @@ def written(found: QuantityValue) -> str:
     return form(found.value, found.standard_error)
 
 
-def result_rows(registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes) -> list[list[str]]:
-    """Rows of the result table, one column per checkpoint: values with their standard errors over examples."""
+def result_table(
+    heading: str, registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes, measures: bool = True
+) -> Table:
+    """The table of results, a column for each checkpoint: values ± standard errors over examples."""
     from robflat_bench.results.quantities import quantity_label, quantity_values
 
     rows: dict[str, dict[str, str]] = {}
     for checkpoint, result in results.items():
         for found in quantity_values(checkpoint, result, outcomes):
-            rows.setdefault(quantity_label(registry, found), {})[checkpoint] = written(found)
+            if measures or found.quantity != "measure":
+                rows.setdefault(quantity_label(registry, found), {})[checkpoint] = quantity_text(found)
     epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch + 1) for result in results.values())]
     shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
-    return [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]
+    filled = [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]
+    return table(heading, ["", *results], filled, right=1)
 
 
-def show_run(registry: Registry, folder: RunFolder) -> None:
-    """The result of a finished run as a person reads it."""
+def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Table | str]:
+    """The result of a finished run, for `report`."""
     record, outcomes = folder.evidence()
     spec, budget = record.spec, record.budget
-    out = console()
     heading = f"{spec.label}  |  {spec.protocol.name} {spec.protocol.version}, seed {spec.seed}"
-    rows = result_rows(registry, record.results, outcomes)
-    out.print(table(heading, ["", *record.results], rows, right=1))
+    yield result_table(heading, registry, record.results, outcomes)
     if not spec.dataset.canonical:
-        out.print(f"data: {spec.dataset.origin} is not the canonical copy; such rows are ranked apart", markup=False)
-    out.print(
+        yield f"data: {spec.dataset.origin} is not the canonical copy; runs on it are ranked separately"
+    yield (
         f"{budget.seconds:.0f} s ({budget.evaluation_seconds:.0f} s evaluation), "
         f"{budget.peak_memory_bytes / 1e9:.2f} GB peak, training {budget.forward:,} forward and "
-        f"{budget.backward:,} backward image passes",
-        markup=False,
+        f"{budget.backward:,} backward image passes"
     )
-    out.print(
+    yield (
         "values ± standard error over examples, of this one network; another seed may differ by more: "
-        "no ranking follows from one run",
-        markup=False,
+        "no ranking follows from one run"
     )
-    out.print(f"record: {folder.record_file}", markup=False, soft_wrap=True)
+    yield f"record: {folder.record_file}"

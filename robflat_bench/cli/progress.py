@@ -1,4 +1,4 @@
-"""Where a run stands, or a sweep, on stderr: bars with ETA on a terminal, plain lines elsewhere."""
+"""Progress of a run or a sweep on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID,
 from rich.progress import Progress as Bars
 
 from robflat_bench.cli import output
-from robflat_bench.cli.output import console, duration, percent
+from robflat_bench.cli.output import console, percent
 from robflat_bench.core import Observer
 from robflat_bench.results.record import Epoch
+from robflat_bench.runs.agenda import duration
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import Task
 
 LINE_SECONDS = 60.0
-"""How often a sweep says where it stands, where there is no terminal."""
+"""Seconds between a sweep's progress lines, without a terminal."""
 
 
-def bars(screen: Console, *more: ProgressColumn) -> Bars:
-    """What is done, of how much, and more; a description is plain text."""
+def progress_bars(screen: Console, *more: ProgressColumn) -> Bars:
+    """Bars with description (nothing in it is read as markup), count and further columns."""
     text = TextColumn("{task.description}", markup=False)
     return Bars(text, BarColumn(), MofNCompleteColumn(), *more, console=screen)
 
 
 class _Drawn:
-    """Bars that are there while the block runs; None where there is no terminal to draw them on."""
+    """Shows `bars` while the block runs; None without a terminal."""
 
     bars: Bars | None
 
@@ -44,17 +45,17 @@ class _Drawn:
 
 
 class Progress(_Drawn, Observer):
-    """An observer that shows where a run stands."""
+    """An observer that shows the progress of a run."""
 
     def __init__(self) -> None:
         screen = console(stderr=True)
         self.began = time.perf_counter()
         self.stages: list[str] = []
         self.units = 0
-        self.bars = bars(screen, TimeRemainingColumn()) if screen.is_terminal else None
+        self.bars = progress_bars(screen, TimeRemainingColumn()) if screen.is_terminal else None
 
     def line(self, text: str) -> None:
-        """One plain line, where there is no terminal."""
+        """Write one plain line, without a terminal."""
         if not self.bars:
             output.say(f"[{time.perf_counter() - self.began:6.1f} s] {text}")
 
@@ -112,21 +113,21 @@ class Progress(_Drawn, Observer):
 
 
 class SweepProgress(_Drawn):
-    """Where a sweep stands: what happened, line by line, and under these on a terminal a bar for all runs and one for
-    each that is running; elsewhere, and where runs draw there themselves, one more line a minute."""
+    """The progress of a sweep: a line for each event. On a terminal, a bar for all runs and one for each running run
+    follow below; without a terminal, or where the runs themselves draw on it, a summary line every minute."""
 
     def __init__(self, total: int, drawing: bool) -> None:
         screen = console(stderr=True)
         self.total, self.ended, self.shown = total, 0, 0
         self.began = self.said = time.monotonic()
         self.ahead = 0
-        self.bars = bars(screen) if screen.is_terminal and drawing else None
+        self.bars = progress_bars(screen) if screen.is_terminal and drawing else None
         self.rows: dict[str, TaskID] = {}
         if self.bars:
             self.all = self.bars.add_task("all runs", total=total)
 
     def __call__(self, sweep: Sweep) -> None:
-        """Called every turn."""
+        """Show the events since the last call; the sweep calls this on every turn."""
         self.ahead = self.ahead or _ahead(sweep)
         for event in sweep.events[self.shown :]:
             self._line(self._told(event))
@@ -161,7 +162,7 @@ class SweepProgress(_Drawn):
         shown.update(self.all, completed=self.ended, description=self._summary(sweep))
 
     def _summary(self, sweep: Sweep) -> str:
-        """How many of each, and how long the rest takes at the pace of what has been done."""
+        """The number of runs in each state, and how long the rest takes at the pace so far."""
         ahead, elapsed = _ahead(sweep), time.monotonic() - self.began
         counts = Counter(event.what for event in sweep.ended.values())
         texts = [f"{count} {what}" for what, count in counts.items()]
@@ -172,12 +173,12 @@ class SweepProgress(_Drawn):
 
 
 def _ahead(sweep: Sweep) -> int:
-    """Image passes of all that is running or waiting."""
+    """Image passes of running and waiting runs."""
     return sum(sum(task.left()) for task in (*sweep.waiting, *sweep.running.values()))
 
 
 def _place(task: Task) -> str:
-    """How far a running task is."""
+    """The epoch or stage of a running task."""
     done, epochs = task.epochs(), task.spec.recipe.epochs
     place = "starting" if not done else "evaluation" if done == epochs else f"epoch {done + 1}/{epochs}"
     return f"{task.title}: {place}"

@@ -10,17 +10,17 @@ from robflat_bench.cli import output
 
 
 @click.command()
-@click.option("--method", required=True, help="e.g. at, trades, 'trades(beta=3)'; see `list methods`.")
+@click.option("--method", required=True, help="Method, e.g. at or 'trades(beta=3)+ema'; see `list methods`.")
 @output.protocol_option
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Training seed.")
 @output.set_option
 @output.store_option
 @output.data_option
 @output.device_option
 @output.compile_option
-@click.option("--keep-every", type=click.IntRange(min=1), help="Keep the weights of every N-th epoch, for figures.")
-@click.option("--fresh", is_flag=True, help="Forget what an earlier run left and start anew.")
-@click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--keep-every", type=click.IntRange(min=1), help="Keep the weights of every N-th epoch.")
+@click.option("--fresh", is_flag=True, help="Delete what an earlier run left, and start again.")
+@click.option("--plan", is_flag=True, help="Print the plan and do nothing.")
 @output.plugin_option
 @output.json_option
 def run(
@@ -35,19 +35,17 @@ def run(
     keep_every: int | None,
     fresh: bool,
     plan: bool,
-    files: tuple[Path, ...],
-    as_json: bool,
 ) -> None:
     """Train a method under a protocol, attack it, measure its flatness, and show the result.
 
-    A finished run answers from its record; an interrupted one goes on where it stopped.
+    A finished run is shown from its record; an interrupted run continues where it stopped.
     """
     from robflat_bench.config.protocol import load
     from robflat_bench.registry.components import compose
 
-    registry = output.registry(files)
+    registry = output.registry()
     chosen = load(registry, protocol, settings)
-    composed = compose(registry, method)  # a mistake in it is told before torch is imported
+    composed = compose(registry, method)  # reports a mistake before torch is imported
 
     from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.session import Session, choose_device
@@ -64,37 +62,23 @@ def run(
     if plan:
         done = folder.record_file.is_file() and not fresh
         state = "done" if done else "unfinished" if folder.checkpoints.is_dir() and not fresh else "new"
-        if as_json:
-            output.emit_json(
-                {
-                    "key": spec.key,
-                    "state": state,
-                    "folder": str(folder.path),
-                    "spec": spec.model_dump(mode="json"),
-                }
-            )
-            return
+        images = len(splits.pools["train"].y)
         rows = [
             ["run", f"{spec.label} under {spec.protocol.name} {spec.protocol.version}, seed {seed}"],
             ["key", spec.key],
             ["state", state],
             ["folder", str(folder.path)],
             ["data", f"{splits.ref.origin}, {'canonical' if splits.ref.canonical else 'not canonical'}"],
-            [
-                "training",
-                f"{spec.recipe.epochs} epochs on {len(splits.pools['train'].y):,} images, device {place}",
-            ],
+            ["training", f"{spec.recipe.epochs} epochs on {images:,} images, device {place}"],
             *(["attack", f"{row.attack} on {row.test} test, {row.train} train"] for row in chosen.fixed.attacks),
             *(["measure", f"{row.measure} on {row.test} test"] for row in chosen.fixed.measures),
         ]
-        output.console().print(output.table("plan", ["", ""], rows))
+        document = {"key": spec.key, "state": state, "folder": folder.path, "spec": spec}
+        output.report(document, [output.table("plan", ["", ""], rows)])
         return
 
     if keep_every and folder.record_file.is_file() and not fresh and not folder.kept():
-        output.note("this run is finished and its epochs were not kept; add --fresh to train it again")
+        output.note("this run is finished and did not keep the weights of its epochs; add --fresh to train it again")
     with progress:
         record = execute(planned, fresh)
-    if as_json:
-        output.emit_json(record.model_dump(mode="json"))
-    else:
-        output.show_run(registry, folder)
+    output.report(record, output.run_parts(registry, folder))

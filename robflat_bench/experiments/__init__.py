@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+from robflat_bench import __version__
 from robflat_bench.core import Params, UsageError
 from robflat_bench.core.catalogue import rows
 from robflat_bench.experiments.document import Experiment
 from robflat_bench.registry.components import parse, write
+from robflat_bench.registry.describe import describe_parameters
 from robflat_bench.registry.validation import did_you_mean, validate
 
 
@@ -54,3 +57,10 @@ def choose(text: str) -> Chosen:
         raise UsageError(f"unknown experiment '{name}'{guess}; see `robflat-bench list experiments`")
     experiment = experiments()[name]
     return Chosen(experiment, validate(experiment.params, values, f"experiment {name}"))
+
+
+def describe_experiment(name: str) -> dict[str, Any]:
+    """What `list` and `info` say of an experiment, as a JSON document."""
+    found = experiments()[name]
+    row = {"name": name, "kind": "experiment", "summary": found.summary, "provider": f"robflat-bench {__version__}"}
+    return {**row, "reads": found.reads, **describe_parameters(found.params)}

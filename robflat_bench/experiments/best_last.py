@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from robflat_bench.core import lazy_imports
-from robflat_bench.experiments.document import Document, Estimate, names
+from robflat_bench.experiments.document import Document, ValueWithError, names
 from robflat_bench.experiments.losses import RobustLosses, by_run, counts, measures_of, unit
 
 with lazy_imports():
@@ -24,6 +24,10 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 """A ring and a dot: both are visible where they coincide."""
 POINTS_PER_INCH, APART = 72, 20
+
+
+Point = tuple[ValueWithError, ValueWithError]
+"""Flatness and robust loss."""
 
 
 class BestLast(RobustLosses):
@@ -61,7 +65,9 @@ class BestLast(RobustLosses):
         return fig.finish(made, document, "Best against last checkpoint", notes, legend)
 
 
-def _arrow(axes: Axes, best: tuple[Estimate, Estimate], last: tuple[Estimate, Estimate], k: int) -> None:
+def _arrow(
+    axes: Axes, best: tuple[ValueWithError, ValueWithError], last: tuple[ValueWithError, ValueWithError], k: int
+) -> None:
     """Draw an arrow between points that lie further apart than their markers are wide."""
     start, end = ((x.drawn, y.drawn) for x, y in (best, last))
     axes.autoscale_view()  # otherwise put off until the figure is drawn

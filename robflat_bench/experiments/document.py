@@ -31,7 +31,7 @@ Text = Annotated[str, Field(max_length=300)]
 ExperimentText = Annotated[str, Field(max_length=2000)]
 
 
-class Estimate(Strict):
+class ValueWithError(Strict):
     """A number with its standard error over `n` examples; None where the number or its error is undefined."""
 
     value: float | None
@@ -44,7 +44,7 @@ class Estimate(Strict):
         return math.nan if self.value is None else self.value
 
 
-class MeasuredValue(Estimate):
+class MeasuredValue(ValueWithError):
     """A measurement with the measure's details, or the reason why the measure has no value."""
 
     details: dict[str, float] = Field(default_factory=dict)

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from robflat_bench.experiments.document import Document, Estimate
+from robflat_bench.experiments.document import Document, ValueWithError
 
 STYLE = {
     "font.size": 9.5,
@@ -64,7 +64,7 @@ def entries(names: Iterable[str], **style: Any) -> list[Any]:
     return [entry(name, **{**look(k), **style}) for k, name in enumerate(names)]
 
 
-def errorbars(axes: Axes, x: Sequence[Any], values: Sequence[Estimate], k: int, **style: Any) -> None:
+def errorbars(axes: Axes, x: Sequence[Any], values: Sequence[ValueWithError], k: int, **style: Any) -> None:
     """Values of the k-th model with their standard errors (0 where undefined)."""
     errors = [value.standard_error or 0.0 for value in values]
     y = [value.drawn for value in values]

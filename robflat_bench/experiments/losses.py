@@ -11,7 +11,7 @@ from pydantic import Field
 
 from robflat_bench.config.protocol import Attacked, Measured
 from robflat_bench.core import Kind, Params, UsageError, lazy_imports
-from robflat_bench.experiments.document import Document, Estimate, Experiment, ModelReading
+from robflat_bench.experiments.document import Document, Experiment, ModelReading, ValueWithError
 
 with lazy_imports():
     import numpy as np
@@ -51,8 +51,8 @@ class RobustLosses(Experiment):
     params = MeasuresParams
 
     attack: str
-    robust_loss: dict[str, Estimate]
-    measures: dict[str, Estimate]
+    robust_loss: dict[str, ValueWithError]
+    measures: dict[str, ValueWithError]
     titles: dict[str, str]
 
     @property
@@ -104,7 +104,7 @@ def losses_and_measures(model: TrainedModel, wanted: list[Measured], journal: St
 
 def _recorded(
     model: TrainedModel, attack: Attacked, wanted: list[Measured]
-) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+) -> tuple[dict[str, ValueWithError], dict[str, ValueWithError]]:
     """Robust losses, and those of the protocol's measures that the run's record holds for these weights."""
     results = model.record.results.items() if model.record else ()
     for checkpoint, result in results:
@@ -116,18 +116,18 @@ def _recorded(
     return {}, {}
 
 
-def _mean_losses(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -> dict[str, Estimate]:
+def _mean_losses(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -> dict[str, ValueWithError]:
     """Mean cross-entropy by split, with its standard error over examples."""
     found = {split: outcomes.get(f"{checkpoint}/{split}/{attack}/loss") for split in ("test", "train")}
     return {
-        split: Estimate(value=float(losses.mean()), standard_error=error_of_mean(losses), n=len(losses))
+        split: ValueWithError(value=float(losses.mean()), standard_error=error_of_mean(losses), n=len(losses))
         for split, losses in found.items()
         if losses is not None
     }
 
 
-def _estimate(found: MeasureResult) -> Estimate:
-    return Estimate(value=found.value, standard_error=found.standard_error, n=found.n)
+def _estimate(found: MeasureResult) -> ValueWithError:
+    return ValueWithError(value=found.value, standard_error=found.standard_error, n=found.n)
 
 
 def by_run(document: Document[RobustLosses]) -> list[dict[str, ModelReading[RobustLosses]]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt
 
 from robflat_bench.core import Params, UsageError, lazy_imports
-from robflat_bench.experiments.document import Document, Estimate, Experiment, MeasuredValue, Text
+from robflat_bench.experiments.document import Document, Experiment, MeasuredValue, Text, ValueWithError
 
 with lazy_imports():
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ class SplitsParams(Params):
     examples: NonNegativeInt = Field(default=0, description="Number of examples of each split; 0: the protocol's.")
 
 
-class Splits(Experiment):
+class TrainTestSplits(Experiment):
     """The measure and the robust loss of one model on both splits.
 
     Attributes
@@ -60,8 +60,8 @@ class Splits(Experiment):
     title: Text
     attack: Text
     found: dict[str, dict[str, MeasuredValue]]
-    robust_loss: dict[str, Estimate]
-    gap: Estimate
+    robust_loss: dict[str, ValueWithError]
+    gap: ValueWithError
 
     @property
     def brief(self) -> dict[str, float | None]:
@@ -109,7 +109,7 @@ class Splits(Experiment):
         )
 
     @staticmethod
-    def draw(document: Document[Splits]) -> Figure:
+    def draw(document: Document[TrainTestSplits]) -> Figure:
         """The measure by coupling and split; the loss as bars, the gap stacked on the training loss."""
         models, first = document.values, document.values[0]
         made, ((left, right),) = fig.panels(2, width=4.4, height=3.4)
@@ -134,14 +134,14 @@ class Splits(Experiment):
         return fig.finish(made, document, "Train and test, clean and robust", notes, legend)
 
 
-def gap_between(test: Estimate, train: Estimate) -> Estimate:
+def gap_between(test: ValueWithError, train: ValueWithError) -> ValueWithError:
     """The difference of the means of two independent samples."""
     errors = [test.standard_error, train.standard_error]
     error = None if None in errors else math.hypot(*(e or 0.0 for e in errors))
-    return Estimate(value=test.drawn - train.drawn, standard_error=error, n=min(test.n, train.n))
+    return ValueWithError(value=test.drawn - train.drawn, standard_error=error, n=min(test.n, train.n))
 
 
-def _draw_measure(axes: Axes, models: list[Splits]) -> None:
+def _draw_measure(axes: Axes, models: list[TrainTestSplits]) -> None:
     """For every coupling the models side by side, test before train."""
     couplings = list(models[0].found["test"])
     step = 0.8 / (2 * len(models))
@@ -157,7 +157,7 @@ def _draw_measure(axes: Axes, models: list[Splits]) -> None:
         axes.axhline(0, color="#999999", linewidth=0.8)
 
 
-def _draw_losses(axes: Axes, models: list[Splits], names: list[str]) -> None:
+def _draw_losses(axes: Axes, models: list[TrainTestSplits], names: list[str]) -> None:
     """Train robust loss, the gap on top of it (below its top, where it is negative), the test loss with its error."""
     for k, values in enumerate(models):
         color, gap = fig.look(k)["color"], values.gap
@@ -177,4 +177,4 @@ def _draw_losses(axes: Axes, models: list[Splits], names: list[str]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-INFO = Splits
+INFO = TrainTestSplits

@@ -136,7 +136,7 @@ def test_information_about_nothing(command):
     done = command("info", "trade")
     assert done.code == 2
     assert "nothing is called 'trade'; did you mean 'trades'?" in done.complaint
-    assert "no kind" in command("info", "thing:trades").complaint
+    assert "not a kind" in command("info", "thing:trades").complaint
     assert command("info", "attack:trades").code == 2
 
 
@@ -484,7 +484,7 @@ def test_models_that_do_not_exist(command, tiny, tmp_path, model, says):
         (["--attack", "pdg"], "did you mean 'pgd'?"),
         (["--measure", "average-case(draws=0)"], "'draws' = 0"),
         (["--attack", "fgsm", "--examples", "31"], "has 30 test examples"),
-        (["--examples", "20"], "say of what"),
+        (["--examples", "20"], "apply to chosen attacks"),
         (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],
 )

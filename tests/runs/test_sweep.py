@@ -382,7 +382,7 @@ def test_a_failed_run_stops_no_other_run_and_is_listed(command, registry, study,
     lines = done.err.splitlines()
     assert sum(line.startswith("robflat-bench: failed: ") for line in lines) == 2
     assert sum(line.startswith("robflat-bench: cannot run ") for line in lines) == 3
-    assert lines[-1] == "robflat-bench: 5 of 7 runs are not done, as listed; --retry-failed tries failed ones again"
+    assert lines[-1] == "robflat-bench: 5 of 7 runs are not done (listed above); --retry-failed tries failed runs again"
 
     record = RunFolder(Path(rows["good"]["folder"])).record()
     assert isinstance(record, RunRecord)

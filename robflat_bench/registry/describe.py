@@ -1,0 +1,89 @@
+"""JSON documents on components and plugins, for `list`, `info` and `plugin list`. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robflat_bench.core import AttackInfo, Kind, MeasureInfo, MethodInfo, ModifierInfo, Params
+from robflat_bench.registry.registry import KINDS, Registry
+
+_LISTS = ("couplings", "joints", "claims")
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def describe_component(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
+    """One component as its catalogue row declares it.
+
+    The hash of its source is left out: for a list of components, every file of every plugin would be read.
+    """
+    offer = registry.get(kind, name)
+    info = offer.info
+    row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
+    row |= {"provider": str(offer.provider), "citation": info.citation, "factory": info.factory}
+    for name in _LISTS:
+        row |= {name: ", ".join(value)} if (value := getattr(info, name, ())) else {}
+    if isinstance(info, MethodInfo | ModifierInfo):
+        row |= {"passes: attack": f"{info.attack} (T attack steps)", "passes: loss": str(info.loss)}
+        row |= {"helpers": ", ".join(info.helpers.values())} if info.helpers else {}
+    if isinstance(info, MethodInfo) and info.untrained:
+        row["untrained"] = "; ".join(f"{pattern}: {reason}" for pattern, reason in info.untrained.items())
+    if isinstance(info, AttackInfo) and info.passes:
+        row["passes"] = str(info.passes)
+    if isinstance(info, ModifierInfo):
+        row["loss evaluations"] = info.losses
+    if isinstance(info, MeasureInfo):
+        row["couplings"] = row.get("couplings", "none")
+        row |= {f"passes: {coupling or 'all'}": str(passes) for coupling, passes in info.passes.items()}
+        row["unchanged by rescaled"] = ", ".join(name for name, power in info.powers.items() if power == 0)
+        row["moved by c rescaling"] = ", ".join(f"{name}: c^{p:g}" for name, p in info.powers.items() if p != 0)
+    return row | describe_parameters(info.params)
+
+
+def describe_parameters(params: type[Params]) -> dict[str, Any]:
+    """Each parameter with type, default and range; `about` holds the docstring and the fields' descriptions."""
+    properties = params.model_json_schema().get("properties", {})
+    about = [(params.__doc__ or "") if properties else ""]
+    about += [f"{name}: {schema['description']}" for name, schema in properties.items() if "description" in schema]
+    parameters = [_parameter(name, schema) for name, schema in properties.items()]
+    return {"about": " ".join(" ".join(about).split()), "parameters": parameters}
+
+
+def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    options = schema.get("anyOf", [schema])
+    main = next((option for option in options if option.get("type") != "null"), schema)
+    choices = main.get("enum") or ([main["const"]] if "const" in main else [])
+    bounds = ", ".join(f"{sign} {main[key]:g}" for key, sign in _BOUNDS.items() if key in main)
+    found = {"name": name, "type": main.get("type", "any"), "default": schema.get("default", "required")}
+    return found | {"range": " | ".join(map(str, choices)) or bounds}
+
+
+def describe_plugins(registry: Registry) -> list[dict[str, Any]]:
+    """Every plugin: its state (ok, broken or disabled), components, hooks, error and the hash of its source."""
+    plugins = registry.plugins
+    empty: dict[str, Any] = {"version": "", "entry_point": "", "components": [], "hooks": [], "error": "", "source": ""}
+    broken = {(item.distribution, item.entry_point): item for item in plugins.broken}
+    offered: dict[tuple[str, str], list[str]] = {}
+    for kind in KINDS:
+        for offer in registry.offers(kind):
+            key = (offer.provider.distribution, offer.provider.entry_point)
+            offered.setdefault(key, []).append(f"{kind}:{offer.info.name}")
+    rows = []
+    for module, provider in plugins.providers.items():
+        key = (provider.distribution, provider.entry_point)
+        fault = broken.pop(key, None)
+        rows.append(
+            {
+                "distribution": provider.distribution,
+                "version": provider.version,
+                "entry_point": provider.entry_point,
+                "state": "broken" if fault else "ok",
+                "components": offered.get(key, []),
+                "hooks": sorted(hook.name for hook in plugins.manager.get_hookcallers(module) or ()),
+                "error": fault.error if fault else "",
+                "source": provider.source_hash(),
+            }
+        )
+    for item in broken.values():
+        names = {"distribution": item.distribution, "version": item.version, "entry_point": item.entry_point}
+        rows.append(empty | names | {"state": "broken", "error": item.error})
+    return rows + [empty | {"distribution": name, "state": "disabled"} for name in plugins.disabled]

@@ -1,0 +1,48 @@
+"""Checks of this machine: libraries, device, plugins, data and store. `robflat-bench doctor` shows them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from robflat_bench.core import UsageError
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry
+from robflat_bench.runs import environment
+
+
+def check_machine(registry: Registry, store: Path, data: str | None) -> dict[str, Any]:
+    """Describe this machine and test whether a run would work on it.
+
+    Returns
+    -------
+    dict
+        JSON document: `environment`, `plugins`, `data` (where each data set was found, or why not) and `problems`.
+    """
+    machine = environment.describe() | {"plugins": registry.plugins.environment()}
+    problems = [*map(str, registry.plugins.broken), *registry.duplicates(), *registry.plugins.deprecated]
+    try:
+        import torch
+
+        machine |= environment.torch_environment("cuda" if torch.cuda.is_available() else "cpu")
+    except ImportError as error:
+        problems.append(f"torch cannot be imported: {error}")
+    found = {}
+    for name in registry.names("dataset"):
+        try:
+            sources = resolve(registry, "dataset", name).build().sources(data, download=False)
+            found[name] = [load().origin for load in sources]
+        except UsageError as error:
+            found[name] = [f"none: {error}"]
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        problems.append(f"the store {store} cannot be written: {error.strerror}; choose another with --store")
+    plugins = {
+        f"{item.distribution}:{item.entry_point}": {"version": item.version, "source": item.source_hash()}
+        for item in registry.plugins.providers.values()
+    }
+    return {"environment": machine, "plugins": plugins, "data": found, "problems": problems}
