@@ -236,7 +236,7 @@ def test_standard_error_of_keskar_equals_the_jackknife_of_a_ratio():
 
 
 def test_random_starts_work_and_leave_a_point_without_gradient():
-    """A peer's random starts raise a TypeError; here they find what the start at w cannot: lambda_max rho^2 / 2."""
+    """They find lambda_max rho^2 / 2, which the start at w cannot. (In one published code they raise a TypeError.)"""
     expected = 0.5 * 0.4**2 * float(torch.linalg.eigvalsh(H)[-1]) * float(grey().x.mean())
     model = Known(W, bowl)
     from_w = run(AdaptiveWorst, model, grey(), rho=0.4, adaptive=False, iterations=80)
@@ -677,7 +677,7 @@ def test_measures_resume_bit_for_bit(measure, tmp_path):
 
 
 def test_an_ascent_into_infinite_losses_still_gives_a_finite_value():
-    """Where the ascent leaves the finite numbers, what was seen before counts."""
+    """The highest finite iterate counts."""
     model = Known(W, lambda w: torch.exp(400 * (w[0] - 0.5)) - 1)
     for measure in WORST:
         found = run(measure, model, grey(), **({"epsilon": 5.0} if measure is Keskar else {"rho": 5.0}))

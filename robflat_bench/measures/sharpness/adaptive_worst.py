@@ -37,7 +37,7 @@ from robflat_bench.measures.shared import (
 
 with lazy_imports():
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd, gap, highest
     from robflat_bench.measures.oracle import given_images
@@ -48,11 +48,7 @@ with lazy_imports():
 class AdaptiveWorstParams(FixedImagesParams):
     """Parameters of `adaptive-worst`."""
 
-    rho: Number = Field(
-        default=0.5,
-        ge=0,
-        description="Radius in units of c; a box (ball=linf) needs about a hundredth of an ellipsoid's.",
-    )
+    rho: Number = Field(default=0.5, ge=0, description="Radius in units of c; for a box, about a hundredth of that.")
     ball: Literal["l2", "linf"] = Field(default="l2", description="Ellipsoid (l2) or box (linf).")
     adaptive: Adaptive = True
     eta: Number = Field(default=0.0, ge=0, description="Added to |w_i|, so that weights of 0 move too.")
@@ -89,15 +85,12 @@ class AdaptiveWorst(Measure):
         w = surface.weights
         h = params.rho * (w.abs() + params.eta if params.adaptive else torch.ones_like(w))
 
-        def origin() -> dict[str, Tensor]:
-            return {"losses": surface.origin().losses}
-
         def climb(number: int) -> Results:
             start = surface.start(number, ball, workspace.seed, INFO.name)
             end = highest(auto_pgd(surface, h, ball, params.iterations, start))
             return {"losses": end.losses, "residual": gap(h, ball, end)}
 
-        reference = unit(workspace.journal, "reference", origin)["losses"]
+        reference = unit(workspace.journal, "reference", lambda: {"losses": surface.origin().losses})["losses"]
         found = units(workspace.journal, "start", params.starts, climb)
         losses = found["losses"]
         best = best_start(losses)

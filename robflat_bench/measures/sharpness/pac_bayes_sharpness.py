@@ -34,7 +34,7 @@ from robflat_bench.measures.shared import E, FixedImagesParams, Iterations, Magn
 with lazy_imports():
     import numpy as np
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd
     from robflat_bench.measures.oracle import given_images
@@ -50,9 +50,7 @@ class PacBayesSharpnessParams(FixedImagesParams):
     iterations: Iterations = 20
     starts: Starts = 1
     largest: Number = Field(default=2.0, gt=0, description="alpha tried last; the first is a millionth of it.")
-    bisections: PositiveInt = Field(
-        default=8, description="Bisections of the last factor of 4, on a logarithmic scale."
-    )
+    bisections: PositiveInt = Field(default=8, description="Bisections of the last factor of 4, on the log scale.")
 
 
 INFO = MeasureInfo(
@@ -79,11 +77,8 @@ class PacBayesSharpness(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, journal = self.params, workspace.journal
         surface = LossSurface(model, *given_images(self, model, examples, workspace))
-
-        def origin() -> dict[str, Tensor]:
-            return {"wrong": surface.wrong(torch.zeros_like(surface.weights))}
-
-        errors = int(unit(journal, "reference", origin)["wrong"].sum())
+        still = torch.zeros_like(surface.weights)
+        errors = int(unit(journal, "reference", lambda: {"wrong": surface.wrong(still)})["wrong"].sum())
         trials: list[tuple[float, float]] = []
 
         def within(alpha: float) -> bool:
