@@ -115,17 +115,13 @@ def differences(root: Path, plugins: tuple[Path, ...]) -> str:
 
 
 def _elsewhere(root: Path, plugins: tuple[Path, ...], changes: Mapping[str, str]) -> dict[str, str]:
+    """The `digests` of a build in a fresh process. changes: of its environment variables."""
     code = (
         "import json, sys; from pathlib import Path; from robflat_bench.leaderboard.publish import digests; "
         "print(json.dumps(digests(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])))))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root), *map(str, plugins)],
-        env={**os.environ, **changes},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, environment = [sys.executable, "-c", code, str(root), *map(str, plugins)], {**os.environ, **changes}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckFailed(f"the board cannot be built: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, str] = json.loads(done.stdout)
