@@ -1,4 +1,4 @@
-"""Looking around costs no torch: commands that only describe import nothing heavy."""
+"""Commands that only describe import neither torch nor anything else heavy."""
 
 import json
 import subprocess
@@ -72,7 +72,7 @@ for command in commands:
 """
 
 
-def test_looking_around_imports_nothing_heavy(child_environment, tmp_path):
+def test_commands_that_only_describe_import_nothing_heavy(child_environment, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([HEAVY, COMMANDS])],
         env=child_environment(),

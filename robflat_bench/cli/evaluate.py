@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--measure",
     "measures",
     multiple=True,
-    help="Measure, instead of the protocol's; repeatable. A pattern such as '*': every measure whose name matches, "
+    help="Measure, instead of the protocol's; repeatable. A pattern, e.g. '*': every measure whose name matches, "
     "under every coupling.",
 )
 @click.option("--examples", type=click.IntRange(min=2), help="Number of test examples [default: the protocol's].")

@@ -1,4 +1,4 @@
-"""What a person or a script reads: reports as JSON or tables, notes on stderr; and options that commands share."""
+"""Output of commands (a report as JSON or tables, notes on stderr), and the options that commands share."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def note_broken(plugins: Plugins) -> None:
 
 
 def protocol(registry: Registry, name: str) -> Protocol:
-    """A protocol by name or file; a file's is known under its name from then on."""
+    """Load a protocol by name or file; a file's protocol is known by its name afterwards."""
     from robflat_bench.config.protocol import load
 
     found = load(registry, name)
@@ -135,7 +135,7 @@ def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Subm
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on stdout (or stderr); piped output is not wrapped to 80 columns."""
+    """A console on stdout (or stderr); piped output is 200 columns wide."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -148,7 +148,7 @@ def note(text: str) -> None:
 
 
 def say(line: str) -> None:
-    """On stderr, if anybody still reads it: a closed pipe is no reason to end a run."""
+    """Write a line on stderr; a closed pipe does not end the run."""
     with contextlib.suppress(BrokenPipeError):
         click.echo(line, err=True)
 

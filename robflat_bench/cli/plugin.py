@@ -68,7 +68,7 @@ def _offered(row: dict[str, Any]) -> str:
 def new(name: str, kind: str, into: Path) -> None:
     """Make a plugin package NAME: one component that works, its tests, and the files around them.
 
-    NAME is that of the distribution, e.g. robflat-my-at; the component's name is what follows `robflat-`: my-at.
+    NAME is the distribution's name, e.g. robflat-my-at; its component is called my-at.
     """
     from robflat_bench.scaffold import create
 

@@ -1,4 +1,4 @@
-"""What `list` and `info` say of protocols and studies, as JSON documents."""
+"""JSON documents on protocols and studies, for `list` and `info`."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def choose(text: str) -> Chosen:
 
 
 def describe_experiment(name: str) -> dict[str, Any]:
-    """What `list` and `info` say of an experiment, as a JSON document."""
+    """Describe one experiment for `list` and `info`, as a JSON document."""
     found = experiments()[name]
     row = {"name": name, "kind": "experiment", "summary": found.summary, "provider": f"robflat-bench {__version__}"}
     return {**row, "reads": found.reads, **describe_parameters(found.params)}

@@ -167,7 +167,7 @@ def values(axis: str, setting: Setting) -> dict[str, Any]:
 
 
 def _units(measure: Component) -> float:
-    """How many units of work the measure asks for."""
+    """The number of units of work that the measure asks for."""
     own = measure.params.model_dump()
     return max((own[name] for name in ("draws", "restarts") if name in PREFIXES.get(measure.name, ())), default=0)
 

@@ -60,7 +60,7 @@ class LandscapeParams(OracleParams):
     points: Points = Field(default=51, description="Odd number of points over s in [-1,1]; adversarial: those s >= 0.")
     directions: int = Field(default=10, ge=2, description="Number of random directions.")
     normalisation: Literal["layer", "filter"] = Field(
-        default="layer", description="Part of a random direction whose norm is relative to that of its weights."
+        default="layer", description="Parts of a random direction that each have a norm relative to their weights."
     )
     random: Number = Field(default=0.5, gt=0, description="Norm of a random direction, relative to the weights' norm.")
     adversarial: Number = Field(

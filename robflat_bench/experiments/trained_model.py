@@ -99,7 +99,7 @@ class TrainedModel:
     def measure(
         self, measure: Component, network: nn.Module, examples: Examples, journal: Journal
     ) -> tuple[MeasuredValue, Mapping[str, np.ndarray]]:
-        """Measure `network`, the model's own or a changed copy; records hold no such measurements.
+        """Measure `network`, the model's own or a changed copy; records do not hold these values.
 
         Returns
         -------

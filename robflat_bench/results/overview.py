@@ -1,4 +1,4 @@
-"""What a store holds, run by run, and the removal of what nobody needs: `results ls` and `results prune`."""
+"""The runs of a store, for `results ls`, and their removal, for `results prune`."""
 
 from __future__ import annotations
 

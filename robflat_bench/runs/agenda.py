@@ -85,7 +85,7 @@ class Agenda:
 
 
 def outcome(event: Event) -> dict[str, Any]:
-    """How a run ended, as a JSON document: with its results if it is done."""
+    """The end of a run as a JSON document, with its results if it is done."""
     task = event.task
     row = {**_identity(task), "state": event.what, "error": event.why, "folder": str(task.folder.path)}
     if event.what == "done":

@@ -1,4 +1,4 @@
-"""The command line end to end on a tiny protocol: what scripts depend on, and what a person reads when it fails."""
+"""The command line end to end on a tiny protocol: what scripts depend on, and the messages when it fails."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_help_names_every_command(command):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(command, shell):
+def test_every_shell_has_a_completion_script(command, shell):
     done = command("completion", shell)
     assert done.code == 0
     assert "_ROBFLAT_BENCH_COMPLETE" in done.out
@@ -89,7 +89,7 @@ def test_bash_reads_its_completion(command, tmp_path):
     ],
     ids=" ".join,
 )
-def test_a_command_line_that_is_none_is_2(command, arguments):
+def test_an_invalid_command_line_exits_with_2(command, arguments):
     done = command(*arguments)
     assert done.code == 2
     assert done.out == ""
@@ -132,7 +132,7 @@ def test_a_list_is_narrowed_by_a_glob(command):
     assert command("list", "methods", "x*", "--json").document == []
 
 
-def test_information_about_nothing(command):
+def test_info_on_an_unknown_name_suggests_the_nearest(command):
     done = command("info", "trade")
     assert done.code == 2
     assert "nothing is called 'trade'; did you mean 'trades'?" in done.complaint
@@ -169,7 +169,7 @@ def test_a_run_shows_its_result_on_stdout_and_its_progress_on_stderr(finished):
     assert "\x1b" not in done.out + done.err
 
 
-def test_a_run_leaves_what_was_promised(finished):
+def test_a_run_writes_exactly_the_promised_files(finished):
     found = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
     assert found - {".lock"} == {
         "spec.json",
@@ -224,7 +224,7 @@ def test_the_record_has_the_fields_of_the_contract(finished):
     assert len(record["provenance"]["source"]) == 64
 
 
-def test_a_finished_run_answers_from_its_record(finished, command, tiny):
+def test_a_finished_run_is_shown_from_its_record_without_training(finished, command, tiny):
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
     began = time.perf_counter()
     arguments = ["run", "--method", "at()", "--protocol", tiny, "--store", finished.store, "--seed", "1"]
@@ -249,7 +249,7 @@ def test_the_same_run_anywhere_has_the_same_numbers(finished, run, tmp_path):
     assert len(list(tmp_path.rglob("record.json"))) == 1
 
 
-def test_another_seed_and_another_recipe_lie_beside_it(finished, run, tmp_path):
+def test_other_seeds_and_recipes_have_folders_of_their_own(finished, run, tmp_path):
     other = run("--seed", "2", "--set", "recipe.epochs=1", "--json", method="trades(beta=3)")
     assert other.code == 0, other.err
     record = other.document
@@ -260,7 +260,7 @@ def test_another_seed_and_another_recipe_lie_beside_it(finished, run, tmp_path):
     assert record["spec"]["label"] == "trades(beta=3.0) [epochs=1]"
 
 
-def test_a_plan_does_nothing(finished, run, command, tiny, tmp_path):
+def test_a_plan_writes_no_file(finished, run, command, tiny, tmp_path):
     done = run("--plan", "--json")
     assert done.code == 0
     plan = done.document
@@ -294,7 +294,7 @@ def test_results_are_listed_and_shown(finished, command):
     assert document == {**finished.record, "evaluations": []}
 
 
-def test_an_empty_store(command, tmp_path):
+def test_an_empty_store_lists_nothing_and_is_not_created(command, tmp_path):
     assert command("results", "ls", "--store", tmp_path / "none", "--json").document == []
     assert command("results", "ls", "--store", tmp_path / "none").code == 0
     assert not (tmp_path / "none").exists()
@@ -410,7 +410,7 @@ def robflat_bench_attacks():
 """
 
 
-def test_an_evaluation_answers_for_nothing_but_what_it_was_made_of(finished_copy, command, tiny, tmp_path, site):
+def test_another_network_plugin_or_initial_weights_is_another_evaluation(finished_copy, command, tiny, tmp_path, site):
     """Weights fit other networks too; a plugin and the initial weights may change beneath an equal plan."""
     begun = finished_copy.folder / "checkpoints" / "initial.safetensors"
     weights = tmp_path / "mine.safetensors"
@@ -472,7 +472,7 @@ def test_a_weights_file_is_evaluated_without_a_run(finished, command, tiny, tmp_
         ("resnet8(width=0)", "'width' = 0"),
     ],
 )
-def test_models_that_do_not_exist(command, tiny, tmp_path, model, says):
+def test_unknown_models_exit_with_2(command, tiny, tmp_path, model, says):
     done = command("evaluate", model, "--protocol", tiny, "--store", tmp_path)
     assert done.code == 2
     assert says in done.complaint
@@ -488,7 +488,7 @@ def test_models_that_do_not_exist(command, tiny, tmp_path, model, says):
         (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],
 )
-def test_evaluations_that_cannot_be(finished, command, tiny, options, says):
+def test_impossible_evaluations_exit_with_2_and_write_nothing(finished, command, tiny, options, says):
     done = command("evaluate", finished.key, "--protocol", tiny, "--store", finished.store, *options)
     assert done.code == 2
     assert says in done.complaint
@@ -551,7 +551,7 @@ def test_doctor_finds_an_unwritable_store(command):
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:4]),
 )
-def test_bad_input_is_one_line_and_2(command, tiny, tmp_path, arguments, says):
+def test_bad_input_is_one_line_on_stderr_and_exits_with_2(command, tiny, tmp_path, arguments, says):
     defaults = ["--protocol", tiny, "--store", tmp_path]
     done = command("run", *defaults, *arguments, "--json")
     assert done.code == 2
@@ -559,7 +559,7 @@ def test_bad_input_is_one_line_and_2(command, tiny, tmp_path, arguments, says):
     assert not list(tmp_path.iterdir())
 
 
-def test_cuda_that_is_absent(run, monkeypatch, tmp_path):
+def test_absent_cuda_exits_with_2(run, monkeypatch, tmp_path):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -571,7 +571,7 @@ def test_cuda_that_is_absent(run, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("data", [None, "empty", "missing"])
-def test_data_that_is_not_there(command, tmp_path, monkeypatch, data):
+def test_missing_data_names_every_place_and_option(command, tmp_path, monkeypatch, data):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "empty").mkdir()
@@ -637,7 +637,7 @@ def test_a_full_disk_fails_the_run_and_the_next_one_resumes(finished, run, monke
     assert not list(tmp_path.rglob("failed.json"))
 
 
-def test_a_damaged_checkpoint_costs_only_work(finished, run, monkeypatch, tmp_path):
+def test_after_a_damaged_checkpoint_a_run_ends_with_the_same_numbers(finished, run, monkeypatch, tmp_path):
     def interrupted(self, stages):
         raise KeyboardInterrupt
 
@@ -660,7 +660,7 @@ def test_a_damaged_checkpoint_costs_only_work(finished, run, monkeypatch, tmp_pa
     ("moment", "number"),
     [("step_ends", 2), ("epoch_ends", 1), ("epoch_ends", 2), ("unit_ends", 2), ("stage_ends", 2)],
 )
-def test_ctrl_c_at_any_moment(finished, run, monkeypatch, moment, number):
+def test_after_ctrl_c_at_any_moment_a_run_ends_with_the_same_numbers(finished, run, monkeypatch, moment, number):
     real, calls = getattr(progress.Progress, moment), 0
 
     def signalled(self, *arguments):
@@ -682,7 +682,7 @@ def test_ctrl_c_at_any_moment(finished, run, monkeypatch, moment, number):
     assert promised(again.document) == promised(finished.record)
 
 
-def test_ctrl_c_in_another_process(command, tiny, tmp_path, child_environment):
+def test_after_a_real_sigint_a_run_ends_with_the_same_weights(command, tiny, tmp_path, child_environment):
     """A real signal to a real process in the middle of training; meanwhile, its run is its own."""
     options = ["--method", "at", "--protocol", str(tiny), "--set", "recipe.epochs=12"]
     store = ["--store", str(tmp_path / "store")]

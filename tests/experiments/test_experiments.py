@@ -1,4 +1,4 @@
-"""Experiments: what is read from a model against naive loops, resumption, files, and answers to mistakes."""
+"""Experiments: values against naive loops, resumption, files and error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK = "landscape(points=3, directions=2, steps=2, adversarial=0.05)"
 
 @dataclass(frozen=True)
 class Lab:
-    """Two tiny runs (AT with two kept epochs, TRADES) in a store, and how to get at them."""
+    """A store with two tiny runs: AT with two kept epochs, and TRADES."""
 
     store: Store
     runs: dict[str, Path]
@@ -226,7 +226,7 @@ def test_the_adversary_follows_as_the_coupling_says(subject, tmp_path):
     assert (frozen[[0, 2]] != reattack[[0, 2]]).all()
 
 
-def test_the_model_is_as_it_was(subject, tmp_path):
+def test_reading_losses_leaves_the_model_unchanged(subject, tmp_path):
     here = MovedModel(subject, choose(QUICK).params, journal(tmp_path))
     before = copy.deepcopy(here.network.state_dict())
     here.losses((1.0, here.random(0)), (-0.5, here.adversarial(journal(tmp_path))))
@@ -271,7 +271,7 @@ def test_best_last_takes_its_values_from_the_record(lab, monkeypatch, tmp_path):
     assert row.robust_loss["test"].standard_error == pytest.approx(losses.std(ddof=1) / np.sqrt(30))
 
 
-def test_what_the_record_lacks_is_computed(lab, command, tmp_path):
+def test_values_missing_in_the_record_are_those_of_evaluate(lab, command, tmp_path):
     """The tiny protocol reads the worst case at the last checkpoint only, and kept epochs not at all."""
     best, _ = lab.subjects("at", reads="both")
     early, late = lab.subjects("at", reads="kept")
@@ -294,7 +294,7 @@ def test_what_the_record_lacks_is_computed(lab, command, tmp_path):
     )
 
 
-def test_legends_tell_models_apart_by_as_little_as_needed():
+def test_legend_names_add_only_what_distinguishes_models():
     def about(label="at", seed=1, checkpoint="last", weights="a"):
         return ModelRef(
             label=label, seed=seed, checkpoint=checkpoint, epoch=None, best_epoch=None, run=None, weights=weights
@@ -339,7 +339,7 @@ def test_an_interrupted_experiment_goes_on_bit_for_bit(lab, tmp_path, monkeypatc
     assert not asked
 
 
-def test_one_more_model_costs_one_model(lab, tmp_path):
+def test_one_more_model_reads_that_model_only(lab, tmp_path):
     chosen, (at, trades) = choose(QUICK), lab.subjects("at", "trades")
     alone, both = Stop(), Stop()
     work.run_experiment(chosen, [at], Store(tmp_path), alone)
@@ -378,7 +378,7 @@ def test_a_command_writes_data_and_figure(lab, command, tmp_path, text, models):
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_landscape_is_a_second_name_and_the_store_keeps_figures(lab, command, monkeypatch):
+def test_the_landscape_command_writes_its_figure_into_the_store(lab, command, monkeypatch):
     toy = LossLandscape.model_validate(TOY)
     monkeypatch.setattr(LossLandscape, "read", lambda *_: toy)
     done = command("landscape", lab.runs["at"], *lab.options())
@@ -455,7 +455,7 @@ def test_contour_levels_are_few_round_and_cover_the_surface(low, high, log):
     assert (np.diff(levels) > 0).all()
 
 
-def test_a_strangers_json_is_checked_before_it_is_drawn(toy, command):
+def test_an_invalid_document_is_refused_before_it_is_drawn(toy, command):
     changed(toy, lambda content: content["readings"][0]["model"].update(label="$\\frac{$"))
     assert command("experiment", "redraw", toy).code == 0  # a name is never read as mathematics
 
@@ -501,7 +501,7 @@ def test_mistakes_are_answered_with_the_next_command(lab, command, tiny):
     assert "unknown measure 'flatnes'" in complaint("best-last(measures=['flatnes'])", at)
 
 
-def test_models_of_two_protocols_share_no_figure(lab, command, tmp_path):
+def test_models_of_two_protocols_in_one_figure_are_refused(lab, command, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text(lab.protocol.read_text().replace('"tiny"', '"other"').replace("epsilon = 0.2", "epsilon = 0.1", 1))
     assert command("run", "--method", "standard", "--protocol", other, "--store", lab.store.root).code == 0
@@ -555,7 +555,7 @@ def test_a_measure_without_a_value_leaves_a_gap():
     assert TrainingCurves.draw(document).axes
 
 
-def test_a_damaged_row_is_refused(lab, tmp_path):
+def test_damaged_values_of_a_model_are_refused(lab, tmp_path):
     chosen, subjects = choose("best-last"), lab.subjects("at", reads="both")
     work.run_experiment(chosen, subjects, Store(tmp_path), Observer())
     for path in (tmp_path / "experiments" / "models").glob("*/row.json"):
@@ -564,5 +564,5 @@ def test_a_damaged_row_is_refused(lab, tmp_path):
         work.run_experiment(chosen, subjects, Store(tmp_path), Observer())
 
 
-def test_layers_with_zero_norm_and_normalisation_stay(subject):
+def test_layers_with_zero_norm_and_normalisation_do_not_move(subject):
     assert {*WeightSpace(subject.load()).layers} == {*moving(subject.load())}

@@ -87,7 +87,7 @@ def test_only_the_scaled_tensors_move_alone(subject):
     assert {*everything} - {*few} == {name for name in everything if "head" in name} != set()
 
 
-def test_known_powers_come_out(subject, tmp_path):
+def test_scaling_finds_the_known_powers(subject, tmp_path):
     """Exactly: powers of two change no digit of a float."""
     row = read(SCALING, subject, tmp_path)
     average, trace, margin = row.measures.values()
@@ -142,7 +142,7 @@ def test_exponents_are_slopes_and_need_one_sign():
         assert not moved(*values).stays(factors)
 
 
-def test_without_normalisation_there_is_nothing_to_scale(subject, tmp_path, monkeypatch):
+def test_scaling_refuses_a_model_without_normalisation(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedModel, "load", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     with pytest.raises(UsageError, match="no normalisation undoes"):
         read(SCALING, subject, tmp_path)
