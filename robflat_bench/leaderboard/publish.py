@@ -22,7 +22,7 @@ from robflat_bench.leaderboard.entries import Submission, read_entries
 from robflat_bench.leaderboard.entry_checks import known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
 from robflat_bench.leaderboard.site.cards import method_card
-from robflat_bench.leaderboard.site.curves import TrainingCurves
+from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import Sources, render_site
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
@@ -50,7 +50,7 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},
         columns={one.id: _columns(registry, one) for one in board.boards},
-        trainings=tuple(read_record(path, TrainingCurves) for path in sorted((root / "experiments").glob("*.json"))),
+        trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / "experiments").glob("*.json"))),
     )
 
 

@@ -20,7 +20,7 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Examples, ImageShape, Journal, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd, checkpoints
+from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, checkpoints
 from robflat_bench.measures.oracle import given_images
 from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst, AdaptiveWorstParams
 from robflat_bench.measures.sharpness.keskar import Keskar, KeskarParams
@@ -330,7 +330,7 @@ def test_auto_pgd_equals_the_naive_loop(ball, steps, start, radius):
     w, radii = torch.tensor(start, dtype=torch.float64), torch.tensor([radius, 1.3 * radius], dtype=torch.float64)
     naive = naive_auto_pgd(lambda nu: wavy(w + nu), radii, 2 if ball == "l2" else math.inf, steps)
     measure = AdaptiveWorst(AdaptiveWorstParams(coupling="clean"), THREAT)
-    surface = LossSurface(model, *given_images(measure, model, examples, Workspace()))
+    surface = LossOverWeights(model, *given_images(measure, model, examples, Workspace()))
     found = [point.nu for point in auto_pgd(surface, radii, BALLS[ball], steps, torch.zeros_like(w))]
     assert len(found) == len(naive) == steps + 1
     assert torch.allclose(torch.stack(found), torch.stack(naive), rtol=0, atol=1e-8)

@@ -60,7 +60,7 @@ class Sources:
     cards: Mapping[str, Card] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
-    trainings: tuple[curves.TrainingCurves, ...] = ()
+    trainings: tuple[curves.TrainingDocument, ...] = ()
     columns: Mapping[str, Sequence[LeaderboardColumn]] = field(default_factory=dict)
     address: str = ""
 

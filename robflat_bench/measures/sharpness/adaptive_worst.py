@@ -39,9 +39,9 @@ with lazy_imports():
     import torch
     from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd, gap, highest
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, gap, highest
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import best_start, mean_of, spread
+    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
     from robflat_bench.measures.units import Results, unit, units
 
 
@@ -81,7 +81,7 @@ class AdaptiveWorst(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, ball = self.params, BALLS[self.params.ball]
-        surface = LossSurface(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
         w = surface.weights
         h = params.rho * (w.abs() + params.eta if params.adaptive else torch.ones_like(w))
 
@@ -94,5 +94,5 @@ class AdaptiveWorst(Measure):
         found = units(workspace.journal, "start", params.starts, climb)
         losses = found["losses"]
         best = best_start(losses)
-        details = {"residual": float(found["residual"][best]), "spread_over_starts": spread(losses.mean(1))}
+        details = {"residual": float(found["residual"][best]), "spread_over_starts": standard_deviation(losses.mean(1))}
         return mean_of(losses[best] - reference, details, {"losses": losses, "reference": reference})
