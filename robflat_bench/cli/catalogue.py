@@ -98,5 +98,5 @@ def info(name: str) -> None:
 def _tables(name: str, row: dict[str, Any]) -> Iterator[Table]:
     yield output.table(name, ["", ""], [(key, value) for key, value in row.items() if isinstance(value, str) and value])
     if row.get("parameters"):
-        cells = [[p["name"], p["type"], str(p["default"]), p["range"]] for p in row["parameters"]]
-        yield output.table("parameters", ["name", "type", "default", "range"], cells)
+        columns = ["name", "type", "default", "range", "description"]
+        yield output.table("parameters", columns, [[str(p[column]) for column in columns] for p in row["parameters"]])

@@ -22,7 +22,7 @@ INFO = DatasetInfo(
 
 
 CANONICAL = "a19cb3d96bba7deace8ee5a513a6eb7bad0403d528f00bf4d351b6a7a55baa91"
-"""SHA-256 of x, then y, as `load` returns them."""
+"""SHA-256 of x, then y, as `load_digits` returns them."""
 
 
 class Digits(Dataset):
@@ -30,7 +30,7 @@ class Digits(Dataset):
 
     def sources(self, root: str | None, download: bool = True) -> list[Callable[[], Source]]:
         """The copy inside scikit-learn; `root` is ignored."""
-        return [load]
+        return [load_digits]
 
     def canonical(self, source: Source) -> bool:
         """Whether all pixels and labels are byte-identical to the canonical dataset."""
@@ -38,7 +38,7 @@ class Digits(Dataset):
         return pool is not None and hashlib.sha256(pool.x.tobytes() + pool.y.tobytes()).hexdigest() == CANONICAL
 
 
-def load() -> Source:
+def load_digits() -> Source:
     """x uint8 [1797,8,8,1], y uint8 [1797], index 0..1796 in scikit-learn's order.
 
     The grey levels v = 0..16 become rint(255 v / 16) (halves to even: 8 -> 128), so that x / 255 spans [0,1] like any

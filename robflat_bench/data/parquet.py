@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,9 +23,12 @@ from robflat_bench.data.layouts import SIZES, Layout, check_size, checked, joine
 MAX_BYTES = 2**30
 """Limit of one file, packed and unpacked."""
 
-_INTEGER = ("INT32", "INT64")
-COLUMNS = {"img.bytes": ("BYTE_ARRAY",), "label": _INTEGER, "index": _INTEGER}
-"""Column -> its physical types. "index" may be absent: then positions are counted."""
+COLUMNS: dict[str, Callable[[pa.DataType], bool]] = {
+    "img.bytes": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+    "label": pa.types.is_integer,
+    "index": pa.types.is_integer,
+}
+"""Column -> whether a type will do for it. "index" may be absent: then positions are counted."""
 
 
 def count(folder: Path) -> int | None:
@@ -63,9 +66,9 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
     with refusing(path, pa.ArrowException, OSError, problem="not a readable parquet file ({})"):
         check_size(path, MAX_BYTES)
         with pq.ParquetFile(path) as file:
-            types = {column.path: column.physical_type for column in file.schema}
+            types = {field.name: field.type for field in file.schema_arrow.empty_table().flatten().schema}
             names = [name for name in COLUMNS if name in types or name != "index"]
-            if wrong := [name for name in names if types.get(name) not in COLUMNS[name]]:
+            if wrong := [name for name in names if name not in types or not COLUMNS[name](types[name])]:
                 raise refused(path, f"column {wrong[0]} is missing or of the wrong type")
             yield file, names
 

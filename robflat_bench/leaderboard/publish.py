@@ -22,7 +22,7 @@ from robflat_bench.leaderboard.entries import Submission, read_entries
 from robflat_bench.leaderboard.entry_checks import known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
 from robflat_bench.leaderboard.site.cards import method_card
-from robflat_bench.leaderboard.site.curves import TrainingCurves
+from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import Sources, render_site
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
@@ -50,7 +50,7 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},
         columns={one.id: _columns(registry, one) for one in board.boards},
-        trainings=tuple(read_record(path, TrainingCurves) for path in sorted((root / "experiments").glob("*.json"))),
+        trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / "experiments").glob("*.json"))),
     )
 
 
@@ -115,17 +115,13 @@ def differences(root: Path, plugins: tuple[Path, ...]) -> str:
 
 
 def _elsewhere(root: Path, plugins: tuple[Path, ...], changes: Mapping[str, str]) -> dict[str, str]:
+    """The `digests` of a build in a fresh process. changes: of its environment variables."""
     code = (
         "import json, sys; from pathlib import Path; from robflat_bench.leaderboard.publish import digests; "
         "print(json.dumps(digests(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])))))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root), *map(str, plugins)],
-        env={**os.environ, **changes},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, environment = [sys.executable, "-c", code, str(root), *map(str, plugins)], {**os.environ, **changes}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckFailed(f"the board cannot be built: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, str] = json.loads(done.stdout)

@@ -71,13 +71,8 @@ def reevaluate(entry: Submission, weights: Path, options: list[str], today: str)
     with tempfile.TemporaryDirectory() as store:
         file = Path(store) / f"{names[0]}.safetensors"
         shutil.copyfile(weights, file)
-        settings = {
-            "--protocol": spec.protocol.name,
-            "--set": f"recipe.activation={spec.recipe.activation}",
-            "--checkpoint": names[0],
-            "--store": store,
-        }
-        _harness("evaluate", str(file), *(part for pair in settings.items() for part in pair), *options)
+        model = [str(file), "--protocol", spec.protocol.name, "--set", f"recipe.activation={spec.recipe.activation}"]
+        _harness("evaluate", *model, "--checkpoint", names[0], "--store", store, *options)
         path = next(Path(store).glob("*/external/*/evaluations/*.json"))
         again: EvaluationRecord = read_record(path, EvaluationRecord)
         outcomes = read_outcomes(again, path.with_suffix(".npz"))

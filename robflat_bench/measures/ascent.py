@@ -46,7 +46,7 @@ class Point(NamedTuple):
         return float(self.losses.mean())
 
 
-class LossSurface:
+class LossOverWeights:
     """The mean loss of given images as a function of nu, a float64 vector [d] over all layers."""
 
     def __init__(self, model: nn.Module, oracle: Oracle, images: Examples) -> None:
@@ -152,7 +152,7 @@ class LinfBall(UnitBall):
 BALLS: dict[str, UnitBall] = {"l2": L2Ball(), "linf": LinfBall()}
 
 
-def normalised_ascent(surface: LossSurface, h: Tensor, ball: UnitBall, iterations: int) -> Iterator[Point]:
+def normalised_ascent(surface: LossOverWeights, h: Tensor, ball: UnitBall, iterations: int) -> Iterator[Point]:
     """z <- Pi( z + 2.5 / iterations * direction ) from z = 0: every iterate, the start included."""
     z = torch.zeros_like(surface.weights)
     here = surface.at(h * z)
@@ -178,7 +178,7 @@ def checkpoints(iterations: int) -> set[int]:
     return found
 
 
-def auto_pgd(surface: LossSurface, h: Tensor, ball: UnitBall, iterations: int, start: Tensor) -> Iterator[Point]:
+def auto_pgd(surface: LossOverWeights, h: Tensor, ball: UnitBall, iterations: int, start: Tensor) -> Iterator[Point]:
     """Auto-PGD on z: every iterate, the start included.
 
     z <- Pi( z + a (Pi(z + eta direction) - z) + (1 - a) (z - z_before) ) with a = 0.75, at first eta = 2 (the ball's

@@ -15,10 +15,10 @@ from robflat_bench.core import Measurement
 
 def error_of_mean(values: np.ndarray) -> float | None:
     """Standard error of the mean, std / sqrt(count); None for a single value."""
-    return spread(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return standard_deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def spread(values: np.ndarray) -> float:
+def standard_deviation(values: np.ndarray) -> float:
     """Standard deviation of values [n]; 0 for a single value."""
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 

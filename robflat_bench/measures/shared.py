@@ -19,29 +19,16 @@ COUPLING = (
 FRACTION = BeforeValidator(parse_fraction)
 
 Steps = Annotated[PositiveInt, Field(description="Steps of the PGD attack.")]
-Step = Annotated[
-    Number | None, Field(gt=0, description="Step size of the attack, in pixels of [0,1]; by default epsilon/4.")
-]
-Logits = Annotated[
-    Literal["plain", "normalised"],
-    Field(description="`normalised` divides the centred logits by their l2 norm before the cross-entropy."),
-]
+Step = Annotated[Number | None, Field(gt=0, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")]
+Logits = Annotated[Literal["plain", "normalised"], Field(description="`normalised` logits have mean 0 and norm 1.")]
 Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
 Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]
 Xi = Annotated[float, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`)."), FRACTION]
-Shape = Annotated[
-    BallShape,
-    Field(
-        description="Weights that share a radius; `element` is a layer in which each weight moves in units of |w_i|."
-    ),
-]
+Shape = Annotated[BallShape, Field(description="Weights that share a radius; `element` scales each weight by |w_i|.")]
 Norm = Annotated[BallNorm, Field(description="Norm in which the radius is measured.")]
 Reference = Annotated[
     Literal["matched", "paper"],
-    Field(
-        description="Loss at w that is subtracted: `matched` is found by the same attack (0 at xi=0), `paper` by "
-        "`reference_restarts` restarts, of which the one with the highest wrong-class confidence counts."
-    ),
+    Field(description="Loss at w that is subtracted: of the same attack, or of the paper's choice among restarts."),
 ]
 ReferenceRestarts = Annotated[PositiveInt, Field(description="Restarts of the attack of reference=paper.")]
 Target = Annotated[float, Field(gt=0, lt=1, description="Rise of the error rate that is tolerated."), FRACTION]
@@ -69,10 +56,7 @@ class OracleParams(Params):
     steps: Steps = 20
     step: Step = None
     restarts: Restarts = 1
-    warm: bool = Field(
-        default=False,
-        description="Under `reattack`: attacks also start from the images found at w, so none ends below `frozen`.",
-    )
+    warm: bool = Field(default=False, description="Under `reattack`: attacks also start from the images found at w.")
     logits: Logits = "plain"
 
 
@@ -86,9 +70,7 @@ class FixedImagesParams(OracleParams):
 class LanczosParams(FixedImagesParams):
     """Parameters of a measure that finds eigenvalues by Lanczos iteration."""
 
-    tolerance: Number = Field(
-        default=1e-3, gt=0, description="Residual of an eigenvalue, relative to the width of the spectrum."
-    )
+    tolerance: Number = Field(default=1e-3, gt=0, description="Residual, relative to the width of the spectrum.")
     vectors: int = Field(default=20, ge=3, description="Lanczos vectors kept in memory, float64, one number a weight.")
     iterations: PositiveInt = Field(default=300, description="Restarts of the Lanczos iteration, at most.")
 

@@ -22,6 +22,8 @@ with lazy_imports():
     from torch import Tensor, nn
     from torch.optim.swa_utils import get_swa_multi_avg_fn, update_bn
 
+    from robflat_bench.numerics.weights import holding
+
 
 class SWAParams(Params):
     start: float = Field(default=0.5, ge=0, le=1, description="Fraction of training from which epochs are averaged.")
@@ -60,9 +62,6 @@ class SWA(Modifier):
         return self._calibrated(model, averaged) if self.params.calibrate else averaged
 
     def _calibrated(self, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(weights)
-        update_bn(self.images(), model)
-        calibrated = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(own)
-        return calibrated
+        with holding(model, weights, "the average"):
+            update_bn(self.images(), model)
+            return {name: tensor.clone() for name, tensor in model.state_dict().items()}

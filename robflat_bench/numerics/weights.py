@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,6 +63,17 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
             "name the backbone it was made with"
         )
     model.load_state_dict(dict(tensors))
+
+
+@contextmanager
+def holding(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Iterator[None]:
+    """The model with these weights; its own are restored from a copy afterwards, bit for bit."""
+    own = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    load_weights(model, tensors, name)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
 
 
 def unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,6 +9,7 @@ from robflat_bench.registry.registry import KINDS, Registry
 
 _LISTS = ("couplings", "joints", "claims")
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+_BOUNDS |= {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}  # pydantic's own words, where an alternative has a validator
 
 
 def describe_component(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
@@ -40,12 +41,11 @@ def describe_component(registry: Registry, kind: Kind, name: str) -> dict[str, A
 
 
 def describe_parameters(params: type[Params]) -> dict[str, Any]:
-    """Each parameter with type, default and range; `about` holds the docstring and the fields' descriptions."""
+    """Each parameter with type, default, range and description; `about` is the class's docstring."""
     properties = params.model_json_schema().get("properties", {})
-    about = [(params.__doc__ or "") if properties else ""]
-    about += [f"{name}: {schema['description']}" for name, schema in properties.items() if "description" in schema]
+    about = (params.__doc__ or "") if properties else ""
     parameters = [_parameter(name, schema) for name, schema in properties.items()]
-    return {"about": " ".join(" ".join(about).split()), "parameters": parameters}
+    return {"about": " ".join(about.split()), "parameters": parameters}
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     choices = main.get("enum") or ([main["const"]] if "const" in main else [])
     bounds = ", ".join(f"{sign} {main[key]:g}" for key, sign in _BOUNDS.items() if key in main)
     found = {"name": name, "type": main.get("type", "any"), "default": schema.get("default", "required")}
-    return found | {"range": " | ".join(map(str, choices)) or bounds}
+    return found | {"range": " | ".join(map(str, choices)) or bounds, "description": schema.get("description", "")}
 
 
 def describe_plugins(registry: Registry) -> list[dict[str, Any]]:

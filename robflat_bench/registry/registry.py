@@ -111,9 +111,11 @@ class Registry:
             return PluginError(f"{message}; it may belong to a plugin that is broken:\n{traces}")
         return UsageError(f"{message}; see `robflat-bench list {what}s`")
 
-    def offers(self, kind: Kind) -> list[Offer]:
-        """Every component of a kind, sorted by name; names that two plugins offer occur twice."""
-        return [offer for _, offers in sorted(self._offers[kind].items()) for offer in offers]
+    def offers(self, *kinds: Kind) -> list[Offer]:
+        """Every component of these kinds (default: of all), by name; names that two plugins offer occur twice."""
+        return [
+            offer for kind in kinds or KINDS for _, offers in sorted(self._offers[kind].items()) for offer in offers
+        ]
 
     @property
     def protocols(self) -> list[str]:
@@ -134,9 +136,8 @@ class Registry:
     def duplicates(self) -> list[str]:
         """One line for each name that more than one plugin offers."""
         offered: dict[str, list[Provider]] = {}
-        for kind in KINDS:
-            for offer in self.offers(kind):
-                offered.setdefault(f"{kind} '{offer.info.name}'", []).append(offer.provider)
+        for offer in self.offers():
+            offered.setdefault(f"{offer.info.kind} '{offer.info.name}'", []).append(offer.provider)
         for name, files in sorted(self._protocols.items()):
             offered[f"protocol '{name}'"] = [provider for _, provider in files]
         return [

@@ -105,25 +105,29 @@ def quantity_unit(quantity: Name, of: str = "") -> Unit:
     return "nats" if quantity == "measure" and of.startswith(MEASURES_IN_NATS) else QUANTITIES[quantity].unit
 
 
-def titled(registry: Registry, quantity: Name, of: str) -> str:
+def component_title(registry: Registry, quantity: Name, of: str) -> str:
     """The title of the attack or measure that a quantity is about."""
     return title(registry, "measure" if quantity == "measure" else "attack", of) if of else ""
 
 
 def quantity_label(registry: Registry, found: QuantityValue) -> str:
     """The heading of a value in the terminal: `robust error, test: PGD-20`."""
-    of = titled(registry, found.quantity, found.of)
+    of = component_title(registry, found.quantity, found.of)
     return QUANTITIES[found.quantity].label.format(of=of, split=found.split)
 
 
 def heading(registry: Registry, quantity: Name, of: str) -> str:
     """The heading of a quantity's column on the board: `gap in loss, PGD-20`."""
-    return QUANTITIES[quantity].heading.format(of=titled(registry, quantity, of))
+    return QUANTITIES[quantity].heading.format(of=component_title(registry, quantity, of))
 
 
 def column_label(registry: Registry, id: str) -> str:
     """A column of the board in words: `robust error`, or the title of a measure."""
-    return titled(registry, "measure", id.removeprefix(MEASURE)) if id.startswith(MEASURE) else id.replace("_", " ")
+    return (
+        component_title(registry, "measure", id.removeprefix(MEASURE))
+        if id.startswith(MEASURE)
+        else id.replace("_", " ")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robflat_bench.core import AttackInfo, Examples, Workspace
 from robflat_bench.registry.components import Component
-from robflat_bench.testing.evaluated import STRONG, WORKSPACE, attacked, watched
+from robflat_bench.testing.evaluated import STRONG, WORKSPACE, watched
 from robflat_bench.testing.expectations import TOLERANCE, Skipped, expect, expect_within, same, watch, within_image_box
 from robflat_bench.testing.fixtures import COUNT
 from robflat_bench.testing.trial_training import trained_world
@@ -21,7 +21,7 @@ CLOSE = 1e-3
 
 def _otherwise(component: Component[AttackInfo], examples: Examples, workspace: Workspace) -> Tensor:
     """x_adv of other examples or under another workspace; all else is as in `watched`."""
-    use = functools.partial(attacked, component, workspace=workspace)
+    use = functools.partial(adversarial_images, component, workspace=workspace)
     made: Tensor = watch(lambda: replace(trained_world(), examples=examples), use).made
     return made
 

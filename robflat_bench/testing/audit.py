@@ -20,7 +20,7 @@ from typing import Any
 from robflat_bench import api
 from robflat_bench.core import PROJECT, RobflatError, UsageError
 from robflat_bench.registry.plugins import Broken, Provider, normalized
-from robflat_bench.registry.registry import KINDS, Offer, Registry, discover
+from robflat_bench.registry.registry import Offer, Registry, discover
 from robflat_bench.registry.validation import did_you_mean
 from robflat_bench.testing.expectations import CheckFailure, Skipped
 from robflat_bench.testing.runner import CheckResult, result_of, run_checks
@@ -99,8 +99,7 @@ class AuditedPlugin:
     @property
     def offers(self) -> list[Offer]:
         """Its components."""
-        every = (offer for kind in KINDS for offer in self.registry.offers(kind))
-        return [offer for offer in every if offer.provider.distribution == self.name]
+        return [offer for offer in self.registry.offers() if offer.provider.distribution == self.name]
 
     @property
     def refused(self) -> list[Broken]:

@@ -20,7 +20,7 @@ STRONG = Threat(epsilon=0.3)
 WORKSPACE = Workspace(batch=8)
 
 
-def attacked(component: Evaluated, place: World, workspace: Workspace = WORKSPACE) -> Tensor:
+def adversarial_images(component: Evaluated, place: World, workspace: Workspace = WORKSPACE) -> Tensor:
     """x_adv of a world's examples."""
     attack: Attack = component.build(STRONG)
     return attack.run(place.model, place.examples, workspace)
@@ -36,7 +36,7 @@ def measured(component: Evaluated, place: World) -> Measurement:
 
 
 def _use(component: Evaluated, place: World) -> Any:
-    return attacked(component, place) if component.info.kind == "attack" else measured(component, place)
+    return adversarial_images(component, place) if component.info.kind == "attack" else measured(component, place)
 
 
 @kit.remembered

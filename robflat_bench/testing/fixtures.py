@@ -16,7 +16,7 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.core import Batch, Examples, ImageShape, Pool, Threat
 from robflat_bench.core.randomness import generator
-from robflat_bench.data.digits import load as load_digits
+from robflat_bench.data.digits import load_digits
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.plugins import built_in
 from robflat_bench.registry.registry import Registry

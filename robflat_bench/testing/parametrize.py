@@ -11,7 +11,7 @@ from typing import Any
 
 from robflat_bench.core import UsageError
 from robflat_bench.registry.plugins import normalized
-from robflat_bench.registry.registry import KINDS, Offer, Registry, discover
+from robflat_bench.registry.registry import Offer, Registry, discover
 from robflat_bench.testing.runner import cases
 
 
@@ -49,9 +49,8 @@ def _chosen(registry: Registry, text: str) -> list[Offer]:
     distribution = Path(text).name if text.endswith(".py") else normalized(text)
     chosen = [
         offer
-        for kind in KINDS
-        for offer in registry.offers(kind)
-        if text == f"{kind}:{offer.info.name}" or offer.provider.distribution == distribution
+        for offer in registry.offers()
+        if text == f"{offer.info.kind}:{offer.info.name}" or offer.provider.distribution == distribution
     ]
     if not chosen:
         broken = "".join(f"; {plugin}" for plugin in registry.plugins.broken)

@@ -12,15 +12,14 @@ import os
 from collections.abc import Callable
 
 from robflat_bench.registry.plugins import load
-from robflat_bench.registry.registry import KINDS, discover
+from robflat_bench.registry.registry import discover
 from robflat_bench.testing.parametrize import parametrize_checks
 
 
 def _wanted() -> list[str]:
     if chosen := os.environ.get("ROBFLAT_BENCH_CHECK"):
         return [text.strip() for text in chosen.split(",")]
-    registry = discover()
-    offering = {offer.provider.distribution for kind in KINDS for offer in registry.offers(kind)}
+    offering = {offer.provider.distribution for offer in discover().offers()}
     return sorted(offering - {"robflat-bench"}) or ["robflat-bench"]
 
 

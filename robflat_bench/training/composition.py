@@ -16,18 +16,7 @@ from torch.optim import Optimizer
 
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
-from robflat_bench.core import (
-    Batch,
-    InnerAttack,
-    Joint,
-    Loss,
-    Method,
-    Modifier,
-    ModifierInfo,
-    Moment,
-    RunFailed,
-    Training,
-)
+from robflat_bench.core import Batch, InnerAttack, Joint, Loss, Method, Modifier, Moment, RunFailed, Training
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 from robflat_bench.training.checkpoint import Tensors, flattened
@@ -42,7 +31,7 @@ class Composition:
     """
 
     def __init__(self, composed: Composed) -> None:
-        infos: dict[str, ModifierInfo] = {part.name: part.info for part in composed.modifiers}
+        infos = {part.name: part.info for part in composed.modifiers}
         ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
         self.method: Method = composed.method.build()
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}

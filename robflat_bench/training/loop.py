@@ -8,8 +8,6 @@ any moment and started again ends with the weights of an undisturbed run, bit fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,7 +18,7 @@ from robflat_bench.core import Moment, Observer, RunFailed, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.core.randomness import generator
 from robflat_bench.numerics.passes import PassCounter
-from robflat_bench.numerics.weights import load_weights, write_weights
+from robflat_bench.numerics.weights import holding, load_weights, write_weights
 from robflat_bench.results.record import Epoch
 from robflat_bench.results.store import INITIAL
 from robflat_bench.training.checkpoint import States, Tensors, flattened, grouped
@@ -175,7 +173,7 @@ class Trainer:
         self.account()
         clean = robust = loss = None
         if last or ended % inputs.check_every == 0:
-            with holding(self.model, weights):
+            with holding(self.model, weights, "the evaluated weights"):
                 clean, robust, loss = heldout_check(inputs)
             self.check_finite(loss, f"the held-out loss is {loss} after epoch {epoch}")
             if state.best is None or (robust, loss) < (state.best.error, state.best.loss):
@@ -252,17 +250,6 @@ class Trainer:
 def _in_float32(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
     """Losses are computed in float32, whatever the network's precision."""
     return logits.float()
-
-
-@contextmanager
-def holding(model: nn.Module, weights: Tensors) -> Iterator[None]:
-    """The model with these weights; its own are restored afterwards, bit for bit."""
-    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    load_weights(model, weights, "the evaluated weights")
-    try:
-        yield
-    finally:
-        load_weights(model, own, "the model's own weights")
 
 
 def heldout_check(inputs: TrainingInputs) -> tuple[float, float, float]:

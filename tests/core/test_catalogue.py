@@ -92,6 +92,8 @@ def test_import_that_cannot_be_delayed_is_an_error_that_says_what_to_write(packa
     [
         ("class Broken(nn.Module): ...", "a base class"),
         ("TABLE = nn.__name__", "a value computed at import"),
+        ("NAMES = list(CLASSES)", "iteration over an imported table"),
+        ("def broken(kind=nn.Linear): ...", "a default value"),
         ("@torch.no_grad()\ndef broken(): ...", "a decorator"),
     ],
 )

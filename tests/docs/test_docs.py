@@ -10,7 +10,6 @@ import inspect
 import itertools
 import json
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def hooks() -> str:
             assert node.returns
             text, _, example = (ast.get_docstring(node) or "").partition("\n\nExample::\n\n")
             signature = f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
-            shown = textwrap.indent(inspect.cleandoc(example), "    ")
+            shown = f"```python\n{inspect.cleandoc(example)}\n```"
             parts[node.lineno] = f"### `{node.name}`\n\n```python\n{signature}\n```\n\n{_markdown(text)}\n\n{shown}\n\n"
     return "".join(part for _, part in sorted(parts.items()))
 

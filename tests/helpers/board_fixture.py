@@ -28,7 +28,7 @@ from robflat_bench.leaderboard.model import (
     Withdrawn,
 )
 from robflat_bench.leaderboard.site.cards import method_card
-from robflat_bench.leaderboard.site.curves import TrainingCurves
+from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import Sources
 from robflat_bench.registry.components import compose, slug
 from robflat_bench.registry.registry import Registry, discover
@@ -147,13 +147,13 @@ def make(hostile: str = "", methods: int = len(METHODS), seeds: int = 3) -> tupl
     )
     cards = {row.method: method_card(registry(), row.method) for row in rows}
     page = hostile or PAGE
-    training = TrainingCurves.model_validate_json((FIGURES / "training.json").read_bytes())
+    training = TrainingDocument.model_validate_json((FIGURES / "training.json").read_bytes())
     if hostile:
         raw = json.loads(training.model_dump_json())
         for reading in raw["readings"]:
             reading["model"]["label"] = hostile
             reading["values"]["titles"] = dict.fromkeys(reading["values"]["titles"], hostile)
-        training = TrainingCurves.model_validate(raw)
+        training = TrainingDocument.model_validate(raw)
     return leaderboard, Sources(
         records=records,
         values={

@@ -1,4 +1,4 @@
-"""Every measure under every coupling at a network whose values are known, and what each declares."""
+"""Every measure under every coupling, its declarations, and networks rescaled without changing the function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ every_ball = pytest.mark.parametrize(("shape", "norm"), list(itertools.product(S
 
 
 def written(name: str, params: dict[str, Any]) -> str:
-    """As a user writes it."""
+    """The component's text, as a user writes it."""
     text = ", ".join(f"{key}={str(value).lower()}" for key, value in params.items())
     return f"{name}({text})" if text else name
 
@@ -79,7 +79,7 @@ TIGHT: dict[str, dict[str, Any]] = {
 
 
 def tight(text: str, **changes: Any) -> dict[str, Any]:
-    """Parameters under which nothing but rounding hides a factor, for a measure with its coupling."""
+    """Parameters of a measure and its coupling under which a factor shows up to rounding."""
     name, coupling = ([*text.rstrip(")").split("(coupling="), ""])[:2]
     steps = {"steps": 3} if "steps" in declared(name).params.model_fields else {}
     return {"name": name, **steps, **({"coupling": coupling} if coupling else {}), **TIGHT.get(name, {}), **changes}
@@ -117,7 +117,7 @@ def perceptron() -> nn.Sequential:
 
 
 def fixed(head: nn.Linear) -> None:
-    """Its tensors become buffers: they are no weights that move."""
+    """Turn the layer's parameters into buffers, so that no measure moves them."""
     for name in ("weight", "bias"):
         tensor = getattr(head, name).detach()
         delattr(head, name)
@@ -155,7 +155,7 @@ def rescaled(kind: str, c: float, moving_head: bool) -> nn.Module:
 
 
 def examples_of(model: nn.Module, count: int = 30) -> Examples:
-    """Images, all but every seventh of which the model gets right."""
+    """Images with labels; the model misclassifies every seventh."""
     x = torch.rand(count, 1, 4, 4, generator=generator("rescaled"), dtype=torch.float64)
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -173,6 +173,6 @@ HERE = Workspace(batch=100, seed=SEED, initial=INITIAL)
 
 
 def value(text: str, rescaling: str, c: float, *, moving_head: bool, **changes: Any) -> float:
-    """Of the rescaled network, on the images and labels of the network as it was."""
+    """The measure's value on the rescaled network, with the images and labels of the original network."""
     examples, model = examples_of(rescaled(rescaling, 1.0, moving_head)), rescaled(rescaling, c, moving_head)
     return measured(model=model, examples=examples, place=HERE, **tight(text, **changes)).value

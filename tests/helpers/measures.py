@@ -1,4 +1,4 @@
-"""What tests of measures share: small networks and examples, and naive losses."""
+"""Small networks, examples, a journal that interrupts, and naive losses for tests of measures."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def naive_robust_loss(model: nn.Module, examples: Examples, steps: int, restarts
 
 
 def moved_copy(model: nn.Module, nu: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the model at w + nu."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
@@ -64,7 +65,7 @@ def moved_copy(model: nn.Module, nu: Mapping[str, Tensor]) -> nn.Module:
 
 
 class Remembering(Journal):
-    """Keeps units in a dictionary by section and name, and dies when asked for one more than it may compute."""
+    """Keeps units in memory, by section and name; raises InterruptedError once it has computed `lives` units."""
 
     def __init__(self, lives: float = math.inf) -> None:
         self.lives = [lives]
@@ -102,6 +103,7 @@ def highest_in_ball(g: Tensor, hessian: Tensor, radius: float) -> float:
 
 
 def stir(net: nn.Module) -> None:
+    """Random running statistics and affine parameters for every batch normalisation."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.running_mean.normal_(0, 0.3)
@@ -112,7 +114,7 @@ def stir(net: nn.Module) -> None:
 
 
 class Tangled(nn.Module):
-    """Which convolution a norm follows is not what names, order or input-output pairs of modules suggest."""
+    """Names, order and input-output pairs of its modules mislead about which convolution a norm follows."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Examples, ImageShape, Journal, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd, checkpoints
+from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, checkpoints
 from robflat_bench.measures.oracle import given_images
 from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst, AdaptiveWorstParams
 from robflat_bench.measures.sharpness.keskar import Keskar, KeskarParams
@@ -236,7 +236,7 @@ def test_standard_error_of_keskar_equals_the_jackknife_of_a_ratio():
 
 
 def test_random_starts_work_and_leave_a_point_without_gradient():
-    """A peer's random starts raise a TypeError; here they find what the start at w cannot: lambda_max rho^2 / 2."""
+    """They find lambda_max rho^2 / 2, which the start at w cannot. (In one published code they raise a TypeError.)"""
     expected = 0.5 * 0.4**2 * float(torch.linalg.eigvalsh(H)[-1]) * float(grey().x.mean())
     model = Known(W, bowl)
     from_w = run(AdaptiveWorst, model, grey(), rho=0.4, adaptive=False, iterations=80)
@@ -330,7 +330,7 @@ def test_auto_pgd_equals_the_naive_loop(ball, steps, start, radius):
     w, radii = torch.tensor(start, dtype=torch.float64), torch.tensor([radius, 1.3 * radius], dtype=torch.float64)
     naive = naive_auto_pgd(lambda nu: wavy(w + nu), radii, 2 if ball == "l2" else math.inf, steps)
     measure = AdaptiveWorst(AdaptiveWorstParams(coupling="clean"), THREAT)
-    surface = LossSurface(model, *given_images(measure, model, examples, Workspace()))
+    surface = LossOverWeights(model, *given_images(measure, model, examples, Workspace()))
     found = [point.nu for point in auto_pgd(surface, radii, BALLS[ball], steps, torch.zeros_like(w))]
     assert len(found) == len(naive) == steps + 1
     assert torch.allclose(torch.stack(found), torch.stack(naive), rtol=0, atol=1e-8)
@@ -677,7 +677,7 @@ def test_measures_resume_bit_for_bit(measure, tmp_path):
 
 
 def test_an_ascent_into_infinite_losses_still_gives_a_finite_value():
-    """Where the ascent leaves the finite numbers, what was seen before counts."""
+    """The highest finite iterate counts."""
     model = Known(W, lambda w: torch.exp(400 * (w[0] - 0.5)) - 1)
     for measure in WORST:
         found = run(measure, model, grey(), **({"epsilon": 5.0} if measure is Keskar else {"rho": 5.0}))

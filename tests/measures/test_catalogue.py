@@ -1,4 +1,4 @@
-"""What the catalogue says of every measure: its passes are those that are made, its couplings are those it takes."""
+"""Catalogue rows of measures: declared passes equal the passes made, declared couplings are those accepted."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_products_are_those_of_the_dense_hessian_of_a_mean_over_all_examples(log
 
 
 def test_the_operator_multiplies_matrices_and_composes():
-    """What the rest stands on: D H D and H - mu are compositions of curvlinops."""
+    """D H D and H - mu are compositions of curvlinops operators."""
     model, examples = small_net(), small_examples()
     hessian = Hessian(model, Oracle(THREAT, HessianTraceParams(coupling="clean")), examples)
     truth, w = dense_hessian(model, examples).numpy(), hessian.weights()

@@ -354,7 +354,7 @@ def test_measures_that_read_a_loss_can_normalise_its_logits():
 
 @pytest.mark.parametrize("name", NORMALISED)
 def test_normalised_logits_hide_their_scale_and_plain_ones_do_not(name):
-    """The last layer is no weight that moves: its scale is that of the function alone. Error rates do not see it."""
+    """The last layer does not move, so its scale only scales the logits. Error rates do not depend on it."""
     plain = [clean(name, c, False) for c in (1.0, 3.0)]
     same = [clean(name, c, False, logits="normalised") for c in (1.0, 3.0)]
     assert same[1] == pytest.approx(same[0], rel=1e-5) != 0

@@ -448,7 +448,7 @@ def test_folding_reads_running_statistics_in_train_mode_too():
 
 
 class Gated(nn.Module):
-    """What its convolution makes is read past the graph, too."""
+    """The output of its convolution is read outside the graph, too."""
 
     def __init__(self) -> None:
         super().__init__()

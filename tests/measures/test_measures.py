@@ -75,7 +75,7 @@ class OwnNorm(nn.BatchNorm2d):
 
 
 class Oddly(nn.Module):
-    """Layers whose names say the opposite of what they are."""
+    """Layers with the names of other kinds of layers."""
 
     def __init__(self) -> None:
         super().__init__()

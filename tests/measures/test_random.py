@@ -230,7 +230,7 @@ def threshold_examples(model: Threshold) -> Examples:
 
 
 def exact_rise(model: Threshold, examples: Examples, variance: Tensor) -> float:
-    """Mean over examples of P(w'x + u'x <= 0) less what is wrong at w."""
+    """Mean over examples of P(w'x + u'x <= 0), minus the error rate at w."""
     x, w = examples.x.flatten(1), model.weight.detach()
     margins, spread = x @ w, (x**2 @ variance).sqrt()
     return float(np.mean(normal.cdf(-(margins / spread).numpy()) - (margins <= 0).numpy()))
@@ -396,7 +396,7 @@ def by_filter() -> tuple[nn.Module, nn.Module]:
 
 
 def by_weight() -> tuple[nn.Module, nn.Module]:
-    """Each hidden neuron scaled by its own factor and what reads it by the inverse."""
+    """Each hidden neuron scaled by its own factor, and its outgoing weights by the inverse."""
     with torch.random.fork_rng():
         torch.manual_seed(4)
         net = nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 4)).double().eval()

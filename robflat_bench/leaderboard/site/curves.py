@@ -59,7 +59,7 @@ class NetworkReading(DocumentPart):
     values: NetworkValues
 
 
-class TrainingCurves(DocumentPart):
+class TrainingDocument(DocumentPart):
     """The document of `robflat-bench experiment training`."""
 
     protocol: ProtocolRef
@@ -74,7 +74,7 @@ class EpochCurve(NamedTuple):
     marks: Sequence[tuple[float, float]] = ()
 
 
-def training_figures(document: TrainingCurves, name: str) -> list[Figure]:
+def training_figures(document: TrainingDocument, name: str) -> list[Figure]:
     """Robust loss and every measure through the training of the document's runs."""
     runs: dict[tuple[str, int | None], list[NetworkReading]] = {}
     for reading in document.readings:

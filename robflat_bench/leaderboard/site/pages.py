@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -59,7 +60,7 @@ class Sources:
     cards: Mapping[str, Card] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
-    trainings: tuple[curves.TrainingCurves, ...] = ()
+    trainings: tuple[curves.TrainingDocument, ...] = ()
     columns: Mapping[str, Sequence[LeaderboardColumn]] = field(default_factory=dict)
     address: str = ""
 
@@ -130,17 +131,14 @@ class _Site:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
         documents = [doc for doc in self.sources.trainings if doc.protocol.hash == board.hash]
+        drawn = (curves.training_figures(doc, f"{board.id}-training-{k}") for k, doc in enumerate(documents))
         self.page(
             (board.id, "index.html"),
             "board.html",
             title=board.id,
             board=board,
             columns=columns.table_columns(board, self.sources.columns.get(board.id, ())),
-            training=[
-                figure
-                for k, document in enumerate(documents)
-                for figure in curves.training_figures(document, f"{board.id}-training-{k}")
-            ],
+            training=list(chain(*drawn)),
             heat=figures.heat_maps(board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],
         )

@@ -18,6 +18,8 @@ builds the dense Hessian of the layer, (K d)^2 entries.
 
 from __future__ import annotations
 
+import itertools
+
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Workspace, lazy_imports
 from robflat_bench.measures.shared import FixedImagesParams, passes_at_fixed_images
 
@@ -30,6 +32,7 @@ with lazy_imports():
     from robflat_bench.core.batching import in_batches
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import mean_of
+    from robflat_bench.measures.recording import recorded
     from robflat_bench.numerics.passes import uncounted
 
 
@@ -74,29 +77,19 @@ class RelativeFlatness(Measure):
 def _kappa_max(features: Tensor, curvature: Tensor, gram: Tensor) -> float:
     """\\kappa_max. Blocks are symmetric in (s, s'), so a block above the diagonal counts twice."""
     total = 0.0
-    for s in range(len(gram)):
-        for t in range(s, len(gram)):
-            block = (features * curvature[:, s, t, None]).T @ features / len(features)
-            total += (1 if s == t else 2) * float(gram[s, t] * torch.linalg.eigvalsh(block)[-1])
+    for s, t in itertools.combinations_with_replacement(range(len(gram)), 2):
+        block = (features * curvature[:, s, t, None]).T @ features / len(features)
+        total += (1 if s == t else 2) * float(gram[s, t] * torch.linalg.eigvalsh(block)[-1])
     return total
 
 
 def head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
     """The linear layer whose output is the logits; its features and the logits, [B, d + K]. NoValue without one."""
-    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        calls.append((module, inputs[0], output))
-
-    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        with attacked(model), torch.no_grad():
-            logits = model(part.x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with recorded(linear) as calls, attacked(model), torch.no_grad():
+        logits = model(part.x)
     if not calls or not torch.equal(calls[-1][2], logits):
         raise NoValue("relative-flatness needs a linear layer whose output is the logits; this model has none")
     head, features, _ = calls[-1]
+    assert isinstance(head, nn.Linear)
     return head, torch.cat([features, logits], 1)

@@ -48,7 +48,7 @@ with lazy_imports():
     from robflat_bench.core.randomness import per_example_uniform
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.per_example import best_start, mean_of, spread
+    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
     from robflat_bench.measures.units import section, units
     from robflat_bench.numerics.folding import folded
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
@@ -120,7 +120,7 @@ class WorstCase(Measure):
         losses, at_w = found["losses"], self._restarts(model, examples, workspace, 0.0, frozen)["losses"]
         best, matched = best_start(losses), at_w[best_start(at_w)]
         reference, offset = subtracted(self, matched, model, examples, workspace)
-        details = {"spread_over_restarts": spread(losses.mean(1)), **offset}
+        details = {"spread_over_restarts": standard_deviation(losses.mean(1)), **offset}
         if "strong" in found:
             details["shortfall"] = float((found["strong"][best] - losses[best]).mean())
         return mean_of(losses[best] - reference, details, {**found, "reference": reference})

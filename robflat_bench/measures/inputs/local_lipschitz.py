@@ -36,9 +36,7 @@ with lazy_imports():
 class LocalLipschitzParams(Params):
     """Parameters of `local-lipschitz`."""
 
-    target: Literal["logits", "probabilities", "divergence"] = Field(
-        default="logits", description="Output whose change is measured."
-    )
+    target: Literal["logits", "probabilities", "divergence"] = Field(default="logits", description="Output that moves.")
     steps: Steps = 10
     step: Step = None
     restarts: Restarts = 1

@@ -35,9 +35,7 @@ with lazy_imports():
 class MarginParams(FixedImagesParams):
     """Parameters of `margin`."""
 
-    kind: Literal["probability", "logit"] = Field(
-        default="probability", description="Quantity whose margin is reported."
-    )
+    kind: Literal["probability", "logit"] = Field(default="probability", description="Scores whose margin is measured.")
 
 
 INFO = MeasureInfo(

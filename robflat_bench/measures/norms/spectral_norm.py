@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 with lazy_imports():
     import numpy as np
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from robflat_bench.core.randomness import generator
+    from robflat_bench.measures.recording import recorded
     from robflat_bench.measures.units import unit
     from robflat_bench.numerics.folding import BATCH_NORMS, fold
 
@@ -78,12 +79,12 @@ class SpectralNorm(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         network = fold(model, examples.x)
-        layers = {
-            name: module
-            for name, module in network.named_modules()
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
-        }
-        shapes = _input_shapes(network, layers, examples.x[:1])
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        layers = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+        with recorded(layers.values()) as calls, torch.no_grad():
+            network(examples.x[:1])
+        seen = {layer: x.shape for layer, x, _ in calls}
+        shapes = {name: seen[layer] for name, layer in layers.items() if layer in seen}
         network.double()
 
         def norm_of(name: str) -> np.ndarray:
@@ -129,17 +130,3 @@ class SpectralNorm(Measure):
             if residual < self.params.tolerance:
                 break
         return math.sqrt(squared), residual
-
-
-def _input_shapes(network: nn.Module, layers: dict[str, Layer], x: Tensor) -> dict[str, torch.Size]:
-    """Shape of each layer's input, by the layer's name; layers that the network does not use are left out."""
-    shapes: dict[str, torch.Size] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: shapes.update({name: inputs[0].shape}))
-        for name, module in layers.items()
-    ]
-    with torch.no_grad():
-        network(x)
-    for handle in handles:
-        handle.remove()
-    return {name: shapes[name] for name in layers if name in shapes}

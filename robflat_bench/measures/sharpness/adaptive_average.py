@@ -35,9 +35,7 @@ class AdaptiveAverageParams(OracleParams):
 
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
-    rho: Number = Field(
-        default=0.1, ge=0, description="Size of the moves, in units of |w_i| with `adaptive`, else of 1."
-    )
+    rho: Number = Field(default=0.1, ge=0, description="Size of the moves, relative to |w_i| with `adaptive`.")
     draws: Draws = 20
 
 

@@ -37,22 +37,18 @@ from robflat_bench.measures.shared import (
 
 with lazy_imports():
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd, gap, highest
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, gap, highest
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import best_start, mean_of, spread
+    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
     from robflat_bench.measures.units import Results, unit, units
 
 
 class AdaptiveWorstParams(FixedImagesParams):
     """Parameters of `adaptive-worst`."""
 
-    rho: Number = Field(
-        default=0.5,
-        ge=0,
-        description="Radius in units of c; a box (ball=linf) needs about a hundredth of an ellipsoid's.",
-    )
+    rho: Number = Field(default=0.5, ge=0, description="Radius in units of c; for a box, about a hundredth of that.")
     ball: Literal["l2", "linf"] = Field(default="l2", description="Ellipsoid (l2) or box (linf).")
     adaptive: Adaptive = True
     eta: Number = Field(default=0.0, ge=0, description="Added to |w_i|, so that weights of 0 move too.")
@@ -85,21 +81,18 @@ class AdaptiveWorst(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, ball = self.params, BALLS[self.params.ball]
-        surface = LossSurface(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
         w = surface.weights
         h = params.rho * (w.abs() + params.eta if params.adaptive else torch.ones_like(w))
-
-        def origin() -> dict[str, Tensor]:
-            return {"losses": surface.origin().losses}
 
         def climb(number: int) -> Results:
             start = surface.start(number, ball, workspace.seed, INFO.name)
             end = highest(auto_pgd(surface, h, ball, params.iterations, start))
             return {"losses": end.losses, "residual": gap(h, ball, end)}
 
-        reference = unit(workspace.journal, "reference", origin)["losses"]
+        reference = unit(workspace.journal, "reference", lambda: {"losses": surface.origin().losses})["losses"]
         found = units(workspace.journal, "start", params.starts, climb)
         losses = found["losses"]
         best = best_start(losses)
-        details = {"residual": float(found["residual"][best]), "spread_over_starts": spread(losses.mean(1))}
+        details = {"residual": float(found["residual"][best]), "spread_over_starts": standard_deviation(losses.mean(1))}
         return mean_of(losses[best] - reference, details, {"losses": losses, "reference": reference})

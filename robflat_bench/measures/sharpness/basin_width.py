@@ -43,9 +43,7 @@ class BasinWidthParams(OracleParams):
 
     target: Number = Field(default=0.1, gt=0, description="Rise of the loss that is tolerated, in nats.")
     directions: int = Field(default=10, ge=2, description="Random directions; each is followed both ways.")
-    normalisation: Literal["filter", "layer"] = Field(
-        default="filter", description="Part of a direction that is scaled to the norm of its weights."
-    )
+    normalisation: Literal["filter", "layer"] = Field(default="filter", description="Part scaled to its weights' norm.")
     largest: Number = Field(default=2.0, gt=0, description="Radius tried first, relative to the norms of the weights.")
     tolerance: Tolerance = 0.01
 

@@ -30,7 +30,7 @@ with lazy_imports():
     from scipy import optimize
     from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossSurface, gap
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, gap
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.units import Results, unit
@@ -64,7 +64,7 @@ class Keskar(Measure):
     params: KeskarParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        surface = LossSurface(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
         found = unit(workspace.journal, "maximum", lambda: self._maximise(surface))
         losses, reference = found["losses"], found["reference"]
         scale = 1 + reference.mean()
@@ -79,7 +79,7 @@ class Keskar(Measure):
             arrays={"losses": losses, "reference": reference, "per_example": per_example},
         )
 
-    def _maximise(self, surface: LossSurface) -> Results:
+    def _maximise(self, surface: LossOverWeights) -> Results:
         h = self.params.epsilon * (surface.weights.abs() + 1)
         origin = highest = surface.origin()
 

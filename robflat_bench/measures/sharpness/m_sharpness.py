@@ -27,7 +27,7 @@ with lazy_imports():
     import torch
     from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossSurface, gap, highest, normalised_ascent
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, gap, highest, normalised_ascent
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.units import Results, units
@@ -64,7 +64,7 @@ class MSharpness(Measure):
         m, ball = min(self.params.m, len(examples)), BALLS["l2"]
 
         def batch(number: int) -> Results:
-            surface = LossSurface(model, oracle, images[number * m : (number + 1) * m])
+            surface = LossOverWeights(model, oracle, images[number * m : (number + 1) * m])
             h = torch.full_like(surface.weights, self.params.rho)
             climb = normalised_ascent(surface, h, ball, self.params.iterations)
             here = next(climb)

@@ -34,9 +34,9 @@ from robflat_bench.measures.shared import E, FixedImagesParams, Iterations, Magn
 with lazy_imports():
     import numpy as np
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossSurface, auto_pgd
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.units import unit
 
@@ -50,9 +50,7 @@ class PacBayesSharpnessParams(FixedImagesParams):
     iterations: Iterations = 20
     starts: Starts = 1
     largest: Number = Field(default=2.0, gt=0, description="alpha tried last; the first is a millionth of it.")
-    bisections: PositiveInt = Field(
-        default=8, description="Bisections of the last factor of 4, on a logarithmic scale."
-    )
+    bisections: PositiveInt = Field(default=8, description="Bisections of the last factor of 4, on the log scale.")
 
 
 INFO = MeasureInfo(
@@ -78,12 +76,9 @@ class PacBayesSharpness(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, journal = self.params, workspace.journal
-        surface = LossSurface(model, *given_images(self, model, examples, workspace))
-
-        def origin() -> dict[str, Tensor]:
-            return {"wrong": surface.wrong(torch.zeros_like(surface.weights))}
-
-        errors = int(unit(journal, "reference", origin)["wrong"].sum())
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
+        still = torch.zeros_like(surface.weights)
+        errors = int(unit(journal, "reference", lambda: {"wrong": surface.wrong(still)})["wrong"].sum())
         trials: list[tuple[float, float]] = []
 
         def within(alpha: float) -> bool:
@@ -105,7 +100,7 @@ class PacBayesSharpness(Measure):
         details = {"alpha": low, "residual": high - low, "saturated": saturated, "error": errors / len(examples)}
         return Measurement(low**-2, None, len(examples), details, {"alphas": alphas, "rises": rises})
 
-    def _rise(self, surface: LossSurface, alpha: float, errors: int, seed: int) -> float:
+    def _rise(self, surface: LossOverWeights, alpha: float, errors: int, seed: int) -> float:
         """The highest rise of the error rate on the way of the ascents in the box of alpha, or the first too high."""
         params, weights, ball = self.params, surface.weights, BALLS["linf"]
         h = alpha * weights.abs() + params.e if params.magnitude else torch.full_like(weights, alpha)

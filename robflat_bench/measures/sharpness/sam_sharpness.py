@@ -20,7 +20,7 @@ from robflat_bench.measures.shared import FixedImagesParams, Rho, passes_at_fixe
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.measures.ascent import BALLS, LossSurface
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import mean_of
     from robflat_bench.measures.units import unit
@@ -54,7 +54,7 @@ class SamSharpness(Measure):
         oracle, images = given_images(self, model, examples, workspace)
 
         def step() -> dict[str, Tensor]:
-            surface = LossSurface(model, oracle, images)
+            surface = LossOverWeights(model, oracle, images)
             here = surface.origin()
             there = surface.at(self.params.rho * BALLS["l2"].direction(here.gradient))
             return {"losses": there.losses, "reference": here.losses, "slope": here.gradient.norm()}
