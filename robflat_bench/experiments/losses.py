@@ -18,7 +18,7 @@ with lazy_imports():
 
     from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
     from robflat_bench.evaluation.plan import Plan
-    from robflat_bench.experiments.trained_model import TrainedModel, component_title
+    from robflat_bench.experiments.trained_model import TrainedModel, short_title
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.registry.components import resolve
     from robflat_bench.results.record import MeasureResult
@@ -91,7 +91,7 @@ def losses_and_measures(model: TrainedModel, wanted: list[Measured], journal: St
         measures |= {name: _estimate(found) for name, found in result.measures.items()}
 
     def title(kind: Kind, text: str) -> str:
-        return component_title(resolve(model.registry, kind, text))
+        return short_title(resolve(model.registry, kind, text))
 
     return {
         "n": losses["test"].n,

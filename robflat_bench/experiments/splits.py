@@ -22,7 +22,7 @@ with lazy_imports():
 
     from robflat_bench.experiments import figures as fig
     from robflat_bench.experiments.losses import axis_unit, losses_and_measures
-    from robflat_bench.experiments.trained_model import TrainedModel, component_title
+    from robflat_bench.experiments.trained_model import TrainedModel, short_title
     from robflat_bench.registry.components import resolve
     from robflat_bench.results.quantities import SPLITS
     from robflat_bench.results.store import StoredJournal
@@ -101,7 +101,7 @@ class TrainTestSplits(Experiment):
         examples = {split: model.examples(split, params.examples) for split in SPLITS}
         return cls(
             n=losses["n"],
-            title=component_title(measure, coupling="by coupling"),
+            title=short_title(measure, coupling="by coupling"),
             attack=losses["attack"],
             found={split: {c: value(split, c) for c in params.couplings or takes} for split in SPLITS},
             robust_loss=loss,

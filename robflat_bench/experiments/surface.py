@@ -35,7 +35,7 @@ class SurfaceParams(LandscapeParams):
     second: Literal["random", "adversarial"] = Field(default="random", description="Direction of the second axis.")
 
 
-class LossPlane(Experiment):
+class LossSurface(Experiment):
     """loss[i][j] is the mean loss (nats) at w + s[j] D + s[i] E."""
 
     name = "surface"
@@ -66,7 +66,7 @@ class LossPlane(Experiment):
         return cls(n=len(moved.examples), s=s, loss=tuple(tuple(losses.tolist()) for losses in lines))
 
     @staticmethod
-    def draw(document: Document[LossPlane]) -> Figure:
+    def draw(document: Document[LossSurface]) -> Figure:
         """Filled contours at round levels, shared by all panels."""
         params: SurfaceParams = document.params
         surfaces = [np.array(values.loss) for values in document.values]
@@ -101,4 +101,4 @@ class LossPlane(Experiment):
         return fig.finish(made, document, "Loss surface in weight space", f"{images_sentence(params)} {lengths}")
 
 
-INFO = LossPlane
+INFO = LossSurface

@@ -16,7 +16,7 @@ with lazy_imports():
     from robflat_bench.experiments import figures as fig
 
 
-class ThroughTraining(RobustLosses):
+class TrainingCurves(RobustLosses):
     """The values of one kept checkpoint."""
 
     name = "training"
@@ -71,4 +71,4 @@ def _epochs(reading: ModelReading[RobustLosses]) -> int:
     return (reading.model.epoch or 0) + 1
 
 
-INFO = ThroughTraining
+INFO = TrainingCurves
