@@ -33,7 +33,7 @@ checkpoint_option = click.option("--checkpoint", type=click.Choice(["last", "bes
 @output.store_option
 @output.plugin_option
 @output.json_option
-def compare_methods(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path) -> None:
+def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path) -> None:
     """Compare two methods A and B (as `results ls` names their runs) over all their seeds in the store.
 
     For each quantity: the difference of the methods with its 95 % confidence interval, and the smallest difference

@@ -23,7 +23,7 @@ def results_group() -> None:
     """Look at your runs, finished and unfinished."""
 
 
-results_group.add_command(compare.compare_methods)
+results_group.add_command(compare.compare_runs)
 results_group.add_command(compare.correlate)
 results_group.add_command(compare.report_methods)
 

@@ -22,7 +22,7 @@ with lazy_imports():
     from matplotlib.ticker import NullLocator
 
     from robflat_bench.experiments import figures as fig
-    from robflat_bench.experiments.losses import unit
+    from robflat_bench.experiments.losses import axis_unit
     from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.registry.components import Component, resolve, write
     from robflat_bench.results.store import StoredJournal
@@ -130,7 +130,7 @@ class Ablation(Experiment):
             grid.setdefault(lines[0].measure, []).append(list(lines))
         made, panels = fig.panels(max(map(len, grid.values())), len(grid), width=2.7, height=2.7)
         for (measure, along), row in zip(grid.items(), panels, strict=True):
-            row[0].set_ylabel(fig.plain(f"{measure}\n{unit(measure)}"))
+            row[0].set_ylabel(fig.plain(f"{measure}\n{axis_unit(measure)}"))
             for axes, panel in zip(row, along, strict=False):
                 _draw_lines(axes, panel)
             for axes in row[len(along) :]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from robflat_bench.core import lazy_imports
 from robflat_bench.experiments.document import Document, ValueWithError, names
-from robflat_bench.experiments.losses import RobustLosses, by_run, counts, measures_of, unit
+from robflat_bench.experiments.losses import RobustLosses, axis_unit, by_run, counts, measures_of
 
 with lazy_imports():
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ class BestLast(RobustLosses):
         made, (panels,) = fig.panels(len(measures), width=4.4, height=3.6, sharey=True)
         for axes, (measure, title) in zip(panels, measures.items(), strict=True):
             axes.set_title(fig.plain(title))
-            axes.set_xlabel(fig.plain(f"{unit(measure)}; flatter to the left"))
+            axes.set_xlabel(fig.plain(f"{axis_unit(measure)}; flatter to the left"))
             ends = [
                 [(run[checkpoint].values.measures[measure], run[checkpoint].values.robust_loss["test"]) for run in runs]
                 for checkpoint in CHECKPOINTS

@@ -18,7 +18,7 @@ with lazy_imports():
 
     from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
     from robflat_bench.evaluation.plan import Plan
-    from robflat_bench.experiments.trained_model import TrainedModel, titled
+    from robflat_bench.experiments.trained_model import TrainedModel, component_title
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.registry.components import resolve
     from robflat_bench.results.record import MeasureResult
@@ -91,7 +91,7 @@ def losses_and_measures(model: TrainedModel, wanted: list[Measured], journal: St
         measures |= {name: _estimate(found) for name, found in result.measures.items()}
 
     def title(kind: Kind, text: str) -> str:
-        return titled(resolve(model.registry, kind, text))
+        return component_title(resolve(model.registry, kind, text))
 
     return {
         "n": losses["test"].n,
@@ -147,7 +147,7 @@ def measures_of(document: Document[RobustLosses]) -> dict[str, str]:
     return titles
 
 
-def unit(measure: str) -> str:
+def axis_unit(measure: str) -> str:
     """The label of a measure's axis: flatness is a rise of the robust loss in nats; other measures have own units."""
     return "rise of the robust loss (nats)" if measure.startswith(("average-case", "worst-case")) else "value"
 

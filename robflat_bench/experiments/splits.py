@@ -21,8 +21,8 @@ with lazy_imports():
     from matplotlib.patches import Patch
 
     from robflat_bench.experiments import figures as fig
-    from robflat_bench.experiments.losses import losses_and_measures, unit
-    from robflat_bench.experiments.trained_model import TrainedModel, titled
+    from robflat_bench.experiments.losses import axis_unit, losses_and_measures
+    from robflat_bench.experiments.trained_model import TrainedModel, component_title
     from robflat_bench.registry.components import resolve
     from robflat_bench.results.quantities import SPLITS
     from robflat_bench.results.store import StoredJournal
@@ -101,7 +101,7 @@ class TrainTestSplits(Experiment):
         examples = {split: model.examples(split, params.examples) for split in SPLITS}
         return cls(
             n=losses["n"],
-            title=titled(measure, coupling="by coupling"),
+            title=component_title(measure, coupling="by coupling"),
             attack=losses["attack"],
             found={split: {c: value(split, c) for c in params.couplings or takes} for split in SPLITS},
             robust_loss=loss,
@@ -115,7 +115,7 @@ class TrainTestSplits(Experiment):
         made, ((left, right),) = fig.panels(2, width=4.4, height=3.4)
         _draw_measure(left, models)
         left.set_title(fig.plain(first.title))
-        left.set_ylabel(fig.plain(unit(first.title).replace("robust loss", "loss")))
+        left.set_ylabel(fig.plain(axis_unit(first.title).replace("robust loss", "loss")))
         left.set_xlabel("coupling of the adversary with the weights")
         _draw_losses(right, models, document.names)
         legend = [

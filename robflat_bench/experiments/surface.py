@@ -35,7 +35,7 @@ class SurfaceParams(LandscapeParams):
     second: Literal["random", "adversarial"] = Field(default="random", description="Direction of the second axis.")
 
 
-class LossSurface(Experiment):
+class LossPlane(Experiment):
     """loss[i][j] is the mean loss (nats) at w + s[j] D + s[i] E."""
 
     name = "surface"
@@ -66,7 +66,7 @@ class LossSurface(Experiment):
         return cls(n=len(moved.examples), s=s, loss=tuple(tuple(losses.tolist()) for losses in lines))
 
     @staticmethod
-    def draw(document: Document[LossSurface]) -> Figure:
+    def draw(document: Document[LossPlane]) -> Figure:
         """Filled contours at round levels, shared by all panels."""
         params: SurfaceParams = document.params
         surfaces = [np.array(values.loss) for values in document.values]
@@ -101,4 +101,4 @@ class LossSurface(Experiment):
         return fig.finish(made, document, "Loss surface in weight space", f"{images_sentence(params)} {lengths}")
 
 
-INFO = LossSurface
+INFO = LossPlane

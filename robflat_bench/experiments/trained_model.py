@@ -178,6 +178,6 @@ def open_model(session: Session, found: FoundModel) -> TrainedModel:
     return TrainedModel(session, found, weights, home, home.record() if home else None)
 
 
-def titled(component: Component, **instead: str) -> str:
+def component_title(component: Component, **instead: str) -> str:
     """The component's title, or where it has none, its text; `instead` replaces parameter values by words."""
     return component.info.title.format(**{**component.params.model_dump(), **instead}) or component.brief

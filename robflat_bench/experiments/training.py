@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from robflat_bench.core import lazy_imports
 from robflat_bench.experiments.document import Document, ModelReading, names
-from robflat_bench.experiments.losses import RobustLosses, by_run, counts, measures_of, unit
+from robflat_bench.experiments.losses import RobustLosses, axis_unit, by_run, counts, measures_of
 
 with lazy_imports():
     from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ with lazy_imports():
     from robflat_bench.experiments import figures as fig
 
 
-class TrainingCurves(RobustLosses):
+class ThroughTraining(RobustLosses):
     """The values of one kept checkpoint."""
 
     name = "training"
@@ -47,7 +47,7 @@ class TrainingCurves(RobustLosses):
         shown = [[loss.drawn for values in document.values for loss in values.robust_loss.values()]]
         shown += [[values.measures[measure].drawn for values in document.values] for measure in measures]
         titles = {"robust loss": "cross-entropy under attack (nats)"}
-        titles |= {title: unit(measure) for measure, title in measures.items()}
+        titles |= {title: axis_unit(measure) for measure, title in measures.items()}
         for axes, (title, label), values in zip(panels, titles.items(), shown, strict=True):
             axes.set_title(fig.plain(title))
             axes.set_ylabel(fig.plain(label))
@@ -71,4 +71,4 @@ def _epochs(reading: ModelReading[RobustLosses]) -> int:
     return (reading.model.epoch or 0) + 1
 
 
-INFO = TrainingCurves
+INFO = ThroughTraining

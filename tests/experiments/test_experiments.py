@@ -21,9 +21,9 @@ from robflat_bench.experiments import choose, experiments, figures, work
 from robflat_bench.experiments.best_last import BestLast
 from robflat_bench.experiments.document import ModelRef, names
 from robflat_bench.experiments.landscape import LossLandscape, MovedModel, offsets
-from robflat_bench.experiments.surface import LossSurface
+from robflat_bench.experiments.surface import LossPlane
 from robflat_bench.experiments.trained_model import TrainedModel, find_models, open_model
-from robflat_bench.experiments.training import TrainingCurves
+from robflat_bench.experiments.training import ThroughTraining
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import read_weights, write_weights
@@ -235,12 +235,12 @@ def test_reading_losses_leaves_the_model_unchanged(subject, tmp_path):
 
 def test_surface_is_the_loss_over_two_random_directions(subject, tmp_path):
     params = choose("surface(points=3, steps=2)").params
-    row = LossSurface.read(subject, params, journal(tmp_path))
+    row = LossPlane.read(subject, params, journal(tmp_path))
     assert row.loss[1][1] == robust_loss(subject, params, subject.load())
     for i, j in ((0, 0), (0, 2), (1, 2)):
         moved = by_hand(subject, (row.s[j], 0), (row.s[i], 1))
         assert row.loss[i][j] == pytest.approx(robust_loss(subject, params, moved), abs=1e-5)
-    uphill = LossSurface.read(
+    uphill = LossPlane.read(
         subject, choose("surface(points=3, steps=2, second=adversarial)").params, journal(tmp_path / "a")
     )
     assert uphill.loss[1] == row.loss[1]
@@ -278,7 +278,7 @@ def test_values_missing_in_the_record_are_those_of_evaluate(lab, command, tmp_pa
     assert [(s.ref.checkpoint, s.ref.epoch) for s in (early, late)] == [("epoch-0000", 0), ("epoch-0001", 1)]
     params = choose("training").params
     for subject in (best, early):
-        row = TrainingCurves.read(subject, params, journal(tmp_path / subject.weights[:8]))
+        row = ThroughTraining.read(subject, params, journal(tmp_path / subject.weights[:8]))
         assert [*row.measures] == [measure.measure for measure in subject.fixed.measures]
         arguments = [part for name in row.measures for part in ("--measure", name)]
         arguments += ["--attack", subject.fixed.attacks[0].attack]
@@ -289,7 +289,7 @@ def test_values_missing_in_the_record_are_those_of_evaluate(lab, command, tmp_pa
         assert {k: v.value for k, v in row.measures.items()} == {k: v["value"] for k, v in expected["measures"].items()}
     recorded = json.loads((lab.runs["at"] / "record.json").read_text())["results"]["last"]
     assert (
-        TrainingCurves.read(late, params, journal(tmp_path)).robust_loss["test"].value
+        ThroughTraining.read(late, params, journal(tmp_path)).robust_loss["test"].value
         == recorded["robust_loss"]["test"]
     )
 
@@ -552,7 +552,7 @@ def test_a_measure_without_a_value_leaves_a_gap():
     document = pair((None, 1.0), (2.0, 2.0))
     assert not arrows(document)
     assert {*figures.figure_files(document)} == {"png", "svg"}
-    assert TrainingCurves.draw(document).axes
+    assert ThroughTraining.draw(document).axes
 
 
 def test_damaged_values_of_a_model_are_refused(lab, tmp_path):
