@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robflat_bench.core import AttackInfo, Examples, Workspace
 from robflat_bench.registry.components import Component
-from robflat_bench.testing.evaluated import STRONG, WORKSPACE, watched
+from robflat_bench.testing.evaluated import STRONG, WORKSPACE, adversarial_images, watched
 from robflat_bench.testing.expectations import TOLERANCE, Skipped, expect, expect_within, same, watch, within_image_box
 from robflat_bench.testing.fixtures import COUNT
 from robflat_bench.testing.trial_training import trained_world
