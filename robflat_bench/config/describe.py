@@ -27,7 +27,13 @@ def describe_protocol(registry: Registry, name: str) -> dict[str, Any]:
         "attacks": "; ".join(f"{row.attack} on {row.test} test, {row.train} train" for row in fixed.attacks),
         "measures": "; ".join(f"{row.measure} on {row.test} test" for row in fixed.measures),
         "parameters": [
-            {"name": f"recipe.{key}", "type": type(value).__name__, "default": value, "range": ""}
+            {
+                "name": f"recipe.{key}",
+                "type": type(value).__name__,
+                "default": value,
+                "range": "",
+                "description": type(protocol.recipe).model_fields[key].description or "",
+            }
             for key, value in protocol.recipe.model_dump(mode="json").items()
         ],
     }

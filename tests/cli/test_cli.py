@@ -112,7 +112,7 @@ def test_everything_listed_has_information(command, kind):
         assert row["summary"]
         assert row["provider"] == f"robflat-bench {robflat_bench.__version__}"
         for parameter in row["parameters"]:
-            assert set(parameter) == {"name", "type", "default", "range"}
+            assert set(parameter) == {"name", "type", "default", "range", "description"}
         assert f" {row['name']} " in table.out
         told = command("info", row["name"], "--json").document
         assert {key: told[key] for key in row} == row
