@@ -70,9 +70,10 @@ def test_the_table_of_measures_agrees_with_its_records(registry):
     assert table(registry) in MEASURES.read_text("utf-8")
 
 
-def test_every_measure_is_in_the_table(registry):
+def test_the_table_names_measures_that_exist(registry):
     named = set(re.findall(r"^\| `([a-z-]+)` \|", MEASURES.read_text("utf-8"), re.MULTILINE))
-    assert named == set(registry.names("measure"))
+    assert named
+    assert named <= set(registry.names("measure"))
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)

@@ -31,7 +31,7 @@ def brief(text: str) -> Component:
 
 def test_a_pattern_names_every_measure_under_every_coupling():
     infos = [REGISTRY.get("measure", name).info for name in REGISTRY.names("measure")]
-    assert len(infos) == 26
+    assert len(infos) >= 26
     named = [resolve(REGISTRY, "measure", text) for text in ALL]
     assert {(part.name, getattr(part.params, "coupling", None)) for part in named} == {
         (info.name, coupling)
