@@ -27,7 +27,7 @@ from robflat_bench.attacks.autoattack import VERSIONS, AutoAttack, AutoAttackPar
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.core import Examples, ImageShape, Threat, Workspace
 from robflat_bench.core.randomness import generator, uniform_like
-from robflat_bench.data.digits import load as load_digits
+from robflat_bench.data.digits import load_digits
 from robflat_bench.evaluation.model import layout
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import discover

@@ -31,7 +31,7 @@ _ROW = re.compile(r"^INFO\b", re.MULTILINE)
 
 
 class _Lazy:
-    """The value of a lazily imported name until the first use of any such name of its module.
+    """Placeholder for a lazily imported name, until the importing module first uses one of them.
 
     The first use performs all lazy imports of the module, and every name gets its real value.
     """
@@ -84,8 +84,8 @@ def lazy_imports() -> Iterator[None]:
     Notes
     -----
     Four uses work, but import torch when the file is read: base classes, decorators, default values and other values
-    computed at import. Two uses need the real object, so a name of the block must have been used before: `except NAME`
-    and the comparison `x is NAME`.
+    computed at import. Two uses need the real object, so use another imported name first: `except NAME` and the
+    comparison `x is NAME`.
     """
     if _HEAVY in sys.modules:
         yield
@@ -115,7 +115,8 @@ def lazy_imports() -> Iterator[None]:
 def rows(package: str) -> list[Any]:
     """The rows of a package's components: every `INFO` (a row or a tuple of rows) of its modules, at any depth.
 
-    The order is that of the modules' names. Only modules that define `INFO` at their top level are imported.
+    The order is that of the modules' names. Packages, and modules that define `INFO` at their top level, are imported;
+    others are not.
     """
     found: list[Info] = []
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):

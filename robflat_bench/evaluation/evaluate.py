@@ -1,6 +1,6 @@
 """One checkpoint under a plan: clean images, attacks, measures, flags.
 
-Every example's outcome is kept, and every finished unit of work is read back by a later process.
+Every example's outcome is kept. Finished work is stored, so that an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from robflat_bench.results.record import Flags, MeasureResult, Result, measure_p
 from robflat_bench.results.store import StoredJournal
 
 ROUNDING = 1e-6
-"""An adversarial image may be this much farther than epsilon, because floats round."""
+"""An adversarial image may exceed epsilon by this much [pixels in [0,1]], because floats round."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EvaluatedModel:
     checkpoint : str
         The checkpoint's name in the record: best, last, initial, epoch-N, or the name of a model without a run.
     epoch : int or None
-        The epoch, counted from 0, that the weights are of; None if unknown.
+        The epoch, counted from 0, after which the weights were saved; None if unknown.
     initial : mapping of str to Tensor, or None
         The weights before the first step of training; None if unknown. Measures of distance read them.
     """
@@ -70,10 +70,10 @@ def evaluate(
     Returns
     -------
     Result
-        Errors, losses, measures and flags. A measure without a value says why.
+        Errors, losses, measures and flags. A measure that could not be computed carries the reason.
     dict of str to ndarray
         Outcomes per example: `<checkpoint>/<split>/<attack or "clean">/error` (bool, [n]) and `.../loss` (float64, [n],
-        nats; of clean images and of the first attack), and the arrays of measures below `measure_path`.
+        nats; of clean images and of the first attack), and the arrays of measures, named `measure_path(...)/<array>`.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class _Evaluation:
         """Run one attack or one measure on one split."""
         session = self.session
         examples = session.examples(stage.split, stage.examples)
-        # Best and last can be equal weights on other numbers of examples, so the section's name has the number.
+        # Best and last may have equal weights but use other numbers of examples, so the section's name has the number.
         units = self.journal.section(f"{stage.kind} {stage.text}, {len(examples)} {stage.split} examples")
         workspace = Workspace(MEMORY_BATCH, session.fixed.seed, units, self.subject.initial)
         component = resolve(session.registry, stage.kind, stage.text).build(session.threat)
@@ -165,7 +165,7 @@ class _Evaluation:
         flags = Flags(
             zero_gradients=zero_gradients,
             random_forward=random_forward,
-            pgd_beats_autoattack=_weaker_broke_more(self.outcomes, self.checkpoint, attacks),
+            pgd_beats_autoattack=_autoattack_missed(self.outcomes, self.checkpoint, attacks),
             square_beats_white_box=self.notes.get("only_square"),
         )
         return Result(
@@ -239,10 +239,10 @@ def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
     return zero, not torch.allclose(logits.detach(), again, rtol=1e-4, atol=1e-4)
 
 
-def _weaker_broke_more(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
+def _autoattack_missed(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
     """Number of test examples that another attack broke and AutoAttack (or its APGD tier) did not.
 
-    None unless AutoAttack and another attack were run. Examples that not all attacks met are left out.
+    None unless AutoAttack and another attack were run. Examples that some attack did not see are left out.
     """
     errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for component in attacks:

@@ -1,7 +1,7 @@
 """Ranks: each ranked row's place in every ranking, with the interval of its rank and its significance letters.
 
-Rows with at least three seeds are ranked, at the last checkpoint: every attack of every protocol meets it, and no
-selection on held-out examples has touched it.
+Rows with at least three seeds are ranked, at the last checkpoint: every protocol runs all its attacks on it, and no
+held-out example selects it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from robflat_bench.leaderboard.model import BoardRow
 from robflat_bench.leaderboard.rows import SeedGroup
 
 RANKED_AT: Checkpoint = "last"
+"""The checkpoint that is ranked."""
 
 
 def ranked(groups: Sequence[SeedGroup], rows: Sequence[BoardRow], rankings: Sequence[str]) -> tuple[BoardRow, ...]:
@@ -22,8 +23,8 @@ def ranked(groups: Sequence[SeedGroup], rows: Sequence[BoardRow], rankings: Sequ
 
     Parameters
     ----------
-    groups, rows : the same rows in the same order, as outcomes and as the board shows them.
-    rankings : columns; lower ranks first.
+    groups, rows : outcomes by seed, and display, of the same rows in the same order.
+    rankings : columns to rank by; the lowest value gets rank 1.
     """
     found: dict[int, dict[str, Place]] = defaultdict(dict)
     for ranking in rankings:

@@ -9,8 +9,7 @@ A plugin is a module that an entry point of its distribution names:
 The module decorates its hooks with `robflat_bench.api.hookimpl`. An implementation may take fewer arguments than its
 specification, so later versions can add arguments. Before a hook or an argument is removed, pluggy's `warn_on_impl` or
 `warn_on_impl_args` marks it for at least one minor version, and `plugin check` reports every use. A hook that raises
-costs one line on stderr, and all else works. What a hook prints goes to stderr.
-"""
+costs one line on stderr, and all else works. What a hook prints goes to stderr."""
 
 from __future__ import annotations
 
@@ -180,6 +179,7 @@ def robflat_bench_commands() -> list[click.Command]:
 
         @click.command()
         def greet(): ...
+
 
         @hookimpl
         def robflat_bench_commands():

@@ -41,7 +41,7 @@ class Run:
     method : Composed
         The method and its modifiers.
     seed : int
-        Key of initial weights and of every random number in training; at least 0.
+        Seed of the initial weights and of all random numbers in training; at least 0.
     """
 
     session: Session
@@ -61,7 +61,7 @@ class Run:
 
 
 def execute(run: Run, fresh: bool = False) -> RunRecord:
-    """Make a run, or read its record if it is finished; an interrupted run goes on where it stopped.
+    """Carry out a run, or read its record if it is finished; an interrupted run goes on where it stopped.
 
     Parameters
     ----------
@@ -70,11 +70,18 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
     fresh : bool
         Delete everything that an earlier attempt left, and start anew.
 
+    Returns
+    -------
+    RunRecord
+        The record, as it is in the run's folder.
+
     Raises
     ------
-    RobflatError
-        If the run fails, or another process works on it. A failure leaves `failed.json` with the error and its
-        traceback; a failed run never counts as finished.
+    Busy
+        If another process works on the run.
+    Exception
+        Whatever made the run fail, unchanged. `failed.json` then holds the error and its traceback, and the run is not
+        finished.
     """
     session, folder, spec = run.session, run.folder, run.spec
     with folder.locked():
@@ -164,7 +171,8 @@ def _train(run: Run, *watchers: Observer) -> tuple[nn.Module, State]:
 def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
     """A helper's network, frozen and in eval mode, and what its training cost.
 
-    A helper is a run of the same store. It is trained here if it is not finished, but not evaluated.
+    A helper is a network that the method needs, such as a teacher: a run of the same store. It is trained here if it is
+    not finished, but not evaluated.
     """
     session = run.session
     helper = Run(session, compose(session.registry, method), run.seed)

@@ -34,7 +34,7 @@ from robflat_bench.core import (
 from robflat_bench.core.batching import MEMORY_BATCH, in_batches, padded_batches
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import EvaluatedModel, _weaker_broke_more, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, _autoattack_missed, evaluate
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
@@ -301,10 +301,10 @@ def test_examples_only_the_weaker_attack_broke_are_counted(registry):
         f"last/test/{weak.canonical}/error": np.array([True, True, False, True, False, True]),
         f"last/test/{weaker.canonical}/error": np.array([False, True, True, True, False, True]),
     }
-    assert _weaker_broke_more(outcomes, "last", [strong, weak, weaker]) == 2
-    assert _weaker_broke_more(outcomes, "last", [strong, weak]) == 1
-    assert _weaker_broke_more(outcomes, "last", [weak, weaker]) is None
-    assert _weaker_broke_more(outcomes, "last", [strong]) is None
+    assert _autoattack_missed(outcomes, "last", [strong, weak, weaker]) == 2
+    assert _autoattack_missed(outcomes, "last", [strong, weak]) == 1
+    assert _autoattack_missed(outcomes, "last", [weak, weaker]) is None
+    assert _autoattack_missed(outcomes, "last", [strong]) is None
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Batch, Examples, ImageShape, Moment, Params, Training
 from robflat_bench.core.randomness import generator
-from robflat_bench.data.digits import load
 from robflat_bench.methods.at import AT
 
 COUNT, CLASSES = 6, 10
@@ -51,7 +50,7 @@ def batch(soft: bool = False, weighted: bool = False, progress: float = 0.0) -> 
 
 def digits(start: int, stop: int) -> Examples:
     """Digits `start` to `stop` of the training pool, float32."""
-    pool = load().pools["train"]
+    pool = load_digits().pools["train"]
     x = torch.from_numpy(np.ascontiguousarray(pool.x[start:stop].transpose(0, 3, 1, 2))).float() / 255
     return Examples(x, torch.from_numpy(pool.y[start:stop].astype(np.int64)), torch.arange(start, stop))
 

@@ -1,13 +1,15 @@
 r"""Average-case flatness of the robust loss:
 
-    F_avg(w) = E_{\nu ~ U(\partial B_xi(w))} [ mean_i max_{||d|| <= eps} \ell(f(x_i + d; w + \nu), y_i) ] - L(w)
+    F_avg(w) = E_\nu [ mean_i max_{||d|| <= eps} \ell(f(x_i + d; w + \nu), y_i) ] - L(w)
 
-with one fresh attack per draw (coupling `reattack`) and L(w) the loss at w itself. Under `frozen` and `clean` the
-images stay while the weights move. Lower is flatter; nothing is clipped at 0. The paper's ball has one l2 radius per
-layer; for other balls see `weight_space`.
+    \nu uniform on the sphere ||\nu_l||_2 = xi ||w_l||_2 in every layer l
+
+with one fresh attack per draw (coupling `reattack`) and L(w) the loss at w itself. `frozen` keeps the images attacked
+at w while the weights move; `clean` uses clean images, and measures the flatness of the clean loss. Lower is flatter;
+nothing is clipped at 0. For other balls than the paper's see `weight_space`.
 Stutz et al., ICCV 2021.
 
-Invariant to scaling a convolution whose batch normalisation undoes it.
+Unchanged when a convolution followed by batch normalisation is rescaled.
 Standard error: over draws and examples. Cost: draws + 1 times the attack, or forward passes.
 """
 
@@ -57,7 +59,7 @@ INFO = MeasureInfo(
 
 
 class AverageCase(Measure):
-    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (their mean difference)."""
+    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (the mean over draws, minus `reference`)."""
 
     params: AverageCaseParams
 

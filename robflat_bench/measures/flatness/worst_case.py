@@ -1,6 +1,8 @@
 r"""Worst-case flatness of the robust loss:
 
-    F_worst(w) = max_{\nu \in B_xi(w)} [ mean_i max_{||d|| <= eps} \ell(f(x_i + d; w + \nu), y_i) ] - L(w)
+    F_worst(w) = max_{\nu \in B_xi} [ mean_i max_{||d|| <= eps} \ell(f(x_i + d; w + \nu), y_i) ] - L(w)
+
+    B_xi: ||\nu_l||_2 <= xi ||w_l||_2 in every layer l
 
 One \nu for all examples and one d per example climb together (coupling `joint`), from random points of both balls:
 
@@ -12,7 +14,7 @@ the detail `shortfall`. The released code's setting is batch=128, weight_step=0.
 The paper's ball has one l2 radius per layer; for other balls see `weight_space`.
 Stutz et al., ICCV 2021.
 
-Invariant to scaling a convolution whose batch normalisation undoes it.
+Unchanged when a convolution followed by batch normalisation is rescaled.
 Standard error: over examples, at the best \nu.
 Cost: restarts x steps forward and backward passes for \nu and d, again without \nu for the reference, and the strong
 attacks.
