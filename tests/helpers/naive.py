@@ -15,6 +15,7 @@ from robflat_bench.backbones.parts import initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Batch, Examples, ImageShape, Moment, Params, Training
 from robflat_bench.core.randomness import generator
+from robflat_bench.data.digits import load_digits
 from robflat_bench.methods.at import AT
 
 COUNT, CLASSES = 6, 10
