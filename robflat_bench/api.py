@@ -47,9 +47,9 @@ from robflat_bench.core import (
     Training,
     UsageError,
     Workspace,
+    catalogue_rows,
     hookimpl,
     lazy_imports,
-    rows,
 )
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ __all__ = [
     "activation_class",
     "ascend",
     "attacked",
+    "catalogue_rows",
     "construction",
     "cross_entropy",
     "divergence",
@@ -146,7 +147,6 @@ __all__ = [
     "parse",
     "per_example_uniform",
     "project",
-    "rows",
     "soft_cross_entropy",
     "uniform_like",
 ]

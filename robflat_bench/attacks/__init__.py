@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robflat_bench.core import AttackInfo, hookimpl, rows
+from robflat_bench.core import AttackInfo, catalogue_rows, hookimpl
 
 
 @hookimpl
 def robflat_bench_attacks() -> list[AttackInfo]:
     """The built-in attacks."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

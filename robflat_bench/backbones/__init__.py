@@ -6,7 +6,7 @@ by `parts.initialize`.
 
 from __future__ import annotations
 
-from robflat_bench.core import BackboneInfo, hookimpl, rows
+from robflat_bench.core import BackboneInfo, catalogue_rows, hookimpl
 
 ACTIVATION_NAMES = ("relu", "silu", "gelu", "mish")
 """Activations that a recipe may choose. `parts.ACTIVATIONS` holds their classes, which need torch."""
@@ -15,4 +15,4 @@ ACTIVATION_NAMES = ("relu", "silu", "gelu", "mish")
 @hookimpl
 def robflat_bench_backbones() -> list[BackboneInfo]:
     """The built-in backbones."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

@@ -112,7 +112,7 @@ def lazy_imports() -> Iterator[None]:
         builtins.__import__ = real
 
 
-def rows(package: str) -> list[Any]:
+def catalogue_rows(package: str) -> list[Any]:
     """The rows of a package's components: every `INFO` (a row or a tuple of rows) of its modules, at any depth.
 
     The order is that of the modules' names. Packages, and modules that define `INFO` at their top level, are imported;

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robflat_bench.core import DatasetInfo, hookimpl, rows
+from robflat_bench.core import DatasetInfo, catalogue_rows, hookimpl
 
 
 @hookimpl
 def robflat_bench_datasets() -> list[DatasetInfo]:
     """The built-in datasets."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

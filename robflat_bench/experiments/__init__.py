@@ -12,7 +12,7 @@ from typing import Any
 
 from robflat_bench import __version__
 from robflat_bench.core import Params, UsageError
-from robflat_bench.core.catalogue import rows
+from robflat_bench.core.catalogue import catalogue_rows
 from robflat_bench.experiments.document import Experiment
 from robflat_bench.registry.components import parse, write
 from robflat_bench.registry.describe import describe_parameters
@@ -22,7 +22,7 @@ from robflat_bench.registry.validation import did_you_mean, validate
 @cache
 def experiments() -> dict[str, type[Experiment]]:
     """Every experiment by name, in alphabetical order."""
-    return {row.name: row for row in sorted(rows(__name__), key=lambda row: row.name)}
+    return {row.name: row for row in sorted(catalogue_rows(__name__), key=lambda row: row.name)}
 
 
 @dataclass(frozen=True)

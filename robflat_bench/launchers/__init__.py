@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robflat_bench.core import LauncherInfo, hookimpl, rows
+from robflat_bench.core import LauncherInfo, catalogue_rows, hookimpl
 
 
 @hookimpl
 def robflat_bench_launchers() -> list[LauncherInfo]:
     """The built-in launchers."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

@@ -17,10 +17,10 @@ invariances).
 
 from __future__ import annotations
 
-from robflat_bench.core import MeasureInfo, hookimpl, rows
+from robflat_bench.core import MeasureInfo, catalogue_rows, hookimpl
 
 
 @hookimpl
 def robflat_bench_measures() -> list[MeasureInfo]:
     """The built-in measures."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

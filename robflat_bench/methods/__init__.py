@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robflat_bench.core import MethodInfo, hookimpl, rows
+from robflat_bench.core import MethodInfo, catalogue_rows, hookimpl
 
 
 @hookimpl
 def robflat_bench_methods() -> list[MethodInfo]:
     """The built-in methods."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robflat_bench.core import ModifierInfo, hookimpl, rows
+from robflat_bench.core import ModifierInfo, catalogue_rows, hookimpl
 
 
 @hookimpl
 def robflat_bench_modifiers() -> list[ModifierInfo]:
     """The built-in modifiers."""
-    return rows(__name__)
+    return catalogue_rows(__name__)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from robflat_bench.core import Info, rows
+from robflat_bench.core import Info, catalogue_rows
 from robflat_bench.registry.plugins import ROOMS
 
 COMPONENT = '''
@@ -47,8 +47,8 @@ def halves(number):
 
 PROGRAM = """
 import json, sys
-from robflat_bench.core import rows
-(info,) = rows("components")
+from robflat_bench.core import catalogue_rows
+(info,) = catalogue_rows("components")
 before = "torch" in sys.modules
 from components.family import weights
 value = weights.Weights(None, None).measure(weights.nn.Linear(3, 2), None, None).value
@@ -107,7 +107,7 @@ def test_what_needs_torch_when_the_file_is_read_loads_it_at_once(package, child_
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "config.protocols"])
 def test_every_row_of_a_room_names_a_class_or_function_of_its_own_file(room):
-    infos = rows(f"robflat_bench.{room}")
+    infos = catalogue_rows(f"robflat_bench.{room}")
     assert infos
     for info in infos:
         assert isinstance(info, Info)

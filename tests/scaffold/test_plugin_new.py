@@ -96,7 +96,7 @@ def test_the_method_is_the_default_here_and_the_component_may_be_named_as_the_pa
     assert done.code == 0
     assert done.out.splitlines()[0] == "wrote twist/pyproject.toml"
     assert done.out.splitlines()[-3] == "cd twist"
-    assert "return rows(__name__)" in Path("twist/twist/__init__.py").read_text("utf-8")
+    assert "return catalogue_rows(__name__)" in Path("twist/twist/__init__.py").read_text("utf-8")
     component = Path("twist/twist/twist.py").read_text("utf-8")
     assert 'name="twist",' in component
     assert "class Twist(Method)" in component
