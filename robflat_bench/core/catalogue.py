@@ -15,10 +15,12 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.util
+import operator
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,14 +28,15 @@ from typing import Any
 
 from robflat_bench.core.infos import Info
 
-_HEAVY = "torch"
+_HOOKING = threading.RLock()
 _ROW = re.compile(r"^INFO\b", re.MULTILINE)
 
 
 class _Lazy:
     """Placeholder for a lazily imported name, until the importing module first uses one of them.
 
-    The first use performs all lazy imports of the module, and every name gets its real value.
+    The first use performs all lazy imports of the module, and every name gets its real value. Whatever is done to the
+    placeholder is done to that value.
     """
 
     def __init__(self, namespace: dict[str, Any], module: str, name: str = "") -> None:
@@ -45,9 +48,7 @@ class _Lazy:
         return getattr(__import__(self._module, fromlist=[self._name]), self._name)
 
     def _resolved(self) -> Any:
-        for name, value in list(self._namespace.items()):
-            if type(value) is _Lazy:
-                self._namespace[name] = value._load()
+        settle(self._namespace)
         return self._load()
 
     def __getattr__(self, name: str) -> Any:
@@ -56,12 +57,6 @@ class _Lazy:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._resolved()(*arguments, **named)
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._resolved()[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._resolved())
-
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, self._resolved())
 
@@ -69,12 +64,33 @@ class _Lazy:
         return (self._resolved(),)
 
 
+def _forward(name: str, operation: Callable[..., Any]) -> None:
+    """Let an operator on a placeholder act on the value; Python looks operators up on the class alone."""
+    setattr(_Lazy, name, lambda self, *others: operation(self._resolved(), *others))
+
+
+for _function in (bool, float, format, hash, int, iter, len, str):
+    _forward(f"__{_function.__name__}__", _function)
+for _name in ("abs", "contains", "eq", "ge", "getitem", "gt", "index", "invert", "le", "lt", "ne", "neg"):
+    _forward(f"__{_name}__", getattr(operator, _name))
+for _name in ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv"):
+    _forward(f"__{_name}__", _operation := getattr(operator, f"__{_name}__"))
+    _forward(f"__r{_name}__", lambda value, other, operation=_operation: operation(other, value))
+
+
+def settle(namespace: dict[str, Any]) -> None:
+    """Do all lazy imports of a module, given its `vars`."""
+    for name, value in list(namespace.items()):
+        if type(value) is _Lazy:
+            namespace[name] = value._load()
+
+
 @contextmanager
 def lazy_imports() -> Iterator[None]:
     """Delay the imports in this block until one of the imported names is used.
 
-    Use it at the top level of a module, with `import a`, `import a as b` and `from a.b import c as d`. Where torch is
-    loaded already, the imports are done at once.
+    Use it at the top level of a module, with `import a`, `import a as b` and `from a.b import c as d`. An import that
+    fails raises where a name is first used, not in the block.
 
     Raises
     ------
@@ -83,15 +99,12 @@ def lazy_imports() -> Iterator[None]:
 
     Notes
     -----
-    Four uses work, but import torch when the file is read: base classes, decorators, default values and other values
-    computed at import. Two uses need the real object, so use another imported name first: `except NAME` and the
-    comparison `x is NAME`.
+    These uses work, but import torch when the file is read: base classes, decorators, default values, unions in
+    annotations that are evaluated, and other values computed at import. Two uses need the real object, so use another
+    imported name first: `except NAME` and the comparison `x is NAME`. `Component.build` does all lazy imports of the
+    component's module, so methods of a component may use any name in any way.
     """
-    if _HEAVY in sys.modules:
-        yield
-        return
     namespace = sys._getframe(2).f_globals  # of the module with the block, above contextlib's frame
-    real = builtins.__import__
 
     def delayed(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         if globals is not namespace:
@@ -105,11 +118,12 @@ def lazy_imports() -> Iterator[None]:
             )
         return _Lazy(namespace, module)
 
-    builtins.__import__ = delayed
-    try:
-        yield
-    finally:
-        builtins.__import__ = real
+    with _HOOKING:  # two threads would restore each other's hook
+        real, builtins.__import__ = builtins.__import__, delayed
+        try:
+            yield
+        finally:
+            builtins.__import__ = real
 
 
 def catalogue_rows(package: str) -> list[Any]:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 import string
+import sys
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,6 +41,7 @@ from robflat_bench.core import (
     RobflatError,
     UsageError,
     parse_fraction,
+    settle,
 )
 from robflat_bench.registry.registry import AnyInfo, Offer, Registry
 from robflat_bench.registry.validation import validate
@@ -99,7 +101,10 @@ class Component(Generic[AnyInfo]):
         PluginError
             The module of the class or function cannot be imported.
         """
-        return self.offer.load()(self.params, *arguments)
+        factory = self.offer.load()
+        for part in getattr(factory, "__mro__", (factory,)):
+            settle(vars(sys.modules[part.__module__]))
+        return factory(self.params, *arguments)
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def built_in() -> Plugins:
     plugins.manager.add_hookspecs(hookspecs)
     for name in BUILT_INS:
         module = importlib.import_module(name)
-        plugins.register(module, Provider("robflat-bench", __version__, name.removeprefix("robflat_bench."), module))
+        plugins.register(module, Provider("robflat-bench", __version__, name.rpartition(".")[2], module))
     return plugins
 
 

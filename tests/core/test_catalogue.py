@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from robflat_bench.core import Info, catalogue_rows
-from robflat_bench.registry.plugins import ROOMS
+from robflat_bench.core import Info, Params, catalogue_rows, lazy_imports
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.plugins import ROOMS, Provider
+from robflat_bench.registry.registry import Offer
 
 COMPONENT = '''
 """The number of weights."""
@@ -95,6 +100,7 @@ def test_import_that_cannot_be_delayed_is_an_error_that_says_what_to_write(packa
         ("NAMES = list(CLASSES)", "iteration over an imported table"),
         ("def broken(kind=nn.Linear): ...", "a default value"),
         ("@torch.no_grad()\ndef broken(): ...", "a decorator"),
+        ("def broken(x: Tensor | None = None) -> None | Tensor: ...", "a union"),
     ],
 )
 def test_what_needs_torch_when_the_file_is_read_loads_it_at_once(package, child_environment, line, why):
@@ -103,6 +109,73 @@ def test_what_needs_torch_when_the_file_is_read_loads_it_at_once(package, child_
         [sys.executable, "-c", PROGRAM], env=child_environment(package), capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)[1], why
+
+
+VALUES = "SIZE, NAME, TABLE, SAME, Text = 5, 'five', {1: 2}, object(), str"
+USES = """
+with lazy_imports():
+    from values import NAME, SAME, SIZE, TABLE, Text
+"""
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("min(7, SIZE)", 5),
+        ("SIZE * 2 + 2 * SIZE - 1 // SIZE", 20),
+        (
+            "[SIZE == 5, SIZE != 5, SIZE < 6, SIZE >= 6, NAME in 'five', 1 in TABLE]",
+            [True, False, True, False, True, True],
+        ),
+        ("{'five': 3}.get(NAME)", 3),
+        ("f'{SIZE:02} {NAME}' + NAME", "05 fivefive"),
+        ("[len(TABLE), list(TABLE), bool(TABLE), TABLE[1], [1, 2][:SIZE]]", [1, [1], True, 2, [1, 2]]),
+        ("isinstance('five', Text) and isinstance(1, Text | int)", True),
+    ],
+)
+def test_the_first_use_of_a_lazy_value_may_be_any_operation_on_it(tmp_path, monkeypatch, expression, value):
+    (tmp_path / "values.py").write_text(VALUES)
+    (tmp_path / "uses.py").write_text(f"from robflat_bench.core.catalogue import lazy_imports\n{USES}")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("values", "uses"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert eval(expression, vars(importlib.import_module("uses"))) == value
+
+
+def test_building_a_component_does_the_lazy_imports_of_its_file_and_of_its_bases(make_site):
+    head = "from robflat_bench.api import Measure, MeasureInfo, lazy_imports\nwith lazy_imports():\n    import torch\n"
+    row = "INFO = MeasureInfo('heavy', 'needs torch', 'heavy:Heavy')\n"
+    files = {
+        "heavy.py": f"{head}from base import Base\n{row}class Heavy(Base):\n    measure = None\n",
+        "base.py": f"{head}class Base(Measure): ...\n",
+    }
+    make_site().install("heavy", files)
+    module = importlib.import_module("heavy")
+    assert type(module.torch) is not type(sys)
+    Component(Offer(module.INFO, Provider("heavy", "1.0", "heavy", module)), Params()).build(None)
+    assert module.torch is sys.modules["base"].torch is sys.modules["torch"]
+
+
+def test_two_threads_in_lazy_blocks_leave_imports_as_they_were():
+    before, inside, leave = builtins.__import__, threading.Event(), threading.Event()
+
+    def first() -> None:
+        with lazy_imports():
+            inside.set()
+            leave.wait(5)
+
+    def second() -> None:
+        with lazy_imports():
+            leave.set()
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(5)
+    threads[1].start()
+    leave.set()
+    for thread in threads:
+        thread.join(5)
+    assert builtins.__import__ is before
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "config.protocols"])
