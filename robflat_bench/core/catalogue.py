@@ -85,6 +85,14 @@ def settle(namespace: dict[str, Any]) -> None:
             namespace[name] = value._load()
 
 
+def settled(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """A component's class or function, after the lazy imports of its file and of its base classes' files."""
+    for part in getattr(factory, "__mro__", (factory,)):
+        if module := sys.modules.get(getattr(part, "__module__", "")):
+            settle(vars(module))
+    return factory
+
+
 @contextmanager
 def lazy_imports() -> Iterator[None]:
     """Delay the imports in this block until one of the imported names is used.

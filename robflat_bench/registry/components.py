@@ -20,7 +20,6 @@ import hashlib
 import json
 import re
 import string
-import sys
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +40,7 @@ from robflat_bench.core import (
     RobflatError,
     UsageError,
     parse_fraction,
-    settle,
+    settled,
 )
 from robflat_bench.registry.registry import AnyInfo, Offer, Registry
 from robflat_bench.registry.validation import validate
@@ -101,10 +100,7 @@ class Component(Generic[AnyInfo]):
         PluginError
             The module of the class or function cannot be imported.
         """
-        factory = self.offer.load()
-        for part in getattr(factory, "__mro__", (factory,)):
-            settle(vars(sys.modules[part.__module__]))
-        return factory(self.params, *arguments)
+        return settled(self.offer.load())(self.params, *arguments)
 
 
 @dataclass(frozen=True)
