@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from robflat_bench.core import Number, lazy_imports
+from robflat_bench.core import NoValue, Number, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment, MeasuredValue
 from robflat_bench.measures.curvature.hessian_lambda_max import HessianLambdaMaxParams
 from robflat_bench.measures.curvature.hessian_trace import HessianTraceParams
@@ -110,7 +110,7 @@ class HessianSpectrum(Experiment):
         spectra = document.values
         ends = [end for spectrum in spectra for end in spectrum.ends if end]
         if not ends:
-            raise ValueError("no model has an eigenvalue to show")
+            raise NoValue("no model has an eigenvalue to draw; the JSON file holds the reasons")
         scale = 10.0 ** round(math.log10(LINEAR * max(map(abs, ends))))
         edge = [decades(end, scale) for end in (min(*ends, 0), max(*ends, 0))]
         grid = np.linspace(edge[0] - 6 * params.width, edge[1] + 6 * params.width, 1500)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.commands import REPOSITORY
 from torch import nn
 
 from robflat_bench.config.protocol import load
@@ -312,3 +313,14 @@ def test_measures_without_a_value_leave_gaps(subject, tmp_path):
     assert "effective sample size" in entropy.found["layers"][0].reason
     assert margin.found["layers"][0].value is not None
     assert {*figures.figure_files(document)} == {"png", "svg"}
+
+
+def test_spectrum_without_an_eigenvalue_is_one_line_and_no_traceback(command, tmp_path):
+    document = json.loads((REPOSITORY / "docs" / "figures" / "spectrum.json").read_text("utf-8"))
+    for reading in document["readings"]:
+        reading["values"]["lambda_max"] |= {"value": None, "standard_error": None, "details": {}, "reason": "none"}
+    file = tmp_path / "spectrum.json"
+    file.write_text(json.dumps(document))
+    done = command("experiment", "redraw", file)
+    assert done.code == 1
+    assert "no model has an eigenvalue to draw" in done.complaint
