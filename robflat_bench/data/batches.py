@@ -32,7 +32,7 @@ MD5 = {
 }
 
 
-def count(folder: Path) -> int | None:
+def count_batches(folder: Path) -> int | None:
     """50,000 training images if all files are there; their content is not looked at."""
     present = [(folder / name).is_file() for files in MD5.values() for name in files]
     if not any(present):
@@ -40,7 +40,7 @@ def count(folder: Path) -> int | None:
     return SIZES["train"] if all(present) else 0
 
 
-def read(folder: Path, split: str) -> Pool:
+def read_batches(folder: Path, split: str) -> Pool:
     """The files of a split, one after the other."""
     return joined([folder / name for name in MD5[split]], _read_file, split)
 
@@ -82,4 +82,6 @@ class _ArraysOnly(pickle.Unpickler):
         return allowed[module, name]
 
 
-BATCHES = Layout("cifar-10-batches-py", "cifar-10-batches-py (data_batch_1 to data_batch_5, test_batch)", count, read)
+BATCHES = Layout(
+    "cifar-10-batches-py", "cifar-10-batches-py (data_batch_1 to data_batch_5, test_batch)", count_batches, read_batches
+)

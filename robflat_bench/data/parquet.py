@@ -31,7 +31,7 @@ COLUMNS: dict[str, Callable[[pa.DataType], bool]] = {
 """Column -> whether a type will do for it. "index" may be absent: then positions are counted."""
 
 
-def count(folder: Path) -> int | None:
+def count_parquet(folder: Path) -> int | None:
     """The training images according to the files' metadata; 0 unless all files open and have the columns."""
     if not any(folder.glob("train-*.parquet")):
         return None
@@ -41,7 +41,7 @@ def count(folder: Path) -> int | None:
         return 0
 
 
-def read(folder: Path, split: str) -> Pool:
+def read_parquet(folder: Path, split: str) -> Pool:
     """All shards of a split in order of file name. Decoded images are cached under a hash of the files."""
     paths = _shards(folder, split)
     content = hashlib.sha256(b"".join(map(_sha256, paths))).hexdigest()
@@ -113,4 +113,4 @@ def decode_image(content: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-PARQUET = Layout("parquet", "train-*.parquet and test-*.parquet", count, read)
+PARQUET = Layout("parquet", "train-*.parquet and test-*.parquet", count_parquet, read_parquet)

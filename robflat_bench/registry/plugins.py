@@ -286,7 +286,7 @@ def built_in() -> Plugins:
     return plugins
 
 
-def load(files: tuple[Path, ...] = ()) -> Plugins:
+def load_plugins(files: tuple[Path, ...] = ()) -> Plugins:
     """Load the built-ins, then the installed plugins, then one-file plugins.
 
     Parameters

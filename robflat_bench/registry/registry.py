@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
 from robflat_bench.core import Info, Kind, PluginError, RobflatError, UsageError, infos
-from robflat_bench.registry.plugins import Plugins, Provider, load
+from robflat_bench.registry.plugins import Plugins, Provider, load_plugins
 from robflat_bench.registry.validation import did_you_mean
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -182,4 +182,4 @@ def _check_row(kind: Kind, info: object) -> None:
 
 def discover(files: tuple[Path, ...] = ()) -> Registry:
     """Load the installed plugins and the one-file plugins `files`, and collect what they offer."""
-    return Registry(load(files))
+    return Registry(load_plugins(files))

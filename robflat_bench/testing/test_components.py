@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from robflat_bench.registry.plugins import load
+from robflat_bench.registry.plugins import load_plugins
 from robflat_bench.registry.registry import discover
 from robflat_bench.testing.parametrize import parametrize_checks
 
@@ -29,4 +29,4 @@ def test_component(check: Callable[[], None]) -> None:
 
 
 def test_no_plugin_is_broken() -> None:
-    assert not load().broken
+    assert not load_plugins().broken
