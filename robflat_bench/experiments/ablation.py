@@ -55,8 +55,6 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
 
 
 class AblationParams(Params):
-    """Parameters of `ablation`."""
-
     measures: tuple[str, ...] = Field(
         default=("average-case(draws=5)", "worst-case(xi=0.03, restarts=3)"),
         min_length=1,

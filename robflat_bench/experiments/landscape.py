@@ -51,8 +51,6 @@ Points = Annotated[int, Field(ge=3, le=999), AfterValidator(_odd)]
 
 
 class LandscapeParams(OracleParams):
-    """Parameters of `landscape`."""
-
     coupling: Literal["clean", "frozen", "reattack"] = Field(
         default="reattack", description="How adversarial examples follow the weights."
     )

@@ -52,8 +52,6 @@ def _factor(value: float) -> float:
 
 
 class ScalingParams(Params):
-    """Parameters of `scaling`."""
-
     factors: tuple[Annotated[Number, AfterValidator(_factor)], ...] = Field(
         default=(0.5, 2.0), min_length=1, description="Factors c of every rescaling, positive and not 1."
     )

@@ -29,8 +29,6 @@ with lazy_imports():
 
 
 class SplitsParams(Params):
-    """Parameters of `splits`."""
-
     measure: str = Field(default="average-case", description="Measure that is read on training and on test examples.")
     couplings: tuple[str, ...] = Field(default=(), description="Couplings of the measure; none: all that it has.")
     examples: NonNegativeInt = Field(default=0, description="Number of examples of each split; 0: the protocol's.")

@@ -33,8 +33,6 @@ with lazy_imports():
 
 
 class HessianLambdaMaxParams(LanczosParams):
-    """Parameters of `hessian-lambda-max`."""
-
     density: NonNegativeInt = Field(default=0, description="Probes of the spectral density; 0: no density.")
     nodes: PositiveInt = Field(default=80, description="Nodes of each probe: products with H, and vectors in memory.")
 

@@ -25,8 +25,6 @@ with lazy_imports():
 
 
 class HessianTraceParams(FixedImagesParams):
-    """Parameters of `hessian-trace`."""
-
     probes: Probes = 50
 
 

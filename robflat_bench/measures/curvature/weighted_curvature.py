@@ -29,8 +29,6 @@ with lazy_imports():
 
 
 class WeightedCurvatureParams(LanczosParams):
-    """Parameters of `weighted-curvature`."""
-
     probes: Probes = 50
 
 

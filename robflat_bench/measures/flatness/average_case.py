@@ -31,8 +31,6 @@ with lazy_imports():
 
 
 class AverageCaseParams(shared.OracleParams):
-    """Parameters of `average-case`."""
-
     coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=shared.COUPLING)
     xi: shared.Xi = 0.5
     ball: shared.Shape = "layer"

@@ -57,8 +57,6 @@ with lazy_imports():
 
 
 class WorstCaseParams(Params):
-    """Parameters of `worst-case`."""
-
     coupling: Literal["clean", "frozen", "joint"] = Field(default="joint", description=shared.COUPLING)
     xi: shared.Xi = 0.003
     ball: shared.Shape = "layer"

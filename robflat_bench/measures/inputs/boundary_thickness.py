@@ -47,8 +47,6 @@ with lazy_imports():
 
 
 class BoundaryThicknessParams(Params):
-    """Parameters of `boundary-thickness`."""
-
     a: Number = Field(default=0.0, ge=-1, le=1, description="Lower level of the difference of probabilities.")
     b: Number = Field(default=0.75, ge=-1, le=1, description="Upper level of the difference of probabilities.")
     points: PositiveInt = Field(default=128, description="Points of the segment that are read.")

@@ -32,8 +32,6 @@ with lazy_imports():
 
 
 class GradientAlignmentParams(Params):
-    """Parameters of `gradient-alignment`."""
-
     draws: PositiveInt = Field(default=1, description="Random draws of the noise for each example.")
 
 

@@ -31,8 +31,6 @@ with lazy_imports():
 
 
 class InputGradientNormParams(FixedImagesParams):
-    """Parameters of `input-gradient-norm`."""
-
     p: Literal[1, 2] = Field(default=1, description="Norm of the gradient; l1 is the dual of the l-inf threat.")
 
 

@@ -34,8 +34,6 @@ with lazy_imports():
 
 
 class LocalLipschitzParams(Params):
-    """Parameters of `local-lipschitz`."""
-
     target: Literal["logits", "probabilities", "divergence"] = Field(default="logits", description="Output that moves.")
     steps: Steps = 10
     step: Step = None

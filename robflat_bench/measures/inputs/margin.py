@@ -33,8 +33,6 @@ with lazy_imports():
 
 
 class MarginParams(FixedImagesParams):
-    """Parameters of `margin`."""
-
     kind: Literal["probability", "logit"] = Field(default="probability", description="Scores whose margin is measured.")
 
 

@@ -50,8 +50,6 @@ with lazy_imports():
 
 
 class SpectralNormParams(Params):
-    """Parameters of `spectral-norm`."""
-
     iterations: PositiveInt = Field(default=100, description="Power iterations for each layer, at most.")
     tolerance: Number = Field(default=1e-4, ge=0, description="Residual at which the iteration of a layer ends.")
 

@@ -31,8 +31,6 @@ with lazy_imports():
 
 
 class AdaptiveAverageParams(OracleParams):
-    """Parameters of `adaptive-average`."""
-
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
     rho: Number = Field(default=0.1, ge=0, description="Size of the moves, relative to |w_i| with `adaptive`.")

@@ -46,8 +46,6 @@ with lazy_imports():
 
 
 class AdaptiveWorstParams(FixedImagesParams):
-    """Parameters of `adaptive-worst`."""
-
     rho: Number = Field(default=0.5, ge=0, description="Radius in units of c; for a box, about a hundredth of that.")
     ball: Literal["l2", "linf"] = Field(default="l2", description="Ellipsoid (l2) or box (linf).")
     adaptive: Adaptive = True

@@ -39,8 +39,6 @@ with lazy_imports():
 
 
 class BasinWidthParams(OracleParams):
-    """Parameters of `basin-width`."""
-
     target: Number = Field(default=0.1, gt=0, description="Rise of the loss that is tolerated, in nats.")
     directions: int = Field(default=10, ge=2, description="Random directions; each is followed both ways.")
     normalisation: Literal["filter", "layer"] = Field(default="filter", description="Part scaled to its weights' norm.")

@@ -37,8 +37,6 @@ with lazy_imports():
 
 
 class KeskarParams(FixedImagesParams):
-    """Parameters of `keskar`."""
-
     epsilon: Number = Field(default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1.")
     iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B.")
 

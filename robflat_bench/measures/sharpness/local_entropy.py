@@ -39,8 +39,6 @@ with lazy_imports():
 
 
 class LocalEntropyParams(OracleParams):
-    """Parameters of `local-entropy`."""
-
     gamma: Number = Field(default=10.0, gt=0, description="Moves have about 1/sqrt(gamma) of each layer's norm.")
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
 

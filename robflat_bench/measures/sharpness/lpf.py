@@ -28,8 +28,6 @@ with lazy_imports():
 
 
 class LPFParams(OracleParams):
-    """Parameters of `lpf`."""
-
     std: Number = Field(default=0.01, ge=0, description="Standard deviation of the Gaussian filter.")
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100

@@ -34,8 +34,6 @@ with lazy_imports():
 
 
 class MSharpnessParams(FixedImagesParams):
-    """Parameters of `m-sharpness`."""
-
     rho: Rho = 0.05
     m: PositiveInt = Field(default=128, description="Examples that share a perturbation; part of the definition.")
     iterations: Iterations = 20

@@ -42,8 +42,6 @@ with lazy_imports():
 
 
 class PacBayesSharpnessParams(FixedImagesParams):
-    """Parameters of `pac-bayes-sharpness`."""
-
     target: Target = 0.1
     magnitude: Magnitude = False
     e: E = 1e-3

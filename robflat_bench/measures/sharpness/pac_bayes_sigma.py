@@ -42,8 +42,6 @@ with lazy_imports():
 
 
 class PacBayesSigmaParams(OracleParams):
-    """Parameters of `pac-bayes-sigma`."""
-
     target: Target = 0.1
     draws: Draws = 10
     largest: Number = Field(default=2.0, gt=0, description="Noise s tried first.")

@@ -27,8 +27,6 @@ with lazy_imports():
 
 
 class SamSharpnessParams(FixedImagesParams):
-    """Parameters of `sam-sharpness`."""
-
     rho: Rho = 0.05
 
 
