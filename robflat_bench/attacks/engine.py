@@ -112,10 +112,10 @@ def frozen_statistics(*models: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def gradient_at(model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
-    """The gradient of each example's objective with respect to its image, [B,C,H,W]."""
+def gradient_at(x: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of each image's loss in that image, [B,C,H,W], where `losses` maps images to [B]."""
     variable = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(model(variable)).sum(), variable)
+    (gradient,) = torch.autograd.grad(losses(variable).sum(), variable)
     return gradient
 
 
@@ -249,7 +249,7 @@ class TrainingAttack(InnerAttack):
 
     def gradient(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         with self.attacking(model):
-            return gradient_at(model, x, objective)
+            return gradient_at(x, lambda images: objective(model(images)))
 
     def within(self, epsilon: float) -> TrainingAttack:
         return replace(self, epsilon=epsilon)

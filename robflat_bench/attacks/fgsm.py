@@ -29,7 +29,7 @@ class FGSM(Attack):
     """Returns the full step even where it lowers the loss."""
 
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
-        x, epsilon = examples.x, self.threat.epsilon
+        x, epsilon, objective = examples.x, self.threat.epsilon, cross_entropy(examples.y)
         with attacked(model):
-            gradient = gradient_at(model, x, cross_entropy(examples.y))
+            gradient = gradient_at(x, lambda images: objective(model(images)))
         return project(x + epsilon * gradient.sign(), x, epsilon)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from robflat_bench.attacks.engine import attacked
+from robflat_bench.attacks.engine import attacked, gradient_at
 from robflat_bench.core import Measurement
 
 
@@ -49,7 +48,4 @@ def mean_of(
 def image_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """d loss_i / dx_i of images x [B,...] with losses [B], float64 [B,D]; the model is in eval mode."""
     with attacked(model):
-        variable = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(variable).sum(), variable)
-    found: Tensor = gradient.flatten(1).double()
-    return found
+        return gradient_at(x, loss).flatten(1).double()
