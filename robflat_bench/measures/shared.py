@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from robflat_bench.core import BallNorm, BallShape, Number, Params, Passes, Rescaling, parse_fraction
+from robflat_bench.core import BallNorm, BallShape, Number, Params, Passes, Rescaling
 
 COUPLING = (
     "How adversarial images follow the weights: `clean` has none, `frozen` finds them once at the weights w and keeps "
     "them, `reattack` attacks afresh at every w', `joint` lets images and weights climb together."
 )
 
-FRACTION = BeforeValidator(parse_fraction)
-
 Steps = Annotated[PositiveInt, Field(description="Steps of the PGD attack.")]
 Step = Annotated[Number | None, Field(gt=0, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")]
 Logits = Annotated[Literal["plain", "normalised"], Field(description="`normalised` logits have mean 0 and norm 1.")]
 Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
 Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]
-Xi = Annotated[float, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`)."), FRACTION]
+Xi = Annotated[Number, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`).")]
 Shape = Annotated[BallShape, Field(description="Weights that share a radius; `element` scales each weight by |w_i|.")]
 Norm = Annotated[BallNorm, Field(description="Norm in which the radius is measured.")]
 Reference = Annotated[
@@ -31,14 +29,14 @@ Reference = Annotated[
     Field(description="Loss at w that is subtracted: of the same attack, or of the paper's choice among restarts."),
 ]
 ReferenceRestarts = Annotated[PositiveInt, Field(description="Restarts of the attack of reference=paper.")]
-Target = Annotated[float, Field(gt=0, lt=1, description="Rise of the error rate that is tolerated."), FRACTION]
+Target = Annotated[Number, Field(gt=0, lt=1, description="Rise of the error rate that is tolerated.")]
 Magnitude = Annotated[bool, Field(description="Moves follow the magnitude |w_i| of each weight, plus `e`.")]
-E = Annotated[float, Field(ge=0, description="Size of the moves of a weight that is 0, with `magnitude`."), FRACTION]
-Rho = Annotated[float, Field(ge=0, description="Radius: l2 norm of the move of all layers together."), FRACTION]
+E = Annotated[Number, Field(ge=0, description="Size of the moves of a weight that is 0, with `magnitude`.")]
+Rho = Annotated[Number, Field(ge=0, description="Radius: l2 norm of the move of all layers together.")]
 Adaptive = Annotated[bool, Field(description="Moves are proportional to the magnitude |w_i| of each weight.")]
 Iterations = Annotated[PositiveInt, Field(description="Steps of the ascent over the weights.")]
 Starts = Annotated[PositiveInt, Field(description="Ascents: the first from w, the others from random points.")]
-Tolerance = Annotated[float, Field(ge=1e-9, lt=1, description="Relative width at which the bisection ends."), FRACTION]
+Tolerance = Annotated[Number, Field(ge=1e-9, lt=1, description="Relative width at which the bisection ends.")]
 Probes = Annotated[int, Field(ge=2, description="Random vectors of Hutchinson's estimator of the trace.")]
 
 
