@@ -40,7 +40,8 @@ from robflat_bench.registry.registry import discover
 from robflat_bench.results.store import Store
 from robflat_bench.runs import environment
 from robflat_bench.training.composition import Composition
-from robflat_bench.training.loop import TrainingInputs, train
+from robflat_bench.training.inputs import TrainingInputs
+from robflat_bench.training.loop import train
 
 UNITS = 23
 EPOCH = 50_000

@@ -21,8 +21,7 @@ def describe_component(registry: Registry, kind: Kind, name: str) -> dict[str, A
     info = offer.info
     row: dict[str, Any] = {"name": info.name, "kind": info.kind, "summary": info.summary}
     row |= {"provider": str(offer.provider), "citation": info.citation, "factory": info.factory}
-    for name in _LISTS:
-        row |= {name: ", ".join(value)} if (value := getattr(info, name, ())) else {}
+    row |= {field: ", ".join(value) for field in _LISTS if (value := getattr(info, field, ()))}
     if isinstance(info, MethodInfo | ModifierInfo):
         row |= {"passes: attack": f"{info.attack} (T attack steps)", "passes: loss": str(info.loss)}
         row |= {"helpers": ", ".join(info.helpers.values())} if info.helpers else {}

@@ -24,7 +24,8 @@ from robflat_bench.results.store import INITIAL, RunFolder, StoredJournal, outco
 from robflat_bench.runs import environment
 from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.training.composition import Composition
-from robflat_bench.training.loop import State, TrainingInputs, train
+from robflat_bench.training.inputs import TrainingInputs
+from robflat_bench.training.loop import State, train
 
 CHECKPOINTS = ("best", "last")
 """The checkpoints that every run evaluates."""

@@ -22,7 +22,8 @@ from robflat_bench.numerics.weights import read_weights
 from robflat_bench.registry.components import Component, Composed, resolve
 from robflat_bench.testing.fixtures import SHAPE, THREAT, World, built_ins, digits, network, world
 from robflat_bench.training.composition import Composition
-from robflat_bench.training.loop import State, TrainingInputs, train
+from robflat_bench.training.inputs import TrainingInputs
+from robflat_bench.training.loop import State, train
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05, epsilon=THREAT.epsilon, attack_steps=1, attack_step=0.1)
 """With `DIGITS` images, each epoch has two batches, the second one smaller."""

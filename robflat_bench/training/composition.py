@@ -31,12 +31,11 @@ class Composition:
     """
 
     def __init__(self, composed: Composed) -> None:
-        infos = {part.name: part.info for part in composed.modifiers}
-        ranked = sorted(composed.modifiers, key=lambda part: (infos[part.name].rank, part.name))
+        ranked = sorted(composed.modifiers, key=lambda part: (part.info.rank, part.name))
         self.method: Method = composed.method.build()
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
         self.repeats = updates_per_batch(composed)
-        self._joints = {name: info.joints for name, info in infos.items()}
+        self._joints = {part.name: part.info.joints for part in ranked}
 
     def at(self, joint: Joint) -> Iterator[Modifier]:
         """The modifiers of a joint, lowest rank first."""

@@ -26,8 +26,6 @@ from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.interrupt import Interrupt
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
 
-__all__ = ["State", "Trainer", "TrainingInputs", "heldout_check", "train"]
-
 SAVE_EVERY_SECONDS = 5.0
 """A kill costs at most this much work. A state that takes long to write is saved more rarely: saving takes at most a
 twentieth of the time."""
