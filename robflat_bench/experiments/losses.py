@@ -21,6 +21,7 @@ with lazy_imports():
     from robflat_bench.experiments.trained_model import TrainedModel, short_title
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.registry.components import resolve
+    from robflat_bench.results.quantities import quantity_unit
     from robflat_bench.results.record import MeasureResult
     from robflat_bench.results.store import StoredJournal, read_arrays
 
@@ -149,7 +150,7 @@ def measures_of(document: Document[RobustLosses]) -> dict[str, str]:
 
 def axis_unit(measure: str) -> str:
     """The label of a measure's axis: flatness is a rise of the robust loss in nats; other measures have own units."""
-    return "rise of the robust loss (nats)" if measure.startswith(("average-case", "worst-case")) else "value"
+    return "rise of the robust loss (nats)" if quantity_unit("measure", measure) == "nats" else "value"
 
 
 def counts(document: Document[RobustLosses]) -> str:
