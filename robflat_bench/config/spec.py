@@ -115,7 +115,8 @@ def make_spec(
     Raises
     ------
     UsageError
-        The method is its own helper, or it trains on spare images and there are none.
+        The method is its own helper, trains on spare images and there are none, or attacks from the images where the
+        gradient of its objective is zero.
     """
     if method.canonical in helped:
         raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
@@ -123,6 +124,11 @@ def make_spec(
         raise UsageError(
             f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
             f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
+        )
+    if protocol.recipe.attack_start == "zero" and method.method.info.random_start:
+        raise UsageError(
+            f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
+            'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
         )
     changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
     helped = (*helped, method.canonical)

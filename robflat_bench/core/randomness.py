@@ -61,3 +61,16 @@ def per_example_uniform(x: Tensor, index: Tensor, *key: int | str) -> Tensor:
     sources = [generator(*key, row) for row in index.tolist()]
     draws = [torch.rand(x.shape[1:], generator=source, dtype=torch.float64) for source in sources]
     return torch.stack(draws).mul_(2).sub_(1).to(x)
+
+
+def per_example_gaussian_direction(x: Tensor, index: Tensor, *key: int | str) -> Tensor:
+    """u g / ||g||_inf with g ~ N(0,1) and u ~ U(0,1) for each example; x, index and key as in `per_example_uniform`.
+
+    Its norm is uniform in (0,1), but most of its numbers are small: it is concentrated at the centre of the ball.
+    """
+    draws = []
+    for row in index.tolist():
+        source = generator(*key, row)
+        direction = torch.randn(x.shape[1:], generator=source, dtype=torch.float64)
+        draws.append(direction / direction.abs().max() * torch.rand((), generator=source, dtype=torch.float64))
+    return torch.stack(draws).to(x)
