@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robflat_bench.core import Examples
 from robflat_bench.measures.curvature.relative_flatness import head_pass
 from robflat_bench.numerics.folding import pairs
-from robflat_bench.numerics.weight_space import NORMALISATION
+from robflat_bench.numerics.gains import NORMALISATION
 
 
 @torch.no_grad()
