@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robflat_bench.core import NoValue
+from robflat_bench.numerics.folding import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
 
 METADATA = re.compile(
@@ -248,12 +249,7 @@ def diagonal(operation: Operation) -> tuple[Tensor | float, Tensor | float] | No
         mean, var = given["running_mean"], given["running_var"]
         if given.get("training") or not isinstance(mean, Tensor) or not isinstance(var, Tensor):
             return None
-        scale = (var.detach().double() + given.get("eps", 1e-5)).rsqrt()
-        if given.get("weight") is not None:
-            scale = scale * given["weight"].detach().double()
-        shift = -scale * mean.detach().double()
-        if given.get("bias") is not None:
-            shift = shift + given["bias"].detach().double()
+        scale, shift = scale_and_shift(mean, var, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
         wide = (-1, *[1] * (len(operation.signals[0].shape) - 2))
         return scale.view(wide), shift.view(wide)
     if operation.kwargs or len(operation.args) != 2 or len(operation.signals) != 1:
