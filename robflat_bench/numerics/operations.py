@@ -199,8 +199,8 @@ class _Recorder(TorchFunctionMode):
         if not relevant:
             return func(*args, **kwargs)
         path, module = self.stack[-1]
-        given = replaced((args, kwargs), lambda value: self.known.get(id(value), value))
-        operation = Operation(name, func, *given, module, path)
+        own_args, own_kwargs = replaced((args, kwargs), lambda value: self.known.get(id(value), value))
+        operation = Operation(name, func, own_args, own_kwargs, module, path)
         if any(value.requires_grad for value in operation.weights):
             raise NoValue(f"{operation.place} reads a tensor that code which torch does not show made from the images")
         made = func(*args, **kwargs)
@@ -227,8 +227,7 @@ def absorb(trace: Trace) -> Trace:
             x, weight, bias = layer
             _set(operation, x, weight.detach().double(), None if bias is None else bias.detach().double())
             roots[operation.outputs[0]] = operation
-        elif (x := _only(operation)) in roots and x.readers == 1:
-            root = roots[x]
+        elif (only := _only(operation)) and only.readers == 1 and (root := roots.get(only)):
             if SAME.fullmatch(operation.name):
                 roots[operation.outputs[0]] = root
             elif (found := diagonal(operation)) and (vectors := _by_channel(root, operation, *found)):

@@ -150,12 +150,12 @@ class WeightSpace:
     @property
     def counts(self) -> dict[str, float]:
         """Tensors and single weights that move, and those that are left, for a record."""
-        parameters = dict(self.model.named_parameters())
-        groups = {"moved": self.layers, "left": self.left}
-        tensors = {f"tensors_{which}": float(len(names)) for which, names in groups.items()}
-        return tensors | {
-            f"weights_{which}": float(sum(parameters[name].numel() for name in names))
-            for which, names in groups.items()
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        return {
+            "tensors_moved": float(len(self.layers)),
+            "tensors_left": float(len(self.left)),
+            "weights_moved": float(sum(sizes[name] for name in self.layers)),
+            "weights_left": float(sum(sizes[name] for name in self.left)),
         }
 
     def zero(self) -> Direction:

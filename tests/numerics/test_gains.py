@@ -86,8 +86,8 @@ MOVED = [
     ),
     (lambda: nn.ModuleList([OwnLayerScale(4), Declared(), Inheriting()]), {"1.weight", "2.weight"}),
     (
-        lambda: nfnet.NormFreeBlock(8, skipinit=True),
-        {f"conv{n}.{kind}" for n in (1, 2, 3) for kind in ("weight", "bias")},
+        lambda: nfnet.NormFreeBlock(8, skipinit=True, conv_layer=tl.ScaledStdConv2d, act_layer=nn.ReLU),
+        {f"conv{number}.{kind}" for number in (1, 2, 3) for kind in ("weight", "bias")},
     ),
     (LayerScale, {"gamma"}),
 ]
