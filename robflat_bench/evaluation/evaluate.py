@@ -19,7 +19,9 @@ from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, 
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session
+from robflat_bench.measures.shared import WeightSpaceParams
 from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import Component, resolve
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
@@ -188,15 +190,18 @@ def _measured(
         found = measure.measure(model, examples, workspace)
     except NoValue as error:
         reason = str(error)
+    details = dict(found.details)
+    if isinstance(measure.params, WeightSpaceParams) and not reason:
+        details |= WeightSpace(model, exclude=measure.params.exclude).counts
     numbers = {"it": found.value, "its standard error": found.standard_error or 0.0}
-    numbers |= {f"its detail {name}": detail for name, detail in found.details.items()}
+    numbers |= {f"its detail {name}": detail for name, detail in details.items()}
     wrong = [f"{name} is {number} here" for name, number in numbers.items() if not math.isfinite(number)]
     result = MeasureResult(
         value=None if wrong else found.value,
         standard_error=None if wrong else found.standard_error,
         n=found.n,
         reason=reason or next(iter(wrong), ""),
-        details={} if wrong else dict(found.details),
+        details={} if wrong else details,
         **asdict(workspace.journal.spent),
     )
     arrays = {name: np.asarray(array) for name, array in found.arrays.items()}

@@ -82,9 +82,11 @@ class DiagonalOperator(Symmetric):
 class Hessian(Symmetric):
     """H over all layers, flattened one after another, at the fixed images of the oracle."""
 
-    def __init__(self, model: nn.Module, oracle: Oracle, examples: Examples) -> None:
+    def __init__(
+        self, model: nn.Module, oracle: Oracle, examples: Examples, exclude: tuple[str, ...] | None = None
+    ) -> None:
         self.model = model
-        self.layers = WeightSpace(model).layers
+        self.layers = WeightSpace(model, exclude=exclude).layers
         self.sizes = [layer.numel() for layer in self.layers.values()]
         self.points = oracle.points(examples)
         self.oracle = oracle

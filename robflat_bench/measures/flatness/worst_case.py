@@ -36,7 +36,6 @@ from robflat_bench.core import (
     Measure,
     MeasureInfo,
     Measurement,
-    Params,
     Passes,
     Workspace,
     lazy_imports,
@@ -58,7 +57,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
 
 
-class WorstCaseParams(Params):
+class WorstCaseParams(shared.WeightSpaceParams):
     coupling: Literal["clean", "frozen", "joint"] = Field(default="joint", description=shared.COUPLING)
     xi: shared.Xi = 0.003
     ball: shared.Shape = "layer"
@@ -149,7 +148,7 @@ class WorstCase(Measure):
         return Oracle(self.threat, attack)
 
     def _space(self, model: nn.Module) -> WeightSpace:
-        return WeightSpace(model, ball=Ball(self.params.ball, self.params.norm))
+        return WeightSpace(model, ball=Ball(self.params.ball, self.params.norm), exclude=self.params.exclude)
 
     def _restarts(
         self, model: nn.Module, examples: Examples, workspace: Workspace, xi: float, frozen: Tensor | None
@@ -171,7 +170,7 @@ class WorstCase(Measure):
         attack = shared.OracleParams(coupling="reattack", warm=True, steps=params.strong_steps, logits=params.logits)
         oracle = Oracle(self.threat, attack)
         oracle.images = climb.images
-        with WeightSpace(model).moved(climb.nu):
+        with self._space(model).moved(climb.nu):
             return oracle.losses(model, examples, replace(workspace, journal=Journal()))
 
     def ascend(
