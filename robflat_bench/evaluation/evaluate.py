@@ -85,9 +85,8 @@ def evaluate(
     work = _Evaluation(session, plan, subject, journal)
     try:
         work.clean()
-        with guarded(work.model) if work.flags.nonfinite_gradients else nullcontext():
-            for stage in plan.stages:
-                work.run(stage)
+        for stage in plan.stages:
+            work.run(stage)
     finally:
         work.counter.remove()
     return work.result(), work.outcomes
@@ -133,7 +132,8 @@ class _Evaluation:
         self._ends(stage.name(stage.text), units.spent.seconds)
 
     def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
-        x_adv = attack.run(self.model, examples, workspace)
+        with guarded(self.model) if self.flags.nonfinite_gradients else nullcontext():
+            x_adv = attack.run(self.model, examples, workspace)
         self._check_unchanged(stage)
         _check_admissible(stage, x_adv, examples.x, self.session.threat)
         error, loss = _outcome(self.model, examples, x_adv, f"{len(examples)} {stage.split} images of {stage.text}")

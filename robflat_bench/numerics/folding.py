@@ -13,6 +13,7 @@ that moves them moves unfolded weights. `fold` makes a folded copy.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from robflat_bench.core import BallNorm, BallShape
+from robflat_bench.core import BallNorm, BallShape, NoValue
 from robflat_bench.core.randomness import generator
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -116,6 +116,8 @@ class WeightSpace:
         candidates = {name: p for name, p in model.named_parameters() if id(p) not in fixed and (biases or p.ndim > 1)}
         self.norms = {name: length for name, p in candidates.items() if (length := norm(p)) > 0}
         self.layers: dict[str, nn.Parameter] = {name: candidates[name] for name in self.norms}
+        if not self.layers:
+            raise NoValue("this network has no weights that move: all belong to normalisation, are zero, or are buffers")
         self.ball = ball or Ball()
         adaptive = self.layers if self.ball.shape == "element" else {}
         self.scales = {name: layer.detach().abs() for name, layer in adaptive.items()}  # T; empty where T = 1
