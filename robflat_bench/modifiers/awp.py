@@ -48,7 +48,7 @@ class AWP(Modifier):
     params: AWPParams
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        space = WeightSpace(model, biases=False)
+        space = WeightSpace(model, training=True)
         nu, gamma = space.zero(), self.params.gamma
         if batch.moment.progress >= self.params.warmup:
             for _ in range(self.params.steps):

@@ -57,7 +57,7 @@ class RWP(Modifier):
     params: RWPParams
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        space, gamma = WeightSpace(model, biases=False, ball=Ball("global")), self.params.gamma
+        space, gamma = WeightSpace(model, training=True, ball=Ball("global")), self.params.gamma
         nu = total = space.zero()
         for _ in range(self.params.steps):
             slope = gradient_from(space, nu, loss, keep=self._learned)

@@ -15,6 +15,7 @@ that moves them moves unfolded weights.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -191,7 +192,8 @@ def _same_logits(network: nn.Module, found: list[Pair], x: Tensor) -> bool:
         plain = network.forward(images)
         with _replaced(found):
             other = network.forward(images)
-    return torch.allclose(other, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+    scale = float(plain.abs().max())
+    return math.isfinite(scale) and torch.allclose(other, plain, rtol=1e-3, atol=1e-3 * scale)
 
 
 def _foldable(module: nn.Module) -> bool:

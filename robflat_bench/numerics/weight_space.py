@@ -95,8 +95,8 @@ class WeightSpace:
     ----------
     model : nn.Module
         Its present weights are w, the centre of the ball.
-    biases : bool
-        Whether tensors of one dimension move. In training they stay.
+    training : bool
+        Whether the weights move in a training step, where tensors of one dimension and frozen parameters stay.
     ball : Ball
         By default one l2 radius per layer, as in the paper.
     exclude : tuple of str or None
@@ -122,7 +122,7 @@ class WeightSpace:
     def __init__(
         self,
         model: nn.Module,
-        biases: bool = True,
+        training: bool = False,
         ball: Ball | None = None,
         exclude: tuple[str, ...] | None = None,
     ) -> None:
@@ -136,12 +136,18 @@ class WeightSpace:
                 self.left[name] = f"normalisation or gain of {fixed[id(parameter)]}"
             elif id(parameter) in excluded:
                 self.left[name] = "excluded"
-            elif not biases and parameter.ndim < 2:
+            elif training and parameter.ndim < 2:
                 self.left[name] = "one dimension"
+            elif training and not parameter.requires_grad:
+                self.left[name] = "frozen"
             elif not (length := norm(parameter)) > 0:
                 self.left[name] = "zero norm"
             else:
                 self.norms[name], self.layers[name] = length, parameter
+        if not self.layers:
+            raise NoValue(
+                "this network has no weights that move: all belong to normalisation, are zero, or are buffers"
+            )
         self.ball = ball or Ball()
         adaptive = self.layers if self.ball.shape == "element" else {}
         self.scales = {name: layer.detach().abs() for name, layer in adaptive.items()}  # T; empty where T = 1

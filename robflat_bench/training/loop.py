@@ -88,9 +88,7 @@ class Trainer:
         self.y = inputs.splits.labels("train", inputs.device)
         self.per_epoch = math.ceil(len(self.y) / recipe.batch_size) * self.composition.repeats
         self.total = self.per_epoch * recipe.epochs
-        networks = (self.model, *inputs.helpers.values())
-        self.counter = PassCounter(*networks)
-        self.hooks = [network.register_forward_hook(_in_float32) for network in networks if inputs.reduced]
+        self.counter = PassCounter(self.model, *inputs.helpers.values())
         self.composition.setup(inputs.training(self.x))
         self.optimizer = build_optimizer(recipe, self.composition.parameters(self.model))
         self.states = States(inputs.folder)
@@ -133,8 +131,6 @@ class Trainer:
                 observer.epoch_ends(state.history)
                 self.since = clock.now()  # the time of observers is not the run's
         self.counter.remove()
-        for hook in self.hooks:
-            hook.remove()
         self.save()
         if interrupt.requested:  # during the last check, which no step follows
             raise KeyboardInterrupt
@@ -243,11 +239,6 @@ class Trainer:
         self.composition.load_state_dict(self.kept.pop("composition", {}))
         moments = {int(number): values for number, values in grouped(self.kept.pop("optimizer", {})).items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-
-
-def _in_float32(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
-    """Losses are computed in float32, whatever the network's precision."""
-    return logits.float()
 
 
 def heldout_check(inputs: TrainingInputs) -> tuple[float, float, float]:

@@ -421,3 +421,40 @@ def test_inductor_equals_eager_within_rounding(registry):
     assert session.problem == ""
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert found[2:] == expected[2:]
+
+
+def test_a_compiled_attack_passes_an_operation_without_a_derivative(session):
+    """Compiled code hides the operation: the ascent is repeated without it."""
+
+    class Spread(nn.Module):
+        def __init__(self, root) -> None:
+            super().__init__()
+            self.head, self.root = nn.Linear(64, 10), root
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.head(x) + self.root((x - x[:, :1]).square().mean(1))[:, None] * torch.arange(10)
+
+    class Root(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x: Tensor) -> Tensor:
+            context.save_for_backward(x)
+            return x.sqrt()
+
+        @staticmethod
+        def backward(context, gradient: Tensor) -> Tensor:
+            (x,) = context.saved_tensors
+            return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
+
+    odd, hand = Spread(torch.sqrt), Spread(Root.apply)
+    hand.load_state_dict(odd.state_dict())
+    session.add(odd)
+    x, y = torch.full((4, 1, 8, 8), 0.5), torch.arange(4)
+    found = []
+    for network in (odd, hand):
+        with attacked(network):
+            found.append(ascend(network, x, x, cross_entropy(y), epsilon=0.1, step=0.02, steps=4))
+    assert session.variants > 0
+    assert not session.problem
+    assert torch.equal(found[0].x, found[1].x)
+    assert (found[0].x != x).any()

@@ -109,6 +109,8 @@ class Hessian(Symmetric):
                     more = column + 1 < len(columns)
                     products = torch.autograd.grad(slope, layers, retain_graph=more, materialize_grads=True)
                     total[:, column] += torch.cat([product.flatten() for product in products]).double().cpu()
+        if not total.isfinite().all():
+            raise NoValue("the loss has no finite second derivative by the weights here")
         return [total]
 
     def weights(self) -> Vector:

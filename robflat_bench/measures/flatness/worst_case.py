@@ -242,6 +242,7 @@ class WorstCase(Measure):
 
 
 def _better(current: Climb | None, candidate: Climb) -> Climb:
-    if current is None or candidate.losses.mean() > current.losses.mean():
+    """The climb with the higher mean loss, NaN the highest: it becomes the measure's reason for having no value."""
+    if current is None or candidate.losses.mean() > current.losses.mean() or candidate.losses.isnan().any():
         return candidate
     return current
