@@ -25,6 +25,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from robflat_bench.config.protocol import Checkpoint, Strict, read_text
 from robflat_bench.core import CheckFailed
+from robflat_bench.leaderboard.derived import estimate_problems
 from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems
 from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier
 from robflat_bench.registry.registry import Registry
@@ -191,10 +192,12 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     record, outcomes, evaluations = _evidence(RunFolder(folder), MAX_OUTCOMES)
     found = Submission(folder.relative_to(root / RECORDS).as_posix(), entry, record, outcomes, evaluations)
     added = [evaluation for evaluation, _ in evaluations]
+    evidence: list[tuple[RunRecord | EvaluationRecord, Outcomes]] = [(record, outcomes), *evaluations]
     documents = [one.model_dump(mode="json") for one in (record, *added)]
     for problem in (
         *_identity_problems(found, (folder / "record.json").read_bytes()),
         *protocol_problems(registry, record, outcomes),
+        *(problem for one, arrays in evidence for problem in estimate_problems(registry, one.results, arrays)),
         *(problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
         *(problem for document in documents for problem in registry.plugins.problems(document)),
     ):

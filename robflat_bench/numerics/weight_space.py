@@ -145,9 +145,7 @@ class WeightSpace:
             else:
                 self.norms[name], self.layers[name] = length, parameter
         if not self.layers:
-            raise NoValue(
-                "this network has no weights that move: all belong to normalisation, are zero, or are buffers"
-            )
+            raise NoValue("this network has no weights that move: all are normalisation, zero, excluded or buffers")
         self.ball = ball or Ball()
         adaptive = self.layers if self.ball.shape == "element" else {}
         self.scales = {name: layer.detach().abs() for name, layer in adaptive.items()}  # T; empty where T = 1
