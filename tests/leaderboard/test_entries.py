@@ -15,7 +15,8 @@ from helpers.fake_records import REGISTRY, fake_run, submitted
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.entries import read_entries, read_entry
-from robflat_bench.results.store import arrays_bytes, read_arrays
+from robflat_bench.results.archives import arrays_bytes
+from robflat_bench.results.store import read_arrays
 
 
 @pytest.fixture
