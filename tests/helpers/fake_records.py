@@ -7,16 +7,21 @@ import numpy as np
 
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.leaderboard import entries
+from robflat_bench.leaderboard.submit import add_entries
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.results.archives import arrays_bytes
 from robflat_bench.results.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
-from robflat_bench.results.store import RunFolder, arrays_bytes, write_atomically, write_json
+from robflat_bench.results.store import RunFolder, write_atomically, write_json
 
-DATASET = DatasetRef(
-    name="digits", checksum="e" * 64, spare="f" * 64, canonical=True, origin="scikit-learn digits (1,797 images)"
-)
 REGISTRY = discover()
+DATASET = DatasetRef(
+    name="digits",
+    checksum=load(REGISTRY, "digits-linf").checksum,
+    spare="f" * 64,
+    canonical=True,
+    origin="scikit-learn digits (1,797 images)",
+)
 DIFFICULTY = np.random.default_rng(0).normal(size=1000)
 """Difficulty of each example, the same for all networks."""
 
@@ -29,12 +34,13 @@ def fake_run(
     skill: float = 0.0,
     flatness: float = 1.0,
     settings: tuple[str, ...] = (),
-    dataset: DatasetRef = DATASET,
+    dataset: DatasetRef | None = None,
     protocol: str = "digits-linf",
     registry: Registry = REGISTRY,
 ) -> RunFolder:
     """A finished run. skill: higher is more robust. Its outcomes depend on these arguments only."""
     chosen = load(registry, protocol, settings)
+    dataset = dataset or DATASET.model_copy(update={"checksum": chosen.checksum or DATASET.checksum})
     spec = make_spec(registry, chosen, compose(registry, method), dataset, seed)
     rng = np.random.default_rng(int(hashlib.sha256(f"{spec.label} {seed} {skill}".encode()).hexdigest()[:12], 16))
     outcomes, results = {}, {}
@@ -118,4 +124,4 @@ def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFo
 
 
 def submitted(root: Path, runs: list[RunFolder], day: str = "2026-01-02") -> list[Path]:
-    return [entries.add_entry(root, run, day) for run in runs]
+    return add_entries(root, runs, REGISTRY, day)
