@@ -165,11 +165,15 @@ class MeasureInfo(Info):
     powers : Mapping of Rescaling to float
         If weights are rescaled by c, the value is multiplied by this power of c (0: it is invariant). A rescaling that
         is not named changes the value by no fixed power.
+    estimate : str
+        How its value and standard error follow from the arrays that it keeps: a key of `core.estimates.ESTIMATES`. The
+        checks of a record compute them again. Empty where they do not follow from arrays.
     """
 
     couplings: tuple[str, ...] = ()
     passes: Mapping[str, Passes] = field(default_factory=dict, hash=False)
     powers: Mapping[Rescaling, float] = field(default_factory=dict, hash=False)
+    estimate: str = ""
     kind: ClassVar[Kind] = "measure"
 
 

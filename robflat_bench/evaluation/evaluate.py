@@ -6,7 +6,7 @@ Every example's outcome is kept. Finished work is stored, so that an interrupted
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,7 +21,8 @@ from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import digest
-from robflat_bench.registry.components import Component, resolve
+from robflat_bench.registry.components import resolve
+from robflat_bench.results.quantities import autoattack_missed
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.results.store import StoredJournal
 
@@ -160,12 +161,12 @@ class _Evaluation:
             )
 
     def result(self) -> Result:
-        attacks = [resolve(self.session.registry, "attack", row.attack) for row in self.plan.attacks]
+        attacks = [row.attack for row in self.plan.attacks]
         zero_gradients, random_forward = _forward_flags(self.model, self.session.examples("test", MEMORY_BATCH))
         flags = Flags(
             zero_gradients=zero_gradients,
             random_forward=random_forward,
-            pgd_beats_autoattack=_autoattack_missed(self.outcomes, self.checkpoint, attacks),
+            pgd_beats_autoattack=autoattack_missed(self.outcomes, self.checkpoint, attacks),
             square_beats_white_box=self.notes.get("only_square"),
         )
         return Result(
@@ -175,7 +176,7 @@ class _Evaluation:
             measures_train=self.measures["train"],
             flags=flags,
             seconds=self.seconds,
-            **totals(self.outcomes, self.checkpoint, [row.attack for row in self.plan.attacks]),
+            **totals(self.outcomes, self.checkpoint, attacks),
         )
 
 
@@ -237,20 +238,3 @@ def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
             again = model(examples.x)
     zero = float((gradient.flatten(1) == 0).all(1).double().mean())
     return zero, not torch.allclose(logits.detach(), again, rtol=1e-4, atol=1e-4)
-
-
-def _autoattack_missed(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
-    """Number of test examples that another attack broke and AutoAttack (or its APGD tier) did not.
-
-    None unless AutoAttack and another attack were run. Examples that some attack did not see are left out.
-    """
-    errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    for component in attacks:
-        error = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
-        errors[component.name == "autoattack"].append(error)
-    if not all(errors.values()):
-        return None
-    n = min(len(error) for found in errors.values() for error in found)
-    strong, weak = (np.any([error[:n] for error in errors[autoattack]], axis=0) for autoattack in (True, False))
-    clean = outcomes[f"{checkpoint}/test/clean/error"][:n]
-    return int((weak & ~strong & ~clean).sum())

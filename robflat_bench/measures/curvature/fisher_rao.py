@@ -44,6 +44,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("1", "1"),
     powers=FUNCTION,
+    estimate="examples",
 )
 
 

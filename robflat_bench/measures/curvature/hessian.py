@@ -29,9 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.core import Examples, Journal, Measurement, NoValue, Workspace
 from robflat_bench.core.batching import padded_batches
+from robflat_bench.core.estimates import error_of_mean
 from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
-from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.measures.shared import LanczosParams
 from robflat_bench.measures.units import unit, units
 from robflat_bench.numerics.weight_space import WeightSpace

@@ -41,6 +41,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("probes", "2 * probes"),
     powers={"layers": -2},
+    estimate="probes",
 )
 
 

@@ -42,6 +42,7 @@ INFO = MeasureInfo(
     example={"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
     couplings=("clean", "frozen"),
     powers=FUNCTION,
+    estimate="probes",
 )
 
 

@@ -53,6 +53,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen", "reattack"),
     passes=shared.passes_of_readings("draws + 1"),
     powers={"layers": 0},
+    estimate="draws and examples",
 )
 
 

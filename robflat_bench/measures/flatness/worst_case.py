@@ -47,10 +47,11 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import attacked, project
+    from robflat_bench.core.estimates import standard_deviation
     from robflat_bench.core.randomness import per_example_uniform
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
+    from robflat_bench.measures.per_example import best_start, mean_of
     from robflat_bench.measures.units import section, units
     from robflat_bench.numerics.folding import folded
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
@@ -96,6 +97,7 @@ INFO = MeasureInfo(
         "joint": Passes(f"2 * restarts * (steps + 1) + {STRONG}", f"2 * restarts * steps + {STRONG_BACK}"),
     },
     powers={"layers": 0},
+    estimate="examples",
 )
 
 

@@ -27,6 +27,7 @@ with lazy_imports():
     import numpy as np
     from torch import Tensor, nn
 
+    from robflat_bench.core.estimates import jackknife
     from robflat_bench.measures.oracle import Oracle, given_images
     from robflat_bench.measures.units import unit
     from robflat_bench.numerics.weight_space import WeightSpace
@@ -43,6 +44,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("2", "2"),
     powers={"layers": -1},
+    estimate="groups",
 )
 
 GROUPS = 10
@@ -58,10 +60,9 @@ class WeightGradientNorm(Measure):
         oracle, images = given_images(self, model, examples, workspace)
         found = unit(workspace.journal, "norms", lambda: _norms(model, oracle, images))
         value, without = math.sqrt(float(found["squared"])), found["leave_one_group_out"]
-        groups = len(without)
         return Measurement(
             value=value,
-            standard_error=math.sqrt((groups - 1) * without.var()) if groups > 1 else None,
+            standard_error=jackknife({"leave_one_group_out": without})["standard_error"],
             n=len(examples),
             details={"squared": value**2, "adaptive": float(found["adaptive"])},
             arrays={"leave_one_group_out": without},

@@ -48,6 +48,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen", "reattack"),
     passes=passes_of_readings("draws + 1"),
     powers=FUNCTION,
+    estimate="draws and examples",
 )
 
 

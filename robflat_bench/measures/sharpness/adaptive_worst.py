@@ -39,9 +39,10 @@ with lazy_imports():
     import torch
     from torch import nn
 
+    from robflat_bench.core.estimates import standard_deviation
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, gap, highest
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
+    from robflat_bench.measures.per_example import best_start, mean_of
     from robflat_bench.measures.units import Results, unit, units
 
 
@@ -68,6 +69,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("1 + starts * (iterations + 1)", "1 + starts * (iterations + 1)"),
     powers=FUNCTION,
+    estimate="examples",
 )
 
 

@@ -30,9 +30,9 @@ with lazy_imports():
     from scipy import optimize
     from torch import nn
 
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, gap
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.units import Results, unit
 
 
@@ -50,6 +50,7 @@ INFO = MeasureInfo(
     title="Keskar sharpness ({coupling}), eps={epsilon:g}",
     example={"steps": 2, "iterations": 3},
     couplings=("clean", "frozen"),
+    estimate="examples of a quotient",
 )
 
 
@@ -65,17 +66,10 @@ class Keskar(Measure):
         surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
         found = unit(workspace.journal, "maximum", lambda: self._maximise(surface))
         losses, reference = found["losses"], found["reference"]
-        scale = 1 + reference.mean()
-        per_example = 100 * (losses - reference) / scale
-        value = float(per_example.mean())
-        linearised = per_example - value * (reference - reference.mean()) / scale
-        return Measurement(
-            value=value,
-            standard_error=error_of_mean(linearised),
-            n=len(examples),
-            details={"residual": float(found["residual"]), "evaluations": float(found["evaluations"])},
-            arrays={"losses": losses, "reference": reference, "per_example": per_example},
-        )
+        per_example = 100 * (losses - reference) / (1 + reference.mean())
+        arrays = {"losses": losses, "reference": reference, "per_example": per_example}
+        details = {"residual": float(found["residual"]), "evaluations": float(found["evaluations"])}
+        return estimated(INFO.estimate, arrays, details)
 
     def _maximise(self, surface: LossOverWeights) -> Results:
         h = self.params.epsilon * (surface.weights.abs() + 1)

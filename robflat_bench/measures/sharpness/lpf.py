@@ -46,6 +46,7 @@ INFO = MeasureInfo(
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
     passes=passes_of_readings("draws + 1"),
+    estimate="draws and examples",
 )
 
 

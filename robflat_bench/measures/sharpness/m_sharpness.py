@@ -27,9 +27,9 @@ with lazy_imports():
     import torch
     from torch import nn
 
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, gap, highest, normalised_ascent
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.units import Results, units
 
 
@@ -49,6 +49,7 @@ INFO = MeasureInfo(
     example={"steps": 2, "m": 6, "iterations": 2},
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("iterations + 1", "iterations + 1"),
+    estimate="batches",
 )
 
 
@@ -71,10 +72,5 @@ class MSharpness(Measure):
 
         found = units(workspace.journal, "batch", len(examples) // m, batch)
         rises = found["rise"]
-        return Measurement(
-            value=float(rises.mean()),
-            standard_error=error_of_mean(rises.mean(1)),
-            n=rises.size,
-            details={"m": float(m), "batches": float(len(rises)), "residual": float(found["residual"].mean())},
-            arrays={"per_batch": rises.mean(1), "per_example": rises.ravel()},
-        )
+        arrays = {"per_batch": rises.mean(1), "per_example": rises.ravel()}
+        return estimated(INFO.estimate, arrays, {"residual": float(found["residual"].mean())})

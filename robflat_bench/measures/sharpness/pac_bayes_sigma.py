@@ -34,9 +34,10 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
+    from robflat_bench.core.estimates import crossed_errors
     from robflat_bench.measures.bisection import bracket
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import crossed_errors, random_moves
+    from robflat_bench.measures.random_moves import random_moves
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import WeightSpace
 

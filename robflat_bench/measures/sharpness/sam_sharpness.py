@@ -40,6 +40,7 @@ INFO = MeasureInfo(
     example={"steps": 2},
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("2", "2"),
+    estimate="examples",
 )
 
 
