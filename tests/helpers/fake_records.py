@@ -14,7 +14,17 @@ from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.archives import arrays_bytes
 from robflat_bench.results.quantities import autoattack_missed
-from robflat_bench.results.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
+from robflat_bench.results.record import (
+    Budget,
+    Epoch,
+    EvaluationRecord,
+    Flags,
+    MeasureResult,
+    Result,
+    RunRecord,
+    measure_path,
+    totals,
+)
 from robflat_bench.results.store import RunFolder, write_atomically, write_json
 
 REGISTRY = discover()
@@ -85,6 +95,33 @@ def fake_run(
     write_atomically(folder.outcomes_file, raw)
     write_json(folder.record_file, record.model_dump(mode="json"))
     return folder
+
+
+def fake_evaluation(run: RunFolder, key: str, value: float = 1.0) -> Path:
+    """An evaluation of a run's last checkpoint that adds one measure; its JSON file."""
+    record, outcomes = run.evidence()
+    clean = {name: array for name, array in outcomes.items() if name.startswith("last/test/clean/")}
+    raw = arrays_bytes(clean)
+    result = Result(
+        epoch=record.results["last"].epoch,
+        weights=record.results["last"].weights,
+        measures={"spectral-norm": MeasureResult(value=value, standard_error=None, n=0, seconds=1.0)},
+        flags=Flags(zero_gradients=0.0, random_forward=False),
+        seconds={},
+        **totals(clean, "last", []),
+    )
+    evaluation = EvaluationRecord(
+        key=key,
+        model="last",
+        protocol=record.protocol,
+        dataset=record.dataset,
+        results={"last": result},
+        outcomes=hashlib.sha256(raw).hexdigest(),
+        environment={},
+        provenance={},
+    )
+    run.add(evaluation, raw)
+    return run.evaluation_file(key)
 
 
 def _result(
