@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from robflat_bench.config.protocol import Checkpoint, Digest, Strict, content_hash, parse_toml, read_text
 from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.leaderboard.derived import estimate_problems
 from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
 from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier
 from robflat_bench.leaderboard.tree import ENTRY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, walk
@@ -161,12 +163,14 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     record, outcomes, evaluations = _evidence(RunFolder(folder), MAX_OUTCOMES)
     found = Submission(place.removeprefix(f"{RECORDS}/"), entry, record, outcomes, evaluations)
     added = [evaluation for evaluation, _ in evaluations]
+    evidence: list[tuple[RunRecord | EvaluationRecord, Outcomes]] = [(record, outcomes), *evaluations]
     documents = [one.model_dump(mode="json") for one in (record, *added)]
-    for problem in (
-        *_identity_problems(found, folder),
-        *protocol_problems(registry, record, outcomes),
-        *(problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
-        *(problem for document in documents for problem in registry.plugins.problems(document)),
+    for problem in chain(  # lazily: a check may rely on those before it
+        _identity_problems(found, folder),
+        protocol_problems(registry, record, outcomes),
+        (problem for one, arrays in evidence for problem in estimate_problems(registry, one.results, arrays)),
+        (problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
+        (problem for document in documents for problem in registry.plugins.problems(document)),
     ):
         raise CheckFailed(f"{folder}: {problem}")
     return found

@@ -16,6 +16,7 @@ from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Attacked, Measured, Protocol, load
 from robflat_bench.config.spec import RunSpec, make_spec
 from robflat_bench.core import RobflatError
+from robflat_bench.leaderboard.derived import training_problems
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.quantities import SPLITS, Outcomes
@@ -51,6 +52,7 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes)
         yield f"it calls its data {said}: their checksum is {dataset.checksum}, the canonical one {protocol.checksum}"
     if missing := {"best", "last"} - {*record.results}:
         yield f"it lacks the checkpoint {', '.join(sorted(missing))}"
+        return
     for checkpoint, result in record.results.items():
         attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
         measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]
@@ -60,6 +62,7 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes)
         for name, size in _sizes(checkpoint, attacks, measures):
             if name not in outcomes or outcomes[name].shape != (size,):
                 yield f"{name!r} is not of {size} examples, as the protocol says"
+    yield from training_problems(registry, protocol, record)
 
 
 def _sizes(checkpoint: str, attacks: list[Attacked], measures: list[Measured]) -> Iterator[tuple[str, int]]:

@@ -50,12 +50,16 @@ def fake_run(
     dataset: DatasetRef | None = None,
     protocol: str = "digits-linf",
     registry: Registry = REGISTRY,
+    training: int = 0,
 ) -> RunFolder:
-    """A finished run. skill: higher is more robust. Its outcomes depend on these arguments only."""
+    """A finished run. skill: higher is more robust. training: another number gives another network of the same spec.
+    Its outcomes depend on these arguments only."""
     chosen, composed = load(registry, protocol, settings), compose(registry, method)
     dataset = dataset or DATASET.model_copy(update={"checksum": chosen.checksum or DATASET.checksum})
     spec = make_spec(registry, chosen, composed, dataset, seed)
-    rng = np.random.default_rng(int(hashlib.sha256(f"{spec.label} {seed} {skill}".encode()).hexdigest()[:12], 16))
+    rng = np.random.default_rng(
+        int(hashlib.sha256(f"{spec.label} {seed} {skill}{training or ''}".encode()).hexdigest()[:12], 16)
+    )
     outcomes, results = {}, {}
     epochs = chosen.recipe.epochs
     for checkpoint, epoch in (("best", epochs // 2), ("last", epochs - 1)):
