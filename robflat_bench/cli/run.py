@@ -12,7 +12,7 @@ from robflat_bench.cli import output
 @click.command()
 @click.option("--method", required=True, help="Method, e.g. at or 'trades(beta=3)+ema'; see `list methods`.")
 @output.protocol_option
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Training seed.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True, help="Training seed.")
 @output.set_option
 @output.store_option
 @output.data_option

@@ -30,6 +30,9 @@ Checkpoints = Annotated[
     tuple[Checkpoint, ...], Field(min_length=1), AfterValidator(lambda value: tuple(sorted({*value})))
 ]
 SplitName = Literal["train", "heldout", "test"]
+ProtocolVersion = Annotated[str, Field(pattern=r"^\d{1,9}\.\d{1,9}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex."""
 
 
 class Strict(BaseModel):
@@ -160,7 +163,7 @@ class Protocol:
 
     Parameters
     ----------
-    name, version, summary : str
+    name, version, summary, checksum : str
         As in the file; a run with settings of `fixed` has the new hash at the end of its protocol's name.
     fixed : Fixed
         What all rows of the board share; texts of components are canonical.
@@ -176,6 +179,7 @@ class Protocol:
     fixed: Fixed
     recipe: Recipe
     defaults: Recipe
+    checksum: str = ""
 
     @property
     def hash(self) -> str:
@@ -191,8 +195,13 @@ class Protocol:
 
 class _File(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="The file is called after it.")
-    version: str = Field(pattern=r"^\d+\.\d+$", description="major.minor; for people, not part of the hash.")
+    version: ProtocolVersion = Field(description="major.minor; for people, not part of the hash.")
     summary: str = Field(description="One line.")
+    checksum: Digest | Literal[""] = Field(
+        default="",
+        description="SHA-256 over the canonical pixels and labels of all splits, if known; not part of the hash. "
+        "A leaderboard refuses an entry that calls other data canonical.",
+    )
     fixed: Fixed = Field(description="What all rows share.")
     recipe: Recipe = Field(description="Training defaults.")
 
@@ -235,7 +244,8 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     changed = _validated(registry, name, content)
     suffix = "" if changed.fixed == original.fixed else f"-{changed.fixed.hash[:8]}"
     label = f"{changed.name}{suffix}"
-    return Protocol(label, changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
+    same = (changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
+    return Protocol(label, *same, changed.checksum)
 
 
 def _text(registry: Registry, name: str) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
 from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
+from robflat_bench.results.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ class Busy(RunFailed):
 
 INITIAL = "initial"
 """The name of the checkpoint before the first step."""
-
-MAX_OUTCOMES = 512 * 1024 * 1024
-"""Bytes of outcomes in memory; a larger file is refused."""
 
 
 @contextmanager
@@ -82,34 +79,19 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A compressed .npz whose bytes depend on its content only: no time stamps, entries sorted by name."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            entry = io.BytesIO()
-            # ascontiguousarray would make a scalar array one-dimensional
-            np.lib.format.write_array(entry, np.asarray(arrays[name], order="C"), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            archive.writestr(info, entry.getvalue(), zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
+def regular_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file; CheckFailed for another kind of file, which may never end, or a larger one."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckFailed(f"{path} is not a regular file")
+    if found.st_size > limit:
+        raise CheckFailed(f"{path} is larger than {limit} bytes")
+    return path.read_bytes()
 
 
-def read_arrays(path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; ValueError if it is damaged, holds anything but plain arrays, or unpacks to more than
-    `limit` bytes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > limit:
-                raise ValueError(f"{path.name} unpacks to more than {limit} bytes")
-            files = ((entry.filename, io.BytesIO(archive.read(entry))) for entry in entries)  # one in memory at a time
-            arrays = ((name, np.lib.format.read_array(file, allow_pickle=False)) for name, file in files)
-            return {name.removesuffix(".npy"): array for name, array in arrays}
-    except (FileNotFoundError, ValueError):
-        raise
-    except Exception as error:  # damage raises nearly anything: BadZipFile, MemoryError, OverflowError, TokenError ...
-        raise ValueError(f"{path.name} is damaged: {error}") from error
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; ValueError if `unpack_arrays` refuses it."""
+    return unpack_arrays(regular_bytes(path, MAX_UNPACKED))
 
 
 SECONDS, PASSES = "spent.seconds", "spent.passes"
@@ -248,12 +230,12 @@ class RunFolder:
         """The finished run's record; CheckFailed if its outcomes give other totals."""
         return self.evidence()[0]
 
-    def evidence(self, limit: int = MAX_OUTCOMES) -> tuple[RunRecord, dict[str, np.ndarray]]:
+    def evidence(self, limit: int = MAX_UNPACKED) -> tuple[RunRecord, dict[str, np.ndarray]]:
         """The finished run's record and its outcomes; CheckFailed if these give other totals."""
         record: RunRecord = read_record(self.record_file, RunRecord)
         return record, read_outcomes(record, self.outcomes_file, limit)
 
-    def evaluations(self, limit: int = MAX_OUTCOMES) -> list[tuple[EvaluationRecord, dict[str, np.ndarray]]]:
+    def evaluations(self, limit: int = MAX_UNPACKED) -> list[tuple[EvaluationRecord, dict[str, np.ndarray]]]:
         """The added evaluations and their outcomes, sorted by file name; each is checked as the run's record is."""
         found = []
         for path in sorted((self.path / "evaluations").glob("*.json")):
@@ -265,9 +247,7 @@ class RunFolder:
 def read_record(path: Path, model: type[Any]) -> Any:
     """The record in a file, validated as `model`; CheckFailed names the file and the first problem."""
     try:
-        if path.stat().st_size > records.MAX_BYTES:
-            raise CheckFailed(f"{path} is larger than {records.MAX_BYTES} bytes")
-        raw = path.read_bytes()
+        raw = regular_bytes(path, records.MAX_BYTES)
         _no_key_twice(raw)
         return model.model_validate_json(raw)
     except ValidationError as error:
@@ -289,14 +269,16 @@ def _no_key_twice(raw: bytes) -> None:
     json.loads(raw, object_pairs_hook=pairs)
 
 
-def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
+def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int = MAX_UNPACKED) -> dict[str, np.ndarray]:
     """The outcomes of a record; CheckFailed if the record names another file, or they give other totals."""
     try:
-        raw = path.read_bytes()
+        raw = regular_bytes(path, limit)
         if hashlib.sha256(raw).hexdigest() != record.outcomes:
             raise CheckFailed(f"{path} is not the file its record was made with (SHA-256 differs)")
-        outcomes = read_arrays(path, limit)
-    except (OSError, ValueError) as error:
+        outcomes = unpack_arrays(raw, limit)
+    except OSError as error:
+        raise CheckFailed(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise CheckFailed(f"{path}: {error}") from None
     problems = _problems(record.results, outcomes)
     if problems:

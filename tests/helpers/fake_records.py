@@ -9,17 +9,32 @@ from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
 from robflat_bench.core.estimates import ESTIMATES
-from robflat_bench.leaderboard import entries
+from robflat_bench.leaderboard.submit import add_entries
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.results.archives import arrays_bytes
 from robflat_bench.results.quantities import autoattack_missed
-from robflat_bench.results.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
-from robflat_bench.results.store import RunFolder, arrays_bytes, write_atomically, write_json
-
-DATASET = DatasetRef(
-    name="digits", checksum="e" * 64, spare="f" * 64, canonical=True, origin="scikit-learn digits (1,797 images)"
+from robflat_bench.results.record import (
+    Budget,
+    Epoch,
+    EvaluationRecord,
+    Flags,
+    MeasureResult,
+    Result,
+    RunRecord,
+    measure_path,
+    totals,
 )
+from robflat_bench.results.store import RunFolder, write_atomically, write_json
+
 REGISTRY = discover()
+DATASET = DatasetRef(
+    name="digits",
+    checksum=load(REGISTRY, "digits-linf").checksum,
+    spare="f" * 64,
+    canonical=True,
+    origin="scikit-learn digits (1,797 images)",
+)
 DIFFICULTY = np.random.default_rng(0).normal(size=1000)
 """Difficulty of each example, the same for all networks."""
 
@@ -32,7 +47,7 @@ def fake_run(
     skill: float = 0.0,
     flatness: float = 1.0,
     settings: tuple[str, ...] = (),
-    dataset: DatasetRef = DATASET,
+    dataset: DatasetRef | None = None,
     protocol: str = "digits-linf",
     registry: Registry = REGISTRY,
     training: int = 0,
@@ -40,6 +55,7 @@ def fake_run(
     """A finished run. skill: higher is more robust. training: another number gives another network of the same spec.
     Its outcomes depend on these arguments only."""
     chosen, composed = load(registry, protocol, settings), compose(registry, method)
+    dataset = dataset or DATASET.model_copy(update={"checksum": chosen.checksum or DATASET.checksum})
     spec = make_spec(registry, chosen, composed, dataset, seed)
     rng = np.random.default_rng(
         int(hashlib.sha256(f"{spec.label} {seed} {skill}{training or ''}".encode()).hexdigest()[:12], 16)
@@ -83,6 +99,33 @@ def fake_run(
     write_atomically(folder.outcomes_file, raw)
     write_json(folder.record_file, record.model_dump(mode="json"))
     return folder
+
+
+def fake_evaluation(run: RunFolder, key: str, value: float = 1.0) -> Path:
+    """An evaluation of a run's last checkpoint that adds one measure; its JSON file."""
+    record, outcomes = run.evidence()
+    clean = {name: array for name, array in outcomes.items() if name.startswith("last/test/clean/")}
+    raw = arrays_bytes(clean)
+    result = Result(
+        epoch=record.results["last"].epoch,
+        weights=record.results["last"].weights,
+        measures={"spectral-norm": MeasureResult(value=value, standard_error=None, n=0, seconds=1.0)},
+        flags=Flags(zero_gradients=0.0, random_forward=False),
+        seconds={},
+        **totals(clean, "last", []),
+    )
+    evaluation = EvaluationRecord(
+        key=key,
+        model="last",
+        protocol=record.protocol,
+        dataset=record.dataset,
+        results={"last": result},
+        outcomes=hashlib.sha256(raw).hexdigest(),
+        environment={},
+        provenance={},
+    )
+    run.add(evaluation, raw)
+    return run.evaluation_file(key)
 
 
 def _result(
@@ -152,4 +195,4 @@ def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFo
 
 
 def submitted(root: Path, runs: list[RunFolder], day: str = "2026-01-02") -> list[Path]:
-    return [entries.add_entry(root, run, day) for run in runs]
+    return add_entries(root, runs, REGISTRY, day)

@@ -12,7 +12,7 @@ import sys
 import pluggy
 import pytest
 from helpers import misbehaving
-from helpers.fake_records import fake_run
+from helpers.fake_records import fake_run, submitted
 from helpers.misbehaving import EVENTS
 
 from robflat_bench import __version__
@@ -341,7 +341,7 @@ def test_a_plugin_that_changes_the_record_it_is_shown_changes_its_own_copy(site,
 def test_an_entry_that_a_plugin_finds_wrong_is_refused(site, tmp_path):
     run = fake_run(tmp_path / "runs", "at", 1)
     root = tmp_path / "leaderboard"
-    (folder,) = [entries.add_entry(root, run, "2026-01-01")]
+    (folder,) = submitted(root, [run])
     assert entries.read_entry(root, folder, discover()).record.method
     site.install("tells-plugin", {"tells_plugin.py": TELLS.replace('["plugins"]', '.get("plugins", {})')})
     with pytest.raises(CheckFailed, match=r"tells-plugin 1\.0: it does not say by which library"):

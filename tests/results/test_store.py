@@ -20,11 +20,11 @@ from torch import nn
 from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError
 from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
 from robflat_bench.results import store as stores
+from robflat_bench.results.archives import arrays_bytes
 from robflat_bench.results.store import (
     RunFolder,
     Store,
     StoredJournal,
-    arrays_bytes,
     disk_errors,
     read_arrays,
     write_atomically,
@@ -142,18 +142,9 @@ def test_pickled_objects_are_refused(tmp_path):
             return (Path.touch, (tmp_path / "exploded",))
 
     np.savez(path, x=np.array([Bomb()], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match="damaged: object"):
         read_arrays(path)
     assert not (tmp_path / "exploded").exists()
-
-
-def test_archives_that_unpack_to_too_much_are_refused(tmp_path):
-    path = tmp_path / "bomb.npz"
-    path.write_bytes(arrays_bytes({"x": np.zeros(200_000), "y": np.zeros(200_000)}))
-    assert path.stat().st_size < 10_000
-    assert {*read_arrays(path, 4_000_000)} == {"x", "y"}
-    with pytest.raises(ValueError, match="unpacks to more than 3000000 bytes"):
-        read_arrays(path, 3_000_000)
 
 
 def npz(**entries: bytes) -> bytes:
