@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from robflat_bench import __version__
-from robflat_bench.core import PROJECT, UsageError
+from robflat_bench.core import PROJECT, UsageError, contained, one_line
 from robflat_bench.registry import hookspecs
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")
@@ -157,7 +157,7 @@ class Plugins:
             for hook in self.manager.get_hookcallers(module) or ():
                 if any(found.plugin is module and found.wrapper for found in hook.get_hookimpls()):
                     raise TypeError(f"{hook.name} is a wrapper, which never wraps: implementations are called alone")
-        except Exception:
+        except BaseException:
             if self.manager.is_registered(module):
                 self.manager.unregister(module)
             raise
@@ -167,13 +167,13 @@ class Plugins:
     @contextlib.contextmanager
     def guard(self, provider: Provider) -> Iterator[None]:
         """In this block, send what the plugin prints to stderr, and record what it raises as `Broken`."""
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                yield
-        except (Exception, SystemExit) as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-            found = Broken(provider.distribution, provider.version, provider.entry_point, line, traceback.format_exc())
-            self.broken.append(found)
+
+        def failed(error: BaseException) -> None:
+            names = provider.distribution, provider.version, provider.entry_point
+            self.broken.append(Broken(*names, one_line(error), traceback.format_exc()))
+
+        with contained(failed):
+            yield
 
     def callers(self, hook: str) -> list[tuple[Provider, Callable[..., Any]]]:
         """Each plugin that implements a hook, with a function that calls its implementation alone, with keywords."""
@@ -226,13 +226,11 @@ class Plugins:
 
         Each plugin receives its own copy of the arguments.
         """
+        answers: list[Answer] = []
         for provider, call in self.callers(hook):
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    answer = read(call(**copy.deepcopy(arguments)))
-            except (Exception, SystemExit) as error:
-                answer = failed(f"{type(error).__name__}: {error}")
-            yield provider, answer
+            with contained(lambda error: answers.append(failed(one_line(error)))):
+                answers.append(read(call(**copy.deepcopy(arguments))))
+            yield provider, answers.pop()
 
 
 def normalized(distribution: str) -> str:
