@@ -99,7 +99,7 @@ def prepare() -> None:
             os.fstat(number)
         except OSError:  # closed; the next file that is opened would become stdout
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = Printed(sys.stdout), Printed(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Printed(sys.stdout), Printed(sys.stderr)
 
 
 def reserve() -> Lossy:
