@@ -68,7 +68,8 @@ def run_here(*arguments: object, stdout: TextIO | None = None) -> Done:
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     sys.argv = ["robflat-bench", *map(str, arguments)]
     try:
-        with contextlib.redirect_stdout(stdout or out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        streams = contextlib.redirect_stdout(stdout or out), contextlib.redirect_stderr(err)
+        with streams[0], streams[1], pytest.raises(SystemExit) as ended:
             main()
     finally:
         sys.argv = argv
