@@ -7,6 +7,7 @@ when it runs.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from importlib import metadata
 
@@ -97,10 +98,21 @@ def completion(shell: str) -> None:
     output.show(found(cli, {}, "robflat-bench", "_ROBFLAT_BENCH_COMPLETE").source())
 
 
+def _require_folder() -> None:
+    """UsageError in a folder that was deleted: a library of torch would end the process, and no relative path works."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        from robflat_bench.core import UsageError
+
+        raise UsageError("the folder in which you are does not exist any more; `cd` to another one") from None
+
+
 def main() -> None:
     """Run the command line; an expected error is one line on stderr and its exit code."""
-    streams.prepare()
+    streams.prepare(coloured=not {"-h", "--help"}.isdisjoint(sys.argv))  # click's help has colours of its own
     try:
+        _require_folder()
         code = cli.main(prog_name="robflat-bench", standalone_mode=False)
     except click.ClickException as error:
         error.show(sys.stderr)  # named, since click by itself writes to the bytes below where the encoding is ASCII

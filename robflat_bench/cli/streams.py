@@ -74,32 +74,37 @@ class Lossy:
 
 
 class Printed:
-    """A stream that prints hidden characters as escapes. Colours stay, since click and Python write them here.
+    """A stream that prints hidden characters as escapes, and drops colours, which libraries like to print.
 
-    `unfiltered` takes text whose escape sequences are this package's own.
+    Parameters
+    ----------
+    raw : TextIO or None
+        The stream below. `unfiltered` writes to it text whose escape sequences are this package's own.
+    coloured : bool
+        Keep colours.
     """
 
-    def __init__(self, raw: TextIO | None) -> None:
-        self.unfiltered = Lossy(raw)
+    def __init__(self, raw: TextIO | None, coloured: bool = False) -> None:
+        self.unfiltered, self.coloured = Lossy(raw), coloured
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unfiltered, name)
 
     def write(self, text: str) -> int:
-        parts = _COLOUR.split(text)
+        parts = _COLOUR.split(text)  # every second one is a colour
         parts[::2] = map(visible, parts[::2])
-        self.unfiltered.write("".join(parts))
+        self.unfiltered.write("".join(parts if self.coloured else parts[::2]))
         return len(text)
 
 
-def prepare() -> None:
+def prepare(coloured: bool) -> None:
     """Print through `Printed` from now on, to the end of this process."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # closed; the next file that is opened would become stdout
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = Printed(sys.stdout), Printed(sys.stderr)
+    sys.stdout, sys.stderr = Printed(sys.stdout, coloured), Printed(sys.stderr, coloured)
 
 
 def reserve() -> Lossy:

@@ -57,12 +57,20 @@ def _cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
+def _working_folder() -> str | None:
+    """None if it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
 def _attribute(owner: Any, name: str) -> Access:
     return partial(getattr, owner, name), partial(setattr, owner, name)
 
 
 _GLOBALS: tuple[Access, ...] = (
-    (os.getcwd, os.chdir),
+    (_working_folder, lambda folder: folder and os.chdir(folder)),
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
     (np.geterr, lambda kinds: np.seterr(**kinds)),

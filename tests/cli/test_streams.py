@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import io
 import json
 import os
+import pty
+import re
+import shutil
 import subprocess
 import sys
+import termios
 import unicodedata
 from pathlib import Path
 
@@ -18,8 +24,8 @@ from helpers.commands import run_here
 import robflat_bench.cli
 from robflat_bench.cli import output, streams
 
-HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\x08\x7f‮⁦⁩‏‎؜ \x00\rX"
-"""Clear the screen, set the title, colours by C1, erase, reverse the direction, break lines, start the line again."""
+HOSTILE = "\x1b[2J\x1b[8m\x1b]0;owned\x07\x9b31m\x08\x7f\u202e\u2066\u2069\u200f\u200e\u061c\u2028\u2029\rX"
+"""Clears the screen, hides text, sets the title, erases, turns the direction of writing, breaks lines."""
 
 
 def obeyed(text: str) -> set[str]:
@@ -33,7 +39,7 @@ def obeyed(text: str) -> set[str]:
 
 
 def test_every_hidden_character_becomes_a_visible_escape():
-    assert streams.visible("\x1b[31mred\x7f‮\x9b\udcff") == r"\x1b[31mred\x7f\u202e\x9b\udcff"
+    assert streams.visible("\x1b[31mred\x7f\u202e\x9b\udcff") == r"\x1b[31mred\x7f\u202e\x9b\udcff"
     assert streams.visible("35.0 ± 2.1 %\n\tζ — 漢") == "35.0 ± 2.1 %\n\tζ — 漢"
     assert not obeyed(streams.visible("".join(map(chr, range(sys.maxunicode + 1)))))
 
@@ -47,7 +53,7 @@ def test_colours_survive_where_they_are_our_own(monkeypatch):
     monkeypatch.setattr(sys, "stdout", streams.Printed(raw))
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    table = output.table("\x1b[1mheading", ["[red]a[/red]\x1b[32m"], [["\x1b[31mhostile‮"]])
+    table = output.table("\x1b[1mheading", ["[red]a[/red]\x1b[32m"], [["\x1b[31mhostile\u202e"]])
     table.columns[0].style = "bold"
     with click.Context(click.Command("x")):
         output.report([], [table, "line \x1b[31m"])
@@ -164,3 +170,147 @@ def test_a_name_that_is_not_unicode_can_be_shown(command):
     done = command("results", "ls", "--store", os.fsdecode(b"no-\xff\x1bstore"))
     assert done.code == 0
     assert r"runs in no-\udcff\x1bstore" in done.out
+
+
+PLUGIN = """
+from robflat_bench.api import AttackInfo, MethodInfo, Params, hookimpl
+from pydantic import Field
+
+class MineParams(Params):
+    way: int = Field(default=1, description=HOSTILE)
+
+print(HOSTILE)
+
+@hookimpl
+def robflat_bench_methods():
+    return [MethodInfo("mine", HOSTILE, "mine:Mine", MineParams, citation=HOSTILE)]
+
+@hookimpl
+def robflat_bench_attacks():
+    raise RuntimeError(HOSTILE)
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile(finished, tiny, tmp_path_factory):
+    """A folder of a hostile name with a store, a plugin and a protocol whose texts are hostile too."""
+    folder = tmp_path_factory.mktemp("hostile") / HOSTILE
+    shutil.copytree(finished.store, folder / "store")
+    (record,) = folder.glob("store/tiny/at/*/record.json")
+    document = json.loads(record.read_text())
+    document["environment"] |= {"device_name": HOSTILE, HOSTILE: HOSTILE}
+    for result in document["results"].values():
+        for measure in result["measures"].values():
+            measure |= {"value": None, "standard_error": None, "reason": HOSTILE}
+    record.write_text(json.dumps(document))
+    failed = folder / "store" / "tiny" / HOSTILE / "seed-1-0123456789abcdef"
+    failed.mkdir(parents=True)
+    (failed / "spec.json").write_text("{}")
+    (failed / "failed.json").write_text(json.dumps({"key": "0123456789abcdef", "error": HOSTILE}))
+    (folder / "mine.py").write_text(f"HOSTILE = {HOSTILE!r}\n{PLUGIN}")
+    text = tiny.read_text().replace('summary = "', 'summary = "' + json.dumps(HOSTILE)[1:-1])
+    (folder / "tiny.toml").write_text(text)
+    (folder / "weights.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+COMMANDS = [
+    "list methods --plugin FOLDER/mine.py",
+    "list methods --plugin FOLDER/none.py",
+    "info mine --plugin FOLDER/mine.py",
+    "info HOSTILE",
+    "list HOSTILE",
+    "HOSTILE",
+    "list methods --HOSTILE",
+    "run --method at --seed HOSTILE",
+    "run --method HOSTILE",
+    "run --method at --protocol HOSTILE",
+    "run --method at --protocol FOLDER/tiny.toml --store FOLDER --plan",
+    "run --method at --protocol TINY --store FOLDER/store",
+    "run --method at --protocol TINY --store FOLDER/store --plan",
+    "run --method mine --protocol TINY --store FOLDER/store --plugin FOLDER/mine.py",
+    "run --method at --set HOSTILE",
+    "evaluate FOLDER/weights.safetensors --backbone HOSTILE",
+    "evaluate HOSTILE --store FOLDER/store",
+    "sweep HOSTILE",
+    "sweep FOLDER/tiny.toml",
+    "experiment HOSTILE FOLDER/store",
+    "plugin list --plugin FOLDER/mine.py",
+    "plugin check FOLDER/none.py",
+    "doctor --store FOLDER/store --data FOLDER",
+    "results ls --store FOLDER/store",
+    "results show HOSTILE --store FOLDER/store",
+    "results prune --store FOLDER/store",
+    "results export --store FOLDER/store --output FOLDER/out.csv",
+    "results report --store FOLDER/store --protocol TINY",
+    "results compare HOSTILE at --store FOLDER/store --protocol TINY",
+    "leaderboard show --store FOLDER/store --leaderboard FOLDER",
+    "leaderboard check FOLDER/store --leaderboard FOLDER",
+    "leaderboard build --leaderboard FOLDER/none",
+    "leaderboard serve --site FOLDER",
+]
+
+
+@pytest.mark.parametrize("form", ["", "--json"])
+@pytest.mark.parametrize("line", COMMANDS)
+def test_no_command_sends_a_terminal_what_it_would_obey(hostile, tiny, line, form):
+    places = {"FOLDER": str(hostile), "HOSTILE": HOSTILE, "TINY": str(tiny)}
+    arguments = [functools.reduce(lambda word, name: word.replace(name, places[name]), places, w) for w in line.split()]
+    done = run_here(*arguments, *([form] if form else []))
+    assert done.code in (0, 1, 2, 3, 4)
+    assert obeyed(done.out) == obeyed(done.err) == set()
+    assert done.code == 4 or "Traceback" not in done.err
+    if form == "" and done.code == 0:
+        assert "\\u202e" in done.out + done.err, "shown as an escape"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Terminals and surroundings
+# ---------------------------------------------------------------------------------------------------------
+
+
+def on_terminal(line, environment):
+    """What a terminal of 100 columns receives from a command."""
+    main, other = pty.openpty()
+    termios.tcsetwinsize(other, (40, 100))
+    with subprocess.Popen([*PROCESS, *line], env=environment, stdin=other, stdout=other, stderr=other) as process:
+        os.close(other)
+        received = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(main, 65536):
+                received += part
+    os.close(main)
+    return process.returncode, received.decode()
+
+
+def test_a_terminal_receives_our_colours_and_nothing_else(child_environment, tmp_path):
+    store = tmp_path / HOSTILE
+    environment = child_environment() | {"TERM": "xterm-256color"}
+    for line in (["results", "ls", "--store", str(store)], ["--help"], ["list", HOSTILE]):
+        code, received = on_terminal(line, environment)
+        colours = re.findall(r"\x1b\[[0-9;]*m", received)
+        assert obeyed(re.sub(r"\x1b\[[0-9;]*m", "", received.replace("\r\n", "\n"))) == set()
+        assert "\x1b[8m" not in colours
+        assert bool(colours) == (code == 0)
+
+
+def test_a_deleted_folder_is_one_line(command, monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = command("list", "attacks")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "robflat-bench: the folder in which you are does not exist any more; `cd` to another one\n"
+
+
+def test_an_unexpected_error_is_cleaned_too(child_environment):
+    code = (
+        "import sys; from robflat_bench import cli; from robflat_bench.cli import results\n"
+        f"def fail(**_): raise RuntimeError({HOSTILE!r})\n"
+        "results.list_runs.callback = fail; sys.argv = ['x', 'results', 'ls']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RuntimeError: " in done.stderr
+    assert obeyed(done.stderr) == set()
