@@ -65,12 +65,17 @@ def _working_folder() -> str | None:
         return None
 
 
+def _return_to(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
 def _attribute(owner: Any, name: str) -> Access:
     return partial(getattr, owner, name), partial(setattr, owner, name)
 
 
 _GLOBALS: tuple[Access, ...] = (
-    (_working_folder, lambda folder: folder and os.chdir(folder)),
+    (_working_folder, _return_to),
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
     (np.geterr, lambda kinds: np.seterr(**kinds)),
