@@ -20,6 +20,7 @@ from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.registry.components import Composed, compose, resolve
+from robflat_bench.registry.faults import faults
 from robflat_bench.results.record import Budget, Result, RunRecord
 from robflat_bench.results.store import INITIAL, RunFolder, StoredJournal, outcomes_bytes, write_json
 from robflat_bench.runs import environment
@@ -82,8 +83,8 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
     Busy
         If another process works on the run.
     Exception
-        Whatever made the run fail, unchanged. `failed.json` then holds the error and its traceback, and the run is not
-        finished.
+        Whatever made the run fail (see `faults`). `failed.json` then holds the error and its traceback, and the run is
+        not finished.
     """
     session, folder, spec = run.session, run.folder, run.spec
     with folder.locked():
@@ -97,8 +98,9 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
         view = RunView(spec.key, spec.label, spec.method, spec.protocol.name, spec.seed, folder.path, document)
         watchers = PluginObservers(session.registry.plugins, view, session.observer.note)
         try:
-            watchers.starts()
-            return _make(run, watchers)
+            with faults(session.registry):
+                watchers.starts()
+                return _make(run, watchers)
         except Exception as error:
             watchers.fails(error)
             failure = {"key": spec.key, "error": str(error), "trace": traceback.format_exc()[-20_000:]}

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from robflat_bench.core import Moment, Observer, RunFailed, Workspace, clock
+from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.core.randomness import generator
 from robflat_bench.numerics.passes import PassCounter
@@ -73,7 +73,7 @@ def train(inputs: TrainingInputs, observer: Observer) -> State:
     Raises
     ------
     RunFailed: the loss is not finite.
-    KeyboardInterrupt: Ctrl-C; the state is saved first.
+    Interrupted: Ctrl-C; the state is saved first.
     """
     return Trainer(inputs, observer).run()
 
@@ -126,14 +126,14 @@ class Trainer:
                     if interrupt.requested or self.save_is_due():
                         self.save()
                     if interrupt.requested:
-                        raise KeyboardInterrupt
+                        raise Interrupted
                 self.end_epoch()
                 observer.epoch_ends(state.history)
                 self.since = clock.now()  # the time of observers is not the run's
         self.counter.remove()
         self.save()
         if interrupt.requested:  # during the last check, which no step follows
-            raise KeyboardInterrupt
+            raise Interrupted
         for checkpoint, weights in self.kept.items():
             write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
         return state
