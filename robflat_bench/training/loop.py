@@ -255,7 +255,7 @@ def _in_float32(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
 
 def heldout_check(inputs: TrainingInputs) -> tuple[float, float, float]:
     """Clean error, robust error (clean errors included) and mean robust loss on the held-out examples."""
-    model = inputs.model.train().eval()  # a network may derive weights for eval mode when it enters it
+    model = inputs.model.eval()
     examples = inputs.splits.examples("heldout", inputs.device, inputs.dtype)
     with global_state(generator(inputs.evaluation_seed, "global state of the held-out check")):
         x_adv = inputs.selection.run(model, examples, Workspace(batch=MEMORY_BATCH, seed=inputs.evaluation_seed))

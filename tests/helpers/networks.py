@@ -83,6 +83,8 @@ class Tied(nn.Module):
 class Derived(nn.Module):
     """In eval mode it uses a weight that it derived when it entered that mode."""
 
+    derived: Tensor | None = None
+
     def __init__(self, shape) -> None:
         super().__init__()
         self.layer = nn.Linear(shape.channels * shape.size**2, shape.classes)
