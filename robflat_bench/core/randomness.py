@@ -8,9 +8,11 @@ cast, so every device and precision uses the same numbers.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +32,25 @@ def generator(*key: int | str) -> torch.Generator:
 
 @contextmanager
 def global_state(source: torch.Generator) -> Iterator[None]:
-    """Seed torch's global CPU generator from `source` inside the block, for libraries that take no generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=source)))
-        yield
+    """Seed the global generators from `source` inside the block, for code that takes no generator, such as dropout.
+
+    They are torch's on the CPU and on every CUDA device in use, NumPy's and Python's. Afterwards they are as before.
+    """
+    seed = int(torch.randint(2**62, (), generator=source))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        # torch.manual_seed would also reseed devices that are not in use yet, and these would not be restored.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        np.random.seed(seed & 0xFFFF_FFFF)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def uniform_like(x: Tensor, source: torch.Generator) -> Tensor:

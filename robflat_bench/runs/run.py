@@ -113,9 +113,9 @@ def _make(run: Run, watchers: PluginObservers) -> RunRecord:
     """Train, evaluate and write the record."""
     session, spec = run.session, run.spec
     configure(session.fixed)
-    model, trained = _train(run, watchers)
+    trained = _train(run, watchers)
     journal = StoredJournal(run.folder.work, session.observer.unit_ends)
-    results, outcomes = _evaluate(run, model, trained, journal, watchers)
+    results, outcomes = _evaluate(run, trained, journal, watchers)
     raw = outcomes_bytes(results, outcomes)
     used = used_components(session.registry, session.protocol, run.method)
     record = RunRecord(
@@ -139,11 +139,8 @@ def _make(run: Run, watchers: PluginObservers) -> RunRecord:
     return record
 
 
-def _train(run: Run, *watchers: Observer) -> tuple[nn.Module, State]:
-    """The run's network, with the weights that training left in it, and the state in which training ended.
-
-    The state's passes and seconds include those of the helpers' training.
-    """
+def _train(run: Run, *watchers: Observer) -> State:
+    """The state in which training ended; its passes and seconds include those of the helpers' training."""
     session, spec, fixed = run.session, run.spec, run.session.fixed
     model = build_model(session, run.seed)
     check_network(session, model, fixed.backbone)
@@ -170,7 +167,7 @@ def _train(run: Run, *watchers: Observer) -> tuple[nn.Module, State]:
         state.forward += cost.forward
         state.backward += cost.backward
         state.seconds += cost.seconds - cost.evaluation_seconds
-    return model, state
+    return state
 
 
 def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
@@ -187,14 +184,14 @@ def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
             cost = folder.record().budget
         else:
             write_json(folder.path / "spec.json", helper.spec.model_dump(mode="json"))
-            cost = _budget(_train(helper)[1], 0.0)
+            cost = _budget(_train(helper), 0.0)
     network = build_model(session, run.seed)
     load_weights(network, read_weights(weights), str(weights))
     return network.eval().requires_grad_(False), cost
 
 
 def _evaluate(
-    run: Run, model: nn.Module, trained: State, journal: StoredJournal, watchers: PluginObservers
+    run: Run, trained: State, journal: StoredJournal, watchers: PluginObservers
 ) -> tuple[dict[str, Result], dict[str, np.ndarray]]:
     """Result by checkpoint, and the outcomes of all checkpoints."""
     if trained.best is None:
@@ -208,6 +205,7 @@ def _evaluate(
     results: dict[str, Result] = {}
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
+        model = build_model(session, run.seed)  # anew: a network may keep what it derived from other weights
         load_weights(model, read_weights(folder.weights(checkpoint)), checkpoint)
         subject = EvaluatedModel(model, checkpoint, epochs[checkpoint], initial)
         results[checkpoint], arrays = evaluate(session, plan, subject, journal)
