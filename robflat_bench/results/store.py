@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
+from robflat_bench.core.files import read_regular
 from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
@@ -265,9 +266,7 @@ class RunFolder:
 def read_record(path: Path, model: type[Any]) -> Any:
     """The record in a file, validated as `model`; CheckFailed names the file and the first problem."""
     try:
-        if path.stat().st_size > records.MAX_BYTES:
-            raise CheckFailed(f"{path} is larger than {records.MAX_BYTES} bytes")
-        raw = path.read_bytes()
+        raw = read_regular(path, records.MAX_BYTES)
         _no_key_twice(raw)
         return model.model_validate_json(raw)
     except ValidationError as error:
