@@ -9,7 +9,7 @@ from pydantic import Field
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Digest, Protocol, ProtocolVersion, Strict, components, content_hash
 from robflat_bench.config.recipe import Recipe, brief_setting
-from robflat_bench.core import UsageError
+from robflat_bench.core import Seed, UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
 
@@ -41,7 +41,7 @@ class RunSpec(Strict):
     recipe: Recipe = Field(description="How it trains.")
     method: str = Field(description="Canonical text of the method with its modifiers.")
     dataset: DatasetRef = Field(description="The data.")
-    seed: int = Field(ge=0, lt=2**63, description="Seed of all random numbers in training.")
+    seed: Seed = Field(description="Seed of all random numbers in training.")
     numerics: int = Field(ge=1, lt=2**31, description="`robflat_bench.NUMERICS` of the code that makes it.")
     plugins: dict[str, str] = Field(description='"distribution version" -> hash of the source of its components.')
     helpers: dict[str, str] = Field(

@@ -53,4 +53,5 @@ class ALP(AT):
         classes: Tensor = soft_cross_entropy(adversarial, batch.target)
         if self.params.clean:
             classes = (classes + soft_cross_entropy(clean, batch.target)) / 2
-        return classes + self.params.weight * (clean - adversarial).square().mean(1)
+        pairing: Tensor = (clean - adversarial).square().mean(1)
+        return classes + self.params.weight * pairing
