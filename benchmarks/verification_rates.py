@@ -49,7 +49,7 @@ def session(store: Path, epochs: int, threads: int) -> Session:
     first, *others = fixed.attacks
     alone = [row.model_copy(update={"checkpoints": ("last",)}) for row in others]
     measures = [row.model_copy(update={"checkpoints": ("last",)}) for row in fixed.measures]
-    changed = fixed.model_copy(update={"threads": threads, "attacks": [first, *alone], "measures": measures})
+    changed = fixed.model_copy(update={"threads": threads, "attacks": (first, *alone), "measures": tuple(measures)})
     return Session(REGISTRY, replace(protocol, fixed=changed), None, Store(store), "cpu")
 
 
