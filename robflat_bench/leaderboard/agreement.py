@@ -191,16 +191,16 @@ def _result_differences(
     checkpoint: str, mine: Result, again: Result, bound: Bound, images: int
 ) -> Iterator[Difference]:
     """Measures and flags. images: number of test images."""
-    for split, ours, theirs in zip(
+    for split, found, others in zip(
         SPLITS, (mine.measures, mine.measures_train), (again.measures, again.measures_train), strict=True
     ):
-        if ours.keys() != theirs.keys():
+        if found.keys() != others.keys():
             raise CheckFailed("the new evaluation has other measures than the entry")
-        for name in ours:
-            yield from _measure_differences(f"{checkpoint}: {name} on {split}", ours[name], theirs[name], bound)
+        for name in found:
+            yield from _measure_differences(f"{checkpoint}: {name} on {split}", found[name], others[name], bound)
     for flag in Flags.model_fields:
-        values = (getattr(one.flags, flag) for one in (mine, again))
-        yield _flag_difference(f"{checkpoint}: the flag {flag}", *values, bound, images)
+        ours, theirs = (getattr(one.flags, flag) for one in (mine, again))
+        yield _flag_difference(f"{checkpoint}: the flag {flag}", ours, theirs, bound, images)
 
 
 def _measure_differences(name: str, mine: MeasureResult, again: MeasureResult, bound: Bound) -> Iterator[Difference]:
@@ -232,8 +232,8 @@ def training_agreement(mine: RunRecord, again: RunRecord) -> None:
     ]
     for column in Epoch.model_fields:
         if column not in ("epoch", "seconds"):
-            values = ([getattr(row, column) for row in one.history] for one in (mine, again))
-            found.append(_column_difference(column, *values, bound))
+            ours, theirs = ([getattr(row, column) for row in one.history] for one in (mine, again))
+            found.append(_column_difference(column, ours, theirs, bound))
     raise_if_apart(found)
 
 
