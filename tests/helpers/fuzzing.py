@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from jinja2 import Environment
 
 from helpers.board_fixture import FIGURES
 from helpers.commands import promised
@@ -29,13 +31,22 @@ from helpers.lies import LIES
 from helpers.mutations import MUTATIONS
 from robflat_bench.cli import boards
 from robflat_bench.core import CheckFailed
-from robflat_bench.leaderboard.build import build_leaderboard
 from robflat_bench.leaderboard.entries import Submission
-from robflat_bench.leaderboard.publish import pages, read_leaderboard, write_site
+from robflat_bench.leaderboard.model import Leaderboard
+from robflat_bench.leaderboard.publish import BOARD, pages, read_leaderboard, write_site
 from robflat_bench.leaderboard.verify import second_look
 from robflat_bench.results.record import EvaluationRecord
 
+COMPILE = Environment.compile
+COMPILED: dict[str, Any] = {}
 TIERS = ("re-evaluated", "reproduced")
+
+
+def compiled_once(self: Environment, source: str, *options: Any) -> Any:
+    """The templates of a site are the same ones each time, and compiling them takes longer than all the rest."""
+    if source not in COMPILED:
+        COMPILED[source] = COMPILE(self, source, *options)
+    return COMPILED[source]
 
 
 class Field:
@@ -91,9 +102,10 @@ class Field:
         if problems:
             self.counts["refused because " + _kind_of(problems[0].line)] += 1
             return "refused"
-        made = pages(found, self.root, REGISTRY)
+        with patch.object(Environment, "compile", compiled_once):
+            made = pages(found, self.root, REGISTRY)
         write_site(made, self.site, self.root)
-        for board in build_leaderboard(found, self.root, REGISTRY).boards:
+        for board in Leaderboard.model_validate_json(made[BOARD]).boards:
             boards.markdown(*boards.board_table(board))
         one = next((one for one in found if one.record.key == self.truth.record.key), None)
         granted = [tier for tier in TIERS if one and self._granted(one, tier)]
