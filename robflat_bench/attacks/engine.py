@@ -4,6 +4,10 @@ r"""The one attack engine, for training and evaluation alike: projected ascent a
 
 Parameters are frozen, so only input gradients are computed. Each example keeps its iterate with the highest loss, the
 start included: T steps cost T+1 forward and T backward passes. Madry et al., ICLR 2018, arXiv 1706.06083.
+
+Where an operation of the network has no finite derivative, it counts as constant (`numerics.gradients`): an ascent
+that met NaN or infinity in a gradient is repeated under that rule. A loss of NaN counts as the highest of all: that
+image is returned, and the evaluation or the training step fails on it with a reason.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from robflat_bench.core import InnerAttack
 from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded
+from robflat_bench.numerics.gradients import gradients_of, guarded
 
 Objective = Callable[[Tensor], Tensor]
 """logits [B,K] -> the quantity that the attack maximises, per example [B]."""
@@ -82,6 +87,7 @@ def attacked(model: nn.Module, bn: NormMode = "eval") -> Iterator[None]:
         with frozen_statistics(model) if bn == "train" else nullcontext():
             yield
     finally:
+        model.train(modes[0][1])  # a network may act when it changes its mode, and does not see an assignment
         for module, mode in modes:
             module.training = mode
         for parameter, requires in gradients:
@@ -115,7 +121,7 @@ def frozen_statistics(*models: nn.Module) -> Iterator[None]:
 def gradient_at(x: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient of each image's loss in that image, [B,C,H,W], where `losses` maps images to [B]."""
     variable = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(losses(variable).sum(), variable)
+    _, (gradient,) = gradients_of(lambda: losses(variable), [variable])
     return gradient
 
 
@@ -141,8 +147,8 @@ class Ascent(NamedTuple):
         return cls(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
 
     def improved_by(self, other: Ascent) -> Ascent:
-        """The iterate with the higher loss for each example; the one of `self` where losses are equal."""
-        better = other.loss > self.loss
+        """The iterate with the higher loss for each example, NaN the highest; that of `self` where losses are equal."""
+        better = (other.loss > self.loss) | (other.loss.isnan() & ~self.loss.isnan())
         return Ascent(_each(better, other.x, self.x), torch.where(better, other.loss, self.loss))
 
 
@@ -155,14 +161,12 @@ def ascend(
     epsilon: float | Tensor,
     step: float | Tensor,
     steps: int,
-    moving: Moving | None = None,
+    moving: Callable[[], Moving] | None = None,
 ) -> Ascent:
     """Take projected sign steps from `start`. Call it within `attacked(model)`.
 
     Parameters
     ----------
-    model
-        Images -> logits [B,K].
     x, start
         Clean images and first iterates, float [B,C,H,W] in [0,1]. The start is projected first.
     objective
@@ -172,16 +176,20 @@ def ascend(
     steps
         Number of steps, at least 0.
     moving
-        The examples that take another step. With it, the last iterate is returned instead of the best.
+        Called at the start of the ascent; returns the rule that says which examples take another step. With it, the
+        last iterate is returned instead of the best.
 
     Returns
     -------
     Ascent
         The best iterate of each example and its loss.
     """
-    current = project(start, x, epsilon)
-    best = Ascent.begin(current)
-    with captured(model):
+
+    def climb() -> tuple[Ascent, Tensor]:
+        """The ascent, and whether all its gradients were finite: a tensor, so that no step waits for the device."""
+        current = project(start, x, epsilon)
+        best, finite = Ascent.begin(current), torch.ones((), dtype=torch.bool, device=x.device)
+        moves = moving() if moving else None
         for number in range(steps + 1):
             last = number == steps
             with torch.set_grad_enabled(not last):
@@ -190,11 +198,19 @@ def ascend(
                 loss = objective(logits)
                 total = loss.sum()
             here = Ascent(current, loss.detach())
-            best = best.improved_by(here) if moving is None else here
+            best = best.improved_by(here) if moves is None else here
             if not last:
                 (gradient,) = torch.autograd.grad(total, variable)
+                finite &= gradient.isfinite().all()
                 stepped = project(current + step * gradient.sign(), x, epsilon)
-                current = stepped if moving is None else _each(moving(logits.detach()), stepped, current)
+                current = stepped if moves is None else _each(moves(logits.detach()), stepped, current)
+        return best, finite
+
+    with captured(model):
+        best, finite = climb()
+    if not finite:
+        with guarded(model):
+            best, _ = climb()
     return best
 
 
@@ -228,7 +244,7 @@ class TrainingAttack(InnerAttack):
     source
         Generator of the start.
     moving
-        Makes the `moving` argument of `ascend`, anew for each call.
+        The `moving` argument of `ascend`.
     """
 
     epsilon: float
@@ -260,7 +276,7 @@ class TrainingAttack(InnerAttack):
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         start = _start(self.start, x, self.epsilon, self.source)
         with self.attacking(model), folded(model, x) if self.bn == "eval" else nullcontext():
-            moving = self.moving() if self.moving else None
+            step, steps = self.step, self.steps
             return ascend(
-                model, x, start, objective, epsilon=self.epsilon, step=self.step, steps=self.steps, moving=moving
+                model, x, start, objective, epsilon=self.epsilon, step=step, steps=steps, moving=self.moving
             ).x

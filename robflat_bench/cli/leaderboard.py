@@ -184,11 +184,11 @@ def build_site(only_check: bool, site: Path, root: Path) -> None:
     if only_check:
         if found := differences(root, output.plugin_files()):
             raise CheckFailed(f"{found}; `robflat-bench leaderboard build` writes it again")
-        click.echo("two rebuilds and the committed board.json are the same, byte for byte")
+        output.show("two rebuilds and the committed board.json are the same, byte for byte")
         return
     made = pages(committed, root, registry)
     write_site(made, site, root)
-    click.echo(f"{root / 'board.json'} and {len(made)} files below {site}")
+    output.show(f"{root / 'board.json'} and {len(made)} files below {site}")
     output.note(f"to look at them: `robflat-bench leaderboard serve --site {site}`")
 
 
@@ -205,7 +205,7 @@ def serve(site: Path, port: int) -> None:
         raise UsageError(f"there is no site in {site}; `robflat-bench leaderboard build --site {site}` makes it")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
     with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
-        click.echo(f"http://127.0.0.1:{server.server_address[1]}/")
+        output.show(f"http://127.0.0.1:{server.server_address[1]}/")
         server.serve_forever()
 
 

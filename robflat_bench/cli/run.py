@@ -81,4 +81,4 @@ def run(
         output.note("this run is finished and did not keep the weights of its epochs; add --fresh to train it again")
     with progress:
         record = execute(planned, fresh)
-    output.report(record, output.run_parts(registry, folder))
+    output.report(record, output.run_parts(registry, folder), stored=True)

@@ -9,7 +9,7 @@ from pydantic import Field
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Digest, Protocol, ProtocolVersion, Strict, components, content_hash
 from robflat_bench.config.recipe import Recipe, brief_setting
-from robflat_bench.core import UsageError
+from robflat_bench.core import Seed, UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
 
@@ -41,7 +41,7 @@ class RunSpec(Strict):
     recipe: Recipe = Field(description="How it trains.")
     method: str = Field(description="Canonical text of the method with its modifiers.")
     dataset: DatasetRef = Field(description="The data.")
-    seed: int = Field(ge=0, lt=2**63, description="Seed of all random numbers in training.")
+    seed: Seed = Field(description="Seed of all random numbers in training.")
     numerics: int = Field(ge=1, lt=2**31, description="`robflat_bench.NUMERICS` of the code that makes it.")
     plugins: dict[str, str] = Field(description='"distribution version" -> hash of the source of its components.')
     helpers: dict[str, str] = Field(
@@ -118,7 +118,8 @@ def make_spec(
     Raises
     ------
     UsageError
-        The method is its own helper, or it trains on spare images and there are none.
+        The method is its own helper, trains on spare images and there are none, or attacks from the images where the
+        gradient of its objective is zero.
     """
     if method.canonical in helped:
         raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
@@ -126,6 +127,11 @@ def make_spec(
         raise UsageError(
             f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
             f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
+        )
+    if protocol.recipe.attack_start == "zero" and method.method.info.random_start:
+        raise UsageError(
+            f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
+            'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
         )
     changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
     helped = (*helped, method.canonical)

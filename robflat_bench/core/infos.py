@@ -90,6 +90,8 @@ class MethodInfo(Info):
         Name -> method text of networks that are trained first, under the same protocol, recipe and seed.
     untrained : Mapping of str to str
         Shell pattern of parameter names that its loss does not train -> the reason.
+    random_start : bool
+        Whether the recipe's attack must start at random, because the gradient of its objective is zero at the images.
     """
 
     attack: Passes = Passes()
@@ -98,6 +100,7 @@ class MethodInfo(Info):
     claims: tuple[Joint, ...] = ()
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     untrained: Mapping[str, str] = field(default_factory=dict, hash=False)
+    random_start: bool = False
     kind: ClassVar[Kind] = "method"
 
 

@@ -35,16 +35,20 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], o
     check
         Raises an error on arrays that cannot be right.
     """
-    path = cache_folder() / f"{name}.npz"
+    # A user may have no home folder, which raises a RuntimeError: in a container, say.
     # A damaged archive raises almost anything: BadZipFile (a CRC covers every array), KeyError, EOFError ...
     # np.load would leave a damaged file open, so the file is opened here.
-    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with contextlib.suppress(Exception), _file(name).open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = dict(archive)
         check(arrays)
         return arrays
     arrays = dict(compute())
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
-    with contextlib.suppress(OSError, RobflatError):
-        write_atomically(path, content.getvalue())
+    with contextlib.suppress(OSError, RobflatError, RuntimeError):
+        write_atomically(_file(name), content.getvalue())
     return arrays
+
+
+def _file(name: str) -> Path:
+    return cache_folder() / f"{name}.npz"

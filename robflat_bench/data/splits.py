@@ -103,13 +103,17 @@ def pixel_hash(pool: Pool) -> str:
 
 
 def channel_statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of x uint8 [N,H,W,C], on the scale [0,1], from exact counts."""
+    """Mean and standard deviation of each channel of x uint8 [N,H,W,C], on the scale [0,1], from exact counts.
+
+    Networks divide by the standard deviation, so that of a constant channel counts as 1.
+    """
     levels = np.arange(256) / 255
     found = []
     for channel in range(x.shape[-1]):
         count = np.bincount(x[..., channel].ravel(), minlength=256)
         mean = float(np.average(levels, weights=count))
-        found.append((mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=count)))))
+        varies = np.count_nonzero(count) > 1
+        found.append((mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=count))) if varies else 1.0))
     means, stds = zip(*found, strict=True)
     return means, stds
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,7 +20,10 @@ from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, 
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session
+from robflat_bench.measures.shared import WeightSpaceParams
+from robflat_bench.numerics.gradients import guarded
 from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import resolve
 from robflat_bench.results.quantities import autoattack_missed
@@ -112,7 +116,10 @@ class _Evaluation:
         for split, count in self.plan.clean.items():
             examples = self.session.examples(split, count)
             path = f"{self.checkpoint}/{split}/clean"
-            self.outcomes[f"{path}/error"], self.outcomes[f"{path}/loss"] = _outcome(self.model, examples, examples.x)
+            self.outcomes[f"{path}/error"], self.outcomes[f"{path}/loss"] = _outcome(
+                self.model, examples, examples.x, f"{len(examples)} clean {split} images"
+            )
+        self.flags = _flags_of_network(self.model, self.session.examples("test", self.plan.clean["test"]))
         self._ends("clean", clock.now() - began)
 
     def run(self, stage: EvaluationStage) -> None:
@@ -128,10 +135,11 @@ class _Evaluation:
         self._ends(stage.name(stage.text), units.spent.seconds)
 
     def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
-        x_adv = attack.run(self.model, examples, workspace)
+        with guarded(self.model) if self.flags.nonfinite_gradients else nullcontext():
+            x_adv = attack.run(self.model, examples, workspace)
         self._check_unchanged(stage)
         _check_admissible(stage, x_adv, examples.x, self.session.threat)
-        error, loss = _outcome(self.model, examples, x_adv)
+        error, loss = _outcome(self.model, examples, x_adv, f"{len(examples)} {stage.split} images of {stage.text}")
         path = f"{self.checkpoint}/{stage.split}/{stage.text}"
         self.outcomes[f"{path}/error"] = error
         if stage.text == self.plan.attacks[0].attack:
@@ -162,19 +170,16 @@ class _Evaluation:
 
     def result(self) -> Result:
         attacks = [row.attack for row in self.plan.attacks]
-        zero_gradients, random_forward = _forward_flags(self.model, self.session.examples("test", MEMORY_BATCH))
-        flags = Flags(
-            zero_gradients=zero_gradients,
-            random_forward=random_forward,
-            pgd_beats_autoattack=autoattack_missed(self.outcomes, self.checkpoint, attacks),
-            square_beats_white_box=self.notes.get("only_square"),
-        )
+        counts = {
+            "pgd_beats_autoattack": autoattack_missed(self.outcomes, self.checkpoint, attacks),
+            "square_beats_white_box": self.notes.get("only_square"),
+        }
         return Result(
             epoch=self.subject.epoch,
             weights=self.weights,
             measures=self.measures["test"],
             measures_train=self.measures["train"],
-            flags=flags,
+            flags=self.flags.model_copy(update=counts),
             seconds=self.seconds,
             **totals(self.outcomes, self.checkpoint, attacks),
         )
@@ -189,15 +194,18 @@ def _measured(
         found = measure.measure(model, examples, workspace)
     except NoValue as error:
         reason = str(error)
+    details = dict(found.details)
+    if isinstance(measure.params, WeightSpaceParams) and not reason:
+        details |= WeightSpace(model, exclude=measure.params.exclude).counts
     numbers = {"it": found.value, "its standard error": found.standard_error or 0.0}
-    numbers |= {f"its detail {name}": detail for name, detail in found.details.items()}
+    numbers |= {f"its detail {name}": detail for name, detail in details.items()}
     wrong = [f"{name} is {number} here" for name, number in numbers.items() if not math.isfinite(number)]
     result = MeasureResult(
         value=None if wrong else found.value,
         standard_error=None if wrong else found.standard_error,
         n=found.n,
         reason=reason or next(iter(wrong), ""),
-        details={} if wrong else dict(found.details),
+        details={} if wrong else details,
         **asdict(workspace.journal.spent),
     )
     arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
@@ -219,22 +227,34 @@ def _check_admissible(stage: EvaluationStage, x_adv: Tensor, x: Tensor, threat: 
         )
 
 
-def _outcome(model: nn.Module, examples: Examples, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per example of `x`: misclassified (bool, [n]), and cross-entropy (float64, [n], nats)."""
+def _outcome(model: nn.Module, examples: Examples, x: Tensor, images: str) -> tuple[np.ndarray, np.ndarray]:
+    """Per example of `x`: misclassified (bool, [n]), and cross-entropy (float64, [n], nats).
+
+    RunFailed, naming the `images`, where logits are not finite: they predict no class, and their loss has no mean.
+    """
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(MEMORY_BATCH)])
+    if wrong := int((~logits.isfinite().all(1)).sum()):
+        raise RunFailed(
+            f"the network's logits are NaN or infinite on {wrong} of the {images}; bound what overflows, or "
+            "evaluate it under a protocol with precision float64"
+        )
     error = logits.argmax(1) != examples.y
     loss = F.cross_entropy(logits.double(), examples.y, reduction="none")
     return error.cpu().numpy(), loss.cpu().numpy()
 
 
-def _forward_flags(model: nn.Module, examples: Examples) -> tuple[float, bool]:
-    """Fraction of examples whose input gradient is exactly zero; whether a second forward gives other logits."""
+def _flags_of_network(model: nn.Module, examples: Examples) -> Flags:
+    """The flags that no attack is needed for: input gradients of the examples, and a second forward pass of each."""
+    zero, nonfinite, differs = [], [], False
     with attacked(model):
-        variable = examples.x.clone().requires_grad_()
-        logits = model(variable)
-        (gradient,) = torch.autograd.grad(cross_entropy(examples.y)(logits).sum(), variable)
-        with torch.no_grad():
-            again = model(examples.x)
-    zero = float((gradient.flatten(1) == 0).all(1).double().mean())
-    return zero, not torch.allclose(logits.detach(), again, rtol=1e-4, atol=1e-4)
+        for x, y in zip(examples.x.split(MEMORY_BATCH), examples.y.split(MEMORY_BATCH), strict=True):
+            variable = x.clone().requires_grad_()
+            logits = model(variable)
+            (gradient,) = torch.autograd.grad(cross_entropy(y)(logits).sum(), variable)
+            zero.append((gradient.flatten(1) == 0).all(1))
+            nonfinite.append(~gradient.flatten(1).isfinite().all(1))
+            with torch.no_grad():
+                differs |= not torch.allclose(logits, model(x), rtol=1e-4, atol=1e-4)
+    zeros, nonfinites = (float(torch.cat(found).double().mean()) for found in (zero, nonfinite))
+    return Flags(zero_gradients=zeros, nonfinite_gradients=nonfinites, random_forward=differs)

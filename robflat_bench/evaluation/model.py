@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.backbones.parts import initialize
+from robflat_bench.backbones.parts import built
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.core import UsageError
-from robflat_bench.core.randomness import generator
 from robflat_bench.evaluation.session import Session
+from robflat_bench.numerics.logits import in_float32
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.registry.components import resolve
 from robflat_bench.results.store import INITIAL
@@ -144,14 +144,20 @@ def build_model(session: Session, seed: int, backbone: str = "", activation: str
     """
     protocol = session.protocol
     component = resolve(session.registry, "backbone", backbone or protocol.fixed.backbone)
-    model: nn.Module = component.build(session.splits.shape, activation or protocol.recipe.activation)
-    if not component.info.pretrained:
-        initialize(model, generator(seed, "init"))
-    return _placed(session, model)
+    return _placed(session, built(component, session.splits.shape, activation or protocol.recipe.activation, seed))
 
 
 def _placed(session: Session, model: nn.Module) -> nn.Module:
-    """The network on the session's device, in its precision and the faster memory format, compiled if it compiles."""
+    """The network on the session's device, in its precision and the faster memory format, compiled if it compiles.
+
+    Its logits are in float32 at least, under autocast too.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UsageError(
+            f"{type(model).__name__} holds a TorchScript module, whose passes cannot be counted; pass the Python "
+            "module that it was made from"
+        )
+    model.register_forward_hook(in_float32)
     model = model.to(session.device, session.dtype)
     model = model.to(memory_format=layout(model))
     if session.compile:

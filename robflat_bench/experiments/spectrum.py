@@ -96,7 +96,7 @@ class HessianSpectrum(Experiment):
         (top, density), (trace, _) = found
         return cls(
             n=len(examples),
-            size=sum(layer.numel() for layer in WeightSpace(network).layers.values()),
+            size=sum(layer.numel() for layer in WeightSpace(network, exclude=params.exclude).layers.values()),
             lambda_max=top,
             trace=trace,
             nodes=tuple(map(tuple, density.get("density_nodes", np.zeros((0, 0))).tolist())),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -28,6 +29,7 @@ from robflat_bench.core import Examples, Measure, Threat, Workspace
 from robflat_bench.core.batching import in_batches, padded_batches
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.folding import folded
+from robflat_bench.numerics.gradients import gradients_of
 
 CHUNK = 128
 """Examples per backward pass with respect to weights. It differs from the memory batch, because the order in which
@@ -137,10 +139,13 @@ class Oracle:
         with attacked(model), differentiable(list(layers.values())):
             for part, count in padded_batches(images, CHUNK):
                 x = part.x.detach().requires_grad_(of_images)
-                loss = self.cross_entropy(model, Examples(x, part.y, part.index))[:count]
-                losses.append(loss.detach().double())
                 wanted = [*layers.values(), *([x] if of_images else [])]
-                gradients = torch.autograd.grad(loss.sum(), wanted, materialize_grads=True) if wanted else ()
+
+                def read(x: Tensor = x, part: Examples = part, count: int = count) -> Tensor:
+                    return self.cross_entropy(model, replace(part, x=x))[:count]
+
+                loss, gradients = gradients_of(read, wanted)
+                losses.append(loss.double())
                 for name, gradient in zip(layers, gradients, strict=False):
                     total[name] += gradient / divisor
                 by_images += [gradients[-1][:count]] if of_images else []

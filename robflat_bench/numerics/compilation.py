@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.core import clock
+from robflat_bench.numerics.gradients import is_guarded
 
 Region = Literal["captured", "fused"]
 State = tuple[Any, ...]
@@ -220,7 +221,7 @@ def fused(network: nn.Module) -> Iterator[None]:
 
 def _working(network: nn.Module) -> Compiled | None:
     compiled = _NETWORKS.get(network)
-    return compiled if compiled and not compiled.session.problem else None
+    return compiled if compiled and not compiled.session.problem and not is_guarded(network) else None
 
 
 @contextmanager

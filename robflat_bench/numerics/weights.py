@@ -62,7 +62,20 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
             f"{name} does not fit this backbone: '{wrong[0]}' is {there} there and {here} here; "
             "name the backbone it was made with"
         )
+    _check_ties(model, tensors, name)
     model.load_state_dict(dict(tensors))
+
+
+def _check_ties(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """UsageError where names of one tensor of the model have two values: loading would keep the last one's."""
+    first: dict[int, str] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        same = first.setdefault(id(tensor), key)
+        if not torch.equal(tensors[same], tensors[key]):
+            raise UsageError(
+                f"{name}: '{same}' and '{key}' are one tensor in this network and have two values here; whatever "
+                "changes weights must change every name, see `named_parameters(remove_duplicate=False)`"
+            )
 
 
 @contextmanager

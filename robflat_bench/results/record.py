@@ -74,22 +74,27 @@ class Flags(Strict):
     Attributes
     ----------
     zero_gradients : fraction of test examples whose input gradient is exactly zero.
+    nonfinite_gradients : fraction of test examples whose input gradient holds NaN or infinity; operations without a
+        finite derivative counted as constant in attacks.
     random_forward : two forward passes of one batch differ.
     pgd_beats_autoattack : number of examples broken by another attack and not by AutoAttack; None if not both ran.
     square_beats_white_box : number of examples broken by Square alone; None if it did not run beside another attack.
     """
 
     zero_gradients: Fraction
+    nonfinite_gradients: Fraction = 0.0
     random_forward: bool
     pgd_beats_autoattack: Count | None = None
     square_beats_white_box: Count | None = None
 
     def reasons(self, examples: int = 0) -> tuple[str, ...]:
-        """The raised flags in words. Counts of at most 1 % of `examples` are left out."""
+        """The raised flags in words. Counts of at most 1 % of `examples` are left out; gradients that are not finite
+        are named at any share."""
         few = 0.01 * examples
         beaten = self.pgd_beats_autoattack or 0
         raised = {
             f"zero gradients on {self.zero_gradients:.1%}": self.zero_gradients > 0.01,
+            f"gradients not finite on {100 * self.nonfinite_gradients:.3g}%": self.nonfinite_gradients > 0,
             "random forward": self.random_forward,
             f"another attack broke {beaten} that AutoAttack did not": beaten > few,
             f"only Square broke {self.square_beats_white_box}": (self.square_beats_white_box or 0) > few,

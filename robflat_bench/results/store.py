@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import socket
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
+from robflat_bench.core.files import read_regular
 from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
 from robflat_bench.results.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
@@ -80,18 +80,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def regular_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file; CheckFailed for another kind of file, which may never end, or a larger one."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise CheckFailed(f"{path} is not a regular file")
-    if found.st_size > limit:
-        raise CheckFailed(f"{path} is larger than {limit} bytes")
-    return path.read_bytes()
+    """The content of a file; CheckFailed if it is no regular file of at most `limit` bytes that can be read."""
+    try:
+        return read_regular(path, limit)
+    except OSError as error:
+        raise CheckFailed(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; ValueError if `unpack_arrays` refuses it."""
-    return unpack_arrays(regular_bytes(path, MAX_UNPACKED))
+    """The arrays of an .npz file; OSError or ValueError if it cannot be read."""
+    return unpack_arrays(read_regular(path, MAX_UNPACKED))
 
 
 SECONDS, PASSES = "spent.seconds", "spent.passes"
@@ -254,8 +252,6 @@ def read_record(path: Path, model: type[Any]) -> Any:
         raise CheckFailed(f"{path}: {explain(error, model)}") from None
     except (ValueError, RecursionError) as error:
         raise CheckFailed(f"{path} is not valid JSON: {error}") from None
-    except OSError as error:
-        raise CheckFailed(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _no_key_twice(raw: bytes) -> None:
@@ -276,8 +272,6 @@ def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int =
         if hashlib.sha256(raw).hexdigest() != record.outcomes:
             raise CheckFailed(f"{path} is not the file its record was made with (SHA-256 differs)")
         outcomes = unpack_arrays(raw, limit)
-    except OSError as error:
-        raise CheckFailed(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise CheckFailed(f"{path}: {error}") from None
     problems = _problems(record.results, outcomes)

@@ -14,10 +14,11 @@ from robflat_bench import NUMERICS
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef, plugin_sources
-from robflat_bench.core import Kind, UsageError
+from robflat_bench.core import Kind
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
+from robflat_bench.evaluation.network import check_network
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import digest
@@ -50,13 +51,14 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     Raises
     ------
     UsageError
-        If there is no such model, or a live module does not give one logit for each class of the dataset.
+        If there is no such model, or `check_network` refuses it.
     """
     found = model if isinstance(model, FoundModel) else find_model(session, model)
     session = session.under(found.protocol)
     protocol, observer = session.protocol, session.observer
     configure(protocol.fixed)
     subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
+    check_network(session, subject.model, found.name)
     used = _components(session, found, plan)
     identity = _identity(session, found, subject, plan, used)
     key = content_hash(identity)[:16]
@@ -102,7 +104,7 @@ def _identity(
         backbone = resolve(session.registry, "backbone", found.backbone).canonical
         network = {"backbone": backbone, "activation": found.activation}
     else:
-        network = {"module": found.name, "behaviour": digest(_behaviour(session, found.name, subject.model))}
+        network = {"module": found.name, "behaviour": digest(_behaviour(session, subject.model))}
     initial = subject.initial if plan.measures else None  # attacks do not read them
     return network | {
         "name": found.name,
@@ -117,17 +119,11 @@ def _identity(
     }
 
 
-def _behaviour(session: Session, name: str, network: nn.Module) -> dict[str, Tensor]:
-    """Logits and input gradients of a live module on a few test examples; UsageError if these are no logits."""
+def _behaviour(session: Session, network: nn.Module) -> dict[str, Tensor]:
+    """Logits and input gradients of a live module on a few test examples."""
     examples = session.examples("test", MEMORY_BATCH)
     with attacked(network):
         images = examples.x.clone().requires_grad_()
         logits = network(images)
-        expected = (len(images), session.splits.shape.classes)
-        if tuple(logits.shape) != expected:
-            raise UsageError(
-                f"{name} makes {tuple(logits.shape)} of {tuple(images.shape)} images, not logits {expected}; pass a "
-                f"network for {session.splits.ref.name}"
-            )
         (gradient,) = torch.autograd.grad(logits.sum(), images)
     return {"logits": logits, "gradient": gradient}

@@ -68,7 +68,7 @@ FACTOR = 4.0
 def _filters(model: nn.Module, examples: Examples, c: float) -> nn.Module:
     """Multiply every other filter of the convolutions before a normalisation by c; the function stays the same."""
     made = copy.deepcopy(model)
-    for (layer, norm), _ in pairs(made, examples.x):
+    for layer, norm in pairs(made, examples.x):
         factors = c ** (torch.arange(layer.out_channels) % 2)
         assert norm.running_mean is not None
         assert norm.running_var is not None

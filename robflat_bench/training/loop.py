@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from robflat_bench.core import Moment, Observer, RunFailed, Workspace, clock
+from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
-from robflat_bench.core.randomness import generator
+from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import holding, load_weights, write_weights
 from robflat_bench.results.record import Epoch
@@ -73,7 +73,7 @@ def train(inputs: TrainingInputs, observer: Observer) -> State:
     Raises
     ------
     RunFailed: the loss is not finite.
-    KeyboardInterrupt: Ctrl-C; the state is saved first.
+    Interrupted: Ctrl-C; the state is saved first.
     """
     return Trainer(inputs, observer).run()
 
@@ -88,9 +88,7 @@ class Trainer:
         self.y = inputs.splits.labels("train", inputs.device)
         self.per_epoch = math.ceil(len(self.y) / recipe.batch_size) * self.composition.repeats
         self.total = self.per_epoch * recipe.epochs
-        networks = (self.model, *inputs.helpers.values())
-        self.counter = PassCounter(*networks)
-        self.hooks = [network.register_forward_hook(_in_float32) for network in networks if inputs.reduced]
+        self.counter = PassCounter(self.model, *inputs.helpers.values())
         self.composition.setup(inputs.training(self.x))
         self.optimizer = build_optimizer(recipe, self.composition.parameters(self.model))
         self.states = States(inputs.folder)
@@ -128,16 +126,14 @@ class Trainer:
                     if interrupt.requested or self.save_is_due():
                         self.save()
                     if interrupt.requested:
-                        raise KeyboardInterrupt
+                        raise Interrupted
                 self.end_epoch()
                 observer.epoch_ends(state.history)
                 self.since = clock.now()  # the time of observers is not the run's
         self.counter.remove()
-        for hook in self.hooks:
-            hook.remove()
         self.save()
         if interrupt.requested:  # during the last check, which no step follows
-            raise KeyboardInterrupt
+            raise Interrupted
         for checkpoint, weights in self.kept.items():
             write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
         return state
@@ -151,10 +147,12 @@ class Trainer:
             Moment(inputs.seed, state.epoch, update, (state.epoch * self.per_epoch + update) / self.total)
             for update in (state.step, state.step - replay)
         )
-        batch = self.composition.prepare(inputs.batch(self.x, self.y, rows, number, first))
+        with global_state(first.random("global state of the batch")):  # replays must see the same batch
+            batch = self.composition.prepare(inputs.batch(self.x, self.y, rows, number, first))
         # No cache of cast weights: it would miss that modifiers move the weights within a step.
         device = torch.device(inputs.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=inputs.reduced, cache_enabled=False):
+        autocast = torch.autocast(device, torch.bfloat16, enabled=inputs.reduced, cache_enabled=False)
+        with autocast, global_state(now.random("global state of the update")):
             batch = replace(batch, moment=now)
             loss = self.composition.update(self.model, batch, inputs.attack(now), self.optimizer)
         self.check_finite(loss, f"the loss is {loss} at epoch {state.epoch}, step {state.step}")
@@ -167,7 +165,8 @@ class Trainer:
         inputs, state, epoch, ended = self.inputs, self.state, self.state.epoch, self.state.epoch + 1
         last = ended == inputs.recipe.epochs
         moment = Moment(inputs.seed, epoch, self.per_epoch, ended / inputs.recipe.epochs)
-        weights = self.composition.evaluated(self.model, moment)
+        with global_state(moment.random("global state of the evaluated weights")):
+            weights = self.composition.evaluated(self.model, moment)
         self.account()
         clean = robust = loss = None
         if last or ended % inputs.check_every == 0:
@@ -245,18 +244,14 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
-def _in_float32(module: nn.Module, inputs: object, logits: Tensor) -> Tensor:
-    """Losses are computed in float32, whatever the network's precision."""
-    return logits.float()
-
-
 def heldout_check(inputs: TrainingInputs) -> tuple[float, float, float]:
     """Clean error, robust error (clean errors included) and mean robust loss on the held-out examples."""
     model = inputs.model.eval()
     examples = inputs.splits.examples("heldout", inputs.device, inputs.dtype)
-    x_adv = inputs.selection.run(model, examples, Workspace(batch=MEMORY_BATCH, seed=inputs.evaluation_seed))
-    with torch.no_grad():
-        clean, adversarial = (torch.cat([*map(model, x.split(MEMORY_BATCH))]) for x in (examples.x, x_adv))
+    with global_state(generator(inputs.evaluation_seed, "global state of the held-out check")):
+        x_adv = inputs.selection.run(model, examples, Workspace(batch=MEMORY_BATCH, seed=inputs.evaluation_seed))
+        with torch.no_grad():
+            clean, adversarial = (torch.cat([*map(model, x.split(MEMORY_BATCH))]) for x in (examples.x, x_adv))
     wrong = clean.argmax(1) != examples.y
     robust_wrong = wrong | (adversarial.argmax(1) != examples.y)
     loss = nn.functional.cross_entropy(adversarial.double(), examples.y)

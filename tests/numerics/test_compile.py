@@ -29,7 +29,7 @@ from robflat_bench.numerics import compilation
 from robflat_bench.numerics.compilation import Compilation, captured, fused
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weight_space import WeightSpace
-from robflat_bench.numerics.weights import digest
+from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.components import compose
 from robflat_bench.results.store import Store
 from robflat_bench.runs.run import Run, _train
@@ -319,9 +319,9 @@ def test_call_that_fails_after_its_trial_is_repeated_eagerly(session):
 # ---------------------------------------------------------------------------------------------------------
 
 
-VARIANTS_OF_A_RUN = 7
-"""The attack with and without gradients, on the batches of training, of the held-out check (as large: other autocast
-settings) and of evaluation; and the loss."""
+VARIANTS_OF_A_RUN = 11
+"""The loss; the attack with and without gradients, on the batches of training and of the held-out check (as large:
+other autocast settings); and in evaluation, where each of two checkpoints has a network of its own."""
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", no_compiler])
@@ -382,9 +382,10 @@ def test_interrupted_compiled_run_resumes_eagerly_and_vice_versa(registry, tiny,
         compilation = Compilation("cpu", print, "aot_eager") if compiled else None
         where = Store(tmp_path / store)
         session = Session(registry, protocol, splits, where, "cpu", observer or Observer(), compile=compilation)
-        model, _ = _train(Run(session, compose(registry, "at"), 1))
+        run = Run(session, compose(registry, "at"), 1)
+        _train(run)
         assert compilation is None or compilation.variants
-        return digest(model.state_dict())
+        return digest(read_weights(run.folder.weights("last")))
 
     with pytest.raises(KeyboardInterrupt):
         trained("stopped", first, StopsAt(2))
@@ -421,3 +422,40 @@ def test_inductor_equals_eager_within_rounding(registry):
     assert session.problem == ""
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert found[2:] == expected[2:]
+
+
+def test_a_compiled_attack_passes_an_operation_without_a_derivative(session):
+    """Compiled code hides the operation: the ascent is repeated without it."""
+
+    class Spread(nn.Module):
+        def __init__(self, root) -> None:
+            super().__init__()
+            self.head, self.root = nn.Linear(64, 10), root
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.head(x) + self.root((x - x[:, :1]).square().mean(1))[:, None] * torch.arange(10)
+
+    class Root(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x: Tensor) -> Tensor:
+            context.save_for_backward(x)
+            return x.sqrt()
+
+        @staticmethod
+        def backward(context, gradient: Tensor) -> Tensor:
+            (x,) = context.saved_tensors
+            return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
+
+    odd, hand = Spread(torch.sqrt), Spread(Root.apply)
+    hand.load_state_dict(odd.state_dict())
+    session.add(odd)
+    x, y = torch.full((4, 1, 8, 8), 0.5), torch.arange(4)
+    found = []
+    for network in (odd, hand):
+        with attacked(network):
+            found.append(ascend(network, x, x, cross_entropy(y), epsilon=0.1, step=0.02, steps=4))
+    assert session.variants > 0
+    assert not session.problem
+    assert torch.equal(found[0].x, found[1].x)
+    assert (found[0].x != x).any()

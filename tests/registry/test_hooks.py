@@ -224,6 +224,15 @@ def test_the_rest_of_the_state_is_restored_where_one_part_cannot_be(tmp_path, mo
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_deleted_folder_is_no_fault_of_an_observer(tmp_path, monkeypatch):
+    observers = pytest.importorskip("robflat_bench.runs.observers")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with observers.undisturbed():
+        pass
+
+
 def test_an_observer_that_exits_does_not_end_the_run(site, run):
     site.install("bad-plugin", {"bad_plugin.py": raises_in("epoch_ends", "SystemExit(9)")})
     done = run("--method", "at")

@@ -139,7 +139,7 @@ def run(session: Session, method: str) -> Run:
 def trained(session: Session, method: str) -> tuple[loop.State, dict[str, str]]:
     """The final state of training, and the digests of the weights it wrote."""
     made = run(session, method)
-    _, state = _train(made)
+    state = _train(made)
     return state, {name: digest(read_weights(made.folder.weights(name))) for name in ("best", "last")}
 
 

@@ -82,9 +82,11 @@ class DiagonalOperator(Symmetric):
 class Hessian(Symmetric):
     """H over all layers, flattened one after another, at the fixed images of the oracle."""
 
-    def __init__(self, model: nn.Module, oracle: Oracle, examples: Examples) -> None:
+    def __init__(
+        self, model: nn.Module, oracle: Oracle, examples: Examples, exclude: tuple[str, ...] | None = None
+    ) -> None:
         self.model = model
-        self.layers = WeightSpace(model).layers
+        self.layers = WeightSpace(model, exclude=exclude).layers
         self.sizes = [layer.numel() for layer in self.layers.values()]
         self.points = oracle.points(examples)
         self.oracle = oracle
@@ -107,6 +109,8 @@ class Hessian(Symmetric):
                     more = column + 1 < len(columns)
                     products = torch.autograd.grad(slope, layers, retain_graph=more, materialize_grads=True)
                     total[:, column] += torch.cat([product.flatten() for product in products]).double().cpu()
+        if not total.isfinite().all():
+            raise NoValue("the loss has no finite second derivative by the weights here")
         return [total]
 
     def weights(self) -> Vector:

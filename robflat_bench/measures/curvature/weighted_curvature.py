@@ -52,7 +52,7 @@ class WeightedCurvature(Measure):
     params: WeightedCurvatureParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        hessian = Hessian(model, *given_images(self, model, examples, workspace))
+        hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         w = hessian.weights()
         found = trace(hessian, w, self.params.probes, workspace, INFO.name, "weighted_trace")
         weighted = DiagonalOperator(w) @ hessian @ DiagonalOperator(w)

@@ -31,6 +31,7 @@ with lazy_imports():
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import per_example_uniform
     from robflat_bench.measures.per_example import mean_of
+    from robflat_bench.numerics.gradients import gradients_of
 
 
 class LocalLipschitzParams(Params):
@@ -80,11 +81,11 @@ class LocalLipschitz(Measure):
                 start = x + epsilon * per_example_uniform(x, part.index, seed, "local-lipschitz", restart)
                 current = project(start, x, epsilon)
                 for number in range(params.steps + 1):
-                    variable = current.detach().requires_grad_()
-                    moved = self._moved(centre, model(variable))
-                    best = torch.maximum(best, moved.detach().double() / self._distance(x, current))
-                    if number < params.steps:
-                        (gradient,) = torch.autograd.grad(moved.sum(), variable)
+                    image = current.detach().requires_grad_()
+                    wanted = [image] if number < params.steps else []
+                    moved, gradients = gradients_of(lambda: self._moved(centre, model(image)), wanted)  # noqa: B023
+                    best = torch.maximum(best, moved.double() / self._distance(x, current))
+                    for gradient in gradients:
                         current = project(current + step * gradient.sign(), x, epsilon)
         return best
 

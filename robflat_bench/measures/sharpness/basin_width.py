@@ -24,7 +24,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams, Tolerance
+from robflat_bench.measures.shared import OracleParams, Tolerance, WeightSpaceParams
 
 with lazy_imports():
     import numpy as np
@@ -38,7 +38,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
 
-class BasinWidthParams(OracleParams):
+class BasinWidthParams(OracleParams, WeightSpaceParams):
     target: Number = Field(default=0.1, gt=0, description="Rise of the loss that is tolerated, in nats.")
     directions: int = Field(default=10, ge=2, description="Random directions; each is followed both ways.")
     normalisation: Literal["filter", "layer"] = Field(default="filter", description="Part scaled to its weights' norm.")
@@ -69,7 +69,7 @@ class BasinWidth(Measure):
     params: BasinWidthParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        params, space = self.params, WeightSpace(model)
+        params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.losses(model, examples, section(workspace, "reference"))
         loss = float(reference.mean())

@@ -22,7 +22,7 @@ import math
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams
+from robflat_bench.measures.shared import SlopesParams
 
 with lazy_imports():
     import numpy as np
@@ -36,7 +36,7 @@ with lazy_imports():
     from robflat_bench.measures.units import Results, unit
 
 
-class KeskarParams(FixedImagesParams):
+class KeskarParams(SlopesParams):
     epsilon: Number = Field(default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1.")
     iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B.")
 
@@ -63,7 +63,7 @@ class Keskar(Measure):
     params: KeskarParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         found = unit(workspace.journal, "maximum", lambda: self._maximise(surface))
         losses, reference = found["losses"], found["reference"]
         per_example = 100 * (losses - reference) / (1 + reference.mean())

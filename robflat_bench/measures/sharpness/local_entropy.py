@@ -28,7 +28,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams, passes_of_readings
+from robflat_bench.measures.shared import OracleParams, WeightSpaceParams, passes_of_readings
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -38,7 +38,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 
-class LocalEntropyParams(OracleParams):
+class LocalEntropyParams(OracleParams, WeightSpaceParams):
     gamma: Number = Field(default=10.0, gt=0, description="Moves have about 1/sqrt(gamma) of each layer's norm.")
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
 
@@ -66,7 +66,7 @@ class LocalEntropy(Measure):
     params: LocalEntropyParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        space = WeightSpace(model)
+        space = WeightSpace(model, exclude=self.params.exclude)
         moves = random_moves(space, lambda z, w: self._std(w) * z, self.params.draws, workspace.seed, INFO.name)
         reference, losses = losses_after(self, space, examples, workspace, moves)
         found = estimated(INFO.estimate, {"losses": losses, "reference": reference})

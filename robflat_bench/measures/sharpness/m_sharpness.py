@@ -21,7 +21,7 @@ import itertools
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams, Iterations, Rho, passes_at_fixed_images
+from robflat_bench.measures.shared import Iterations, Rho, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     import torch
@@ -33,7 +33,7 @@ with lazy_imports():
     from robflat_bench.measures.units import Results, units
 
 
-class MSharpnessParams(FixedImagesParams):
+class MSharpnessParams(SlopesParams):
     rho: Rho = 0.05
     m: PositiveInt = Field(default=128, description="Examples that share a perturbation; part of the definition.")
     iterations: Iterations = 20
@@ -63,7 +63,7 @@ class MSharpness(Measure):
         m, ball = min(self.params.m, len(examples)), BALLS["l2"]
 
         def batch(number: int) -> Results:
-            surface = LossOverWeights(model, oracle, images[number * m : (number + 1) * m])
+            surface = LossOverWeights(model, oracle, images[number * m : (number + 1) * m], exclude=self.params.exclude)
             h = torch.full_like(surface.weights, self.params.rho)
             climb = normalised_ascent(surface, h, ball, self.params.iterations)
             here = next(climb)

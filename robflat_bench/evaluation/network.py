@@ -1,0 +1,112 @@
+"""Networks that can be trained and evaluated: any other is refused in one line, before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import attacked
+from robflat_bench.core import RobflatError, UsageError
+from robflat_bench.evaluation.session import Session
+from robflat_bench.numerics.passes import uncounted
+
+PROBED = 32
+"""Test images that a network is tried on."""
+
+
+def check_network(session: Session, model: nn.Module, name: str) -> None:
+    """Try a network on a few test images. It is left as it was, and so is torch's random state.
+
+    Raises
+    ------
+    UsageError
+        Unless it maps images [N,C,H,W] to finite logits [N,K], each row a differentiable function of its own image
+        alone, and leaves the images as they are.
+    """
+    x = session.examples("test", PROBED).x
+    with attacked(model), uncounted(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        images = x.clone()
+        with torch.no_grad():
+            logits = _forward(model, images, name)
+        _check_logits(session, logits, x, name)
+        if not torch.equal(images, x):
+            raise UsageError(f"{name} changes its images in place; write `x = 2 * x`, not `x.mul_(2)`, in its forward")
+        if not logits.isfinite().all():
+            raise UsageError(f"{name}: {_not_finite(model, logits)}")
+        images.requires_grad_()
+        if not _reaches(_forward(model, images, name), images):
+            raise UsageError(
+                f"no gradient of {name}'s logits reaches the images, so no attack by gradients says anything about it; "
+                "take `detach` and `torch.no_grad` out of its forward"
+            )
+        with torch.no_grad():
+            _check_rows(model, logits, x, name)
+
+
+def _forward(model: nn.Module, images: Tensor, name: str) -> Any:
+    try:
+        return model(images)
+    except (RobflatError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        raise UsageError(
+            f"{name} fails on images {_kind(images)}: {type(error).__name__}: {first:.300}; "
+            "pass a network for images of this shape and type"
+        ) from error
+
+
+def _check_logits(session: Session, logits: Any, x: Tensor, name: str) -> None:
+    """UsageError unless these are logits of the images x, one for each class."""
+    expected = (len(x), session.splits.shape.classes)
+    if not isinstance(logits, Tensor):
+        raise UsageError(
+            f"{name} returns a {type(logits).__name__}, not a tensor of logits; "
+            f"pass a module whose forward returns the logits {expected} alone"
+        )
+    if tuple(logits.shape) != expected:
+        advice = f"pass a network for {session.splits.ref.name}"
+        if tuple(logits.flatten(1).shape if logits.ndim > 1 else ()) == expected:
+            advice = "end its forward with `.flatten(1)`"
+        raise UsageError(
+            f"{name} makes {tuple(logits.shape)} of {tuple(x.shape)} images, not logits {expected}; {advice}"
+        )
+    if not logits.is_floating_point():
+        raise UsageError(f"{name} returns {logits.dtype}, not logits; return the scores before `argmax` or rounding")
+
+
+def _not_finite(model: nn.Module, logits: Tensor) -> str:
+    """The reason why there are NaN or infinity among the logits."""
+    tensors = model.state_dict().items()
+    wrong = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        return f"its tensor '{wrong[0]}' holds NaN or infinity; pass weights that are finite"
+    rows = int((~logits.isfinite().all(1)).sum())
+    return f"its logits are NaN or infinite on {rows} of {len(logits)} test images; bound what overflows in its forward"
+
+
+def _reaches(logits: Tensor, images: Tensor) -> bool:
+    """Whether autograd has a path from the images to the logits."""
+    if not logits.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
+    return gradient is not None
+
+
+def _check_rows(model: nn.Module, logits: Tensor, x: Tensor, name: str) -> None:
+    """UsageError if the logits of the first images change with the images behind them in the batch."""
+    half = len(x) // 2
+    again, other = model(x.clone()), model(torch.cat([x[:half], 1 - x[half:]]))
+    scale = 1e-3 * float(logits.abs().max())
+    same, alone = (torch.allclose(found[:half], logits[:half], 1e-3, scale) for found in (again, other))
+    if same and not alone:  # a random forward is flagged in the record
+        raise UsageError(
+            f"{name}: the logits of an image depend on the other images of its batch, even in eval mode; use running "
+            "statistics, and keep the order of the images"
+        )
+
+
+def _kind(x: Tensor) -> str:
+    return f"{x.dtype}{list(x.shape)}".removeprefix("torch.")

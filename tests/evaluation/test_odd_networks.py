@@ -1,0 +1,417 @@
+"""Odd but valid networks: each gives the numbers of the same function written plainly, or one line before any work."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.naive import digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robflat_bench.config.protocol import Attacked, Measured, load
+from robflat_bench.core import BackboneInfo, Examples, Observer, Params, RunFailed, UsageError
+from robflat_bench.data.splits import channel_statistics
+from robflat_bench.evaluation.evaluate import _flags_of_network
+from robflat_bench.evaluation.plan import Plan
+from robflat_bench.evaluation.session import Session
+from robflat_bench.numerics.folding import pairs
+from robflat_bench.registry.components import compose, resolve
+from robflat_bench.registry.registry import Registry
+from robflat_bench.results.record import Result
+from robflat_bench.results.store import Store
+from robflat_bench.runs.evaluation import evaluate_model
+from robflat_bench.runs.run import Run, execute
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# ---------------------------------------------------------------------------------------------------------
+# Networks
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """The function that all spellings below share: images [N,1,8,8] -> logits [N,10]."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.norm = nn.BatchNorm2d(4)
+            self.head = nn.Linear(64, classes)
+            self.norm.running_mean.normal_(0, 0.3)
+            self.norm.running_var.uniform_(0.05, 0.2)
+        self.eval()
+        if classes == 10:
+            self.head.weight.data, self.head.bias.data = fitted(self)
+        self.train()
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.silu(self.map(x)), 2).flatten(1)
+
+    def map(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+@torch.no_grad()
+def fitted(network: Plain) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the head with the least squared error on digits, so that the network is better than chance."""
+    train = digits(0, 400)
+    features = F.pad(network.features(train.x), (0, 1), value=1.0).double()
+    ridge = features.T @ features + torch.eye(features.shape[1])
+    solved = torch.linalg.solve(ridge, features.T @ F.one_hot(train.y, 10).double()).float().T * 10
+    return solved[:, :-1].contiguous(), solved[:, -1].contiguous()
+
+
+def spelled(forward: Callable[[Plain, Tensor], object], name: str = "Odd") -> nn.Module:
+    """`Plain` with another forward."""
+    return type(name, (Plain,), {"forward": forward})()
+
+
+def plain(network: Plain, x: Tensor) -> Tensor:
+    return Plain.forward(network, x)
+
+
+def without_parameters() -> nn.Module:
+    network = Plain()
+    for module in network.modules():
+        for name, parameter in list(module._parameters.items()):
+            del module._parameters[name]
+            module.register_buffer(name, parameter.detach())
+    return network
+
+
+def changed(change: Callable[[nn.Module], object]) -> nn.Module:
+    network = Plain()
+    change(network)
+    return network
+
+
+def two_views(network: Plain, x: Tensor) -> Tensor:
+    """Logits that are no leaf, not contiguous, and a view."""
+    logits = plain(network, x)
+    return torch.stack([logits, -logits], 2)[:, :, 0]
+
+
+def traced() -> nn.Module:
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return torch.jit.trace(Plain().eval(), torch.rand(2, 1, 8, 8))
+
+
+SAME: dict[str, Callable[[], nn.Module]] = {
+    "frozen": lambda: Plain().requires_grad_(False),
+    "float64": lambda: Plain().double(),
+    "train mode": lambda: Plain().train(),
+    "hooks": lambda: changed(lambda net: [m.register_forward_hook(lambda *_: None) for m in net.modules()]),
+    "a view": lambda: spelled(two_views),
+    "a parameter that nothing reads": lambda: changed(lambda net: setattr(net, "spare", nn.Parameter(torch.ones(3)))),
+}
+"""Another spelling of `Plain`: equal errors, losses and measures, up to rounding."""
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a tuple": (lambda: spelled(lambda net, x: (plain(net, x), x)), "returns a tuple, not a tensor of logits"),
+    "a dictionary": (
+        lambda: spelled(lambda net, x: OrderedDict(logits=plain(net, x))),
+        "returns a OrderedDict, not a tensor of logits",
+    ),
+    "nothing": (lambda: spelled(lambda net, x: None), "returns a NoneType"),
+    "one number an image": (lambda: spelled(lambda net, x: plain(net, x)[:, 0]), r"makes \(30,\) of"),
+    "one logit an image": (lambda: spelled(lambda net, x: plain(net, x)[:, :1]), r"makes \(30, 1\) of"),
+    "pixels of logits": (
+        lambda: spelled(lambda net, x: plain(net, x)[..., None, None]),
+        r"makes \(30, 10, 1, 1\) of .*; end its forward with `.flatten\(1\)`",
+    ),
+    "too few classes": (lambda: Plain(9), r"makes \(30, 9\) of .* not logits \(30, 10\)"),
+    "too many classes": (lambda: Plain(11), r"makes \(30, 11\) of"),
+    "the mean of the batch": (lambda: spelled(lambda net, x: plain(net, x).mean(0)), r"makes \(10,\) of"),
+    "classes": (
+        lambda: spelled(lambda net, x: F.one_hot(plain(net, x).argmax(1), 10)),
+        "returns torch.int64, not",
+    ),
+    "changes its images": (lambda: spelled(lambda net, x: plain(net, x.mul_(0.5))), "changes its images in place"),
+    "NaN weights": (
+        lambda: changed(lambda net: net.conv.weight.data[0].fill_(torch.nan)),
+        "its tensor 'conv.weight' holds NaN or infinity",
+    ),
+    "an infinite statistic": (
+        lambda: changed(lambda net: net.norm.running_mean[0].fill_(torch.inf)),
+        "its tensor 'norm.running_mean' holds NaN",
+    ),
+    "NaN on some images": (
+        lambda: spelled(lambda net, x: plain(net, x) + (x[:, 0, 2, 2] - 0.3).log()[:, None]),
+        r"its logits are NaN or infinite on \d+ of 30 test images",
+    ),
+    "detached images": (lambda: spelled(lambda net, x: plain(net, x.detach())), "no gradient of .* reaches the images"),
+    "no_grad": (lambda: spelled(torch.no_grad()(plain)), "no gradient of .* reaches the images"),
+    "no image": (
+        lambda: spelled(lambda net, x: plain(net, torch.zeros_like(x)) * net.head.weight.sum()),
+        "no gradient of .* reaches the images",
+    ),
+    "statistics of the batch": (
+        lambda: changed(lambda net: setattr(net, "norm", nn.BatchNorm2d(4, track_running_stats=False))),
+        "depend on the other images of its batch",
+    ),
+    "another order": (lambda: spelled(lambda net, x: plain(net, x).roll(1, 0)), "depend on the other images"),
+    "another precision": (
+        lambda: spelled(lambda net, x: plain(net, x.double())),
+        "fails on images float32",
+    ),
+    "another size": (
+        lambda: changed(lambda net: setattr(net, "head", nn.Linear(65, 10))),
+        r"fails on images float32\[30, 1, 8, 8\]: RuntimeError: .*mat1 and mat2",
+    ),
+    "TorchScript": (traced, "TorchScript module"),
+}
+"""Networks without a right number, and the line that says so."""
+
+
+def rooted(root: Callable[[Tensor], Tensor]) -> nn.Module:
+    """`Plain` with the spread of a feature map that is constant: its weights are 0."""
+
+    def forward(network: Plain, x: Tensor) -> Tensor:
+        maps = network.map(x)
+        spread = root((maps - maps[:, :, :1, :1]).square().mean((2, 3)))
+        return plain(network, x) + spread.sum(1)[:, None] * torch.arange(10)
+
+    network = spelled(forward)
+    nn.init.zeros_(network.conv.weight[0])
+    return network
+
+
+class Root(torch.autograd.Function):
+    """The square root, its derivative at 0 written as 0."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x.sqrt()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
+
+
+TWINS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "bfloat16": (
+        lambda: spelled(lambda net, x: plain(net, x).bfloat16()),
+        lambda: spelled(lambda net, x: plain(net, x).bfloat16().float()),
+    ),
+    "float16": (
+        lambda: spelled(lambda net, x: plain(net, x).half()),
+        lambda: spelled(lambda net, x: plain(net, x).half().float()),
+    ),
+    "root": (lambda: rooted(torch.sqrt), lambda: rooted(Root.apply)),
+    "power": (lambda: rooted(lambda s: s**0.5), lambda: rooted(Root.apply)),
+    "masked root": (
+        lambda: rooted(lambda s: torch.where(s > 0, s.sqrt(), 0.0)),
+        lambda: rooted(Root.apply),
+    ),
+}
+"""A network, and another one whose numbers it must have bit for bit: losses in float32, the derivative at 0 as 0."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Idle(Observer):
+    """Fails the test when an evaluation or a training begins."""
+
+    def evaluation_starts(self, stages) -> None:
+        raise AssertionError("work has begun")
+
+    def training_starts(self, *given) -> None:
+        raise AssertionError("work has begun")
+
+
+class OddParams(Params):
+    kind: str = "a tuple"
+
+
+def odd_backbone(params: OddParams, shape: object, activation: str) -> nn.Module:
+    return TWINS[params.kind][0]() if params.kind in TWINS else REFUSED[params.kind][0]()
+
+
+@pytest.fixture(scope="module")
+def odd_registry(registry) -> Registry:
+    """The built-in components and the backbone `odd(kind=...)`: the networks of REFUSED and the first ones of TWINS."""
+    extended = Registry(registry.plugins)
+    extended.add(
+        BackboneInfo("odd", "-", f"{__name__}:odd_backbone", OddParams, pretrained=True),
+        registry.get("attack", "fgsm").provider,
+    )
+    return extended
+
+
+@pytest.fixture
+def session(odd_registry, tiny, tmp_path) -> Session:
+    return Session(odd_registry, load(odd_registry, str(tiny)), None, Store(tmp_path / "store"), "cpu")
+
+
+def evaluated(session: Session, network: nn.Module | str, *measures: str) -> Result:
+    texts = [resolve(session.registry, "measure", text).canonical for text in measures]
+    plan = Plan(
+        tuple(Attacked(attack=text, test=30, train=10) for text in ATTACKS),
+        tuple(Measured(measure=text, test=30) for text in texts),
+    )
+    record, _ = evaluate_model(session, network, plan)
+    return record.results[record.model]
+
+
+MEASURES = (
+    "worst-case(restarts=1, steps=3, strong_steps=2, xi=0.1)",
+    "average-case(draws=2, steps=2)",
+    "input-gradient-norm",
+    "local-lipschitz(steps=2)",
+    "margin",
+    "hessian-trace(probes=2)",
+)
+FIRST_ORDER = MEASURES[:-1]
+AUTOATTACK = 'autoattack(batch=250, fast=true, seed=0, version="apgd")'
+ATTACKS = ('pgd(init="uniform", loss="ce", restarts=1, steps=10)', "fgsm")
+
+
+def numbers(result: Result) -> list[float]:
+    robust = [value for each in result.robust_error.values() for value in (each.test, each.train)]
+    measures = [measured.value for measured in result.measures.values()]
+    return [result.clean_error, *robust, result.robust_loss.test, *measures]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_function_in_another_spelling_has_the_same_numbers(session, name):
+    expected = evaluated(session, Plain(), *MEASURES)
+    assert expected.robust_loss.test > 0
+    assert numbers(evaluated(session, SAME[name](), *MEASURES)) == pytest.approx(numbers(expected), rel=1e-4)
+
+
+def test_weights_that_are_buffers_have_no_flatness_and_the_same_robustness(session):
+    found = evaluated(session, without_parameters(), *MEASURES)
+    expected = evaluated(session, Plain(), *MEASURES)
+    assert found.robust_error == expected.robust_error
+    for text, measured in found.measures.items():
+        if text.startswith(("input", "local", "margin")):
+            assert measured.value == pytest.approx(expected.measures[text].value, rel=1e-5)
+        else:
+            assert "no weights that move" in measured.reason, text
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_network_without_a_right_number_is_refused_before_any_work(session, name):
+    make, says = REFUSED[name]
+    module = make()
+    before = copy.deepcopy(module.state_dict())
+    lines = []
+    for network in (module, f"odd(kind='{name}')"):
+        object.__setattr__(session, "observer", Idle())
+        with pytest.raises(UsageError, match=says) as caught:
+            evaluated(session, network)
+        lines.append(str(caught.value))
+    assert all("\n" not in line for line in lines)
+    assert not (session.store.root / "tiny").exists()
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(7), before[key].nan_to_num(7))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Precision of logits, and gradients that are not finite
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_network_has_the_numbers_of_its_twin(session, name):
+    odd, twin = (evaluated(session, make(), *FIRST_ORDER) for make in TWINS[name])
+    assert numbers(odd) == pytest.approx(numbers(twin), rel=1e-5)
+    assert odd.robust_error == twin.robust_error
+    assert odd.clean_error < 0.5 < odd.robust_error[ATTACKS[0]].test
+    assert odd.flags.nonfinite_gradients == (0.0 if "float" in name else 1.0)
+    assert odd.flags.reasons() == (() if "float" in name else ("gradients not finite on 100%",))
+    assert twin.flags.reasons() == ()
+
+
+def test_the_curvature_of_a_network_without_a_derivative_has_no_value(session):
+    found = evaluated(session, rooted(torch.sqrt), "hessian-trace(probes=2)", "hessian-lambda-max", "fisher-rao")
+    for measured in found.measures.values():
+        assert measured.value is None
+        assert measured.reason
+
+
+def test_logits_in_half_precision_train_to_the_weights_of_float32(session, monkeypatch):
+    name = "bfloat16"
+    fixed = session.fixed.model_copy(update={"backbone": f"odd(kind='{name}')"})
+    there = replace(session, protocol=replace(session.protocol, fixed=fixed))
+    odd = execute(Run(there, compose(there.registry, "at"), 1))
+    monkeypatch.setitem(TWINS, name, TWINS[name][::-1])
+    twin = execute(Run(there, compose(there.registry, "at"), 1), fresh=True)
+    assert odd.history[0].train_loss == twin.history[0].train_loss
+    assert odd.results["last"].weights == twin.results["last"].weights
+
+
+def test_gradients_that_are_not_finite_are_flagged_on_a_single_image_anywhere():
+    """Of 300 images, more than a memory batch, one has a constant map; 1 % of zero gradients would not be shown."""
+    network = spelled(lambda net, x: plain(net, x) + x.square().sum((1, 2, 3)).sqrt()[:, None])
+    x = digits(0, 300).x
+    x[270] = 0
+    flags = _flags_of_network(network.eval(), Examples(x, torch.zeros(300, dtype=torch.int64), torch.arange(300)))
+    assert flags.nonfinite_gradients == pytest.approx(1 / 300)
+    assert flags.reasons(300) == ("gradients not finite on 0.333%",)
+    assert flags.model_copy(update={"nonfinite_gradients": 1e-4}).reasons() == ("gradients not finite on 0.01%",)
+
+
+def test_autoattack_passes_an_operation_without_a_derivative(session):
+    """Attacks of others differentiate the network as it is given to them: stuck, they break the images of the start."""
+    plan = Plan((Attacked(attack=AUTOATTACK, test=12),), ())
+    odd, twin = (evaluate_model(session, make(), plan)[0].results["Odd"] for make in TWINS["root"])
+    assert odd.robust_error == twin.robust_error
+    assert odd.robust_error[AUTOATTACK].test > odd.clean_error
+
+
+def test_logits_that_are_nan_within_the_ball_fail_the_attack_that_finds_them(session):
+    """They are finite on all clean images, whose corner is black."""
+    network = spelled(lambda net, x: plain(net, x) + (0.04 - x[:, 0, 0, 0]).log()[:, None])
+    with pytest.raises(RunFailed, match=r"logits are NaN or infinite on \d+ of the 30 test images of pgd.*; bound"):
+        evaluated(session, network)
+
+
+def test_a_loss_of_nan_cannot_make_a_measure_lower(session):
+    """The loss is NaN where the weights have moved: no iterate is the highest, and the record says so."""
+    network = spelled(lambda net, x: plain(net, x) + (net.head.bias[0] - net.centre + 1e-9).log())
+    network.register_buffer("centre", network.head.bias.detach()[0].clone())
+    measured = next(iter(evaluated(session, network, MEASURES[0]).measures.values()))
+    assert measured.value is None
+    assert "nan" in measured.reason
+
+
+def test_a_constant_channel_is_left_as_it_is():
+    """Its deviation counts as 1: networks divide by it."""
+    x = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
+    x[..., 1] = 77
+    means, stds = channel_statistics(x)
+    assert means == pytest.approx(x.mean((0, 1, 2)) / 255)
+    assert stds == pytest.approx([x[..., 0].std() / 255, 1.0, x[..., 2].std() / 255])
+
+
+def test_a_network_that_is_not_finite_is_not_folded():
+    network = changed(lambda net: net.conv.weight.data.fill_(torch.nan)).eval()
+    assert pairs(network, torch.rand(2, 1, 8, 8)) == []
+    assert len(pairs(Plain().eval(), torch.rand(2, 1, 8, 8))) == 1
+
+
+def test_a_run_with_a_network_that_has_no_logits_ends_before_training(session):
+    fixed = session.fixed.model_copy(update={"backbone": "odd(kind='a tuple')"})
+    there = replace(session, protocol=replace(session.protocol, fixed=fixed), observer=Idle())
+    run = Run(there, compose(there.registry, "hat"), 1)
+    with pytest.raises(UsageError, match=r"odd\(kind=.* returns a tuple, not a tensor of logits"):
+        execute(run)
+    assert not list(session.store.root.rglob("*.safetensors"))
