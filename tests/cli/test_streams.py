@@ -83,7 +83,7 @@ def test_bars_and_notes_of_a_progress_are_cleaned(monkeypatch):
     bars = progress_bars(output.console(stderr=True))
     bars.add_task(HOSTILE)
     bars.console.print(f"note: {HOSTILE}", bars.get_renderable(), markup=False)
-    assert raw.getvalue().count(r"\u202e") == 2
+    assert raw.getvalue().count(r"\x1b[2J") == 2
     assert obeyed(raw.getvalue()) == set()
 
 
@@ -151,6 +151,15 @@ def test_a_stream_that_cannot_be_written_is_no_traceback(child_environment, redi
     assert done.returncode == code, done.stderr
     says = "robflat-bench: cannot write to stdout: No space left on device; type the command again with another place"
     assert done.stderr.startswith(says) if code else done.stderr == ""
+
+
+def test_no_file_that_is_opened_becomes_a_closed_stdout(child_environment):
+    code = (
+        "import os; from robflat_bench.cli import streams; streams.prepare(False);"
+        "assert all(os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in range(3))"
+    )
+    shell = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run(shell, env=child_environment(), check=True)
 
 
 @pytest.mark.parametrize("form", ["--json", ""])
