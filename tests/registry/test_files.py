@@ -61,7 +61,8 @@ def word(registry, name="mine"):
         ("from other import mybody", ""),
     ],
 )
-def test_a_change_of_a_file_that_the_plugin_imports_changes_the_hash(tmp_path, top, inside):
+def test_a_change_of_a_file_that_the_plugin_imports_changes_the_hash(tmp_path, monkeypatch, top, inside):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     files = {"mine.py": text(top, inside), "lib/__init__.py": "", "unused.py": "X = 1"}
     files |= {"other.py": "import mybody", "lib/inner/__init__.py": "from lib import mybody"}
     hashes, words = [], []
