@@ -38,7 +38,7 @@ with lazy_imports():
     from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.random_moves import crossed_errors
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace, norm
-    from robflat_bench.results.store import StoredJournal
+    from robflat_bench.results.journal import StoredJournal
 
 
 def _odd(value: int) -> int:
