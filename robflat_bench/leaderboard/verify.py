@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +19,7 @@ import numpy as np
 
 from robflat_bench.config.protocol import Checkpoint, load
 from robflat_bench.core import CheckFailed, RunFailed
+from robflat_bench.leaderboard.child import run_child
 from robflat_bench.leaderboard.entries import Submission, Verification
 from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.registry import Registry
@@ -100,9 +99,8 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
 
 def _harness(*arguments: str) -> None:
     """Run robflat-bench in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "robflat_bench", *arguments], stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise RunFailed(f"`robflat-bench {arguments[0]}` ended with {done.returncode}; its last lines are above")
+    if code := run_child(*arguments):
+        raise RunFailed(f"`robflat-bench {arguments[0]}` ended with {code}; its last lines are above")
 
 
 def _granted(

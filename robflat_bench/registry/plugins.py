@@ -29,6 +29,7 @@ import pluggy
 
 from robflat_bench import __version__
 from robflat_bench.core import PROJECT, UsageError
+from robflat_bench.core.files import MAX_PLUGIN_BYTES
 from robflat_bench.registry import hookspecs
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")
@@ -322,6 +323,8 @@ def load_plugins(files: tuple[Path, ...] = ()) -> Plugins:
     for file in files:
         if not file.is_file():
             raise UsageError(f"--plugin {file}: no such file; give the path of a Python file")
+        if file.stat().st_size > MAX_PLUGIN_BYTES:
+            raise UsageError(f"--plugin {file}: larger than {MAX_PLUGIN_BYTES} bytes; a plugin of one file is smaller")
         spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
         if spec is None or spec.loader is None:
             raise UsageError(f"--plugin {file}: not a Python file; its name must end in .py")
