@@ -79,14 +79,14 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
             f"{name} does not fit this backbone: '{wrong[0]}' is {there} there and {here} here; "
             "name the backbone it was made with"
         )
-    for key in sorted(tensors):
-        there, here = tensors[key], own[key]
-        if _kind(there) != _kind(here):
+    for key, theirs in sorted(tensors.items()):
+        ours = own[key]
+        if _kind(theirs) != _kind(ours):
             raise UsageError(
-                f"{name}: '{key}' holds {_kind(there)} ({there.dtype}), and this backbone's are {_kind(here)} "
-                f"({here.dtype}); save the weights unquantized"
+                f"{name}: '{key}' holds {_kind(theirs)} ({theirs.dtype}), and this backbone's are {_kind(ours)} "
+                f"({ours.dtype}); save the weights unquantized"
             )
-        if not bool((there.isfinite() | ~here.isfinite().to(there.device)).all()):
+        if not bool((theirs.isfinite() | ~ours.isfinite().to(theirs.device)).all()):
             raise UsageError(f"{name}: '{key}' holds NaN or infinity; name weights from before training diverged")
     model.load_state_dict(dict(tensors))
 
