@@ -153,3 +153,29 @@ def estimated(estimate: str, arrays: Arrays, details: Mapping[str, float] | None
     """The measurement with these arrays. details: further numbers, which do not follow from arrays."""
     numbers = ESTIMATES[estimate](arrays)
     return Measurement(**{**numbers, "details": {**numbers.get("details", {}), **(details or {})}}, arrays=arrays)
+
+
+def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | None]) -> list[str]:
+    """How stated numbers differ from what the arrays give, one sentence each.
+
+    Parameters
+    ----------
+    estimate : a key of `ESTIMATES`.
+    arrays : the arrays of one measurement; they may come from anyone.
+    stated : value, standard_error, n and details, by name.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            numbers = ESTIMATES[estimate](arrays)
+    except (LookupError, ValueError, ArithmeticError, TypeError) as error:
+        return [f"its arrays give no value: {type(error).__name__} {error}"]
+    expected = numbers.pop("details", {}) | numbers
+    return [
+        f"its {name} is {stated.get(name)!r}, its arrays give {number!r}"
+        for name, number in expected.items()
+        if not _close(stated.get(name), number)
+    ]
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)

@@ -186,6 +186,8 @@ class RunRecord(Versioned):
 
     @model_validator(mode="after")
     def _agrees_with_its_spec(self) -> RunRecord:
+        if missing := {"best", "last"} - {*self.results}:
+            raise ValueError(f"its results lack the checkpoint {min(missing)}")
         for name in ("key", "protocol", "method", "seed", "dataset"):
             if getattr(self, name) != getattr(self.spec, name):
                 raise ValueError(f"its {name} differs from the {name} in its spec")
@@ -270,7 +272,7 @@ def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
         flat = numeric and array.ndim == 1 and array.size and bool(((low <= array) & (array <= LARGEST)).all())
         if not numeric or (averaged and not flat) or (is_total and (array.dtype.kind == "b") != bits):
             problems.append(f"{name!r:.200} is {array.dtype}{list(array.shape)}, or out of range: no outcome")
-        elif bits and len(array) > len(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error", ())):
+        elif bits and array.size > getattr(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error"), "size", 0):
             problems.append(f"{name!r:.200} has more examples than the clean images")
     return problems
 
