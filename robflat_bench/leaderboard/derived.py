@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import MeasureInfo, RobflatError
 from robflat_bench.core.estimates import ESTIMATES
+from robflat_bench.leaderboard.tree import MAX_OUTCOMES
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.quantities import SPLITS, Outcomes
@@ -78,16 +81,28 @@ def _measure_problems(
         return
     if not isinstance(info, MeasureInfo) or info.estimate not in ESTIMATES or measured.value is None:
         return
+    if _together(arrays) > MAX_OUTCOMES:
+        yield "its arrays have shapes that do not belong together"
+        return
     try:
         with np.errstate(all="ignore"):
             numbers = ESTIMATES[info.estimate](arrays)
-    except (LookupError, ValueError, ArithmeticError) as error:
+    except (LookupError, ValueError, ArithmeticError, TypeError) as error:
         yield f"its arrays give no value: {type(error).__name__} {error}"
         return
     found = measured.model_dump(include={"value", "standard_error", "n"}) | measured.details
     for name, number in (numbers | numbers.pop("details", {})).items():
         if name != "details" and not _close(found.get(name), number):
             yield f"its {name} is {found.get(name)!r}, its arrays give {number!r}"
+
+
+def _together(arrays: Mapping[str, np.ndarray]) -> int:
+    """The most numbers that a sum of two arrays has: [n, 1] and [m] are small, their sum [n, m] is not."""
+    sizes = [0]
+    for one, other in combinations([array.shape for array in arrays.values()], 2):
+        with suppress(ValueError):  # no arithmetic between these two
+            sizes.append(math.prod(np.broadcast_shapes(one, other)))
+    return max(sizes)
 
 
 def _close(a: float | None, b: float | None) -> bool:
