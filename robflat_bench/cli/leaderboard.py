@@ -204,7 +204,11 @@ def serve(site: Path, port: int) -> None:
     if not (site / "index.html").is_file():
         raise UsageError(f"there is no site in {site}; `robflat-bench leaderboard build --site {site}` makes it")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    try:
+        listening = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise UsageError(f"cannot serve on port {port}: {error.strerror}; choose another one, or --port 0") from None
+    with listening as server:
         output.show(f"http://127.0.0.1:{server.server_address[1]}/")
         server.serve_forever()
 

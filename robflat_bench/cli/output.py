@@ -179,8 +179,7 @@ def report(document: Any, shown: Iterable[Table | str], stored: bool = False) ->
     if stdout := _remembered("json", None):
         from pydantic_core import to_jsonable_python
 
-        text = json.dumps(to_jsonable_python(document), indent=2, allow_nan=False)
-        stdout.write(text.replace("\x7f", "\\u007f") + "\n")  # the one control character that json leaves as it is
+        stdout.write(json.dumps(to_jsonable_python(document), indent=2, allow_nan=False) + "\n")  # ASCII
         stdout.flush()
     else:
         out = console()

@@ -18,7 +18,7 @@ from robflat_bench.cli import output
 @output.data_option
 @output.device_option
 @output.compile_option
-@click.option("--keep-every", type=click.IntRange(min=1), help="Keep the weights of every N-th epoch.")
+@click.option("--keep-every", type=click.IntRange(1, 1_000_000), help="Keep the weights of every N-th epoch.")
 @click.option("--fresh", is_flag=True, help="Delete what an earlier run left, and start again.")
 @click.option("--plan", is_flag=True, help="Print the plan and do nothing.")
 @output.plugin_option

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +17,8 @@ import numpy as np
 from robflat_bench.core.interfaces import Measurement
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
+MAX_NUMBERS = 64 * 1024 * 1024
+"""More numbers than the arrays of an honest measure have together."""
 Numbers: TypeAlias = dict[str, Any]
 """Some of the fields value, standard_error, n and details of a `Measurement`."""
 
@@ -153,3 +157,40 @@ def estimated(estimate: str, arrays: Arrays, details: Mapping[str, float] | None
     """The measurement with these arrays. details: further numbers, which do not follow from arrays."""
     numbers = ESTIMATES[estimate](arrays)
     return Measurement(**{**numbers, "details": {**numbers.get("details", {}), **(details or {})}}, arrays=arrays)
+
+
+def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | None]) -> list[str]:
+    """How stated numbers differ from what the arrays give, one sentence each.
+
+    Parameters
+    ----------
+    estimate : a key of `ESTIMATES`.
+    arrays : the arrays of one measurement; they may come from anyone.
+    stated : value, standard_error, n and details, by name.
+    """
+    if _largest_sum(arrays) > MAX_NUMBERS:
+        return ["its arrays have shapes that do not belong together"]
+    try:
+        with np.errstate(all="ignore"):
+            numbers = ESTIMATES[estimate](arrays)
+    except (LookupError, ValueError, ArithmeticError, TypeError) as error:
+        return [f"its arrays give no value: {type(error).__name__} {error}"]
+    expected = numbers.pop("details", {}) | numbers
+    return [
+        f"its {name} is {stated.get(name)!r}, its arrays give {number!r}"
+        for name, number in expected.items()
+        if not _close(stated.get(name), number)
+    ]
+
+
+def _largest_sum(arrays: Arrays) -> int:
+    """The most numbers that a sum of two arrays has: [n, 1] and [m] are small, their sum [n, m] is not."""
+    sizes = [0]
+    for one, other in combinations([array.shape for array in arrays.values()], 2):
+        with suppress(ValueError):  # these two have no sum
+            sizes.append(math.prod(np.broadcast_shapes(one, other)))
+    return max(sizes)
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)

@@ -7,6 +7,9 @@ import os
 import stat
 from pathlib import Path
 
+MAX_PLUGIN_BYTES = 4 * 1024 * 1024
+"""Size limit of a plugin that is one file."""
+
 
 def read_regular(path: Path, limit: int) -> bytes:
     """The content of a file; OSError unless it is a regular file (or a link to one) of at most `limit` bytes."""

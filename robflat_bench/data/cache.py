@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from robflat_bench.core import RobflatError
+from robflat_bench.results.removal import sweep
 from robflat_bench.results.store import write_atomically
 
+SECONDS_OF_A_WRITE = 86_400
+"""A temporary file that has not changed for so long belongs to no living process."""
 Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """$ROBFLAT_BENCH_CACHE, else `robflat-bench` in the user's cache folder."""
+    """$ROBFLAT_BENCH_CACHE, else a folder in the user's cache; RuntimeError where the user has no home."""
     if named := os.environ.get("ROBFLAT_BENCH_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robflat-bench"
@@ -35,20 +38,20 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], o
     check
         Raises an error on arrays that cannot be right.
     """
-    # A user may have no home folder, which raises a RuntimeError: in a container, say.
+    try:
+        path = cache_folder() / f"{name}.npz"
+    except RuntimeError:  # no home folder: in a container, say
+        return compute()
     # A damaged archive raises almost anything: BadZipFile (a CRC covers every array), KeyError, EOFError ...
     # np.load would leave a damaged file open, so the file is opened here.
-    with contextlib.suppress(Exception), _file(name).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with contextlib.suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = dict(archive)
         check(arrays)
         return arrays
     arrays = dict(compute())
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
-    with contextlib.suppress(OSError, RobflatError, RuntimeError):
-        write_atomically(_file(name), content.getvalue())
+    with contextlib.suppress(OSError, RobflatError):
+        sweep(path.parent, SECONDS_OF_A_WRITE)
+        write_atomically(path, content.getvalue())
     return arrays
-
-
-def _file(name: str) -> Path:
-    return cache_folder() / f"{name}.npz"

@@ -24,26 +24,36 @@ class Bound(NamedTuple):
 
     Attributes
     ----------
-    images : largest fraction of the images of one array with another error or another loss; one image always may.
+    images, losses : largest fraction of the images of one array with another error, with another loss; one image always
+        may.
     balance : largest |b - c| / sqrt(b + c), b and c the numbers of images that only one look finds wrong (McNemar).
     image : largest difference of the loss of one image, in standard deviations over images.
-    mean : largest difference of an error rate, a loss or a measure, in standard errors.
-    spread : largest difference of a standard error, relative.
+    mean : largest difference of the mean of losses or of a measure, in standard errors, beyond which `factor` decides.
+    factor : largest quotient of two means.
+    spread : largest quotient of two standard errors.
     flags : largest difference of a flag, as a fraction of the images.
-    history : largest mean difference of a column of the history, relative to the column's mean.
+    history : largest mean difference of a column of the history, relative to its mean or to `LEVEL`.
     """
 
     images: float
+    losses: float
     balance: float
     image: float
     mean: float
+    factor: float
     spread: float
     flags: float
     history: float
 
 
-SAME_WEIGHTS = Bound(images=0.005, balance=math.inf, image=1.0, mean=0.5, spread=0.1, flags=0.005, history=0.01)
-RETRAINED = Bound(images=0.3, balance=4.0, image=8.0, mean=4.0, spread=1.0, flags=0.05, history=0.3)
+SAME_WEIGHTS = Bound(
+    images=0.005, losses=0.02, balance=math.inf, image=0.5, mean=0.25, factor=1.0, spread=1.1, flags=0.005, history=0.01
+)
+RETRAINED = Bound(
+    images=0.3, losses=1.0, balance=4.0, image=16.0, mean=4.0, factor=2.0, spread=4.0, flags=0.05, history=0.4
+)
+LEVEL = 0.25
+"""A column of the history with a lower mean, in nats or as a fraction, is compared as if this were its mean."""
 ROUNDING = 1e-5
 """Relative difference of float32 sums in another order."""
 SAME_LOSS = 1e-3
@@ -110,9 +120,12 @@ def raise_if_apart(found: Sequence[Difference]) -> None:
 
 def _compared(checkpoints: Iterable[str], outcomes: Outcomes) -> list[str]:
     """The arrays with one number for each image: errors, losses, values of a measure."""
-    kinds = ("error", "loss", "per_example")
+    totals = tuple(f"{checkpoint}/{split}/" for checkpoint in checkpoints for split in SPLITS)
+    measures = tuple(f"{checkpoint}/measure" for checkpoint in checkpoints)
     return [
-        name for name in outcomes if name.startswith(tuple(f"{one}/" for one in checkpoints)) and name.endswith(kinds)
+        name
+        for name in outcomes
+        if name.startswith(totals) or (name.startswith(measures) and name.endswith("/per_example"))
     ]
 
 
@@ -121,31 +134,33 @@ def _array_differences(checkpoint: str, mine: Outcomes, again: Outcomes, bound: 
     if {*names} != {*others} or any(mine[name].shape != again[name].shape for name in names):
         raise CheckFailed("the new evaluation has other outcomes than the entry")
     for name in names:
-        compare = _error_differences if name.endswith("/error") else _loss_differences
-        yield from compare(name, mine[name], again[name], bound)
+        if name.endswith("/error"):
+            yield from _error_differences(name, mine[name], again[name], bound)
+        else:
+            yield from _loss_differences(name, np.asarray(mine[name], float), np.asarray(again[name], float), bound)
 
 
 def _error_differences(name: str, mine: np.ndarray, again: np.ndarray, bound: Bound) -> Iterator[Difference]:
-    """Errors [n], bool."""
+    """Errors [n], bool. Of their mean only the size is reported: the images decide."""
     only_mine, only_again = int((mine & ~again).sum()), int((again & ~mine).sum())
     differing = only_mine + only_again
     yield Difference(f"the number of images in {name}", differing, max(1.0, bound.images * len(mine)))
     balance = abs(only_mine - only_again) / math.sqrt(differing or 1)
     yield Difference(f"{name}, paired over images and in standard deviations,", balance, bound.balance)
-    apart = abs(float(mine.mean()) - float(again.mean())) / _rate_error(again)
-    yield Difference(f"the mean of {name}, in standard errors,", apart, bound.mean, mean=True)
+    size = abs(float(mine.mean()) - float(again.mean())) / _rate_error(again)
+    yield Difference(f"the mean of {name}, in standard errors,", size, math.inf, mean=True)
 
 
 def _loss_differences(name: str, mine: np.ndarray, again: np.ndarray, bound: Bound) -> Iterator[Difference]:
-    """Losses or values of a measure [n]."""
+    """Losses or values of a measure [n], float64. The mean of a measure's values is compared as the measure's value."""
     difference = np.abs(mine - again)
     differing = int((difference > SAME_LOSS * (1 + np.abs(again))).sum())
-    if bound.images < RETRAINED.images:
-        yield Difference(f"the number of images in {name}", differing, max(1.0, bound.images * len(mine)))
+    yield Difference(f"the number of images in {name}", differing, max(1.0, bound.losses * len(mine)))
     spread = float(again.std(ddof=1)) if len(again) > 1 else 0.0
     single = float(difference.max()) / max(spread, SAME_LOSS * (1 + float(np.abs(again).max())))
     yield Difference(f"an image of {name}, in standard deviations,", single, bound.image)
-    yield _apart(name, float(mine.mean()), float(again.mean()), standard_error(again), bound)
+    if name.endswith("/loss"):
+        yield _apart(name, float(mine.mean()), float(again.mean()), standard_error(again), bound)
 
 
 def _rate_error(bits: np.ndarray) -> float:
@@ -155,9 +170,16 @@ def _rate_error(bits: np.ndarray) -> float:
 
 
 def _apart(name: str, mine: float, again: float, error: float | None, bound: Bound) -> Difference:
-    """|mine - again| in standard errors of the second look, which are at least those of rounding."""
-    least = max(error or 0.0, ROUNDING * abs(again), 1e-12)
-    return Difference(f"the mean of {name}, in standard errors,", abs(mine - again) / least, bound.mean, mean=True)
+    """|mine - again| in standard errors of the second look, at least those of rounding. Within the factor, any
+    number of standard errors is."""
+    size = abs(mine - again) / max(error or 0.0, ROUNDING * abs(again), 1e-12)
+    limit = max(bound.mean, size) if 1 < _quotient(mine, again) <= bound.factor else bound.mean
+    return Difference(f"the mean of {name}, in standard errors,", size, limit, mean=True)
+
+
+def _quotient(a: float, b: float) -> float:
+    """The larger of two positive numbers by the smaller; 1 for equal numbers, else infinity."""
+    return 1.0 if a == b else max(a, b) / min(a, b) if min(a, b) > 0 else math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -169,16 +191,16 @@ def _result_differences(
     checkpoint: str, mine: Result, again: Result, bound: Bound, images: int
 ) -> Iterator[Difference]:
     """Measures and flags. images: number of test images."""
-    for split, ours, theirs in zip(
+    for split, found, others in zip(
         SPLITS, (mine.measures, mine.measures_train), (again.measures, again.measures_train), strict=True
     ):
-        if ours.keys() != theirs.keys():
+        if found.keys() != others.keys():
             raise CheckFailed("the new evaluation has other measures than the entry")
-        for name in ours:
-            yield from _measure_differences(f"{checkpoint}: {name} on {split}", ours[name], theirs[name], bound)
+        for name in found:
+            yield from _measure_differences(f"{checkpoint}: {name} on {split}", found[name], others[name], bound)
     for flag in Flags.model_fields:
-        values = (getattr(one.flags, flag) for one in (mine, again))
-        yield _flag_difference(f"{checkpoint}: the flag {flag}", *values, bound, images)
+        ours, theirs = (getattr(one.flags, flag) for one in (mine, again))
+        yield _flag_difference(f"{checkpoint}: the flag {flag}", ours, theirs, bound, images)
 
 
 def _measure_differences(name: str, mine: MeasureResult, again: MeasureResult, bound: Bound) -> Iterator[Difference]:
@@ -187,9 +209,8 @@ def _measure_differences(name: str, mine: MeasureResult, again: MeasureResult, b
     if mine.value is not None and again.value is not None:
         yield _apart(name, mine.value, again.value, again.standard_error, bound)
     if mine.standard_error is not None and again.standard_error is not None:
-        apart = abs(mine.standard_error - again.standard_error)
-        least = max(again.standard_error, ROUNDING * abs(again.value or 0.0), 1e-12)
-        yield Difference(f"the standard error of {name}, relative,", apart / least, bound.spread)
+        quotient = _quotient(mine.standard_error, again.standard_error)
+        yield Difference(f"the standard error of {name}, as a quotient,", quotient, bound.spread)
     yield Difference(f"n of {name}", abs(mine.n - again.n), bound.images * again.n)
 
 
@@ -211,8 +232,8 @@ def training_agreement(mine: RunRecord, again: RunRecord) -> None:
     ]
     for column in Epoch.model_fields:
         if column not in ("epoch", "seconds"):
-            values = ([getattr(row, column) for row in one.history] for one in (mine, again))
-            found.append(_column_difference(column, *values, bound))
+            ours, theirs = ([getattr(row, column) for row in one.history] for one in (mine, again))
+            found.append(_column_difference(column, ours, theirs, bound))
     raise_if_apart(found)
 
 
@@ -221,6 +242,6 @@ def _column_difference(name: str, mine: list[float | None], again: list[float | 
     if [value is None for value in mine] != [value is None for value in again]:
         return Difference(f"the epochs of {name}", math.inf, 0.0)
     one, other = (np.array([value for value in each if value is not None]) for each in (mine, again))
-    limit = ROUNDING if name == "learning_rate" else bound.history
-    apart = float(np.abs(one - other).mean() / max(np.abs(other).mean(), 1e-12))
+    limit, level = (ROUNDING, 1e-12) if name == "learning_rate" else (bound.history, LEVEL)
+    apart = float(np.abs(one - other).mean() / max(np.abs(other).mean(), level))
     return Difference(f"{name} of the history, relative,", apart, limit)

@@ -5,24 +5,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from itertools import combinations
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from robflat_bench import NUMERICS
 from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import MeasureInfo, RobflatError
-from robflat_bench.core.estimates import ESTIMATES
-from robflat_bench.leaderboard.tree import MAX_OUTCOMES
+from robflat_bench.core.estimates import contradictions
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.quantities import SPLITS, Outcomes
 from robflat_bench.results.record import MeasureResult, Result, RunRecord, measure_path
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def training_problems(registry: Registry, protocol: Protocol, record: RunRecord) -> Iterator[str]:
@@ -74,36 +71,12 @@ def estimate_problems(registry: Registry, results: Mapping[Any, Result], outcome
 
 def _measure_problems(
     registry: Registry, text: str, measured: MeasureResult, arrays: Mapping[str, np.ndarray]
-) -> Iterator[str]:
+) -> list[str]:
     try:
         info = resolve(registry, "measure", text).info
     except RobflatError:
-        return
-    if not isinstance(info, MeasureInfo) or info.estimate not in ESTIMATES or measured.value is None:
-        return
-    if _together(arrays) > MAX_OUTCOMES:
-        yield "its arrays have shapes that do not belong together"
-        return
-    try:
-        with np.errstate(all="ignore"):
-            numbers = ESTIMATES[info.estimate](arrays)
-    except (LookupError, ValueError, ArithmeticError, TypeError) as error:
-        yield f"its arrays give no value: {type(error).__name__} {error}"
-        return
-    found = measured.model_dump(include={"value", "standard_error", "n"}) | measured.details
-    for name, number in (numbers | numbers.pop("details", {})).items():
-        if name != "details" and not _close(found.get(name), number):
-            yield f"its {name} is {found.get(name)!r}, its arrays give {number!r}"
-
-
-def _together(arrays: Mapping[str, np.ndarray]) -> int:
-    """The most numbers that a sum of two arrays has: [n, 1] and [m] are small, their sum [n, m] is not."""
-    sizes = [0]
-    for one, other in combinations([array.shape for array in arrays.values()], 2):
-        with suppress(ValueError):  # no arithmetic between these two
-            sizes.append(math.prod(np.broadcast_shapes(one, other)))
-    return max(sizes)
-
-
-def _close(a: float | None, b: float | None) -> bool:
-    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        return []
+    if not isinstance(info, MeasureInfo) or not info.estimate or measured.value is None:
+        return []
+    numbers = measured.model_dump(include={"value", "standard_error", "n"})
+    return contradictions(info.estimate, arrays, measured.details | numbers)

@@ -6,8 +6,6 @@ What agreement means is in `agreement.py`.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Literal
 from robflat_bench.config.protocol import load
 from robflat_bench.core import CheckFailed, RunFailed
 from robflat_bench.leaderboard.agreement import Disagreement, agreement, training_agreement
+from robflat_bench.leaderboard.child import run_child
 from robflat_bench.leaderboard.entries import Submission, Verification
 from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.registry import Registry
@@ -75,9 +74,8 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
 
 def _harness(*arguments: str) -> None:
     """Run robflat-bench in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "robflat_bench", *arguments], stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise RunFailed(f"`robflat-bench {arguments[0]}` ended with {done.returncode}; its last lines are above")
+    if code := run_child(*arguments):
+        raise RunFailed(f"`robflat-bench {arguments[0]}` ended with {code}; its last lines are above")
 
 
 def _granted(

@@ -186,6 +186,8 @@ class RunRecord(Versioned):
 
     @model_validator(mode="after")
     def _agrees_with_its_spec(self) -> RunRecord:
+        if missing := {"best", "last"} - {*self.results}:
+            raise ValueError(f"its results lack the checkpoint {min(missing)}")
         for name in ("key", "protocol", "method", "seed", "dataset"):
             if getattr(self, name) != getattr(self.spec, name):
                 raise ValueError(f"its {name} differs from the {name} in its spec")

@@ -11,30 +11,27 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
-from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
+from robflat_bench.core import CheckFailed, RunFailed, UsageError
 from robflat_bench.core.files import read_regular
 from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
 from robflat_bench.results.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
-
-if TYPE_CHECKING:
-    from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.results.removal import TEMPORARY, remove, sweep
 
 
 class Busy(RunFailed):
@@ -63,7 +60,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; after a failure the file is as it was before."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=path.parent, delete=False) as file:
             try:
                 file.write(data)
                 file.flush()
@@ -90,63 +87,6 @@ def regular_bytes(path: Path, limit: int) -> bytes:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; OSError or ValueError if it cannot be read."""
     return unpack_arrays(read_regular(path, MAX_UNPACKED))
-
-
-SECONDS, PASSES = "spent.seconds", "spent.passes"
-"""Arrays of a unit's file that say what the unit cost; all others are the unit's own."""
-
-
-@dataclass(eq=False)
-class StoredJournal(Journal):
-    """Units of work as files below `folder`: a finished unit is read, a damaged unit is computed again.
-
-    `on_unit` is called after each unit; `counter` counts image passes; `parent` has this journal as a section. `spent`
-    sums the cost of all units, each once, in whichever process they were computed; a parent's includes its sections'.
-    """
-
-    folder: Path
-    on_unit: Callable[[], None] = lambda: None
-    counter: PassCounter | None = None
-    parent: StoredJournal | None = None
-    spent: Spent = field(default=Spent(), init=False)
-    _counted: set[Path] = field(default_factory=set, init=False)
-
-    def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        if not re.fullmatch(r"[\w.-]{1,200}", name):
-            raise ValueError(f"a unit's name is [\\w.-], not {name!r}")  # the name becomes a file's
-        path = self.folder / f"{name}.npz"
-        try:
-            arrays = read_arrays(path)
-            spent = _spent(arrays)
-        except (ValueError, KeyError, FileNotFoundError):
-            began, before = clock.now(), self._passes()
-            arrays = dict(compute())
-            arrays |= {SECONDS: np.array(clock.now() - began), PASSES: self._passes() - before}
-            write_atomically(path, arrays_bytes(arrays))
-            spent = _spent(arrays)
-        self._count(path, spent)
-        self.on_unit()
-        return {name: array for name, array in arrays.items() if name not in (SECONDS, PASSES)}
-
-    def section(self, name: str, counter: PassCounter | None = None) -> StoredJournal:
-        folder = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return StoredJournal(self.folder / folder, self.on_unit, counter or self.counter, self)
-
-    def _passes(self) -> np.ndarray:
-        return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
-
-    def _count(self, unit: Path, spent: Spent) -> None:
-        if unit not in self._counted:
-            self._counted.add(unit)
-            self.spent += spent
-        if self.parent:
-            self.parent._count(unit, spent)
-
-
-def _spent(unit: Mapping[str, np.ndarray]) -> Spent:
-    """The cost of a unit; KeyError if another version wrote its file."""
-    forward, backward = map(int, unit[PASSES])
-    return Spent(float(unit[SECONDS]), forward, backward)
 
 
 @dataclass(frozen=True)
@@ -193,17 +133,19 @@ class RunFolder:
             raise Busy(f"{name} is working on this run ({self.path}); wait for it or stop it") from None
         try:
             write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+            sweep(self.path)
             yield
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
 
     def clear(self) -> None:
-        """Delete everything but the lock."""
-        for entry in self.path.iterdir():
-            if entry.name in (".lock", "holder.json"):
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Delete everything but the lock; UsageError, with all in place, where that cannot be done."""
+        if self.path.is_symlink():
+            raise UsageError(f"{self.path} is a link, and what it leads to is not deleted: remove the link yourself")
+        entries = (entry for entry in self.path.iterdir() if entry.name not in (".lock", "holder.json"))
+        # The record goes first: after a kill in between, the run is unfinished, not finished without its outcomes.
+        remove(self.path, sorted(entries, key=lambda entry: (entry != self.record_file, entry.name)))
 
     def finish(self, record: RunRecord, raw: bytes) -> None:
         """Write outcomes (of `outcomes_bytes`), then the record: the run is done. Delete what only resuming needed."""
@@ -217,6 +159,10 @@ class RunFolder:
     def evaluation_file(self, key: str) -> Path:
         """The file of the evaluation with this key."""
         return self.path / "evaluations" / f"{key}.json"
+
+    def evaluation(self, key: str) -> EvaluationRecord:
+        """The added evaluation with this key."""
+        return next(found for found, _ in self.evaluations() if found.key == key)
 
     def add(self, evaluation: EvaluationRecord, raw: bytes) -> None:
         """Write an evaluation's outcomes (of `outcomes_bytes`) and its record."""

@@ -21,8 +21,9 @@ from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.registry.components import Composed, compose, resolve
 from robflat_bench.registry.faults import faults
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.record import Budget, Result, RunRecord
-from robflat_bench.results.store import INITIAL, RunFolder, StoredJournal, outcomes_bytes, write_json
+from robflat_bench.results.store import INITIAL, RunFolder, outcomes_bytes, write_json
 from robflat_bench.runs import environment
 from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.training.composition import Composition
@@ -87,6 +88,8 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
         not finished.
     """
     session, folder, spec = run.session, run.folder, run.spec
+    if folder.record_file.is_file() and not fresh:
+        return folder.record()  # without the lock: the store may be read-only
     with folder.locked():
         if fresh:
             folder.clear()

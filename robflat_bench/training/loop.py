@@ -18,7 +18,7 @@ from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, Workspa
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
-from robflat_bench.numerics.weights import holding, load_weights, write_weights
+from robflat_bench.numerics.weights import holding, load_weights, undamaged, write_weights
 from robflat_bench.results.record import Epoch
 from robflat_bench.results.store import INITIAL
 from robflat_bench.training.checkpoint import States, Tensors, flattened, grouped
@@ -113,8 +113,6 @@ class Trainer:
         observer.training_starts(inputs.recipe.epochs, self.total, self.done)
         if self.done:
             self.counter.forward = 0  # the passes of `setup` were counted when this run began
-        else:
-            write_weights(inputs.folder / f"{INITIAL}.safetensors", self.model.state_dict())
         self.since = self.saved_at = clock.now()
         with Interrupt() as interrupt:
             while state.epoch < inputs.recipe.epochs:
@@ -155,7 +153,12 @@ class Trainer:
         with autocast, global_state(now.random("global state of the update")):
             batch = replace(batch, moment=now)
             loss = self.composition.update(self.model, batch, inputs.attack(now), self.optimizer)
-        self.check_finite(loss, f"the loss is {loss} at epoch {state.epoch}, step {state.step}")
+        place = f"at epoch {state.epoch}, step {state.step}"
+        self.check_finite(math.isfinite(loss), f"the loss is {loss} {place}")
+        sums = torch.stack(
+            [parameter.detach().sum() for parameter in self.model.parameters()]
+        )  # faster than every entry
+        self.check_finite(bool(sums.isfinite().all()), f"the update makes weights NaN or infinite {place}")
         self.schedule.step()
         state.loss_sum += loss
         state.step += 1
@@ -172,7 +175,7 @@ class Trainer:
         if last or ended % inputs.check_every == 0:
             with holding(self.model, weights, "the evaluated weights"):
                 clean, robust, loss = heldout_check(inputs)
-            self.check_finite(loss, f"the held-out loss is {loss} after epoch {epoch}")
+            self.check_finite(math.isfinite(loss), f"the held-out loss is {loss} after epoch {epoch}")
             if state.best is None or (robust, loss) < (state.best.error, state.best.loss):
                 state.best = Best(epoch=epoch, error=robust, loss=loss)
                 self.kept["best"] = weights
@@ -194,9 +197,9 @@ class Trainer:
         self.account()
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = ended, 0, 0.0, 0.0
 
-    def check_finite(self, loss: float, what: str) -> None:
+    def check_finite(self, finite: bool, what: str) -> None:
         """Raise RunFailed if training has diverged."""
-        if not math.isfinite(loss):
+        if not finite:
             raise RunFailed(
                 f"{what} (learning rate {learning_rate(self.optimizer):g}); the last good state is kept in "
                 f"{self.inputs.folder}. Try --set recipe.learning_rate with a smaller value"
@@ -233,7 +236,9 @@ class Trainer:
 
     def restore(self) -> None:
         """Return to the newest saved state, if there is one."""
-        found = self.states.latest()
+        found, initial = self.states.latest(), self.inputs.folder / f"{INITIAL}.safetensors"
+        if found is None or not undamaged(initial):
+            write_weights(initial, self.model.state_dict())  # still as initialised: nothing was loaded
         if found is None:
             return
         tensors, progress = found

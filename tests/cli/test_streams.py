@@ -23,6 +23,7 @@ from helpers.commands import run_here
 
 import robflat_bench.cli
 from robflat_bench.cli import output, streams
+from robflat_bench.cli.progress import progress_bars
 
 HOSTILE = "\x1b[2J\x1b[8m\x1b]0;owned\x07\x9b31m\x08\x7f\u202e\u2066\u2069\u200f\u200e\u061c\u2028\u2029\rX"
 """Clears the screen, hides text, sets the title, erases, turns the direction of writing, breaks lines."""
@@ -66,12 +67,24 @@ def test_colours_survive_where_they_are_our_own(monkeypatch):
         assert colour not in written
 
 
-def test_hidden_characters_leave_the_columns_of_a_table_aligned(monkeypatch):
+def test_hidden_characters_have_their_place_in_the_columns_of_a_table(monkeypatch):
     raw = io.StringIO()
     monkeypatch.setattr(sys, "stdout", streams.Printed(raw))
     with click.Context(click.Command("x")):
-        output.report([], [output.table("t", ["a", "b"], [["\x1b\x1b", "X"], ["long enough", "X"]])])
-    assert len({line.index("X") for line in raw.getvalue().splitlines() if "X" in line}) == 1
+        output.report([], [output.table("t", ["a", "b"], [["\x1b" * 9, "X"], ["short", "X"]])])
+    rows = [line for line in raw.getvalue().splitlines() if "X" in line]
+    assert r"\x1b" * 9 in rows[0]
+    assert len({line.index("X") for line in rows}) == 1
+
+
+def test_bars_and_notes_of_a_progress_are_cleaned(monkeypatch):
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", streams.Printed(raw))
+    bars = progress_bars(output.console(stderr=True))
+    bars.add_task(HOSTILE)
+    bars.console.print(f"note: {HOSTILE}", bars.get_renderable(), markup=False)
+    assert raw.getvalue().count(r"\x1b[2J") == 2
+    assert obeyed(raw.getvalue()) == set()
 
 
 PRINTERS = {"print", "echo", "secho", "Console", "write", "pager", "echo_via_pager", "prompt", "confirm"}
@@ -138,6 +151,15 @@ def test_a_stream_that_cannot_be_written_is_no_traceback(child_environment, redi
     assert done.returncode == code, done.stderr
     says = "robflat-bench: cannot write to stdout: No space left on device; type the command again with another place"
     assert done.stderr.startswith(says) if code else done.stderr == ""
+
+
+def test_no_file_that_is_opened_becomes_a_closed_stdout(child_environment):
+    code = (
+        "import os; from robflat_bench.cli import streams; streams.prepare(False);"
+        "assert all(os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in range(3))"
+    )
+    shell = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run(shell, env=child_environment(), check=True)
 
 
 @pytest.mark.parametrize("form", ["--json", ""])

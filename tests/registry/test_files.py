@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 
 import pytest
@@ -34,6 +35,7 @@ def write(folder, files):
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
+        os.utime(folder / name, (1e9, 1e9))  # as in an archive: bytecode of an earlier version looks current
     return folder / next(iter(files))
 
 
@@ -59,7 +61,8 @@ def word(registry, name="mine"):
         ("from other import mybody", ""),
     ],
 )
-def test_a_change_of_a_file_that_the_plugin_imports_changes_the_hash(tmp_path, top, inside):
+def test_a_change_of_a_file_that_the_plugin_imports_changes_the_hash(tmp_path, monkeypatch, top, inside):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     files = {"mine.py": text(top, inside), "lib/__init__.py": "", "unused.py": "X = 1"}
     files |= {"other.py": "import mybody", "lib/inner/__init__.py": "from lib import mybody"}
     hashes, words = [], []
@@ -91,6 +94,15 @@ def test_two_plugins_do_not_share_a_module_of_one_name(tmp_path, places):
     assert [word(registry, name) for name in "abab"] == ["a", "b", "a", "b"]
 
 
+def test_a_second_plugin_of_the_same_name_is_broken_and_the_first_keeps_its_files(tmp_path):
+    files = [
+        write(tmp_path / name, {"mine.py": text("", "import mybody"), "mybody.py": f"WORD = {name!r}"}) for name in "ab"
+    ]
+    registry = discover(tuple(files))
+    assert [broken.distribution for broken in registry.plugins.broken] == ["mine.py"]
+    assert word(registry) == "a"
+
+
 def test_other_code_does_not_see_the_files_beside_a_plugin(tmp_path):
     file = write(tmp_path, {"mine.py": text("import mybody"), "mybody.py": "WORD = 1"})
     assert discover((file,)).plugins.broken == []
@@ -105,8 +117,8 @@ def test_a_folder_that_holds_this_package_is_not_imported_twice(tmp_path):
 
 
 def test_files_that_import_each_other_and_the_plugin(tmp_path):
-    files = {"mine.py": text("WORD = 'w'\nimport mybody")}
-    files |= {"mybody.py": "import mine, other\nWORD = mine.WORD", "other.py": "import mybody"}
+    files = {"mine.py": text("HEARD = []\nimport mybody", "assert HEARD == ['mybody']")}
+    files |= {"mybody.py": "import mine, other\nWORD = 'w'\nmine.HEARD.append('mybody')", "other.py": "import mybody"}
     file = write(tmp_path, files)
     registry = discover((file,))
     assert registry.plugins.broken == []

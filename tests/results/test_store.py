@@ -17,14 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError
+from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError, clock
 from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
-from robflat_bench.results import store as stores
 from robflat_bench.results.archives import arrays_bytes
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.store import (
     RunFolder,
     Store,
-    StoredJournal,
     disk_errors,
     read_arrays,
     write_atomically,
@@ -269,8 +268,8 @@ def test_sections_share_no_units(tmp_path):
 
 
 def test_a_units_seconds_count_once_in_its_journal_and_in_each_parent(tmp_path, monkeypatch):
-    clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(stores.clock, "now", lambda: next(clock))
+    seconds = iter(range(0, 1000, 3))
+    monkeypatch.setattr(clock, "now", lambda: next(seconds))
     seen = []
     journal = StoredJournal(tmp_path, lambda: seen.append(1))
     section = journal.section("a")
