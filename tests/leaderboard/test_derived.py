@@ -152,3 +152,14 @@ def test_check_refuses_what_does_not_follow(tmp_path, name):
     FORGERIES[name](folder, np.random.default_rng(0))
     with pytest.raises(CheckFailed, match=r"record\.json|seed-1"):
         read_entry(tmp_path / "leaderboard", folder, REGISTRY)
+
+
+def test_small_arrays_whose_sum_would_fill_the_memory_are_refused():
+    arrays = {"losses": np.zeros((10_000_000, 1), bool), "reference": np.zeros(10_000_000, bool)}
+    assert contradictions("draws and examples", arrays, {}) == ["its arrays have shapes that do not belong together"]
+
+
+def test_arrays_without_a_dimension_are_refused():
+    arrays = {"losses": np.zeros((3, 1)), "reference": np.array(7.0)}
+    (said,) = contradictions("draws and examples", arrays, {})
+    assert "its arrays give no value" in said
