@@ -117,9 +117,7 @@ class WeightSpace:
         self.norms = {name: length for name, p in candidates.items() if (length := norm(p)) > 0}
         self.layers: dict[str, nn.Parameter] = {name: candidates[name] for name in self.norms}
         if not self.layers:
-            raise NoValue(
-                "this network has no weights that move: all belong to normalisation, are zero, or are buffers"
-            )
+            raise NoValue("this network has no weights that move: all are normalisation, zero or buffers")
         self.ball = ball or Ball()
         adaptive = self.layers if self.ball.shape == "element" else {}
         self.scales = {name: layer.detach().abs() for name, layer in adaptive.items()}  # T; empty where T = 1

@@ -68,8 +68,8 @@ class Flags(Strict):
     Attributes
     ----------
     zero_gradients : fraction of test examples whose input gradient is exactly zero.
-    nonfinite_gradients : fraction of test examples whose input gradient holds NaN or infinity; operations without a finite
-        derivative counted as constant in attacks.
+    nonfinite_gradients : fraction of test examples whose input gradient holds NaN or infinity; operations without a
+        finite derivative counted as constant in attacks.
     random_forward : two forward passes of one batch differ.
     pgd_beats_autoattack : number of examples broken by another attack and not by AutoAttack; None if not both ran.
     square_beats_white_box : number of examples broken by Square alone; None if it did not run beside another attack.
