@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import generator, per_example_uniform, uniform_like
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.shared import OracleParams
+    from robflat_bench.measures.shared import OracleParams, WeightSpaceParams
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
     from robflat_bench.numerics.weight_space import WeightSpace
     from robflat_bench.registry.components import parse
@@ -129,6 +129,7 @@ __all__ = [
     "Training",
     "UsageError",
     "WeightSpace",
+    "WeightSpaceParams",
     "Workspace",
     "activation_class",
     "ascend",

@@ -17,9 +17,9 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
-from robflat_bench.core import Attack, AttackInfo, Examples, Params, UsageError, Workspace, lazy_imports
+from robflat_bench.core import Attack, AttackInfo, Examples, Params, Seed, UsageError, Workspace, lazy_imports
 
 with lazy_imports():
     import numpy as np
@@ -42,7 +42,7 @@ class AutoAttackParams(Params):
         description="Images per batch; it changes the result, because AutoAttack draws per batch of unbroken examples. "
         "The default is the original's.",
     )
-    seed: NonNegativeInt = Field(default=0, description="Seed of the original's random draws.")
+    seed: Seed = Field(default=0, description="Seed of the original's random draws.")
     fast: bool = Field(
         default=True,
         description="Fold normalisation into convolutions. Rounding differs, so a flag in hundreds may differ.",

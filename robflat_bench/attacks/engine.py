@@ -87,6 +87,7 @@ def attacked(model: nn.Module, bn: NormMode = "eval") -> Iterator[None]:
         with frozen_statistics(model) if bn == "train" else nullcontext():
             yield
     finally:
+        model.train(modes[0][1])  # a network may act when it changes its mode, and does not see an assignment
         for module, mode in modes:
             module.training = mode
         for parameter, requires in gradients:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from robflat_bench.backbones import ACTIVATION_NAMES
-from robflat_bench.core import ImageShape, UsageError
+from robflat_bench.core import BackboneInfo, ImageShape, UsageError
+from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.folding import CONVOLUTIONS
+from robflat_bench.registry.components import Component
 
 ACTIVATIONS: dict[str, type[nn.Module]] = dict(zip(ACTIVATION_NAMES, (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish), strict=True))
 """Name -> class. Called without arguments, so none works in place: attacks and weight measures reuse their inputs."""
@@ -62,11 +69,18 @@ class Normalized(nn.Module):
 
 @contextmanager
 def construction() -> Iterator[None]:
-    """Build modules from a fixed random state inside the block, and restore the global state afterwards."""
+    """Build modules inside the block: a run's seed decides their draws, and the global state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: torch.manual_seed would also reseed accelerators, where nothing is built.
-        torch.default_generator.manual_seed(0)
         yield
+
+
+def built(component: Component[BackboneInfo], shape: ImageShape, activation: str, seed: int) -> nn.Module:
+    """A backbone's network with the initial weights of a seed, or with its own if it is pretrained."""
+    with global_state(generator(seed, "construction")):
+        model: nn.Module = component.build(shape, activation)
+    if not component.info.pretrained:
+        initialize(model, generator(seed, "init"))
+    return model
 
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -79,22 +93,23 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
     Parameters
     ----------
     model
-        Its other parameters, e.g. a transformer's position embedding, keep their constructed values, which are the
-        same in every process.
+        Its other parameters, e.g. a transformer's position embedding, keep their constructed values, which `built`
+        draws from the seed too. So do weights that a layer computes, unless by weight or spectral normalisation.
     generator
         A CPU generator. Layout, dtype and device of the model change no draw.
 
     Notes
     -----
     Weights ~ N(0, 2 / fan): fan_out for convolutions, fan_in for linear layers, with the gain of ReLU for every
-    activation (He et al., arXiv 1502.01852). Biases are 0, norm weights 1.
+    activation (He et al., arXiv 1502.01852). Biases are 0, norm weights 1. A weight-normalised layer starts with the
+    weight of a plain one, a spectrally normalised layer with that weight over its largest singular value.
     """
     for module in model.modules():
         if isinstance(module, CONVOLUTIONS):
             # Per group: kaiming_normal_ itself counts the outputs of all groups and starves depthwise layers.
-            _draw(module.weight, module.out_channels // module.groups * math.prod(module.kernel_size), generator)
+            _draw(module, module.out_channels // module.groups * math.prod(module.kernel_size), generator)
         elif isinstance(module, nn.Linear):
-            _draw(module.weight, module.in_features, generator)
+            _draw(module, module.in_features, generator)
         elif isinstance(module, NORMS):
             if module.weight is not None:
                 module.weight.fill_(1)
@@ -106,6 +121,35 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
             bias.zero_()
 
 
-def _draw(weight: Tensor, fan: int, generator: torch.Generator) -> None:
-    """weight <- N(0, 2 / fan), drawn contiguous in float32 on the CPU."""
-    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) * math.sqrt(2 / fan))
+NORMALISATIONS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
+"""Parametrizations that a weight can be assigned through."""
+POWER_ITERATIONS = 15
+"""As many as torch makes when it registers spectral normalisation."""
+
+
+def _draw(layer: Any, fan: int, generator: torch.Generator) -> None:
+    """The layer's weight <- N(0, 2 / fan), drawn contiguous in float32 on the CPU."""
+    drawn = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float32) * math.sqrt(2 / fan)
+    if isinstance(layer.weight, nn.Parameter):
+        layer.weight.copy_(drawn)
+    elif parametrize.is_parametrized(layer, "weight"):
+        if all(isinstance(part, NORMALISATIONS) for part in layer.parametrizations.weight):
+            layer.weight = drawn.to(layer.weight)
+            _settle(layer, lambda: layer.weight)
+    else:
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm) and hook.name == "weight":
+                layer.weight_v.copy_(drawn)
+                layer.weight_g.copy_(torch.norm_except_dim(layer.weight_v, 2, hook.dim))
+            elif isinstance(hook, SpectralNorm) and hook.name == "weight":
+                layer.weight_orig.copy_(drawn)
+                _settle(layer, partial(hook, layer, ()))
+
+
+def _settle(layer: nn.Module, compute: Callable[[], object]) -> None:
+    """Let spectral normalisation find the singular vectors of a new weight: it iterates each time in train mode."""
+    mode = layer.training
+    layer.train()
+    for _ in range(POWER_ITERATIONS):
+        compute()
+    layer.train(mode)

@@ -19,7 +19,7 @@ with lazy_imports():
     from robflat_bench.backbones.blocks import PostActivation, PreActivation, Stage, residual
 
 Stride = Literal[1, 2]
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=1024)]
 
 
 class ResNet8Params(Params):

@@ -7,13 +7,26 @@ when it runs.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from importlib import metadata
 
 import rich_click as click
 
 from robflat_bench import __version__
-from robflat_bench.cli import catalogue, doctor, evaluate, experiment, leaderboard, output, plugin, results, run, sweep
+from robflat_bench.cli import (
+    catalogue,
+    doctor,
+    evaluate,
+    experiment,
+    leaderboard,
+    output,
+    plugin,
+    results,
+    run,
+    streams,
+    sweep,
+)
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -82,24 +95,37 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     if found is None:
         raise click.ClickException(f"no completion for {shell}")
-    click.echo(found(cli, {}, "robflat-bench", "_ROBFLAT_BENCH_COMPLETE").source())
+    output.show(found(cli, {}, "robflat-bench", "_ROBFLAT_BENCH_COMPLETE").source())
+
+
+def _require_folder() -> None:
+    """UsageError in a folder that was deleted: a library of torch would end the process, and no relative path works."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        from robflat_bench.core import UsageError
+
+        raise UsageError("the folder in which you are does not exist any more; `cd` to another one") from None
 
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr and its exit code."""
+    streams.prepare(coloured=not {"-h", "--help"}.isdisjoint(sys.argv))  # click's help has colours of its own
     try:
+        _require_folder()
         code = cli.main(prog_name="robflat-bench", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error.show(sys.stderr)  # named, since click by itself writes to the bytes below where the encoding is ASCII
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("robflat-bench: interrupted; run the same command again, it resumes", err=True)
+        output.note("interrupted; run the same command again, it resumes")
         code = 130
     except Exception as error:
-        from robflat_bench.core import RobflatError
+        from robflat_bench.core import RobflatError, out_of_memory
 
-        if not isinstance(error, RobflatError):
+        expected = error if isinstance(error, RobflatError) else out_of_memory(error)
+        if expected is None:
             raise
-        click.echo(f"robflat-bench: {error}", err=True)
-        code = error.exit_code
+        output.note(str(expected))
+        code = expected.exit_code
     sys.exit(code if isinstance(code, int) else 0)

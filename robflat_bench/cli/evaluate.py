@@ -70,6 +70,7 @@ def evaluate_checkpoint(
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
+    from robflat_bench.registry.faults import faults
     from robflat_bench.results.store import Store
     from robflat_bench.runs.evaluation import evaluate_model
 
@@ -84,11 +85,11 @@ def evaluate_checkpoint(
     if (examples or train) and not attacks and not measures:
         raise UsageError("--examples and --train apply to chosen attacks and measures: add --attack or --measure")
     plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
-    with progress:
+    with faults(registry), progress:
         record, path = evaluate_model(session, found, plan)
     for problem in registry.plugins.problems(record.model_dump(mode="json")):
         output.note(problem)
-    output.report(record, _parts(registry, record, path))
+    output.report(record, _parts(registry, record, path), stored=True)
 
 
 def _parts(registry: Registry, record: EvaluationRecord, path: Path) -> Iterator[Table | str]:

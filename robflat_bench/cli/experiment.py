@@ -51,7 +51,7 @@ def experiment(name: str, models: tuple[str, ...], **options: Any) -> None:
 
     for file in models:
         for path in redraw(Path(file), options["out"]):
-            click.echo(path)
+            output.show(path)
 
 
 @click.command()
@@ -85,6 +85,7 @@ def _experiment(
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.experiments.work import run_experiment, write_document
+    from robflat_bench.registry.faults import faults
     from robflat_bench.results.store import Store
 
     runs = Store(store)
@@ -92,8 +93,8 @@ def _experiment(
     found = find_models(session, models, chosen.experiment.reads, backbone, checkpoint)
     session = session.under(found[0].protocol)
     trained = [open_model(session, model) for model in found]
-    with Progress() as progress:
+    with faults(registry), Progress() as progress:
         document = run_experiment(chosen, trained, runs, progress)
     written = write_document(document, runs, out)
     heading = f"{chosen.experiment.name}  |  {document.protocol.name} {document.protocol.version}"
-    output.report(document, [output.table(heading, *document.table(), right=3), *map(str, written)])
+    output.report(document, [output.table(heading, *document.table(), right=3), *map(str, written)], stored=True)

@@ -42,7 +42,7 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
 
     registry = output.registry()
     names = {output.protocol(registry, text).name for text in protocols}
-    committed = _checked(root, registry)
+    committed = _checked(root, registry) if root.exists() else []
     known = {one.record.key: one.record.outcomes for one in committed}
     found = output.own_runs(store, registry, protocols)
     mine = [one for one in found if one.record.key not in known]
@@ -61,6 +61,8 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
             heading = f"{board.id} {board.version}, {board.checkpoint} checkpoint"
             yield output.table(heading, *boards.board_table(board, keys), right=2)
             yield boards.LEGEND + ("; * yours, not submitted" if mine else "")
+        if not root.exists():
+            output.note(f"there is no folder {root} here, so only your own runs count; name it with --leaderboard DIR")
         if not filled:
             output.note(f"{root} ranks no runs yet; `robflat-bench leaderboard submit RUN` adds a finished run")
 
@@ -75,15 +77,17 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
 @output.json_option
 def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
-    from robflat_bench.leaderboard import entries
+    from robflat_bench.core import UsageError
+    from robflat_bench.leaderboard.submit import add_entries
     from robflat_bench.results.store import Store
 
     registry = output.registry()
     everything = Store(store)
-    chosen = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
-    packed = [entries.add_entry(root, run, _today()) for run in chosen]
-    for folder in packed:
-        entries.read_entry(root, folder, registry)
+    named = everything.runs("record.json") if "*" in runs else [everything.find(run) for run in runs]
+    if not named:
+        raise UsageError(f"{store} has no finished run to submit; `robflat-bench results ls --store DIR` lists a store")
+    chosen = {run.path.resolve(): run for run in named}
+    packed = add_entries(root, [*chosen.values()], registry, _today())
 
     def lines() -> Iterator[str]:
         yield from map(str, packed)
@@ -103,22 +107,24 @@ def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
 @output.plugin_option
 @output.json_option
 def check_entries(entries: tuple[Path, ...], root: Path) -> None:
-    """Check the files, spec, protocol and totals of each ENTRY folder (default: all); anyone may have sent them."""
-    from robflat_bench.core import CheckFailed
-    from robflat_bench.leaderboard.entries import folders, read_entry
+    """Check every file of the leaderboard, or only each ENTRY folder; anyone may have sent them."""
+    from robflat_bench.core import CheckFailed, UsageError
+    from robflat_bench.leaderboard.publish import read_leaderboard
+    from robflat_bench.leaderboard.tree import RECORDS, entry_place
 
-    registry = output.registry()
-    problems = {}
-    chosen = entries or tuple(folders(root))
-    for folder in chosen:
-        try:
-            read_entry(root, folder, registry)
-        except CheckFailed as error:
-            problems[str(folder)] = str(error)
-    document = {"checked": len(chosen), "problems": problems}
-    output.report(document, [*problems.values(), f"{len(chosen)} checked, {len(problems)} refused"])
-    if problems:
-        raise CheckFailed(f"{len(problems)} of {len(chosen)} entries cannot be trusted")
+    found, problems = read_leaderboard(root, output.registry())
+    refused = {str(place): line for place, line in reversed(problems)}
+    checked = {*refused, *(str(root / RECORDS / one.folder) for one in found)}
+    if entries:
+        checked = {str(root / entry_place(root, entry)) for entry in entries}
+        refused = {place: line for place, line in refused.items() if place in checked}
+    if not checked:
+        raise UsageError(f"{root} has nothing to check; `robflat-bench leaderboard submit RUN` adds a finished run")
+    refused = dict(sorted(refused.items()))
+    document = {"checked": len(checked), "problems": refused}
+    output.report(document, [*refused.values(), f"{len(checked)} checked, {len(refused)} refused"])
+    if refused:
+        raise CheckFailed(f"{len(refused)} of {len(checked)} cannot be trusted")
 
 
 @leaderboard.command()
@@ -135,21 +141,28 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
 
     The new tier is re-evaluated with --weights and reproduced with --retrain.
     """
-    from robflat_bench.core import UsageError
-    from robflat_bench.leaderboard.entries import read_entry, write_entry
+    from robflat_bench.core import CheckFailed, UsageError
+    from robflat_bench.leaderboard.entries import write_entry
+    from robflat_bench.leaderboard.publish import read_leaderboard
+    from robflat_bench.leaderboard.tree import RECORDS, entry_place
     from robflat_bench.leaderboard.verify import reevaluate, reproduce
 
     if (weights is None) != retrain:
         raise UsageError("verify asks for --weights FILE or --retrain, one of them")
     registry = output.registry()
-    found = read_entry(root, entry, registry)
+    committed, problems = read_leaderboard(root, registry)
+    folder = root / entry_place(root, entry)
+    for place, line in problems:
+        if place == folder:
+            raise CheckFailed(line)
+    found = next(one for one in committed if root / RECORDS / one.folder == folder)
     options = ["--device", device, *(["--data", data] if data else []), *output.plugin_options()]
     if weights is None:
         granted = reproduce(found, registry, options, _today())
     else:
         granted = reevaluate(found, weights, options, _today())
     moved = found.entry.model_copy(update={"verifications": (*found.entry.verifications, granted)})
-    write_entry(entry, moved)
+    write_entry(folder, moved)
     changed, total = granted.flags
     outcomes = "every outcome equal" if granted.identical else f"{changed} of {total} outcomes differ"
     line = f"{found.record.spec.label}, seed {found.record.seed}: {moved.tier}; {outcomes}"
@@ -163,20 +176,19 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
 @output.plugin_option
 def build_site(only_check: bool, site: Path, root: Path) -> None:
     """Write board.json and the site from the committed entries."""
-    from robflat_bench.core import CheckFailed, UsageError
+    from robflat_bench.core import CheckFailed
     from robflat_bench.leaderboard.publish import differences, pages, write_site
 
-    if not root.is_dir():
-        raise UsageError(f"there is no folder {root} here; change to a clone, or name it with --leaderboard DIR")
     registry = output.registry()
+    committed = _checked(root, registry)
     if only_check:
         if found := differences(root, output.plugin_files()):
             raise CheckFailed(f"{found}; `robflat-bench leaderboard build` writes it again")
-        click.echo("two rebuilds and the committed board.json are the same, byte for byte")
+        output.show("two rebuilds and the committed board.json are the same, byte for byte")
         return
-    made = pages(_checked(root, registry), root, registry)
+    made = pages(committed, root, registry)
     write_site(made, site, root)
-    click.echo(f"{root / 'board.json'} and {len(made)} files below {site}")
+    output.show(f"{root / 'board.json'} and {len(made)} files below {site}")
     output.note(f"to look at them: `robflat-bench leaderboard serve --site {site}`")
 
 
@@ -192,8 +204,12 @@ def serve(site: Path, port: int) -> None:
     if not (site / "index.html").is_file():
         raise UsageError(f"there is no site in {site}; `robflat-bench leaderboard build --site {site}` makes it")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
-        click.echo(f"http://127.0.0.1:{server.server_address[1]}/")
+    try:
+        listening = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise UsageError(f"cannot serve on port {port}: {error.strerror}; choose another one, or --port 0") from None
+    with listening as server:
+        output.show(f"http://127.0.0.1:{server.server_address[1]}/")
         server.serve_forever()
 
 
@@ -204,11 +220,11 @@ def _today() -> str:
 def _checked(root: Path, registry: Registry) -> list[Submission]:
     """Every entry; CheckFailed if one cannot be trusted, because a board without it would differ."""
     from robflat_bench.core import CheckFailed
-    from robflat_bench.leaderboard.entries import read_entries
+    from robflat_bench.leaderboard.publish import read_leaderboard
 
-    found, problems = read_entries(root, registry)
+    found, problems = read_leaderboard(root, registry)
     for problem in problems:
-        output.note(problem)
+        output.note(problem.line)
     if problems:
-        raise CheckFailed(f"{len(problems)} entries in {root} cannot be trusted (listed above)")
+        raise CheckFailed(f"{len(problems)} problems in {root} (listed above); a board has all entries or none")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+
+from robflat_bench.cli import streams
+from robflat_bench.cli.streams import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,8 +35,13 @@ def _remember(context: click.Context, option: click.Parameter, value: Any) -> No
     context.meta[f"robflat_bench.{option.name}"] = value
 
 
+def _reserve(context: click.Context, option: click.Parameter, value: bool) -> None:
+    """Keep stdout for the document of `--json`, before any plugin runs."""
+    context.meta["robflat_bench.json"] = streams.reserve() if value else None
+
+
 json_option = click.option(
-    "--json", is_flag=True, expose_value=False, callback=_remember, help="Print one JSON document on stdout."
+    "--json", is_flag=True, expose_value=False, callback=_reserve, help="Print one JSON document on stdout."
 )
 plugin_option = click.option(
     "--plugin",
@@ -136,10 +143,10 @@ def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Subm
 
 def console(stderr: bool = False) -> Console:
     """A console on stdout (or stderr); piped output is 200 columns wide."""
-    from rich.console import Console
+    from robflat_bench.cli.console import CleanConsole
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 200, highlight=False)
+    stream = streams.unfiltered(sys.stderr if stderr else sys.stdout)
+    return CleanConsole(file=stream, stderr=stderr, width=None if stream.isatty() else 200, highlight=False)
 
 
 def note(text: str) -> None:
@@ -148,12 +155,16 @@ def note(text: str) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line on stderr; a closed pipe does not end the run."""
-    with contextlib.suppress(BrokenPipeError):
-        click.echo(line, err=True)
+    """Write a line on stderr."""
+    click.echo(visible(line), file=sys.stderr)
 
 
-def report(document: Any, shown: Iterable[Table | str]) -> None:
+def show(line: object) -> None:
+    """Write a line on stdout."""
+    click.echo(visible(str(line)), file=sys.stdout)
+
+
+def report(document: Any, shown: Iterable[Table | str], stored: bool = False) -> None:
     """Print one JSON document with `--json`, otherwise tables and lines.
 
     Parameters
@@ -162,15 +173,32 @@ def report(document: Any, shown: Iterable[Table | str]) -> None:
         Anything that pydantic can write as JSON; numbers must be finite.
     shown
         Tables and lines. A generator does no work under `--json`.
+    stored
+        The result is in a file too, so the command succeeds where stdout cannot be written.
     """
-    if _remembered("json", False):
+    if stdout := _remembered("json", None):
         from pydantic_core import to_jsonable_python
 
-        click.echo(json.dumps(to_jsonable_python(document), indent=2, allow_nan=False))
+        stdout.write(json.dumps(to_jsonable_python(document), indent=2, allow_nan=False) + "\n")  # ASCII
+        stdout.flush()
+    else:
+        out = console()
+        stdout = out.file
+        for part in shown:
+            show(part) if isinstance(part, str) else out.print(part)
+    _raise_if_lost(getattr(stdout, "error", None), stored)
+
+
+def _raise_if_lost(error: OSError | None, stored: bool) -> None:
+    """RunFailed where stdout could not be written, unless its reader had seen enough."""
+    if error is None or isinstance(error, BrokenPipeError):
         return
-    out = console()
-    for part in shown:
-        click.echo(part) if isinstance(part, str) else out.print(part)
+    from robflat_bench.core import RunFailed
+
+    reason = f"cannot write to stdout: {error.strerror}"
+    if not stored:
+        raise RunFailed(f"{reason}; type the command again with another place, e.g. `> FILE`")
+    note(f"{reason}; the result is stored, and the same command shows it")
 
 
 def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: int | None = None) -> Table:
@@ -187,11 +215,14 @@ def table(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], r
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(heading), box=box.SIMPLE_HEAD, title_justify="left")
+    def text(cell: Any) -> Text:  # clean before rich measures it
+        return Text(visible(number(cell) if cell is None or isinstance(cell, float) else str(cell)))
+
+    made = Table(title=text(heading), box=box.SIMPLE_HEAD, title_justify="left")
     for place, name in enumerate(columns):
-        made.add_column(name, justify="right" if right is not None and place >= right else "left")
+        made.add_column(text(name), justify="right" if right is not None and place >= right else "left")
     for row in rows:
-        made.add_row(*(Text(number(cell) if cell is None or isinstance(cell, float) else str(cell)) for cell in row))
+        made.add_row(*map(text, row))
     return made
 
 

@@ -12,13 +12,13 @@ from robflat_bench.cli import output
 @click.command()
 @click.option("--method", required=True, help="Method, e.g. at or 'trades(beta=3)+ema'; see `list methods`.")
 @output.protocol_option
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Training seed.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True, help="Training seed.")
 @output.set_option
 @output.store_option
 @output.data_option
 @output.device_option
 @output.compile_option
-@click.option("--keep-every", type=click.IntRange(min=1), help="Keep the weights of every N-th epoch.")
+@click.option("--keep-every", type=click.IntRange(1, 1_000_000), help="Keep the weights of every N-th epoch.")
 @click.option("--fresh", is_flag=True, help="Delete what an earlier run left, and start again.")
 @click.option("--plan", is_flag=True, help="Print the plan and do nothing.")
 @output.plugin_option
@@ -81,4 +81,4 @@ def run(
         output.note("this run is finished and did not keep the weights of its epochs; add --fresh to train it again")
     with progress:
         record = execute(planned, fresh)
-    output.report(record, output.run_parts(registry, folder))
+    output.report(record, output.run_parts(registry, folder), stored=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from robflat_bench.results.quantities import Outcomes
     from robflat_bench.results.record import RunRecord
     from robflat_bench.runs.agenda import Agenda
+    from robflat_bench.runs.sweep import Event
     from robflat_bench.runs.tasks import Task
 
 
@@ -66,6 +67,7 @@ def sweep(
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
     from robflat_bench.evaluation.session import Session, choose_device
+    from robflat_bench.registry.faults import faults
     from robflat_bench.results.store import Store
     from robflat_bench.runs.agenda import Agenda, outcome, refusal
     from robflat_bench.runs.sweep import Sweep
@@ -86,11 +88,11 @@ def sweep(
     common = ["--protocol", chosen.protocol, "--store", str(store), "--device", device, *output.plugin_options()]
     common += [*(["--data", data] if data else []), *(["--compile"] if compile else [])]
     output.note(agenda.summary())
-    with SweepProgress(len(wanted), drawing=not launching.foreground) as progress:
+    with faults(registry), SweepProgress(len(wanted), drawing=not launching.foreground) as progress:
         ended = Sweep(launching, lambda task: [*_of_run(task), *common], retry_failed, progress).run(wanted)
     events = [ended[task.spec.key] for task in wanted]
     document = {"study": chosen.name, "runs": [*map(outcome, events), *map(refusal, refused)]}
-    output.report(document, _results(registry, chosen, [event.task for event in events if event.what == "done"], store))
+    output.report(document, _results(registry, chosen, events, store), stored=True)
     lacking = [event for event in ended.values() if event.what != "done"]
     for event in lacking:
         output.note(f"{event.what}: {event.task.title}: {event.why}")
@@ -139,9 +141,9 @@ def _millions(*passes: tuple[int, int]) -> str:
     return " + ".join(f"{sum(counts) / 1e6:.2f}" for counts in zip(*passes, strict=True)) or "0.00 + 0.00"
 
 
-def _results(registry: Registry, study: Study, done: Sequence[Task], store: Path) -> Iterator[Table | str]:
-    """One table per checkpoint with a row for each run."""
-    runs = [task.folder.evidence() for task in done]
+def _results(registry: Registry, study: Study, events: Sequence[Event], store: Path) -> Iterator[Table | str]:
+    """One table per checkpoint with a row for each finished run."""
+    runs = [event.task.folder.evidence() for event in events if event.what == "done"]
     if not runs:
         return
     checkpoints: tuple[Literal["best", "last"], ...] = ("best", "last")

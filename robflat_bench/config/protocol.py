@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core import Kind, Number, PluginError, UsageError
+from robflat_bench.core import MAX_INTEGER, Kind, Number, PluginError, Seed, UsageError
+from robflat_bench.core import Strict as Strict
+from robflat_bench.core.files import read_regular
 from robflat_bench.registry.components import parse_value, resolve, without_negative_zeros
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import validate
@@ -30,22 +32,24 @@ Checkpoints = Annotated[
     tuple[Checkpoint, ...], Field(min_length=1), AfterValidator(lambda value: tuple(sorted({*value})))
 ]
 SplitName = Literal["train", "heldout", "test"]
+ProtocolVersion = Annotated[str, Field(pattern=r"^\d{1,9}\.\d{1,9}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex."""
 
 
-class Strict(BaseModel):
-    """Base of models of files: frozen, no unknown keys, finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+MAX_EXAMPLES = 10**9
+Position = Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
+Count = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
 
 class Slice(Strict):
     """A range of a pool's examples by their canonical index i: start <= i < stop."""
 
     pool: str = Field(description="Part of the dataset, e.g. train or test.")
-    start: NonNegativeInt = Field(description="First index of the slice.")
-    stop: PositiveInt = Field(description="First index after the slice.")
-    modulo: PositiveInt | None = Field(default=None, description="If given, i modulo this number is compared.")
-    count: PositiveInt = Field(description="Number of examples; a copy of the data that lacks some is refused.")
+    start: Position = Field(description="First index of the slice.")
+    stop: Count = Field(description="First index after the slice.")
+    modulo: Count | None = Field(default=None, description="If given, i modulo this number is compared.")
+    count: Count = Field(description="Number of examples; a copy of the data that lacks some is refused.")
 
 
 class Data(Strict):
@@ -75,15 +79,15 @@ class Selection(Strict):
     """
 
     attack: str = Field(description="Attack on the held-out examples, with its parameters.")
-    every: PositiveInt = Field(default=1, description="Epochs between two checks.")
+    every: int = Field(default=1, ge=1, le=MAX_INTEGER, description="Epochs between two checks.")
 
 
 class Attacked(Strict):
     """An evaluation attack, and the examples it is run on."""
 
     attack: str = Field(description="An attack with its parameters.")
-    test: PositiveInt = Field(description="Number of test examples, the first ones of the split.")
-    train: NonNegativeInt = Field(default=0, description="Number of training examples, for the generalization gap.")
+    test: Count = Field(description="Number of test examples, the first ones of the split.")
+    train: Position = Field(default=0, description="Number of training examples, for the generalization gap.")
     checkpoints: Checkpoints = Field(default=("best", "last"), description="The checkpoints that are attacked.")
 
 
@@ -91,8 +95,8 @@ class Measured(Strict):
     """A measure, and the examples it reads."""
 
     measure: str = Field(description="A measure with its parameters.")
-    test: PositiveInt = Field(description="Number of test examples, the first ones of the split.")
-    train: NonNegativeInt = Field(default=0, description="Number of training examples, for comparison.")
+    test: Count = Field(description="Number of test examples, the first ones of the split.")
+    train: Position = Field(default=0, description="Number of training examples, for comparison.")
     checkpoints: Checkpoints = Field(default=("best", "last"), description="The checkpoints that are measured.")
 
 
@@ -106,10 +110,10 @@ class Fixed(Strict):
         description="bfloat16: training runs under torch.autocast; weights and evaluation stay float32. Fast on "
         "processors that compute in bfloat16, ten times slower on others; the machine never chooses it.",
     )
-    threads: PositiveInt = Field(
-        description="Intra-op threads on a CPU. Their number changes the last bits of results."
+    threads: int = Field(
+        ge=1, le=1024, description="Intra-op threads on a CPU. Their number changes the last bits of results."
     )
-    seed: NonNegativeInt = Field(
+    seed: Seed = Field(
         default=0,
         description="Seed of all random numbers in evaluation. It is not the run's seed: all models meet equal draws.",
     )
@@ -160,7 +164,7 @@ class Protocol:
 
     Parameters
     ----------
-    name, version, summary : str
+    name, version, summary, checksum : str
         As in the file; a run with settings of `fixed` has the new hash at the end of its protocol's name.
     fixed : Fixed
         What all rows of the board share; texts of components are canonical.
@@ -176,6 +180,7 @@ class Protocol:
     fixed: Fixed
     recipe: Recipe
     defaults: Recipe
+    checksum: str = ""
 
     @property
     def hash(self) -> str:
@@ -191,8 +196,13 @@ class Protocol:
 
 class _File(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="The file is called after it.")
-    version: str = Field(pattern=r"^\d+\.\d+$", description="major.minor; for people, not part of the hash.")
+    version: ProtocolVersion = Field(description="major.minor; for people, not part of the hash.")
     summary: str = Field(description="One line.")
+    checksum: Digest | Literal[""] = Field(
+        default="",
+        description="SHA-256 over the canonical pixels and labels of all splits, if known; not part of the hash. "
+        "A leaderboard refuses an entry that calls other data canonical.",
+    )
     fixed: Fixed = Field(description="What all rows share.")
     recipe: Recipe = Field(description="Training defaults.")
 
@@ -235,7 +245,8 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     changed = _validated(registry, name, content)
     suffix = "" if changed.fixed == original.fixed else f"-{changed.fixed.hash[:8]}"
     label = f"{changed.name}{suffix}"
-    return Protocol(label, changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
+    same = (changed.version, changed.summary, changed.fixed, changed.recipe, original.recipe)
+    return Protocol(label, *same, changed.checksum)
 
 
 def _text(registry: Registry, name: str) -> str:
@@ -256,13 +267,12 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The content of a text file; UsageError that begins with `what` where it cannot be read or exceeds `MAX_BYTES`."""
+    """The content of a text file; UsageError that begins with `what` where it is no regular file of at most
+    `MAX_BYTES`, or not UTF-8."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{what} {path} is larger than {MAX_BYTES} bytes")
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} {path} cannot be read: {error}") from None
+        return read_regular(path, MAX_BYTES).decode()
+    except (OSError, ValueError) as error:  # not UTF-8, or a NUL in the path
+        raise UsageError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _tables(fixed: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
 from robflat_bench import NUMERICS
-from robflat_bench.config.protocol import Protocol, Strict, components, content_hash
+from robflat_bench.config.protocol import Digest, Protocol, ProtocolVersion, Strict, components, content_hash
 from robflat_bench.config.recipe import Recipe, brief_setting
-from robflat_bench.core import UsageError
+from robflat_bench.core import Seed, UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
 
@@ -17,17 +17,17 @@ from robflat_bench.registry.registry import Registry
 class ProtocolRef(Strict):
     """The board that a run belongs to."""
 
-    name: str = Field(description="Name of the protocol.")
-    version: str = Field(description="Version of the protocol.")
-    hash: str = Field(description="SHA-256 of the canonical `[fixed]`.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,72}$", description="Name of the protocol: a folder's name.")
+    version: ProtocolVersion = Field(description="Version of the protocol.")
+    hash: Digest = Field(description="SHA-256 of the canonical `[fixed]`.")
 
 
 class DatasetRef(Strict):
     """The data as loaded."""
 
     name: str = Field(description="Canonical text of the dataset.")
-    checksum: str = Field(description="SHA-256 over the pixels and labels of all splits.")
-    spare: str = Field(
+    checksum: Digest = Field(description="SHA-256 over the pixels and labels of all splits.")
+    spare: Digest | Literal[""] = Field(
         default="", description="SHA-256 of the training pool's pixels that no split uses; empty if there are none."
     )
     canonical: bool = Field(description="Whether the data is byte-identical to the original.")
@@ -41,16 +41,19 @@ class RunSpec(Strict):
     recipe: Recipe = Field(description="How it trains.")
     method: str = Field(description="Canonical text of the method with its modifiers.")
     dataset: DatasetRef = Field(description="The data.")
-    seed: NonNegativeInt = Field(description="Seed of all random numbers in training.")
-    numerics: int = Field(description="`robflat_bench.NUMERICS` of the code that makes it.")
+    seed: Seed = Field(description="Seed of all random numbers in training.")
+    numerics: int = Field(ge=1, lt=2**31, description="`robflat_bench.NUMERICS` of the code that makes it.")
     plugins: dict[str, str] = Field(description='"distribution version" -> hash of the source of its components.')
     helpers: dict[str, str] = Field(
         default_factory=dict, description="Name -> key of the runs whose networks this run learns from."
     )
-    extra_data: str = Field(
+    extra_data: Digest | Literal[""] = Field(
         default="", description="SHA-256 of the images outside the training split that it trains on."
     )
-    label: str = Field(description="Name of its row for people: the brief method, and settings of the recipe.")
+    label: str = Field(
+        pattern=r"^[a-z0-9][^\x00-\x1f\x7f-\x9f]{0,4095}$",
+        description="Name of its row for people: the brief method, and settings of the recipe.",
+    )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,7 +118,8 @@ def make_spec(
     Raises
     ------
     UsageError
-        The method is its own helper, or it trains on spare images and there are none.
+        The method is its own helper, trains on spare images and there are none, or attacks from the images where the
+        gradient of its objective is zero.
     """
     if method.canonical in helped:
         raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
@@ -123,6 +127,11 @@ def make_spec(
         raise UsageError(
             f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
             f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
+        )
+    if protocol.recipe.attack_start == "zero" and method.method.info.random_start:
+        raise UsageError(
+            f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
+            'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
         )
     changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
     helped = (*helped, method.canonical)

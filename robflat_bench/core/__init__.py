@@ -4,7 +4,7 @@ errors      what the command line shows as one line          params      base of
 infos       rows of the catalogue                            catalogue   one file per component, read without torch
 examples    images under evaluation, journal, workspace      interfaces  Attack, Measure, Dataset, Launcher
 method      Method, Modifier, Batch, InnerAttack             hooks       the marker of a plugin's hooks
-observer    who watches a run
+observer    who watches a run                            faults      what plugin code raises, Ctrl-C, no memory
 
 `randomness` and `batching` need torch; `clock` is the time that tests may move.
 """
@@ -12,6 +12,7 @@ observer    who watches a run
 from robflat_bench.core.catalogue import *
 from robflat_bench.core.errors import *
 from robflat_bench.core.examples import *
+from robflat_bench.core.faults import *
 from robflat_bench.core.hooks import *
 from robflat_bench.core.infos import *
 from robflat_bench.core.interfaces import *

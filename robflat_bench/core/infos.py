@@ -90,6 +90,8 @@ class MethodInfo(Info):
         Name -> method text of networks that are trained first, under the same protocol, recipe and seed.
     untrained : Mapping of str to str
         Shell pattern of parameter names that its loss does not train -> the reason.
+    random_start : bool
+        Whether the recipe's attack must start at random, because the gradient of its objective is zero at the images.
     """
 
     attack: Passes = Passes()
@@ -98,6 +100,7 @@ class MethodInfo(Info):
     claims: tuple[Joint, ...] = ()
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     untrained: Mapping[str, str] = field(default_factory=dict, hash=False)
+    random_start: bool = False
     kind: ClassVar[Kind] = "method"
 
 
@@ -165,11 +168,15 @@ class MeasureInfo(Info):
     powers : Mapping of Rescaling to float
         If weights are rescaled by c, the value is multiplied by this power of c (0: it is invariant). A rescaling that
         is not named changes the value by no fixed power.
+    estimate : str
+        How its value and standard error follow from the arrays that it keeps: a key of `core.estimates.ESTIMATES`. The
+        checks of a record compute them again. Empty where they do not follow from arrays.
     """
 
     couplings: tuple[str, ...] = ()
     passes: Mapping[str, Passes] = field(default_factory=dict, hash=False)
     powers: Mapping[Rescaling, float] = field(default_factory=dict, hash=False)
+    estimate: str = ""
     kind: ClassVar[Kind] = "measure"
 
 

@@ -107,6 +107,7 @@ class Training:
     helpers: the networks that the component's row asks for, by name: trained, frozen, in eval mode.
     images: iterates over the clean training images, float [b,C,H,W] in [0,1].
     spare: the images of the training pool that no split uses, uint8 [M,C,H,W]; M may be 0.
+    seed: the run's seed.
     """
 
     model: nn.Module
@@ -116,6 +117,7 @@ class Training:
     helpers: Mapping[str, nn.Module]
     images: Callable[[], Iterator[Tensor]]
     spare: Callable[[], Tensor]
+    seed: int = 0
 
 
 class InnerAttack(ABC):
@@ -190,7 +192,7 @@ class TrainingComponent:
         self.params = params
 
     def setup(self, training: Training) -> None:
-        """Called once, before the first step. Draw no random numbers here: a resumed run calls it again."""
+        """Called once, before the first step, and again by a resumed run, with the same global random state."""
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Extra modules by name, made in `setup`: they are trained and saved, but never evaluated."""

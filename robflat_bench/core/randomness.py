@@ -8,9 +8,11 @@ cast, so every device and precision uses the same numbers.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +32,25 @@ def generator(*key: int | str) -> torch.Generator:
 
 @contextmanager
 def global_state(source: torch.Generator) -> Iterator[None]:
-    """Seed torch's global CPU generator from `source` inside the block, for libraries that take no generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=source)))
-        yield
+    """Seed the global generators from `source` inside the block, for code that takes no generator, such as dropout.
+
+    They are torch's on the CPU and on every CUDA device in use, NumPy's and Python's. Afterwards they are as before.
+    """
+    seed = int(torch.randint(2**62, (), generator=source))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        # torch.manual_seed would also reseed devices that are not in use yet, and these would not be restored.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        np.random.seed(seed & 0xFFFF_FFFF)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def uniform_like(x: Tensor, source: torch.Generator) -> Tensor:
@@ -61,3 +78,16 @@ def per_example_uniform(x: Tensor, index: Tensor, *key: int | str) -> Tensor:
     sources = [generator(*key, row) for row in index.tolist()]
     draws = [torch.rand(x.shape[1:], generator=source, dtype=torch.float64) for source in sources]
     return torch.stack(draws).mul_(2).sub_(1).to(x)
+
+
+def per_example_gaussian_direction(x: Tensor, index: Tensor, *key: int | str) -> Tensor:
+    """u g / ||g||_inf with g ~ N(0,1) and u ~ U(0,1) for each example; x, index and key as in `per_example_uniform`.
+
+    Its norm is uniform in (0,1), but most of its numbers are small: it is concentrated at the centre of the ball.
+    """
+    draws = []
+    for row in index.tolist():
+        source = generator(*key, row)
+        direction = torch.randn(x.shape[1:], generator=source, dtype=torch.float64)
+        draws.append(direction / direction.abs().max() * torch.rand((), generator=source, dtype=torch.float64))
+    return torch.stack(draws).to(x)

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from robflat_bench.core import RobflatError
+from robflat_bench.results.removal import sweep
 from robflat_bench.results.store import write_atomically
 
+SECONDS_OF_A_WRITE = 86_400
+"""A temporary file that has not changed for so long belongs to no living process."""
 Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """$ROBFLAT_BENCH_CACHE, else `robflat-bench` in the user's cache folder."""
+    """$ROBFLAT_BENCH_CACHE, else a folder in the user's cache; RuntimeError where the user has no home."""
     if named := os.environ.get("ROBFLAT_BENCH_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robflat-bench"
@@ -35,7 +38,10 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], o
     check
         Raises an error on arrays that cannot be right.
     """
-    path = cache_folder() / f"{name}.npz"
+    try:
+        path = cache_folder() / f"{name}.npz"
+    except RuntimeError:  # no home folder: in a container, say
+        return compute()
     # A damaged archive raises almost anything: BadZipFile (a CRC covers every array), KeyError, EOFError ...
     # np.load would leave a damaged file open, so the file is opened here.
     with contextlib.suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -46,5 +52,6 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], o
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     with contextlib.suppress(OSError, RobflatError):
+        sweep(path.parent, SECONDS_OF_A_WRITE)
         write_atomically(path, content.getvalue())
     return arrays

@@ -61,7 +61,7 @@ class Cifar10(Dataset):
             If there is no copy at all.
         """
         root = root or os.environ.get("ROBFLAT_BENCH_DATA")
-        copies = find_copies(Path(root).expanduser()) if root else []
+        copies = find_copies(Path(os.path.expanduser(root))) if root else []
         copies = copies or [fetched(root, download)]
         return [copy.load for copy in sorted(copies, key=lambda copy: -copy.images)]
 

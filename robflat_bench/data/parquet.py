@@ -23,8 +23,9 @@ from robflat_bench.data.layouts import SIZES, Layout, check_size, checked, joine
 MAX_BYTES = 2**30
 """Limit of one file, packed and unpacked."""
 
+IMAGE = "img.bytes"
 COLUMNS: dict[str, Callable[[pa.DataType], bool]] = {
-    "img.bytes": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+    IMAGE: lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
     "label": pa.types.is_integer,
     "index": pa.types.is_integer,
 }
@@ -66,10 +67,15 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
     with refusing(path, pa.ArrowException, OSError, problem="not a readable parquet file ({})"):
         check_size(path, MAX_BYTES)
         with pq.ParquetFile(path) as file:
-            types = {field.name: field.type for field in file.schema_arrow.empty_table().flatten().schema}
-            names = [name for name in COLUMNS if name in types or name != "index"]
-            if wrong := [name for name in names if name not in types or not COLUMNS[name](types[name])]:
-                raise refused(path, f"column {wrong[0]} is missing or of the wrong type")
+            columns = file.schema_arrow.empty_table().flatten().schema
+            names = [name for name in COLUMNS if name in columns.names or name != "index"]
+            for name in names:
+                if (count := columns.names.count(name)) > 1:
+                    raise refused(path, f"column {name} is there {count} times")
+                if not count or not COLUMNS[name](columns.field(name).type):
+                    raise refused(path, f"column {name} is missing or of the wrong type")
+            if IMAGE in file.schema_arrow.names:
+                raise refused(path, f"{IMAGE} is a column of its own, not the field bytes of a column img")
             yield file, names
 
 

@@ -77,17 +77,36 @@ def _taken(pool: Pool, mask: np.ndarray) -> Pool:
 
 
 def select(source: Source, wanted: Slice) -> Pool:
-    """The examples of a slice in canonical order; UsageError if this copy lacks some of them."""
+    """The examples of a slice in canonical order; UsageError if this copy lacks some of them or has one twice."""
     pool = source.pools.get(wanted.pool)
     if pool is None:
         raise UsageError(f"{source.origin} has no '{wanted.pool}' images")
     position = pool.index % wanted.modulo if wanted.modulo else pool.index
     found = _taken(pool, (position >= wanted.start) & (position < wanted.stop))
+    if (twice := found.index[1:][np.diff(found.index) == 0]).size:
+        raise UsageError(f"{source.origin} has {twice.size:,} '{wanted.pool}' images twice, the first at {twice[0]}")
     if (count := len(found.y)) != wanted.count:
         raise UsageError(
             f"{source.origin} holds {count:,} of the {wanted.count:,} '{wanted.pool}' images this protocol needs"
         )
     return found
+
+
+def _require_disjoint(pools: Mapping[SplitName, Pool], spare: Pool, origin: str) -> None:
+    """UsageError where an image is in two splits, or an image to be evaluated equals one to be trained on.
+
+    Images are compared by their pixels. Neither the digits nor CIFAR-10 has an image twice.
+    """
+    parts = {**{str(split): pool for split, pool in pools.items()}, "spare": spare}
+    places: dict[bytes, tuple[str, int]] = {}
+    for part, pool in parts.items():
+        for image, index in zip(pool.x, pool.index.tolist(), strict=True):
+            one, first = places.setdefault(hashlib.sha256(image.tobytes()).digest(), (part, index))
+            if one != part and (one, part) != ("train", "spare"):
+                raise UsageError(
+                    f"{origin}: image {first} of '{one}' and image {index} of '{part}' have equal pixels, so training "
+                    "would see images of the evaluation; remove one of them from the data"
+                )
 
 
 def _spare(pools: Mapping[SplitName, Pool], source: Source, data: Data) -> Pool:
@@ -169,6 +188,7 @@ def _splits(data: Data, name: str, dataset: Dataset, source: Source) -> Splits:
         checksum.update(pixel_hash(pool).encode() + pool.y.astype(np.uint8).tobytes())
     pinned = {split: pixel_hash(pools[split]) for split in data.pixels}
     spare = _spare(pools, source, data)
+    _require_disjoint(pools, spare, source.origin)
     ref = DatasetRef(
         name=name,
         checksum=checksum.hexdigest(),

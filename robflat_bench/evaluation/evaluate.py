@@ -6,7 +6,7 @@ Every example's outcome is kept. Finished work is stored, so that an interrupted
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -20,12 +20,15 @@ from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, 
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session
+from robflat_bench.measures.shared import WeightSpaceParams
 from robflat_bench.numerics.gradients import guarded
 from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest
-from robflat_bench.registry.components import Component, resolve
+from robflat_bench.registry.components import resolve
+from robflat_bench.results.journal import StoredJournal
+from robflat_bench.results.quantities import autoattack_missed
 from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
-from robflat_bench.results.store import StoredJournal
 
 ROUNDING = 1e-6
 """An adversarial image may exceed epsilon by this much [pixels in [0,1]], because floats round."""
@@ -166,9 +169,9 @@ class _Evaluation:
             )
 
     def result(self) -> Result:
-        attacks = [resolve(self.session.registry, "attack", row.attack) for row in self.plan.attacks]
+        attacks = [row.attack for row in self.plan.attacks]
         counts = {
-            "pgd_beats_autoattack": _autoattack_missed(self.outcomes, self.checkpoint, attacks),
+            "pgd_beats_autoattack": autoattack_missed(self.outcomes, self.checkpoint, attacks),
             "square_beats_white_box": self.notes.get("only_square"),
         }
         return Result(
@@ -178,7 +181,7 @@ class _Evaluation:
             measures_train=self.measures["train"],
             flags=self.flags.model_copy(update=counts),
             seconds=self.seconds,
-            **totals(self.outcomes, self.checkpoint, [row.attack for row in self.plan.attacks]),
+            **totals(self.outcomes, self.checkpoint, attacks),
         )
 
 
@@ -191,15 +194,18 @@ def _measured(
         found = measure.measure(model, examples, workspace)
     except NoValue as error:
         reason = str(error)
+    details = dict(found.details)
+    if isinstance(measure.params, WeightSpaceParams) and not reason:
+        details |= WeightSpace(model, exclude=measure.params.exclude).counts
     numbers = {"it": found.value, "its standard error": found.standard_error or 0.0}
-    numbers |= {f"its detail {name}": detail for name, detail in found.details.items()}
+    numbers |= {f"its detail {name}": detail for name, detail in details.items()}
     wrong = [f"{name} is {number} here" for name, number in numbers.items() if not math.isfinite(number)]
     result = MeasureResult(
         value=None if wrong else found.value,
         standard_error=None if wrong else found.standard_error,
         n=found.n,
         reason=reason or next(iter(wrong), ""),
-        details={} if wrong else dict(found.details),
+        details={} if wrong else details,
         **asdict(workspace.journal.spent),
     )
     arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
@@ -252,20 +258,3 @@ def _flags_of_network(model: nn.Module, examples: Examples) -> Flags:
                 differs |= not torch.allclose(logits, model(x), rtol=1e-4, atol=1e-4)
     zeros, nonfinites = (float(torch.cat(found).double().mean()) for found in (zero, nonfinite))
     return Flags(zero_gradients=zeros, nonfinite_gradients=nonfinites, random_forward=differs)
-
-
-def _autoattack_missed(outcomes: dict[str, np.ndarray], checkpoint: str, attacks: Iterable[Component]) -> int | None:
-    """Number of test examples that another attack broke and AutoAttack (or its APGD tier) did not.
-
-    None unless AutoAttack and another attack were run. Examples that some attack did not see are left out.
-    """
-    errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    for component in attacks:
-        error = outcomes[f"{checkpoint}/test/{component.canonical}/error"]
-        errors[component.name == "autoattack"].append(error)
-    if not all(errors.values()):
-        return None
-    n = min(len(error) for found in errors.values() for error in found)
-    strong, weak = (np.any([error[:n] for error in errors[autoattack]], axis=0) for autoattack in (True, False))
-    clean = outcomes[f"{checkpoint}/test/clean/error"][:n]
-    return int((weak & ~strong & ~clean).sum())

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.backbones.parts import initialize
+from robflat_bench.backbones.parts import built
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.core import UsageError
-from robflat_bench.core.randomness import generator
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.logits import in_float32
 from robflat_bench.numerics.weights import load_weights, read_weights
@@ -145,10 +144,7 @@ def build_model(session: Session, seed: int, backbone: str = "", activation: str
     """
     protocol = session.protocol
     component = resolve(session.registry, "backbone", backbone or protocol.fixed.backbone)
-    model: nn.Module = component.build(session.splits.shape, activation or protocol.recipe.activation)
-    if not component.info.pretrained:
-        initialize(model, generator(seed, "init"))
-    return _placed(session, model)
+    return _placed(session, built(component, session.splits.shape, activation or protocol.recipe.activation, seed))
 
 
 def _placed(session: Session, model: nn.Module) -> nn.Module:

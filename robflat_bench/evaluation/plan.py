@@ -121,7 +121,7 @@ def choose_plan(
 def _matching(registry: Registry, texts: tuple[str, ...]) -> Iterator[str]:
     """The texts, each pattern replaced by the measures whose names match it, under every coupling."""
     for text in texts:
-        if "*" not in text:
+        if "*" not in text.partition("(")[0]:
             yield text
             continue
         names = registry.names("measure", text)

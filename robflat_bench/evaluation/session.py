@@ -11,6 +11,7 @@ from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Observer, Threat, UsageError
 from robflat_bench.data.splits import Splits, load_splits
 from robflat_bench.numerics.compilation import Compilation
+from robflat_bench.registry.faults import faults
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.store import Store
 
@@ -71,7 +72,10 @@ class Session:
     def splits(self) -> Splits:
         """The protocol's examples, loaded when first needed."""
         data = self.data
-        return data if isinstance(data, Splits) else load_splits(self.registry, self.protocol, data)
+        if isinstance(data, Splits):
+            return data
+        with faults(self.registry):
+            return load_splits(self.registry, self.protocol, data)
 
     def examples(self, split: SplitName, count: int | None = None) -> Examples:
         """The first `count` examples of a split (None: all) on the device, in the session's precision."""

@@ -25,7 +25,7 @@ with lazy_imports():
     from robflat_bench.experiments.losses import axis_unit
     from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.registry.components import Component, resolve, write
-    from robflat_bench.results.store import StoredJournal
+    from robflat_bench.results.journal import StoredJournal
 
 Setting = int | float | str
 

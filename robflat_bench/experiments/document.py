@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, Params, UsageError
+from robflat_bench.core.files import read_regular
 from robflat_bench.registry.components import parse
 from robflat_bench.registry.validation import explain, validate
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from robflat_bench.experiments.trained_model import TrainedModel
-    from robflat_bench.results.store import StoredJournal
+    from robflat_bench.results.journal import StoredJournal
 
 MAX_BYTES = 16 * 1024 * 1024
 """Size limit of a document."""
@@ -171,11 +172,9 @@ class Heading(Strict):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes; UsageError where it cannot be read, CheckFailed where it is too large."""
+    """The file's bytes; UsageError where it is no regular file of at most `MAX_BYTES`, or cannot be read."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckFailed(f"{path} is larger than {MAX_BYTES} bytes; documents of experiments are smaller")
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; name the JSON file of an experiment") from None
 

@@ -32,13 +32,12 @@ with lazy_imports():
     from matplotlib.figure import Figure
     from torch import nn
 
+    from robflat_bench.core.estimates import crossed_errors, error_of_mean
     from robflat_bench.experiments import figures as fig
     from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.per_example import error_of_mean
-    from robflat_bench.measures.random_moves import crossed_errors
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace, norm
-    from robflat_bench.results.store import StoredJournal
+    from robflat_bench.results.journal import StoredJournal
 
 
 def _odd(value: int) -> int:

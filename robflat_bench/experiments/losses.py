@@ -16,14 +16,15 @@ from robflat_bench.experiments.document import Document, Experiment, ModelReadin
 with lazy_imports():
     import numpy as np
 
+    from robflat_bench.core.estimates import error_of_mean
     from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.experiments.trained_model import TrainedModel, short_title
-    from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.registry.components import resolve
+    from robflat_bench.results.journal import StoredJournal
     from robflat_bench.results.quantities import quantity_unit
     from robflat_bench.results.record import MeasureResult
-    from robflat_bench.results.store import StoredJournal, read_arrays
+from robflat_bench.results.store import read_arrays
 
 
 class MeasuresParams(Params):

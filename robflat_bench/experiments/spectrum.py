@@ -27,7 +27,7 @@ with lazy_imports():
     from robflat_bench.measures.curvature.spectral_density import smoothed
     from robflat_bench.numerics.weight_space import WeightSpace
     from robflat_bench.registry.components import resolve, write
-    from robflat_bench.results.store import StoredJournal
+    from robflat_bench.results.journal import StoredJournal
 
 LINEAR = 1e-2
 """Scale s relative to the largest eigenvalue: below it the axis is nearly linear, and the density has no nodes."""
@@ -96,7 +96,7 @@ class HessianSpectrum(Experiment):
         (top, density), (trace, _) = found
         return cls(
             n=len(examples),
-            size=sum(layer.numel() for layer in WeightSpace(network).layers.values()),
+            size=sum(layer.numel() for layer in WeightSpace(network, exclude=params.exclude).layers.values()),
             lambda_max=top,
             trace=trace,
             nodes=tuple(map(tuple, density.get("density_nodes", np.zeros((0, 0))).tolist())),

@@ -24,8 +24,8 @@ with lazy_imports():
     from robflat_bench.experiments.losses import axis_unit, losses_and_measures
     from robflat_bench.experiments.trained_model import TrainedModel, short_title
     from robflat_bench.registry.components import resolve
+    from robflat_bench.results.journal import StoredJournal
     from robflat_bench.results.quantities import SPLITS
-    from robflat_bench.results.store import StoredJournal
 
 
 class SplitsParams(Params):

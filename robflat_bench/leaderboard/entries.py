@@ -4,51 +4,47 @@ leaderboard/records/<protocol>/<label>/seed-<n>-<key>/   record.json  outcomes.n
                                                          entry.json                 its status and verifications
 leaderboard/references/<protocol>.toml                   numbers published elsewhere, never ranked
 
-The tier of an entry follows from its verifications, which lie in entry.json and never in the record. The checks of an
-entry against its protocol are in `entry_checks.py`.
+The tier of an entry follows from its verifications, which lie in entry.json and never in the record. `submit.py` adds
+entries, `tree.py` says which files may lie there, and `entry_checks.py` checks an entry against its protocol.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import shutil
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from robflat_bench.config.protocol import Checkpoint, Strict, read_text
-from robflat_bench.core import CheckFailed
-from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems
+from robflat_bench.config.protocol import Checkpoint, Digest, Strict, content_hash, parse_toml, read_text
+from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.leaderboard.derived import estimate_problems
+from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
 from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier
+from robflat_bench.leaderboard.tree import ENTRY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, walk
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import validate
 from robflat_bench.results.record import EvaluationRecord, RunRecord
 from robflat_bench.results.store import RunFolder, Store, read_record, write_json
 
-RECORDS, REFERENCES = "records", "references"
-ENTRY = "entry.json"
-MAX_OUTCOMES = 64 * 1024 * 1024
-"""Size limit, in bytes, of a submitted file of outcomes, packed or unpacked."""
-
 Outcomes = dict[str, np.ndarray]
+FIRST_DAY, LAST_DAY = "1970-01-01", "2199-12-31"
 Evaluations = tuple[tuple[EvaluationRecord, Outcomes], ...]
 
 
 def _is_a_date(text: str) -> str:
-    if datetime.date.fromisoformat(text).isoformat() != text:
-        raise ValueError("write YYYY-MM-DD")
+    if datetime.date.fromisoformat(text).isoformat() != text or not FIRST_DAY <= text <= LAST_DAY:
+        raise ValueError(f"write YYYY-MM-DD, from {FIRST_DAY} to {LAST_DAY}")
     return text
 
 
 Day = Annotated[str, AfterValidator(_is_a_date)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")]
 
 
@@ -127,35 +123,11 @@ class Submission:
     outcomes: Outcomes
     evaluations: Evaluations
 
-
-# ---------------------------------------------------------------------------------------------------------
-# Submitting
-# ---------------------------------------------------------------------------------------------------------
-
-
-def add_entry(root: Path, run: RunFolder, today: str) -> Path:
-    """Copy a finished run below `root`; the folder of its entry. An existing entry.json stays as it is.
-
-    Raises CheckFailed where the record disagrees with its outcomes, or the folder holds another record.
-    """
-    record = run.record()
-    run.evaluations()
-    target = root / RECORDS / record.spec.folder
-    entry = Entry.of(record, run.record_file.read_bytes(), today)
-    if (target / ENTRY).is_file():
-        known = read_record(target / ENTRY, Entry)
-        if known.record != entry.record:
-            raise CheckFailed(f"{target} holds another record of this run. To replace it, remove that folder first")
-        entry = known
-    files = [run.record_file, run.outcomes_file]
-    for evaluation in sorted((run.path / "evaluations").glob("*.json")):
-        files += [evaluation, evaluation.with_suffix(".npz")]
-    for file in files:
-        copy = target / file.relative_to(run.path)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    write_entry(target, entry)
-    return target
+    @property
+    def row(self) -> str:
+        """Hash of the run's identity without the seed: the seeds of one row differ in nothing else."""
+        identity = self.record.spec.identity
+        return content_hash({name: value for name, value in identity.items() if name not in ("seed", "helpers")})
 
 
 def write_entry(folder: Path, entry: Entry) -> None:
@@ -168,35 +140,37 @@ def write_entry(folder: Path, entry: Entry) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def folders(root: Path) -> list[Path]:
-    """The folders of all entries of a leaderboard, by path."""
-    return [run.path for run in Store(root / RECORDS).runs(ENTRY)]
-
-
-def read_entries(root: Path, registry: Registry) -> tuple[list[Submission], list[str]]:
-    """The entries below `root` that pass every check, and the problems of the others."""
-    submissions, problems = [], []
-    for folder in folders(root):
+def read_entries(root: Path, registry: Registry) -> tuple[list[Submission], list[Problem]]:
+    """The entries below `root` that pass every check, and the problems of the others and of other files there."""
+    everything = [*walk(root)]
+    problems = [Problem(root / each.place, each.problem) for each in everything if each.problem and not each.entry]
+    found = []
+    for folder in sorted({each.entry for each in everything} - {""}):
         try:
-            submissions.append(read_entry(root, folder, registry))
+            found.append(read_entry(root, root / folder, registry))
         except CheckFailed as error:
-            problems.append(str(error))
-    return submissions, problems
+            problems.append(Problem(root / folder, str(error)))
+    return found, [*problems, *(Problem(root / RECORDS / one.folder, why) for one, why in twin_problems(found))]
 
 
 def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     """One entry; raises CheckFailed with its first problem."""
-    _only_known_files(folder)
+    place = folder.relative_to(root).as_posix()
+    for each in walk(root, place):
+        if each.problem:
+            raise CheckFailed(each.problem)
     entry = read_record(folder / ENTRY, Entry)
     record, outcomes, evaluations = _evidence(RunFolder(folder), MAX_OUTCOMES)
-    found = Submission(folder.relative_to(root / RECORDS).as_posix(), entry, record, outcomes, evaluations)
+    found = Submission(place.removeprefix(f"{RECORDS}/"), entry, record, outcomes, evaluations)
     added = [evaluation for evaluation, _ in evaluations]
+    evidence: list[tuple[RunRecord | EvaluationRecord, Outcomes]] = [(record, outcomes), *evaluations]
     documents = [one.model_dump(mode="json") for one in (record, *added)]
-    for problem in (
-        *_identity_problems(found, (folder / "record.json").read_bytes()),
-        *protocol_problems(registry, record, outcomes),
-        *(problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
-        *(problem for document in documents for problem in registry.plugins.problems(document)),
+    for problem in chain(  # lazily: a check may rely on those before it
+        _identity_problems(found, folder),
+        protocol_problems(registry, record, outcomes),
+        (problem for one, arrays in evidence for problem in estimate_problems(registry, one.results, arrays)),
+        (problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
+        (problem for document in documents for problem in registry.plugins.problems(document)),
     ):
         raise CheckFailed(f"{folder}: {problem}")
     return found
@@ -222,30 +196,22 @@ def _evidence(run: RunFolder, *limit: int) -> tuple[RunRecord, Outcomes, Evaluat
     return *run.evidence(*limit), tuple(run.evaluations(*limit))
 
 
-def _only_known_files(folder: Path) -> None:
-    """Refuse links, unknown files and large files: the entry is read on other people's machines."""
-    evaluations = folder / "evaluations"
-    inside = sorted(evaluations.iterdir()) if evaluations.is_dir() and not evaluations.is_symlink() else []
-    for path in (*sorted(folder.iterdir()), *inside):
-        name = path.relative_to(folder).as_posix()
-        known = name in ("record.json", "outcomes.npz", ENTRY) or (
-            path.parent == evaluations and path.suffix in (".json", ".npz")
-        )
-        if path.is_symlink() or not (path.is_file() if known else path == evaluations):
-            raise CheckFailed(f"{folder}: {name!r} does not belong to an entry; remove it")
-        if path.stat().st_size > MAX_OUTCOMES:
-            raise CheckFailed(f"{path} is larger than {MAX_OUTCOMES} bytes")
-
-
-def _identity_problems(found: Submission, raw: bytes) -> Iterator[str]:
-    """The entry lies in the folder of its spec and describes its record. raw: the bytes of record.json."""
+def _identity_problems(found: Submission, folder: Path) -> Iterator[str]:
+    """The entry lies in the folder of its spec, describes its record, and has no evaluation under another's name."""
     entry, record = found.entry, found.record
+    digest = hashlib.sha256((folder / "record.json").read_bytes()).hexdigest()
     if found.folder != record.spec.folder:
         yield f"a run of that spec lies in {record.spec.folder}"
-    if (entry.key, entry.record) != (record.key, hashlib.sha256(raw).hexdigest()):
+    if (entry.key, entry.record) != (record.key, digest):
         yield "entry.json describes another record; `robflat-bench leaderboard submit RUN` writes it anew"
     if entry.weights != {checkpoint: result.weights for checkpoint, result in record.results.items()}:
         yield "entry.json names other weights than the record"
+    tomorrow = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=1)
+    if (day := max([entry.submitted, *(each.date for each in entry.verifications)])) > tomorrow.isoformat():
+        yield f"entry.json has the date {day}, which has not come yet"
+    files = {file.stem: file.suffix for file in sorted((folder / "evaluations").glob("*"))}
+    if strange := {*files} ^ {evaluation.key for evaluation, _ in found.evaluations}:
+        yield f"evaluations/{min(strange)} is not the evaluation of that key"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -258,12 +224,11 @@ class _References(Strict):
 
 
 def references(root: Path, protocol: str) -> tuple[Reference, ...]:
-    """The reference rows of a protocol. Raises UsageError or CheckFailed where their file is not valid."""
+    """The reference rows of a protocol. Raises CheckFailed where their file is not valid."""
     path = root / REFERENCES / f"{protocol}.toml"
     if not path.is_file():
         return ()
     try:
-        content = tomllib.loads(read_text(path, "references"))
-    except ValueError as error:
-        raise CheckFailed(f"{path} is not valid TOML: {error}") from None
-    return validate(_References, content, str(path)).rows
+        return validate(_References, parse_toml(read_text(path, "references"), str(path)), str(path)).rows
+    except UsageError as error:
+        raise CheckFailed(str(error)) from None

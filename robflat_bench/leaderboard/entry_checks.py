@@ -1,20 +1,31 @@
-"""Checks of a submitted record: it is of a protocol that is known here, complete, and named as this code names it."""
+"""Checks of a submitted record: it is of a protocol that is known here, complete, named as this code names it, and no
+copy of another one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Attacked, Measured, Protocol, load
 from robflat_bench.config.spec import RunSpec, make_spec
 from robflat_bench.core import RobflatError
+from robflat_bench.leaderboard.derived import training_problems
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.quantities import SPLITS, Outcomes
 from robflat_bench.results.record import EvaluationRecord, RunRecord
+
+if TYPE_CHECKING:
+    from robflat_bench.leaderboard.entries import Submission
+
+MARK = 'mark the wrong or older one in its entry.json: "status": "superseded", with a "reason"'
 
 
 @lru_cache(maxsize=64)
@@ -35,8 +46,13 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes)
         yield f"made under {ref.name} {ref.version} ({ref.hash[:8]}); the board's is {board}"
         return
     yield from _spec_problems(registry, record.spec)
+    dataset = record.dataset
+    if protocol.checksum and dataset.canonical != (dataset.checksum == protocol.checksum):
+        said = "canonical" if dataset.canonical else "not canonical"
+        yield f"it calls its data {said}: their checksum is {dataset.checksum}, the canonical one {protocol.checksum}"
     if missing := {"best", "last"} - {*record.results}:
         yield f"it lacks the checkpoint {', '.join(sorted(missing))}"
+        return
     for checkpoint, result in record.results.items():
         attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
         measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]
@@ -46,6 +62,7 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes)
         for name, size in _sizes(checkpoint, attacks, measures):
             if name not in outcomes or outcomes[name].shape != (size,):
                 yield f"{name!r} is not of {size} examples, as the protocol says"
+    yield from training_problems(registry, protocol, record)
 
 
 def _sizes(checkpoint: str, attacks: list[Attacked], measures: list[Measured]) -> Iterator[tuple[str, int]]:
@@ -98,3 +115,32 @@ def evaluation_problems(record: RunRecord, evaluation: EvaluationRecord) -> Iter
             yield f"evaluation {evaluation.key} is of other weights than the record's {name!r}"
     if (evaluation.protocol, evaluation.dataset.checksum) != (record.protocol, record.dataset.checksum):
         yield f"evaluation {evaluation.key} is of another protocol or data"
+
+
+def twin_problems(submissions: Iterable[Submission]) -> Iterator[tuple[Submission, str]]:
+    """Active entries that contradict another one: each with a sentence that names the other."""
+    claims: dict[tuple[str, ...], list[tuple[str, Submission, str]]] = defaultdict(list)
+    for one in submissions:
+        if one.entry.status == "active":
+            for claim, value, problem in _claims(one):
+                claims[claim].append((value, one, problem))
+    for made in claims.values():
+        for value, one, problem in made:
+            if other := next((each for said, each, _ in made if said != value), None):
+                yield one, f"{one.folder} {problem} {other.folder}; {MARK}"
+
+
+def _claims(one: Submission) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """(claim, value, problem): entries with one claim must state one value; else `problem` says so."""
+    record, protocol = one.record, one.record.protocol.hash
+    yield ("row and seed", one.row, str(record.seed)), one.folder, "is the same row and seed as"
+    if record.dataset.canonical:
+        yield ("data", protocol), record.dataset.checksum, "calls other data canonical than"
+    for checkpoint, result in record.results.items():
+        # a modifier that begins late may leave the best checkpoint of a row as another row has it, and never the last
+        row = "" if checkpoint == "last" else record.spec.label
+        losses = one.outcomes[f"{checkpoint}/test/clean/loss"]
+        yield ("weights", protocol, row, result.weights), one.folder, "has the weights of"
+        if losses.min() < losses.max():  # networks that answer every image alike have equal losses
+            digest = hashlib.sha256(losses.astype(np.float64).tobytes()).hexdigest()
+            yield ("losses", protocol, row, digest), one.folder, "has the losses, image by image, of"

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from robflat_bench.analysis.statistics import Place
 from robflat_bench.config.protocol import Checkpoint, Strict
 from robflat_bench.results.quantities import Unit
+from robflat_bench.results.record import Fraction
 
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -154,8 +155,8 @@ class Reference(Strict):
     """A number published elsewhere; never ranked."""
 
     label: str
-    clean_error: float | None = None
-    robust_error: float | None = None
+    clean_error: Fraction | None = None
+    robust_error: Fraction | None = None
     attack: str
     source: str
     note: str = ""

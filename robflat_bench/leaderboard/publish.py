@@ -10,20 +10,21 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robflat_bench.config.protocol import read_text
-from robflat_bench.core import CheckFailed, LeaderboardColumn
-from robflat_bench.leaderboard.build import build_leaderboard
-from robflat_bench.leaderboard.entries import Submission, read_entries
+from robflat_bench.core import CheckFailed, LeaderboardColumn, RobflatError, UsageError
+from robflat_bench.leaderboard.build import board_id, build_leaderboard
+from robflat_bench.leaderboard.entries import Submission, read_entries, references
 from robflat_bench.leaderboard.entry_checks import known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
 from robflat_bench.leaderboard.site.cards import method_card
 from robflat_bench.leaderboard.site.curves import TrainingDocument
-from robflat_bench.leaderboard.site.pages import Sources, render_site
+from robflat_bench.leaderboard.site.pages import CHANGES, Sources, render_site
+from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, REFERENCES, Problem, walk
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
 from robflat_bench.results.quantities import quantity_values
@@ -32,6 +33,39 @@ from robflat_bench.results.store import read_record
 BOARD = "data/board.json"
 """Path of the board below the site; the leaderboard's folder has a copy."""
 ELSEWHERE = ({"PYTHONHASHSEED": "1", "TZ": "Pacific/Kiritimati"}, {"PYTHONHASHSEED": "2", "TZ": "America/Adak"})
+
+
+def read_leaderboard(root: Path, registry: Registry) -> tuple[list[Submission], list[Problem]]:
+    """The entries below `root` that pass every check, and every reason not to build a board from this folder.
+
+    Raises UsageError where `root` is no folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"there is no folder {root} here; change to a clone, or name it with --leaderboard DIR")
+    found, problems = read_entries(root, registry)
+    boards = {board_id(one) for one in found if one.entry.status == "active"}
+    return found, [*problems, *_document_problems(root, registry, boards)]
+
+
+def _document_problems(root: Path, registry: Registry, boards: set[str]) -> Iterator[Problem]:
+    """What is wrong with references, pages and experiment documents. boards: with an active entry."""
+    files = [root / each.place for each in walk(root) if not each.problem and not each.entry]
+    boards |= {file.stem for file in files if file.parent.name == REFERENCES}
+    for file in files:
+        try:
+            if file.parent.name == REFERENCES:
+                references(root, file.stem)
+                if file.stem not in registry.protocols:
+                    known = ", ".join(registry.protocols)
+                    yield Problem(file, f"{file} is named after no known protocol. Known are: {known}")
+            elif file.parent.name == PAGES:
+                read_text(file, "page")
+                if file.stem in {CHANGES, *boards}:
+                    yield Problem(file, f"{file} has the address of another page of the site; rename it")
+            elif file.parent.name == EXPERIMENTS:
+                read_record(file, TrainingDocument)
+        except RobflatError as error:
+            yield Problem(file, str(error))
 
 
 def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, registry: Registry) -> Sources:
@@ -48,9 +82,9 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         },
         cards={row.method: method_card(registry, row.method) for one in board.boards for row in one.rows},
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
-        pages={path.stem: read_text(path, "page") for path in sorted((root / "pages").glob("*.md"))},
+        pages={path.stem: read_text(path, "page") for path in sorted((root / PAGES).glob("*.md"))},
         columns={one.id: _columns(registry, one) for one in board.boards},
-        trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / "experiments").glob("*.json"))),
+        trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / EXPERIMENTS).glob("*.json"))),
     )
 
 
@@ -94,9 +128,9 @@ def write_site(made: Mapping[str, bytes], site: Path, root: Path) -> None:
 def digests(root: Path, plugins: tuple[Path, ...]) -> dict[str, str]:
     """SHA-256 of every file of the site; raises CheckFailed with the first problem of an entry."""
     registry = discover(plugins)
-    submissions, problems = read_entries(root, registry)
+    submissions, problems = read_leaderboard(root, registry)
     if problems:
-        raise CheckFailed(problems[0])
+        raise CheckFailed(problems[0].line)
     return {name: hashlib.sha256(made).hexdigest() for name, made in pages(submissions, root, registry).items()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robflat_bench.analysis.statistics import RANKED_SEEDS, crossed, over_seeds
-from robflat_bench.config.protocol import Checkpoint, Protocol, content_hash
+from robflat_bench.config.protocol import Checkpoint, Protocol
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.model import TIERS, BoardColumn, BoardRow, BoardRun, RowValue
@@ -143,9 +143,7 @@ def group_seeds(submissions: Iterable[Submission]) -> list[SeedGroup]:
     sizes = measure_sizes(submissions)
     rows: dict[str, dict[int, Submission]] = defaultdict(dict)
     for submission in submissions:
-        spec = submission.record.spec
-        row = content_hash({name: value for name, value in spec.identity.items() if name not in ("seed", "helpers")})
-        other = rows[row].setdefault(spec.seed, submission)
+        other = rows[submission.row].setdefault(submission.record.seed, submission)
         if other is not submission:
             raise CheckFailed(
                 f"{submission.folder} and {other.folder} are one row and seed. Mark the older one in its entry.json: "

@@ -49,8 +49,10 @@ class Point(NamedTuple):
 class LossOverWeights:
     """The mean loss of given images as a function of nu, a float64 vector [d] over all layers."""
 
-    def __init__(self, model: nn.Module, oracle: Oracle, images: Examples) -> None:
-        self.space, self.oracle, self.images = WeightSpace(model), oracle, images
+    def __init__(
+        self, model: nn.Module, oracle: Oracle, images: Examples, exclude: tuple[str, ...] | None = None
+    ) -> None:
+        self.space, self.oracle, self.images = WeightSpace(model, exclude=exclude), oracle, images
         self.weights = self._vector(self.space.layers)
 
     def at(self, nu: Tensor) -> Point:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,16 +9,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked, gradient_at
 from robflat_bench.core import Measurement
-
-
-def error_of_mean(values: np.ndarray) -> float | None:
-    """Standard error of the mean, std / sqrt(count); None for a single value."""
-    return standard_deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def standard_deviation(values: np.ndarray) -> float:
-    """Standard deviation of values [n]; 0 for a single value."""
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+from robflat_bench.core.estimates import estimated
 
 
 def best_start(losses: np.ndarray) -> int:
@@ -36,13 +26,7 @@ def mean_of(
 
     `per_example` joins the `arrays`.
     """
-    return Measurement(
-        value=float(per_example.mean()),
-        standard_error=error_of_mean(per_example),
-        n=len(per_example),
-        details=details or {},
-        arrays={**(arrays or {}), "per_example": per_example},
-    )
+    return estimated("examples", {**(arrays or {}), "per_example": per_example}, details)
 
 
 def image_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

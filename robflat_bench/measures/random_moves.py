@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robflat_bench.core import Examples, Measure, Measurement, Workspace
+from robflat_bench.core.estimates import estimated
 from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.measures.units import section
@@ -65,34 +66,8 @@ def losses_after(
 
 def mean_rise(reference: np.ndarray, losses: np.ndarray, further: Mapping[str, float] | None = None) -> Measurement:
     """Mean rise of losses [draws, N] over the reference [N]; the standard error is over draws and examples."""
-    difference = losses - reference
-    details = {**crossed_errors(difference), **(further or {})}
-    value, before = float(difference.mean()), float(reference.mean())
-    if before > 0:
-        details["relative"] = value / before
-    return Measurement(
-        value=value,
-        standard_error=details.pop("standard_error"),
-        n=len(reference),
-        details={"loss": before, "loss_moved": float(losses.mean()), **details},
-        arrays={"losses": losses, "reference": reference, "per_example": difference.mean(0)},
+    return estimated(
+        "draws and examples",
+        {"losses": losses, "reference": reference, "per_example": (losses - reference).mean(0)},
+        further,
     )
-
-
-def crossed_errors(difference: np.ndarray) -> dict[str, float]:
-    """Standard errors of the mean of values [draws, N], where draws and examples are both random and crossed.
-
-    The variance over draws and the variance over examples each contain the interaction once; the combined
-    standard error counts it once.
-    """
-    draws, n = difference.shape
-    over_draws = difference.mean(1).var(ddof=1) / draws
-    over_examples = difference.mean(0).var(ddof=1) / n if n > 1 else 0.0
-    residual = difference - difference.mean(1, keepdims=True) - difference.mean(0) + difference.mean()
-    interaction = (residual**2).sum() / max((draws - 1) * (n - 1), 1) / (draws * n)
-    combined = max(over_draws + over_examples - interaction, over_draws, over_examples)
-    return {
-        "standard_error": math.sqrt(combined),
-        "standard_error_draws": math.sqrt(over_draws),
-        "standard_error_examples": math.sqrt(over_examples),
-    }

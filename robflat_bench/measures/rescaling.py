@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from robflat_bench.core import Examples
 from robflat_bench.measures.curvature.relative_flatness import head_pass
 from robflat_bench.numerics.folding import pairs
-from robflat_bench.numerics.weight_space import NORMALISATION
+from robflat_bench.numerics.gains import NORMALISATION
 
 
 @torch.no_grad()
 def rescaled(model: nn.Module, x: Tensor, c: float) -> nn.Module:
     """A copy with c times the weights of every convolution that a normalisation follows; the same function."""
     made = copy.deepcopy(model)
-    for (layer, norm), _ in pairs(made, x):
+    for layer, norm in pairs(made, x):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         for tensor in (layer.weight, layer.bias, norm.running_mean):
@@ -36,7 +36,7 @@ def rescaled(model: nn.Module, x: Tensor, c: float) -> nn.Module:
 
 def alone(model: nn.Module, x: Tensor) -> nn.Module:
     """The model itself, with all parameters turned into buffers but those of such convolutions and normalisations."""
-    own = {layer for (layer, _), _ in pairs(model, x)}
+    own = {layer for layer, _ in pairs(model, x)}
     for module in model.modules():
         if module not in own and not isinstance(module, NORMALISATION):
             for name, parameter in list(module.named_parameters(recurse=False)):

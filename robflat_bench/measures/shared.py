@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from robflat_bench.core import BallNorm, BallShape, Number, Params, Passes, Rescaling
 
@@ -37,6 +37,13 @@ Adaptive = Annotated[bool, Field(description="Moves are proportional to the magn
 Iterations = Annotated[PositiveInt, Field(description="Steps of the ascent over the weights.")]
 Starts = Annotated[PositiveInt, Field(description="Ascents: the first from w, the others from random points.")]
 Tolerance = Annotated[Number, Field(ge=1e-9, lt=1, description="Relative width at which the bisection ends.")]
+Patterns = Annotated[
+    tuple[str, ...], Field(min_length=1), BeforeValidator(lambda text: (text,) if isinstance(text, str) else text)
+]
+Exclude = Annotated[
+    Patterns | None,
+    Field(description='Patterns of parameters that do not move, e.g. ["*.bias"]; normalisation and gains never do.'),
+]
 Probes = Annotated[int, Field(ge=2, description="Random vectors of Hutchinson's estimator of the trace.")]
 
 
@@ -45,6 +52,12 @@ def reference_is_attacked(params: Any) -> Any:
     if params.reference == "paper" and params.coupling in ("clean", "frozen"):
         raise ValueError(f"reference=paper is a fresh attack; coupling={params.coupling} makes none: use matched")
     return params
+
+
+class WeightSpaceParams(Params):
+    """Which weights a measure moves or reads; its result's details count them (`WeightSpace.counts`)."""
+
+    exclude: Exclude = None
 
 
 class OracleParams(Params):
@@ -65,7 +78,11 @@ class FixedImagesParams(OracleParams):
     warm: Literal[False] = Field(default=False, description="No effect: no attack is repeated.")
 
 
-class LanczosParams(FixedImagesParams):
+class SlopesParams(FixedImagesParams, WeightSpaceParams):
+    """Parameters of a measure that differentiates the loss by the weights of the weight space."""
+
+
+class LanczosParams(SlopesParams):
     """Parameters of a measure that finds eigenvalues by Lanczos iteration."""
 
     tolerance: Number = Field(default=1e-3, gt=0, description="Residual, relative to the width of the spectrum.")

@@ -1,11 +1,15 @@
-r"""ALP:  L(w) = mean_i [ \ell_CE(f(x_i'), y_i) + \lambda ||f(x_i) - f(x_i')||_2^2 ],   f the logits,
+r"""ALP:  L(w) = mean_i [ 1/2 \ell_CE(f(x_i), y_i) + 1/2 \ell_CE(f(x_i'), y_i) + \lambda / K ||f(x_i) - f(x_i')||_2^2
+],
 
-    x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i)
+    x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i),   f the logits of K classes
 
 Kannan, Kurakin, Goodfellow: Adversarial logit pairing. arXiv 1803.06373, 2018.
 
-With `clean`, \ell_CE(f(x_i), y_i) is added. The gradient flows through both logits. Clean and adversarial images are
-two forward passes, and each updates BN statistics.
+As published, the squared difference is averaged over classes, and the cross-entropy over clean and adversarial
+images. With `clean` false, the cross-entropy is that of the adversarial images alone. Papers that write the pairing
+as a sum over classes, \lambda' ||f(x_i) - f(x_i')||_2^2, have \lambda = K \lambda'. The gradient flows through both
+logits. Clean and adversarial images are two forward passes, and each updates BN statistics; the released code passes
+them in one.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ with lazy_imports():
 
 
 class ALPParams(Params):
-    weight: float = Field(default=0.5, ge=0, description="Weight of the squared distance between the logits.")
-    clean: bool = Field(default=False, description="Whether the cross-entropy of the clean images is added.")
+    weight: float = Field(default=0.5, ge=0, description="Weight of the mean squared difference of the logits.")
+    clean: bool = Field(default=True, description="Whether clean images are half of the cross-entropy.")
 
 
 INFO = MethodInfo(
@@ -46,6 +50,8 @@ class ALP(AT):
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         clean, adversarial = model(batch.x), model(x_adv)
-        pairing: Tensor = (clean - adversarial).square().sum(1)
-        loss = soft_cross_entropy(adversarial, batch.target) + self.params.weight * pairing
-        return loss + soft_cross_entropy(clean, batch.target) if self.params.clean else loss
+        classes: Tensor = soft_cross_entropy(adversarial, batch.target)
+        if self.params.clean:
+            classes = (classes + soft_cross_entropy(clean, batch.target)) / 2
+        pairing: Tensor = (clean - adversarial).square().mean(1)
+        return classes + self.params.weight * pairing

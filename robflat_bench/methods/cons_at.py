@@ -8,7 +8,7 @@ Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022.
 
 As in the released code, the two cross-entropies are averaged, and one forward pass of both views updates BN
 statistics. The views are attacked one after the other. The released code attacks them together; the result differs
-only if the attack normalises by the batch.
+only if the attack normalises by the batch. It also bounds m below by 1e-8; here the logarithm of m is exact.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ Andriushchenko, Flammarion: Understanding and improving fast adversarial trainin
 
 As in the released code, g(x) is a constant, and double backpropagation goes through g(x + \eta) only. Both gradients
 are taken in train mode while BN statistics stand still; only the forward pass at x' moves them. In the released code
-all three move them. Two more differences: an example whose gradient vanishes counts as aligned (the released code
-leaves it out of the mean), and with a random start the first gradient is still taken at x.
+all three move them. Three more differences: x + \eta is clipped to images (there it is not); an example whose
+gradient vanishes counts as aligned (the released code leaves it out of the mean), and with a random start the first
+gradient is still taken at x.
 """
 
 from __future__ import annotations

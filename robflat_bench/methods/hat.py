@@ -40,6 +40,7 @@ INFO = MethodInfo(
     attack=Passes("T + 2", "T"),
     loss=Passes("4", "3"),
     helpers={"standard": "standard"},
+    random_start=True,
 )
 
 

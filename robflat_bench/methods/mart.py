@@ -7,8 +7,9 @@ Wang et al.: Improving adversarial robustness requires revisiting misclassified 
 The gradient flows through everything, the weight 1 - p_y included, as published. Clean and adversarial images are two
 forward passes, and each updates BN statistics. The constants are those of the released code: 1.0001 instead of 1 in
 BCE, so that its second logarithm is at most 9.2, and 1.0000001 in the weight. Its 1e-12 inside logarithms is omitted,
-because log-softmax needs none. With soft targets, -log p_y is the cross-entropy against the target; y in the other two
-terms is still the label.
+because log-softmax needs none. Its attack keeps the last iterate and starts unclipped at x + 0.001 N(0,1); here the
+iterate with the highest loss is kept, and the start lies in [0,1]. With soft targets, -log p_y is the cross-entropy
+against the target; y in the other two terms is still the label.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ r"""MMA:  L(w) = mean_i \ell_i,   with the margin m_i = min { ||d|| : s(x_i + d)
     \ell_i = 1/3 \ell_CE(x_i)                            if x_i is right and m_i >= m_max: the margin is large enough
     \ell_i = \ell_CE(x_i)                                if x_i is wrong: d_i = 0
 
-Ding, Sharma, Lui, Huang: MMA training: direct input space margin maximization through adversarial training. ICLR 2020.
+Ding, Sharma, Lui, Huang: MMA training: direct input space margin maximization through adversarial training. ICLR
+2020.
 
 s = log sum_{j != y} exp z_j - z_y is the soft logit margin. As in the released code, an example is right if s < 0,
 which is p_y > 1/2. Adaptive-norm PGD finds m_i in two stages:
@@ -16,8 +17,8 @@ which is p_y > 1/2. Adaptive-norm PGD finds m_i in two stages:
 
 Differences from the released code: right and wrong, and the bisection, are judged in the recipe's BN mode for attacks
 and move no BN statistics; the whole batch is attacked, so that the cost is fixed; PGD's best iterate gives the
-direction; m_max itself bounds the search, not 1.05 m_max. Two forward passes update BN statistics: the clean images
-and the images x_i + d_i.
+direction; x_i + d_i is clipped to [0,1], which the released code does in the bisection only; m_max itself bounds the
+search, not 1.05 m_max. Two forward passes update BN statistics: the clean images and the images x_i + d_i.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ INFO = MethodInfo(
     citation="Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022",
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
+    random_start=True,
 )
 
 

@@ -42,6 +42,7 @@ INFO = MethodInfo(
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     claims=("batch", "target"),
+    random_start=True,
 )
 
 

@@ -7,6 +7,10 @@ Zhang et al.: Theoretically principled trade-off between robustness and accuracy
 The attack treats the clean prediction as a constant; in the loss the gradient flows through both predictions. Clean
 and adversarial images are two forward passes, and each updates BN statistics. At x itself the attack's gradient is
 zero, so the recipe's start must be random.
+
+The released code keeps the attack's last iterate, starts it unclipped at x + 0.001 N(0,1), and updates BN statistics
+in a third forward pass, the clean one of the attack. Here the iterate with the highest divergence is kept, the start
+lies in [0,1], and the attack leaves statistics alone.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ INFO = MethodInfo(
     citation="Zhang et al.: Theoretically principled trade-off between robustness and accuracy. ICML 2019",
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
+    random_start=True,
 )
 
 

@@ -6,7 +6,8 @@ Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. Neur
 
 By default there is one step, of size s = \gamma. Biases and normalisation layers are not perturbed. The adversarial
 images are found at w; the gradient at w + nu is applied to w. The ascent normalises by the batch without moving BN
-statistics; the forward pass at the last w + nu moves them. The last nu is used, whatever its loss.
+statistics; the forward pass at the last w + nu moves them. The last nu is used, whatever its loss. Weight decay is
+taken at w; the released code takes it at w + nu, because its optimizer steps there and nu is subtracted afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ with lazy_imports():
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from robflat_bench.modifiers.descent import ascend_from, descend_at
+    from robflat_bench.modifiers.descent import descend_at, gradient_from
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
@@ -47,9 +48,9 @@ class AWP(Modifier):
     params: AWPParams
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        space = WeightSpace(model, biases=False)
+        space = WeightSpace(model, training=True)
         nu, gamma = space.zero(), self.params.gamma
         if batch.moment.progress >= self.params.warmup:
             for _ in range(self.params.steps):
-                nu = ascend_from(space, nu, loss, self.params.step or gamma, gamma)
+                nu = space.step(nu, gradient_from(space, nu, loss), self.params.step or gamma, gamma)
         return descend_at(space, nu, loss, optimizer)

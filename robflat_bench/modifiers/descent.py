@@ -1,4 +1,4 @@
-"""What the weight perturbations share: one step of ascent in the weights, and descent at perturbed weights."""
+"""What the weight perturbations share: the gradient in the weights, and descent at perturbed weights."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from robflat_bench.core import Loss
 from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
-def ascend_from(
-    space: WeightSpace,
-    nu: Direction,
-    loss: Loss,
-    size: float,
-    radius: float,
-    keep: Callable[[Tensor], Tensor] | None = None,
+def gradient_from(
+    space: WeightSpace, nu: Direction, loss: Loss, keep: Callable[[Tensor], Tensor] | None = None
 ) -> Direction:
-    """nu after one step along the gradient at w + nu, projected onto the ball; BN statistics stand still.
+    """The gradient of the loss in the weights of `space` at w + nu; BN statistics stand still.
 
     Parameters
     ----------
-    size, radius: length of the step and radius of the ball, relative to the norms in `space`.
     keep: factors of the examples' losses, as `Loss` takes them.
     """
     with space.moved(nu):
         gradient = torch.autograd.grad(loss(frozen=True, keep=keep), [*space.layers.values()], materialize_grads=True)
-    return space.step(nu, dict(zip(space.layers, gradient, strict=True)), size, radius)
+    return dict(zip(space.layers, gradient, strict=True))
 
 
 def descend_at(space: WeightSpace, nu: Direction, loss: Loss, optimizer: Optimizer) -> Tensor:

@@ -10,6 +10,8 @@ trained network's. The update is torch's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
@@ -44,15 +46,20 @@ class EMA(Modifier):
 
     def setup(self, training: Training) -> None:
         self.updates = torch.tensor(0)
-        self.average = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+        self.average = {name: p.detach().clone() for name, p in _named(training.model)}
 
     def after_step(self, model: nn.Module) -> None:
         self.updates += 1
         count, decay = int(self.updates), self.params.decay
         if self.params.warmup:
             decay = min(decay, (1 + count) / (10 + count))
-        current = [parameter.detach() for parameter in model.parameters()]
+        current = [parameter.detach() for _, parameter in _named(model)]
         get_ema_multi_avg_fn(decay)([*self.average.values()], current, None)
 
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         return weights | {name: tensor.clone() for name, tensor in self.average.items()}
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every name of every parameter: a tied one has several, and each of them is loaded."""
+    return model.named_parameters(remove_duplicate=False)

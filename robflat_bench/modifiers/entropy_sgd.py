@@ -95,8 +95,9 @@ class EntropySGD(Modifier):
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         if self.updates % self.params.steps == 0:
             return weights
-        names = [name for name, _ in model.named_parameters()]  # in the optimizer, extra heads come after these
-        return weights | {name: tensor.clone() for name, tensor in zip(names, self.anchor, strict=False)}
+        # In the optimizer, extra heads come after these. A tied parameter has one anchor and several names.
+        anchors = dict(zip(model.parameters(), self.anchor, strict=False))
+        return weights | {name: anchors[p].clone() for name, p in model.named_parameters(remove_duplicate=False)}
 
     def state_dict(self) -> dict[str, Tensor]:
         pairs = enumerate(zip(self.anchor, self.average, strict=True))

@@ -1,11 +1,12 @@
-r"""PGD-\tau:  the attack on example i ends \tau steps after its first misclassified iterate:
+r"""PGD-\tau:  the attack on example i ends at its misclassified iterate number \tau + 1:
 
-    x_i' = x_i^(min(T, j + \tau)),   j the first iterate (the start is 0) with argmax_k f(x_i^(j))_k != y_i
+    x_i' = x_i^(min(T, j)),   j = min{ t : #{ s <= t : argmax_k f(x_i^(s))_k != y_i } = \tau + 1 },   the start is s = 0
 
 Zhang et al.: Attacks which do not kill training make adversarial learning stronger. ICML 2020.
 
-If no iterate is misclassified, x_i' = x_i^(T); a released implementation leaves such examples unperturbed. The last
-iterate is used, whatever its loss. y_i is the label that the method's attack receives, whatever it maximises.
+Iterates that are classified correctly are not counted, so an example that turns correct again is attacked further. If
+there are fewer misclassified iterates, x_i' = x_i^(T); a released implementation leaves such examples unperturbed. The
+last iterate is used, whatever its loss. y_i is the label that the method's attack receives, whatever it maximises.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ with lazy_imports():
 
 
 class PGDTauParams(Params):
-    tau: NonNegativeInt = Field(default=0, description="Steps after the first misclassified iterate.")
+    tau: NonNegativeInt = Field(default=0, description="Misclassified iterates that are passed before the attack ends.")
 
 
 INFO = ModifierInfo(
@@ -47,15 +48,16 @@ class PGDTau(Modifier):
 def moving(y: Tensor, tau: int) -> Callable[[Tensor], Tensor]:
     """A function of logits [B,K] that says which examples take another step, bool [B].
 
-    The attack calls it at each iterate but the last, because it counts the steps since an example was misclassified.
+    The attack calls it at each iterate but the last, because it counts the misclassified iterates. An example that has
+    stopped stays where it is.
     """
     left = torch.full_like(y, tau)
-    fooled = torch.zeros_like(y, dtype=torch.bool)
+    stopped = torch.zeros_like(y, dtype=torch.bool)
 
     def moves(logits: Tensor) -> Tensor:
-        fooled.logical_or_(logits.argmax(1) != y)
-        move = ~fooled | (left > 0)
-        left.sub_(fooled.long())
-        return move
+        fooled = logits.argmax(1) != y
+        stopped.logical_or_(fooled & (left == 0))
+        left.sub_((fooled & ~stopped).long())
+        return ~stopped
 
     return moves

@@ -42,6 +42,6 @@ class RandomWP(Modifier):
     params: RandomWPParams
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        space, now = WeightSpace(model, biases=False), batch.moment
+        space, now = WeightSpace(model, training=True), batch.moment
         nu = space.on_sphere(self.params.xi, now.seed, "random-wp", now.epoch, now.update)
         return descend_at(space, nu, loss, optimizer)

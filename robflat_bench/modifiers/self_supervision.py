@@ -24,7 +24,7 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import cross_entropy
-    from robflat_bench.backbones.parts import construction, initialize
+    from robflat_bench.backbones.parts import initialize
     from robflat_bench.core.randomness import generator
     from robflat_bench.numerics.heads import WithHead, last_linear
 
@@ -56,10 +56,9 @@ class SelfSupervision(Modifier):
 
     def setup(self, training: Training) -> None:
         linear = last_linear(training.model)
-        with construction():
-            layers = [nn.Linear(linear.in_features, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, TURNS)]
+        layers = [nn.Linear(linear.in_features, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, TURNS)]
         self.head = nn.Sequential(*layers)
-        initialize(self.head, generator("self-supervision"))
+        initialize(self.head, generator(training.seed, "self-supervision"))
         self.head.to(linear.weight)
 
     def parts(self) -> Mapping[str, nn.Module]:

@@ -50,7 +50,8 @@ class SWA(Modifier):
     def setup(self, training: Training) -> None:
         self.images = training.images
         self.epochs = torch.tensor(0)
-        self.average = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+        every = training.model.named_parameters(remove_duplicate=False)  # each name of a tied parameter is loaded
+        self.average = {name: parameter.detach().clone() for name, parameter in every}
 
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         if moment.progress < self.params.start:

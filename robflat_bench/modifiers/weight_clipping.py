@@ -18,7 +18,7 @@ with lazy_imports():
     import torch
     from torch import nn
 
-    from robflat_bench.numerics.weight_space import NORMALISATION
+    from robflat_bench.numerics.gains import NORMALISATION
 
 
 class WeightClippingParams(Params):

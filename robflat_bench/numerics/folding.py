@@ -6,17 +6,20 @@ r"""Fold batch normalisation into the convolution in front of it, as both act in
 convolution's output. So a convolution whose output also enters a shortcut is not folded, and neither is a module that
 is used twice or has hooks. If the logits change, because something reads past the graph, nothing is folded.
 
+Layers of torch count by their exact class, because a subclass may do more. Two of timm are known by name: a convolution
+that pads in its forward, and normalisation with an activation behind it, which stays.
+
 `folded` gives the model itself folded weights inside a block. Its own parameters are not touched, so a flatness measure
-that moves them moves unfolded weights. `fold` makes a folded copy.
+that moves them moves unfolded weights.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +32,8 @@ from robflat_bench.numerics.passes import uncounted
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PADDED_CONVOLUTION = "timm.layers.conv2d_same.Conv2dSame"
+ACTIVATED_NORM = "timm.layers.norm_act.BatchNormAct2d"
 
 Pair = tuple[_ConvNd, _BatchNorm]
 
@@ -54,19 +59,9 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
         Images of the shape that the model takes; the first is used to find the pairs.
     """
     if model not in _KNOWN:
-        _KNOWN[model] = [pair for pair, _ in pairs(model, x)]
+        _KNOWN[model] = pairs(model, x)
     with _replaced(_KNOWN[model]):
         yield
-
-
-def fold(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy in eval mode with equal logits, whose folded normalisations are identities; x as for `folded`."""
-    network = copy.deepcopy(model).eval().requires_grad_(True)
-    for (layer, norm), name in pairs(network, x):
-        weight, bias = _folded(layer, norm)
-        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-        network.set_submodule(name, nn.Identity())
-    return network
 
 
 @contextmanager
@@ -78,7 +73,7 @@ def _replaced(found: list[Pair]) -> Iterator[None]:
             weight, bias = _folded(layer, norm)
             parameters: dict[str, Any] = layer._parameters
             parameters.update(weight=weight, bias=bias)
-            norm.__dict__["forward"] = _identity
+            norm.__dict__["forward"] = MethodType(_act, norm) if _path(norm) == ACTIVATED_NORM else _identity
         yield
     finally:
         for (layer, norm), parameters in zip(found, own, strict=True):
@@ -90,12 +85,24 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _path(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _act(norm: Any, x: Tensor) -> Tensor:
+    """What a normalisation with activation does after it has normalised."""
+    made: Tensor = norm.act(norm.drop(x))
+    return made
+
+
 @torch.no_grad()
 def _folded(layer: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that also normalises, in the autocast precision if that is on."""
     # torch.nn.utils.fusion.fuse_conv_bn_weights rounds otherwise: with torch 2.15 the last bit differs in a quarter of
     # ResNet-18's float32 weights, and in a fifth of its float64 biases.
-    scale, shift = scale_and_shift(norm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale, shift = scale_and_shift(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
     weight = layer.weight * scale.to(layer.weight).view(-1, *[1] * (layer.weight.ndim - 1))
     bias = (shift if layer.bias is None else shift + scale * layer.bias.double()).to(layer.weight)
     device = weight.device.type
@@ -104,15 +111,15 @@ def _folded(layer: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def scale_and_shift(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """s and shift, float64 [C], of batch normalisation with running statistics: y = s x + shift."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -scale * norm.running_mean.double()
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+    scale = (var.double() + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.detach().double()
+    shift = -scale * mean.double()
+    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
+def pairs(network: nn.Module, x: Tensor) -> list[Pair]:
     """Find the convolutions that can be folded.
 
     Parameters
@@ -133,35 +140,36 @@ def pairs(network: nn.Module, x: Tensor) -> list[tuple[Pair, str]]:
     Returns
     -------
     list
-        ((convolution, normalisation), name of the normalisation), in the order of the network's modules.
+        (convolution, normalisation), in the order of the network's modules.
     """
-    if not any(type(module) in BATCH_NORMS for module in network.modules()):
+    if not any(isinstance(module, _BatchNorm) and _foldable(module) for module in network.modules()):
         return []
     nodes, readers = _graph(network, x)
     layers = {node: layer for layer, node in nodes.items() if isinstance(layer, _ConvNd)}
-    found: list[tuple[Pair, str]] = []
-    for name, norm in network.named_modules():
+    found: list[Pair] = []
+    for norm in network.modules():
         if norm in nodes and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
-            source = nodes[norm].next_functions[0][0]
+            source = nodes[norm]
             if source in layers and readers[source] == 1:
-                found.append(((layers[source], norm), name))
-    return found if _same_logits(network, [pair for pair, _ in found], x) else []
+                found.append((layers[source], norm))
+    return found if _same_logits(network, found, x) else []
 
 
 def _graph(network: nn.Module, x: Tensor) -> tuple[dict[nn.Module, Any], Counter[Any]]:
     """Two tables of the autograd graph of one forward pass.
 
-    Module -> the node of its output, for convolutions and normalisations that are used once and have no hooks; and
-    node -> the number of edges that lead to it.
+    Module -> the node of its output (convolutions) or of its input (normalisations), for those that are used once and
+    have no hooks; and node -> the number of edges that lead to it.
     """
-    outputs: defaultdict[nn.Module, list[Any]] = defaultdict(list)
-    # Exact types: a subclass may do more in its forward than convolve or normalise.
-    kinds = (*CONVOLUTIONS, *BATCH_NORMS)
-    modules = [module for module in network.modules() if type(module) in kinds and not _watched(module)]
+    ends: defaultdict[nn.Module, list[Any]] = defaultdict(list)
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        ends[module].append((output if isinstance(module, _ConvNd) else inputs[0]).grad_fn)
+
     with ExitStack() as hooks, torch.enable_grad(), uncounted():
-        for module in modules:
-            hook = module.register_forward_hook(lambda module, _, output: outputs[module].append(output.grad_fn))
-            hooks.enter_context(hook)
+        for module in network.modules():
+            if _foldable(module) and not _watched(module):
+                hooks.enter_context(module.register_forward_hook(note))
         logits = network.forward(x[:1].detach().requires_grad_())
     readers: Counter[Any] = Counter()
     seen, waiting = {logits.grad_fn}, [logits.grad_fn]
@@ -172,7 +180,7 @@ def _graph(network: nn.Module, x: Tensor) -> tuple[dict[nn.Module, Any], Counter
                 if node not in seen:
                     seen.add(node)
                     waiting.append(node)
-    return {module: made[0] for module, made in outputs.items() if len(made) == 1}, readers
+    return {module: made[0] for module, made in ends.items() if len(made) == 1}, readers
 
 
 @torch.no_grad()
@@ -186,6 +194,10 @@ def _same_logits(network: nn.Module, found: list[Pair], x: Tensor) -> bool:
             other = network.forward(images)
     scale = float(plain.abs().max())
     return math.isfinite(scale) and torch.allclose(other, plain, rtol=1e-3, atol=1e-3 * scale)
+
+
+def _foldable(module: nn.Module) -> bool:
+    return type(module) in (*CONVOLUTIONS, *BATCH_NORMS) or _path(module) in (PADDED_CONVOLUTION, ACTIVATED_NORM)
 
 
 def _watched(module: nn.Module) -> bool:

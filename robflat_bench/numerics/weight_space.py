@@ -10,25 +10,26 @@ r"""The weights that a measure or a modifier moves, and the ball in which it mov
 | global  | all of them            | 1       | all of them by one factor                          |
 
 A layer is one parameter tensor: a weight and its bias are two layers, and each number of a bias is a filter.
-Normalisation layers and tensors of zero norm do not move. Norms are accumulated in float64. Draws are keyed by the
-tensor's name and shape, so two models of one architecture meet common random numbers.
+Normalisation and gains (`gains`) and tensors of zero norm do not move; a tensor that several modules share moves once.
+Norms are accumulated in float64. Draws are keyed by the tensor's name and shape, so two models of one architecture meet
+common random numbers.
 Layers: Stutz et al., ICCV 2021. Filters: Li et al., NeurIPS 2018. Elements: Kwon et al., ICML 2021.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from robflat_bench.core import BallNorm, BallShape, NoValue
 from robflat_bench.core.randomness import generator
-
-NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+from robflat_bench.numerics.gains import gains
 
 Direction = Mapping[str, Tensor]
 """One tensor per moved parameter, by the parameter's name."""
@@ -94,34 +95,72 @@ class WeightSpace:
     ----------
     model : nn.Module
         Its present weights are w, the centre of the ball.
-    biases : bool
-        Whether tensors of one dimension move. In training they stay.
+    training : bool
+        Whether the weights move in a training step, where tensors of one dimension and frozen parameters stay.
     ball : Ball
         By default one l2 radius per layer, as in the paper.
+    exclude : tuple of str or None
+        Shell patterns of parameter names that do not move either, e.g. ("*.bias", "head.*").
 
     Attributes
     ----------
     layers : dict of str to nn.Parameter
-        The tensors that move, by name: no normalisation layers, none of zero norm.
+        The tensors that move, by name: no normalisation or gain, none of zero norm, each tensor once.
+    left : dict of str to str
+        The tensors that do not move, by name, each with the reason.
     norms : dict of str to float
         ||w_l||_2 of each layer.
     radii : dict of str to Tensor
         ||T^{-1} w_g||_p, float64, shaped to multiply each layer: the radius of xi = 1.
+
+    Raises
+    ------
+    NoValue
+        A pattern of `exclude` matches no parameter.
     """
 
-    def __init__(self, model: nn.Module, biases: bool = True, ball: Ball | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        training: bool = False,
+        ball: Ball | None = None,
+        exclude: tuple[str, ...] | None = None,
+    ) -> None:
         self.model = model
-        normalising = [module for module in model.modules() if isinstance(module, NORMALISATION)]
-        fixed = {id(parameter) for module in normalising for parameter in module.parameters(recurse=False)}
-        candidates = {name: p for name, p in model.named_parameters() if id(p) not in fixed and (biases or p.ndim > 1)}
-        self.norms = {name: length for name, p in candidates.items() if (length := norm(p)) > 0}
-        self.layers: dict[str, nn.Parameter] = {name: candidates[name] for name in self.norms}
+        fixed, excluded = gains(model), _matched(model, exclude or ())
+        self.norms: dict[str, float] = {}
+        self.layers: dict[str, nn.Parameter] = {}
+        self.left: dict[str, str] = {}
+        for name, parameter in model.named_parameters():
+            if id(parameter) in fixed:
+                self.left[name] = f"normalisation or gain of {fixed[id(parameter)]}"
+            elif id(parameter) in excluded:
+                self.left[name] = "excluded"
+            elif training and parameter.ndim < 2:
+                self.left[name] = "one dimension"
+            elif training and not parameter.requires_grad:
+                self.left[name] = "frozen"
+            elif not (length := norm(parameter)) > 0:
+                self.left[name] = "zero norm"
+            else:
+                self.norms[name], self.layers[name] = length, parameter
         if not self.layers:
-            raise NoValue("this network has no weights that move: all are normalisation, zero or buffers")
+            raise NoValue("this network has no weights that move: all are normalisation, zero, excluded or buffers")
         self.ball = ball or Ball()
         adaptive = self.layers if self.ball.shape == "element" else {}
         self.scales = {name: layer.detach().abs() for name, layer in adaptive.items()}  # T; empty where T = 1
         self.radii = self.ball.sizes(self._unscaled(dict(self.layers)))
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Tensors and single weights that move, and those that are left, for a record."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        return {
+            "tensors_moved": float(len(self.layers)),
+            "tensors_left": float(len(self.left)),
+            "weights_moved": float(sum(sizes[name] for name in self.layers)),
+            "weights_left": float(sum(sizes[name] for name in self.left)),
+        }
 
     def zero(self) -> Direction:
         """nu = 0."""
@@ -207,6 +246,19 @@ class WeightSpace:
         finally:
             for name, layer in self.layers.items():
                 layer.data = own[name]
+
+
+def _matched(model: nn.Module, patterns: tuple[str, ...]) -> set[int]:
+    """Identities of the parameters of which a pattern matches a name; a shared tensor has several."""
+    names: defaultdict[str, set[int]] = defaultdict(set)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        for pattern in patterns:
+            if fnmatchcase(name, pattern):
+                names[pattern].add(id(parameter))
+    if missing := [pattern for pattern in patterns if pattern not in names]:
+        example = next((name for name, _ in model.named_parameters()), "none")
+        raise NoValue(f"exclude: '{missing[0]}' matches no parameter of this network; its first one is {example}")
+    return set().union(*names.values())
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.core import CheckFailed, RobflatError, UsageError
 from robflat_bench.results.store import write_atomically
 
 
@@ -51,9 +51,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def undamaged(path: Path) -> bool:
+    """Whether `read_weights` can read the file."""
+    try:
+        read_weights(path)
+    except RobflatError:
+        return False
+    return True
+
+
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Load tensors into the model; UsageError with the first tensor that does not fit. `name` names their origin."""
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    """Load tensors into the model. `name` names their origin.
+
+    Raises
+    ------
+    UsageError
+        With the first tensor whose shape or kind of number is not the model's, or that holds NaN or infinity where the
+        model's own tensor is finite (a mask may hold -inf).
+    """
+    own = model.state_dict()
+    expected = {key: tuple(value.shape) for key, value in own.items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
     wrong = sorted(key for key in expected | given if expected.get(key) != given.get(key))
     if wrong:
@@ -62,7 +79,33 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
             f"{name} does not fit this backbone: '{wrong[0]}' is {there} there and {here} here; "
             "name the backbone it was made with"
         )
+    for key, theirs in sorted(tensors.items()):
+        ours = own[key]
+        if _kind(theirs) != _kind(ours):
+            raise UsageError(
+                f"{name}: '{key}' holds {_kind(theirs)} ({theirs.dtype}), and this backbone's are {_kind(ours)} "
+                f"({ours.dtype}); save the weights unquantized"
+            )
+        if not bool((theirs.isfinite() | ~ours.isfinite().to(theirs.device)).all()):
+            raise UsageError(f"{name}: '{key}' holds NaN or infinity; name weights from before training diverged")
+    _check_ties(model, tensors, name)
     model.load_state_dict(dict(tensors))
+
+
+def _kind(tensor: Tensor) -> str:
+    return "floats" if tensor.is_floating_point() else "complex numbers" if tensor.is_complex() else "integers"
+
+
+def _check_ties(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """UsageError where names of one tensor of the model have two values: loading would keep the last one's."""
+    first: dict[int, str] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        same = first.setdefault(id(tensor), key)
+        if not torch.equal(tensors[same], tensors[key]):
+            raise UsageError(
+                f"{name}: '{same}' and '{key}' are one tensor in this network and have two values here; whatever "
+                "changes weights must change every name, see `named_parameters(remove_duplicate=False)`"
+            )
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -28,14 +27,13 @@ from typing import Any, TypeVar
 import pluggy
 
 from robflat_bench import __version__
-from robflat_bench.core import PROJECT, UsageError
+from robflat_bench.core import PROJECT, UsageError, contained, one_line
+from robflat_bench.core.files import MAX_PLUGIN_BYTES
 from robflat_bench.registry import hookspecs
+from robflat_bench.registry.files import files_below, load_file, neighbours
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
-
-IGNORED = ("__pycache__", "*.py[co]", ".*_cache", ".git", ".hg", ".svn")
-"""Bytecode, caches and version control: they lie in a package's folder and are not part of its source."""
 
 Answer = TypeVar("Answer")
 
@@ -70,33 +68,27 @@ class Provider:
     def source_hash(self, factory: str = "") -> str:
         """SHA-256 over the files of the plugin, sorted by path, except those that are `IGNORED`.
 
-        These are the plugin's top-level package or single file, and the top-level package of `factory`
-        ("package.module:Class") where that is a different one and not robflat_bench. Data files count, for they too may
-        change numbers.
+        These are the plugin's top-level package, and the top-level package of `factory` ("package.module:Class") where
+        that is a different one and not robflat_bench. Data files count, for they too may change numbers. Of a one-file
+        plugin, these are the file and the `neighbours` that it imports.
         """
         if self.module is None or self.module.__file__ is None:
             return ""
-        if self.version == "file":
-            roots = [Path(self.module.__file__)]
-        else:
-            own, other = (name.partition(":")[0].split(".")[0] for name in (self.module.__name__, factory))
-            roots = [*_roots(own), *(_roots(other) if other not in ("", own, PROJECT) else [])]
         digest = hashlib.sha256()
-        for root in roots:
-            for path in _files(root) if root.is_dir() else [root]:
-                digest.update(path.relative_to(root).as_posix().encode())
-                digest.update(path.read_bytes())
+        for name, path in self._files(self.module.__name__, factory, Path(self.module.__file__)):
+            digest.update(name.encode())
+            digest.update(path.read_bytes())
         return digest.hexdigest()
 
-
-def _files(root: Path) -> list[Path]:
-    """The files below a package's folder that are not IGNORED, sorted."""
-
-    def counts(path: Path) -> bool:
-        names = path.relative_to(root).parts
-        return path.is_file() and not any(fnmatch(name, pattern) for name in names for pattern in IGNORED)
-
-    return sorted(filter(counts, root.rglob("*")))
+    def _files(self, module: str, factory: str, file: Path) -> Iterator[tuple[str, Path]]:
+        """The plugin's files, each with its path in the plugin; a single file's is `.`."""
+        if self.version == "file":
+            yield from [(".", file), *neighbours(file).items()]
+            return
+        own, other = (name.partition(":")[0].split(".")[0] for name in (module, factory))
+        for root in [*_roots(own), *(_roots(other) if other not in ("", own, PROJECT) else [])]:
+            for path in files_below(root) if root.is_dir() else [root]:
+                yield path.relative_to(root).as_posix(), path
 
 
 def _roots(name: str) -> list[Path]:
@@ -157,7 +149,7 @@ class Plugins:
             for hook in self.manager.get_hookcallers(module) or ():
                 if any(found.plugin is module and found.wrapper for found in hook.get_hookimpls()):
                     raise TypeError(f"{hook.name} is a wrapper, which never wraps: implementations are called alone")
-        except Exception:
+        except BaseException:
             if self.manager.is_registered(module):
                 self.manager.unregister(module)
             raise
@@ -167,13 +159,13 @@ class Plugins:
     @contextlib.contextmanager
     def guard(self, provider: Provider) -> Iterator[None]:
         """In this block, send what the plugin prints to stderr, and record what it raises as `Broken`."""
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                yield
-        except (Exception, SystemExit) as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-            found = Broken(provider.distribution, provider.version, provider.entry_point, line, traceback.format_exc())
-            self.broken.append(found)
+
+        def failed(error: BaseException) -> None:
+            names = provider.distribution, provider.version, provider.entry_point
+            self.broken.append(Broken(*names, one_line(error), traceback.format_exc()))
+
+        with contained(failed):
+            yield
 
     def callers(self, hook: str) -> list[tuple[Provider, Callable[..., Any]]]:
         """Each plugin that implements a hook, with a function that calls its implementation alone, with keywords."""
@@ -226,13 +218,11 @@ class Plugins:
 
         Each plugin receives its own copy of the arguments.
         """
+        answers: list[Answer] = []
         for provider, call in self.callers(hook):
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    answer = read(call(**copy.deepcopy(arguments)))
-            except (Exception, SystemExit) as error:
-                answer = failed(f"{type(error).__name__}: {error}")
-            yield provider, answer
+            with contained(lambda error: answers.append(failed(one_line(error)))):
+                answers.append(read(call(**copy.deepcopy(arguments))))
+            yield provider, answers.pop()
 
 
 def normalized(distribution: str) -> str:
@@ -322,14 +312,13 @@ def load_plugins(files: tuple[Path, ...] = ()) -> Plugins:
     for file in files:
         if not file.is_file():
             raise UsageError(f"--plugin {file}: no such file; give the path of a Python file")
-        spec = importlib.util.spec_from_file_location(f"robflat_bench_file_{file.stem}", file)
-        if spec is None or spec.loader is None:
+        if file.stat().st_size > MAX_PLUGIN_BYTES:
+            raise UsageError(f"--plugin {file}: larger than {MAX_PLUGIN_BYTES} bytes; a plugin of one file is smaller")
+        if file.suffix != ".py":
             raise UsageError(f"--plugin {file}: not a Python file; its name must end in .py")
         provider = Provider(file.name, "file", file.stem)
         with plugins.guard(provider):
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # annotations of dataclasses and parameters are looked up there
-            spec.loader.exec_module(module)
+            module = load_file(file)
             plugins.register(module, replace(provider, module=module))
     return plugins
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import importlib
 import re
-import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Generic, get_args
+from types import ModuleType
+from typing import Any, Generic, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
-from robflat_bench.core import Info, Kind, PluginError, RobflatError, UsageError, infos
+from robflat_bench.core import Info, Kind, PluginError, RobflatError, UsageError, contained, infos, one_line
 from robflat_bench.registry.plugins import Plugins, Provider, load_plugins
 from robflat_bench.registry.validation import did_you_mean
 
@@ -36,16 +35,28 @@ class Offer(Generic[AnyInfo]):
 
     def load(self) -> Any:
         """Import the class or function that the row names; PluginError with the traceback where that fails."""
+
+        def failed(error: BaseException) -> NoReturn:
+            raise PluginError(f"{self} cannot be loaded: {one_line(error)}\n{traceback.format_exc()}") from error
+
         module, _, attribute = self.info.factory.partition(":")
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                file = self.provider.module if self.provider.version == "file" else None
-                return getattr(file or importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"{self.info.kind} '{self.info.name}' of {self.provider} cannot be loaded: "
-                f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            ) from error
+        with contained(failed):
+            return getattr(self._file or importlib.import_module(module), attribute)
+        raise AssertionError("`failed` raises")
+
+    @property
+    def code(self) -> tuple[str, str]:
+        """The names of the module and of the class or function that the row names."""
+        module, _, attribute = self.info.factory.partition(":")
+        return (self._file.__name__ if self._file else module), attribute
+
+    @property
+    def _file(self) -> ModuleType | None:
+        """The module of a one-file plugin, where all its factories are looked up."""
+        return self.provider.module if self.provider.version == "file" else None
+
+    def __str__(self) -> str:
+        return f"{self.info.kind} '{self.info.name}' of {self.provider}"
 
     @property
     def provenance(self) -> dict[str, str]:

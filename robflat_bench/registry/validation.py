@@ -33,11 +33,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{where}'" + did_you_mean(str(problem["loc"][-1]), _keys(model, problem["loc"][:-1]))
+        return f"unknown key {where!r}" + did_you_mean(str(problem["loc"][-1]), _keys(model, problem["loc"][:-1]))
     if problem["type"] == "missing":
-        return f"'{where}' is missing"
+        return f"{where!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"'{where}' = {problem['input']!r:.100}: {message}" if where else message
+    return f"{where!r} = {problem['input']!r:.100}: {message}" if where else message
 
 
 def _keys(model: Any, path: tuple[int | str, ...]) -> Iterable[str]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from robflat_bench.config.spec import RunSpec
-from robflat_bench.core import CheckFailed
+from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.results.removal import TEMPORARY, remove
 from robflat_bench.results.store import Busy, Store, read_record
 
 
@@ -39,7 +40,7 @@ def overview(store: Store) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, problems
 
 
-def prune(store: Store, unfinished: bool, weights: bool, remove: bool) -> Iterator[dict[str, Any]]:
+def prune(store: Store, unfinished: bool, weights: bool, really: bool) -> Iterator[dict[str, Any]]:
     """List, or remove, failed runs; records of finished runs always stay.
 
     Parameters
@@ -48,22 +49,26 @@ def prune(store: Store, unfinished: bool, weights: bool, remove: bool) -> Iterat
         Include interrupted runs, which could still resume.
     weights
         Include the weights of finished runs.
-    remove
-        Remove what is listed, unless another process works on it.
+    really
+        Remove what is listed, unless another process works on it or a part of it cannot be removed.
     """
     whole = {"failed", "unfinished"} if unfinished else {"failed"}
     for run in store.runs():
         state, target = run.state, run.path if run.state in whole else run.checkpoints
         if state not in whole and not (weights and state == "done" and target.is_dir()):
             continue
-        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        size = sum(path.lstat().st_size for path in target.rglob("*") if path.is_file())
         row = {"folder": str(target), "state": state, "bytes": size, "removed": False, "error": ""}
-        if remove:
+        if really:
             try:
+                if target.is_symlink():
+                    raise UsageError(f"{target} is a link; remove it, or what it leads to, yourself")
                 with run.locked():
                     if run.state == state:  # no other process finished it in the meantime
-                        shutil.rmtree(target)
+                        remove(target.parent, [target])
                         row["removed"] = True
-            except Busy as error:
+            except (Busy, UsageError) as error:
                 row["error"] = str(error)
         yield row
+    for leftover in store.root.glob(f"*/*/{TEMPORARY}*") if really else ():
+        shutil.rmtree(leftover, ignore_errors=True)

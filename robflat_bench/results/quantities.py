@@ -185,6 +185,23 @@ def worst_case(outcomes: Outcomes, checkpoint: str, attacks: Iterable[str]) -> N
     return worst
 
 
+def autoattack_missed(outcomes: Outcomes, checkpoint: str, attacks: Iterable[str]) -> int | None:
+    """Number of test examples that another attack broke and AutoAttack (or its APGD tier) did not.
+
+    None unless AutoAttack and another attack were run. Examples that some attack did not see are left out.
+    """
+    errors: dict[bool, list[NDArray[Any]]] = {True: [], False: []}
+    for attack in attacks:
+        autoattack = attack.partition("(")[0] == "autoattack"
+        errors[autoattack].append(outcomes[f"{checkpoint}/test/{attack}/error"])
+    if not all(errors.values()):
+        return None
+    n = min(len(error) for found in errors.values() for error in found)
+    strong, weak = (np.any([error[:n] for error in errors[autoattack]], axis=0) for autoattack in (True, False))
+    clean = outcomes[f"{checkpoint}/test/clean/error"][:n]
+    return int((weak & ~strong & ~clean).sum())
+
+
 def standard_error(*means: np.ndarray) -> float | None:
     """Standard error, over examples, of one network's mean or of the difference of two independent means.
 

@@ -8,35 +8,41 @@ are named and read in `results/quantities.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import DatasetRef, ProtocolRef, RunSpec
-from robflat_bench.results.quantities import SPLITS, Name, Outcomes, mean, total
+from robflat_bench.results.quantities import SPLITS, Name, Outcomes, autoattack_missed, mean, total
 
 MAX_BYTES = 8 * 1024 * 1024
 """Size limit of a record file."""
 NUMERIC_KINDS = "biuf"
 """Kinds of dtype that outcomes may have: bool, integers and floats."""
+LARGEST = 1e100
+"""Largest number of a record: sums and squares of such numbers are finite."""
+Bounded = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, Field(ge=0, le=LARGEST)]
+"""Losses, standard errors, seconds; 0 is allowed."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class TestTrain(Strict):
     """One number on test examples and, where the protocol asks for it, on training examples."""
 
     __test__ = False
-    test: float
-    train: float | None = None
+    test: Positive
+    train: Positive | None = None
 
 
 class Gap(Strict):
     """Test minus training value under the reference attack; None where no training example was attacked."""
 
-    robust_error: float | None
-    robust_loss: float | None
+    robust_error: Bounded | None
+    robust_loss: Bounded | None
 
 
 class MeasureResult(Strict):
@@ -52,14 +58,14 @@ class MeasureResult(Strict):
     details : further numbers of the measure.
     """
 
-    value: float | None
-    standard_error: float | None
-    n: int
-    seconds: float
-    forward: int = 0
-    backward: int = 0
+    value: Bounded | None
+    standard_error: Positive | None
+    n: Count
+    seconds: Positive
+    forward: Count = 0
+    backward: Count = 0
     reason: str = ""
-    details: dict[str, float] = Field(default_factory=dict)
+    details: dict[str, Bounded] = Field(default_factory=dict)
 
 
 class Flags(Strict):
@@ -75,11 +81,11 @@ class Flags(Strict):
     square_beats_white_box : number of examples broken by Square alone; None if it did not run beside another attack.
     """
 
-    zero_gradients: float
-    nonfinite_gradients: float = 0.0
+    zero_gradients: Fraction
+    nonfinite_gradients: Fraction = 0.0
     random_forward: bool
-    pgd_beats_autoattack: int | None = None
-    square_beats_white_box: int | None = None
+    pgd_beats_autoattack: Count | None = None
+    square_beats_white_box: Count | None = None
 
     def reasons(self, examples: int = 0) -> tuple[str, ...]:
         """The raised flags in words. Counts of at most 1 % of `examples` are left out; gradients that are not finite
@@ -109,40 +115,40 @@ class Result(Strict):
     seconds : wall-clock time by attack and for the clean images.
     """
 
-    epoch: int | None
+    epoch: Count | None
     weights: str
-    clean_error: float
-    clean_error_train: float | None
+    clean_error: Fraction
+    clean_error_train: Fraction | None
     robust_error: dict[str, TestTrain]
     robust_loss: TestTrain | None
     gap: Gap
     measures: dict[str, MeasureResult]
     measures_train: dict[str, MeasureResult] = Field(default_factory=dict)
     flags: Flags
-    seconds: dict[str, float]
+    seconds: dict[str, Positive]
 
 
 class Budget(Strict):
     """Cost of a run: image passes of training, seconds of the whole run and of its evaluation, peak memory."""
 
-    forward: int
-    backward: int
-    seconds: float
-    evaluation_seconds: float
-    peak_memory_bytes: int
+    forward: Count
+    backward: Count
+    seconds: Positive
+    evaluation_seconds: Positive
+    peak_memory_bytes: Count
 
 
 class Epoch(Strict):
     """One line of the history: means over the epoch's steps, then the check on held-out examples (None between
     checks)."""
 
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    heldout_clean_error: float | None
-    heldout_robust_error: float | None
-    heldout_robust_loss: float | None
-    seconds: float
+    epoch: Count
+    learning_rate: Positive
+    train_loss: Bounded
+    heldout_clean_error: Fraction | None
+    heldout_robust_error: Fraction | None
+    heldout_robust_loss: Positive | None
+    seconds: Positive
 
 
 class Versioned(Strict):
@@ -180,11 +186,29 @@ class RunRecord(Versioned):
 
     @model_validator(mode="after")
     def _agrees_with_its_spec(self) -> RunRecord:
+        if missing := {"best", "last"} - {*self.results}:
+            raise ValueError(f"its results lack the checkpoint {min(missing)}")
         for name in ("key", "protocol", "method", "seed", "dataset"):
             if getattr(self, name) != getattr(self.spec, name):
                 raise ValueError(f"its {name} differs from the {name} in its spec")
         if self.extra_data != bool(self.spec.extra_data):
             raise ValueError("its extra_data differs from the extra_data in its spec")
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_history_of_its_spec(self) -> RunRecord:
+        epochs = self.spec.recipe.epochs
+        if [row.epoch for row in self.history] != [*range(epochs)]:
+            raise ValueError(f"its history is not one line for each of the {epochs} epochs of its recipe, in order")
+        checked = [
+            (row.heldout_robust_error, row.heldout_robust_loss, row.epoch)
+            for row in self.history
+            if row.heldout_robust_error is not None and row.heldout_robust_loss is not None
+        ]
+        epoch_of = {"best": min(checked, default=(0, 0, -1))[-1], "last": epochs - 1}
+        for name, result in self.results.items():
+            if result.epoch != epoch_of[name]:
+                raise ValueError(f"its {name} is of epoch {result.epoch}, its history says {epoch_of[name]}")
         return self
 
 
@@ -234,8 +258,8 @@ def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
     """The arrays that no evaluation writes, one sentence each.
 
     Every array must hold numbers. Errors and losses of the checkpoints and every measure's `per_example` must be
-    finite and one-dimensional; errors must be bool; an attack must not have more examples than the clean images. Other
-    arrays of a measure may have any name and shape.
+    bounded and one-dimensional; errors must be bool, losses not negative; an attack must not have more examples than
+    the clean images. Other arrays of a measure may have any name and shape.
     """
     attacked = tuple(f"{checkpoint}/{split}/" for checkpoint in checkpoints for split in SPLITS)
     problems = []
@@ -244,10 +268,11 @@ def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
         is_total = name.startswith(attacked)
         bits, averaged = is_total and kind == "error", is_total or kind == "per_example"
         numeric = array.dtype.kind in NUMERIC_KINDS
-        flat = numeric and array.ndim == 1 and array.size and bool(np.isfinite(array).all())
+        low = 0 if is_total else -LARGEST
+        flat = numeric and array.ndim == 1 and array.size and bool(((low <= array) & (array <= LARGEST)).all())
         if not numeric or (averaged and not flat) or (is_total and (array.dtype.kind == "b") != bits):
-            problems.append(f"{name!r:.200} is {array.dtype}{list(array.shape)}, or not finite: no outcome")
-        elif bits and len(array) > len(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error", ())):
+            problems.append(f"{name!r:.200} is {array.dtype}{list(array.shape)}, or out of range: no outcome")
+        elif bits and array.size > getattr(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error"), "size", 0):
             problems.append(f"{name!r:.200} has more examples than the clean images")
     return problems
 
@@ -255,8 +280,8 @@ def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
 def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:
     """Every disagreement of the results with their outcomes, one sentence each; empty where they agree.
 
-    Totals must be equal bit for bit. Where a measure keeps an array `per_example`, its mean must be the measure's
-    value.
+    Totals and counts must be equal bit for bit. Where a measure keeps an array `per_example`, its mean must be the
+    measure's value, and its length the measure's n.
     """
     problems = []
     for checkpoint, result in results.items():
@@ -270,6 +295,7 @@ def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:
             for name, value in expected.items()
             if getattr(result, name) != value
         ]
+        problems += _flag_problems(checkpoint, result.flags, outcomes, list(expected["robust_error"]))
         for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):
             for measure, measured in measures.items():
                 per_example = outcomes.get(f"{measure_path(checkpoint, split, measure)}/per_example")
@@ -279,7 +305,20 @@ def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:
                 if not math.isclose(value, measured.value, rel_tol=1e-9, abs_tol=1e-12):
                     stated = f"{measure} is {measured.value!r} on {split}"
                     problems.append(f"{checkpoint}: {stated}, its outcomes give {value!r}")
+                if len(per_example) != measured.n:
+                    stated = f"n of {measure} is {measured.n} on {split}"
+                    problems.append(f"{checkpoint}: {stated}, its outcomes give {len(per_example)}")
     return problems
+
+
+def _flag_problems(checkpoint: str, flags: Flags, outcomes: Outcomes, attacks: Sequence[str]) -> Iterator[str]:
+    """Counts of flags that differ from the outcomes, or exceed the number of examples."""
+    missed = autoattack_missed(outcomes, checkpoint, attacks)
+    if flags.pgd_beats_autoattack != missed:
+        yield f"{checkpoint}: pgd_beats_autoattack is {flags.pgd_beats_autoattack}, its outcomes give {missed}"
+    examples = len(outcomes[f"{checkpoint}/test/clean/error"])
+    if (flags.square_beats_white_box or 0) > examples:
+        yield f"{checkpoint}: square_beats_white_box is {flags.square_beats_white_box} of {examples} examples"
 
 
 def measure_path(checkpoint: str, split: str, measure: str) -> str:

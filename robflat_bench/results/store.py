@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
-import re
 import shutil
 import socket
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
-from robflat_bench.core import CheckFailed, Journal, RunFailed, Spent, UsageError, clock
+from robflat_bench.core import CheckFailed, RunFailed, UsageError
+from robflat_bench.core.files import read_regular
 from robflat_bench.registry.validation import explain
 from robflat_bench.results import record as records
+from robflat_bench.results.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
 from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
-
-if TYPE_CHECKING:
-    from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.results.removal import TEMPORARY, remove, sweep
 
 
 class Busy(RunFailed):
@@ -43,9 +40,6 @@ class Busy(RunFailed):
 
 INITIAL = "initial"
 """The name of the checkpoint before the first step."""
-
-MAX_OUTCOMES = 512 * 1024 * 1024
-"""Bytes of outcomes in memory; a larger file is refused."""
 
 
 @contextmanager
@@ -66,7 +60,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; after a failure the file is as it was before."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=path.parent, delete=False) as file:
             try:
                 file.write(data)
                 file.flush()
@@ -82,91 +76,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A compressed .npz whose bytes depend on its content only: no time stamps, entries sorted by name."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            entry = io.BytesIO()
-            # ascontiguousarray would make a scalar array one-dimensional
-            np.lib.format.write_array(entry, np.asarray(arrays[name], order="C"), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            archive.writestr(info, entry.getvalue(), zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
-
-
-def read_arrays(path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; ValueError if it is damaged, holds anything but plain arrays, or unpacks to more than
-    `limit` bytes."""
+def regular_bytes(path: Path, limit: int) -> bytes:
+    """The content of a file; CheckFailed if it is no regular file of at most `limit` bytes that can be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > limit:
-                raise ValueError(f"{path.name} unpacks to more than {limit} bytes")
-            files = ((entry.filename, io.BytesIO(archive.read(entry))) for entry in entries)  # one in memory at a time
-            arrays = ((name, np.lib.format.read_array(file, allow_pickle=False)) for name, file in files)
-            return {name.removesuffix(".npy"): array for name, array in arrays}
-    except (FileNotFoundError, ValueError):
-        raise
-    except Exception as error:  # damage raises nearly anything: BadZipFile, MemoryError, OverflowError, TokenError ...
-        raise ValueError(f"{path.name} is damaged: {error}") from error
+        return read_regular(path, limit)
+    except OSError as error:
+        raise CheckFailed(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-SECONDS, PASSES = "spent.seconds", "spent.passes"
-"""Arrays of a unit's file that say what the unit cost; all others are the unit's own."""
-
-
-@dataclass(eq=False)
-class StoredJournal(Journal):
-    """Units of work as files below `folder`: a finished unit is read, a damaged unit is computed again.
-
-    `on_unit` is called after each unit; `counter` counts image passes; `parent` has this journal as a section. `spent`
-    sums the cost of all units, each once, in whichever process they were computed; a parent's includes its sections'.
-    """
-
-    folder: Path
-    on_unit: Callable[[], None] = lambda: None
-    counter: PassCounter | None = None
-    parent: StoredJournal | None = None
-    spent: Spent = field(default=Spent(), init=False)
-    _counted: set[Path] = field(default_factory=set, init=False)
-
-    def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        if not re.fullmatch(r"[\w.-]{1,200}", name):
-            raise ValueError(f"a unit's name is [\\w.-], not {name!r}")  # the name becomes a file's
-        path = self.folder / f"{name}.npz"
-        try:
-            arrays = read_arrays(path)
-            spent = _spent(arrays)
-        except (ValueError, KeyError, FileNotFoundError):
-            began, before = clock.now(), self._passes()
-            arrays = dict(compute())
-            arrays |= {SECONDS: np.array(clock.now() - began), PASSES: self._passes() - before}
-            write_atomically(path, arrays_bytes(arrays))
-            spent = _spent(arrays)
-        self._count(path, spent)
-        self.on_unit()
-        return {name: array for name, array in arrays.items() if name not in (SECONDS, PASSES)}
-
-    def section(self, name: str, counter: PassCounter | None = None) -> StoredJournal:
-        folder = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return StoredJournal(self.folder / folder, self.on_unit, counter or self.counter, self)
-
-    def _passes(self) -> np.ndarray:
-        return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
-
-    def _count(self, unit: Path, spent: Spent) -> None:
-        if unit not in self._counted:
-            self._counted.add(unit)
-            self.spent += spent
-        if self.parent:
-            self.parent._count(unit, spent)
-
-
-def _spent(unit: Mapping[str, np.ndarray]) -> Spent:
-    """The cost of a unit; KeyError if another version wrote its file."""
-    forward, backward = map(int, unit[PASSES])
-    return Spent(float(unit[SECONDS]), forward, backward)
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; OSError or ValueError if it cannot be read."""
+    return unpack_arrays(read_regular(path, MAX_UNPACKED))
 
 
 @dataclass(frozen=True)
@@ -213,17 +133,19 @@ class RunFolder:
             raise Busy(f"{name} is working on this run ({self.path}); wait for it or stop it") from None
         try:
             write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+            sweep(self.path)
             yield
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
 
     def clear(self) -> None:
-        """Delete everything but the lock."""
-        for entry in self.path.iterdir():
-            if entry.name in (".lock", "holder.json"):
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Delete everything but the lock; UsageError, with all in place, where that cannot be done."""
+        if self.path.is_symlink():
+            raise UsageError(f"{self.path} is a link, and what it leads to is not deleted: remove the link yourself")
+        entries = (entry for entry in self.path.iterdir() if entry.name not in (".lock", "holder.json"))
+        # The record goes first: after a kill in between, the run is unfinished, not finished without its outcomes.
+        remove(self.path, sorted(entries, key=lambda entry: (entry != self.record_file, entry.name)))
 
     def finish(self, record: RunRecord, raw: bytes) -> None:
         """Write outcomes (of `outcomes_bytes`), then the record: the run is done. Delete what only resuming needed."""
@@ -238,6 +160,10 @@ class RunFolder:
         """The file of the evaluation with this key."""
         return self.path / "evaluations" / f"{key}.json"
 
+    def evaluation(self, key: str) -> EvaluationRecord:
+        """The added evaluation with this key."""
+        return next(found for found, _ in self.evaluations() if found.key == key)
+
     def add(self, evaluation: EvaluationRecord, raw: bytes) -> None:
         """Write an evaluation's outcomes (of `outcomes_bytes`) and its record."""
         path = self.evaluation_file(evaluation.key)
@@ -248,12 +174,12 @@ class RunFolder:
         """The finished run's record; CheckFailed if its outcomes give other totals."""
         return self.evidence()[0]
 
-    def evidence(self, limit: int = MAX_OUTCOMES) -> tuple[RunRecord, dict[str, np.ndarray]]:
+    def evidence(self, limit: int = MAX_UNPACKED) -> tuple[RunRecord, dict[str, np.ndarray]]:
         """The finished run's record and its outcomes; CheckFailed if these give other totals."""
         record: RunRecord = read_record(self.record_file, RunRecord)
         return record, read_outcomes(record, self.outcomes_file, limit)
 
-    def evaluations(self, limit: int = MAX_OUTCOMES) -> list[tuple[EvaluationRecord, dict[str, np.ndarray]]]:
+    def evaluations(self, limit: int = MAX_UNPACKED) -> list[tuple[EvaluationRecord, dict[str, np.ndarray]]]:
         """The added evaluations and their outcomes, sorted by file name; each is checked as the run's record is."""
         found = []
         for path in sorted((self.path / "evaluations").glob("*.json")):
@@ -265,17 +191,13 @@ class RunFolder:
 def read_record(path: Path, model: type[Any]) -> Any:
     """The record in a file, validated as `model`; CheckFailed names the file and the first problem."""
     try:
-        if path.stat().st_size > records.MAX_BYTES:
-            raise CheckFailed(f"{path} is larger than {records.MAX_BYTES} bytes")
-        raw = path.read_bytes()
+        raw = regular_bytes(path, records.MAX_BYTES)
         _no_key_twice(raw)
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise CheckFailed(f"{path}: {explain(error, model)}") from None
     except (ValueError, RecursionError) as error:
         raise CheckFailed(f"{path} is not valid JSON: {error}") from None
-    except OSError as error:
-        raise CheckFailed(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _no_key_twice(raw: bytes) -> None:
@@ -289,14 +211,14 @@ def _no_key_twice(raw: bytes) -> None:
     json.loads(raw, object_pairs_hook=pairs)
 
 
-def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int = MAX_OUTCOMES) -> dict[str, np.ndarray]:
+def read_outcomes(record: RunRecord | EvaluationRecord, path: Path, limit: int = MAX_UNPACKED) -> dict[str, np.ndarray]:
     """The outcomes of a record; CheckFailed if the record names another file, or they give other totals."""
     try:
-        raw = path.read_bytes()
+        raw = regular_bytes(path, limit)
         if hashlib.sha256(raw).hexdigest() != record.outcomes:
             raise CheckFailed(f"{path} is not the file its record was made with (SHA-256 differs)")
-        outcomes = read_arrays(path, limit)
-    except (OSError, ValueError) as error:
+        outcomes = unpack_arrays(raw, limit)
+    except ValueError as error:
         raise CheckFailed(f"{path}: {error}") from None
     problems = _problems(record.results, outcomes)
     if problems:

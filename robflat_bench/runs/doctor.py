@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.core import UsageError
+from robflat_bench.core import UsageError, contained, one_line
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.runs import environment
@@ -28,13 +28,7 @@ def check_machine(registry: Registry, store: Path, data: str | None) -> dict[str
         machine |= environment.torch_environment("cuda" if torch.cuda.is_available() else "cpu")
     except ImportError as error:
         problems.append(f"torch cannot be imported: {error}")
-    found = {}
-    for name in registry.names("dataset"):
-        try:
-            sources = resolve(registry, "dataset", name).build().sources(data, download=False)
-            found[name] = [load().origin for load in sources]
-        except UsageError as error:
-            found[name] = [f"none: {error}"]
+    found = {name: _copies(registry, name, data) for name in registry.names("dataset")}
     try:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=store):
@@ -46,3 +40,12 @@ def check_machine(registry: Registry, store: Path, data: str | None) -> dict[str
         for item in registry.plugins.providers.values()
     }
     return {"environment": machine, "plugins": plugins, "data": found, "problems": problems}
+
+
+def _copies(registry: Registry, name: str, data: str | None) -> list[str]:
+    """Where a dataset was found, or why not; whatever its code raises is a reason."""
+    found: list[str] = []
+    with contained(lambda error: found.append(f"none: {error if isinstance(error, UsageError) else one_line(error)}")):
+        sources = resolve(registry, "dataset", name).build().sources(data, download=False)
+        found += [load().origin for load in sources]
+    return found

@@ -23,8 +23,9 @@ from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import digest
 from robflat_bench.registry.components import Component, resolve
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.record import EvaluationRecord
-from robflat_bench.results.store import RunFolder, StoredJournal, outcomes_bytes
+from robflat_bench.results.store import RunFolder, outcomes_bytes
 from robflat_bench.runs import environment
 
 
@@ -64,9 +65,11 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     key = content_hash(identity)[:16]
     folder = RunFolder(found.home or session.store.root / protocol.name / "external" / identity["weights"][:16])
     path = folder.evaluation_file(key)
+    if path.is_file():
+        return folder.evaluation(key), path  # without the lock: the store may be read-only
     with folder.locked():
         if path.is_file():
-            return next(item for item, _ in folder.evaluations() if item.key == key), path
+            return folder.evaluation(key), path
         observer.evaluation_starts(plan.stage_names(session.registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
         result, outcomes = evaluate(session, plan, subject, journal)

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from robflat_bench.core import Observer, RunView
+from robflat_bench.core import Observer, RunView, contained
 from robflat_bench.registry.plugins import Plugins
 from robflat_bench.results.record import Epoch, Result, RunRecord
 from robflat_bench.results.store import write_atomically
@@ -58,12 +57,25 @@ def _cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
+def _working_folder() -> str | None:
+    """None if it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def _return_to(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
 def _attribute(owner: Any, name: str) -> Access:
     return partial(getattr, owner, name), partial(setattr, owner, name)
 
 
 _GLOBALS: tuple[Access, ...] = (
-    (os.getcwd, os.chdir),
+    (_working_folder, _return_to),
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
     (np.geterr, lambda kinds: np.seterr(**kinds)),
@@ -88,12 +100,11 @@ SLOW = 0.1
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Restore random states, threads, gradients, precision and working directory after the block; print to stderr."""
+    """Restore random states, threads, gradients, precision and working directory after the block."""
     with contextlib.ExitStack() as stack:  # restores the rest if one of them cannot be restored
         for read, write in _GLOBALS:
             stack.callback(write, read())
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
+        yield
 
 
 class PluginObservers(Observer):
@@ -151,12 +162,12 @@ class PluginObservers(Observer):
             run = replace(self.run, spec=copy.deepcopy(self.run.spec))
             own = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in seen.items()}
             began = time.perf_counter()
-            try:
-                with undisturbed():
-                    began = time.perf_counter()  # saving the process's state is not the plugin's time
-                    call(run=run, **own)
-            except (Exception, SystemExit) as error:
-                line = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.errors[name] = f"{event}: {line}"
-                self.tell(f"{name} is no longer told of this run: its observer of {event} raised {line}")
+            with contained(partial(self._failed, name, event)), undisturbed():
+                began = time.perf_counter()  # saving the process's state is not the plugin's time
+                call(run=run, **own)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def _failed(self, name: str, event: str, error: BaseException) -> None:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.errors[name] = f"{event}: {line}"
+        self.tell(f"{name} is no longer told of this run: its observer of {event} raised {line}")

@@ -20,8 +20,10 @@ from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.registry.components import Composed, compose, resolve
+from robflat_bench.registry.faults import faults
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.record import Budget, Result, RunRecord
-from robflat_bench.results.store import INITIAL, RunFolder, StoredJournal, outcomes_bytes, write_json
+from robflat_bench.results.store import INITIAL, RunFolder, outcomes_bytes, write_json
 from robflat_bench.runs import environment
 from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.training.composition import Composition
@@ -82,10 +84,12 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
     Busy
         If another process works on the run.
     Exception
-        Whatever made the run fail, unchanged. `failed.json` then holds the error and its traceback, and the run is not
-        finished.
+        Whatever made the run fail (see `faults`). `failed.json` then holds the error and its traceback, and the run is
+        not finished.
     """
     session, folder, spec = run.session, run.folder, run.spec
+    if folder.record_file.is_file() and not fresh:
+        return folder.record()  # without the lock: the store may be read-only
     with folder.locked():
         if fresh:
             folder.clear()
@@ -97,8 +101,9 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
         view = RunView(spec.key, spec.label, spec.method, spec.protocol.name, spec.seed, folder.path, document)
         watchers = PluginObservers(session.registry.plugins, view, session.observer.note)
         try:
-            watchers.starts()
-            return _make(run, watchers)
+            with faults(session.registry):
+                watchers.starts()
+                return _make(run, watchers)
         except Exception as error:
             watchers.fails(error)
             failure = {"key": spec.key, "error": str(error), "trace": traceback.format_exc()[-20_000:]}
@@ -111,9 +116,9 @@ def _make(run: Run, watchers: PluginObservers) -> RunRecord:
     """Train, evaluate and write the record."""
     session, spec = run.session, run.spec
     configure(session.fixed)
-    model, trained = _train(run, watchers)
+    trained = _train(run, watchers)
     journal = StoredJournal(run.folder.work, session.observer.unit_ends)
-    results, outcomes = _evaluate(run, model, trained, journal, watchers)
+    results, outcomes = _evaluate(run, trained, journal, watchers)
     raw = outcomes_bytes(results, outcomes)
     used = used_components(session.registry, session.protocol, run.method)
     record = RunRecord(
@@ -137,11 +142,8 @@ def _make(run: Run, watchers: PluginObservers) -> RunRecord:
     return record
 
 
-def _train(run: Run, *watchers: Observer) -> tuple[nn.Module, State]:
-    """The run's network, with the weights that training left in it, and the state in which training ended.
-
-    The state's passes and seconds include those of the helpers' training.
-    """
+def _train(run: Run, *watchers: Observer) -> State:
+    """The state in which training ended; its passes and seconds include those of the helpers' training."""
     session, spec, fixed = run.session, run.spec, run.session.fixed
     model = build_model(session, run.seed)
     check_network(session, model, fixed.backbone)
@@ -168,7 +170,7 @@ def _train(run: Run, *watchers: Observer) -> tuple[nn.Module, State]:
         state.forward += cost.forward
         state.backward += cost.backward
         state.seconds += cost.seconds - cost.evaluation_seconds
-    return model, state
+    return state
 
 
 def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
@@ -185,14 +187,14 @@ def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
             cost = folder.record().budget
         else:
             write_json(folder.path / "spec.json", helper.spec.model_dump(mode="json"))
-            cost = _budget(_train(helper)[1], 0.0)
+            cost = _budget(_train(helper), 0.0)
     network = build_model(session, run.seed)
     load_weights(network, read_weights(weights), str(weights))
     return network.eval().requires_grad_(False), cost
 
 
 def _evaluate(
-    run: Run, model: nn.Module, trained: State, journal: StoredJournal, watchers: PluginObservers
+    run: Run, trained: State, journal: StoredJournal, watchers: PluginObservers
 ) -> tuple[dict[str, Result], dict[str, np.ndarray]]:
     """Result by checkpoint, and the outcomes of all checkpoints."""
     if trained.best is None:
@@ -206,6 +208,7 @@ def _evaluate(
     results: dict[str, Result] = {}
     outcomes: dict[str, np.ndarray] = {}
     for checkpoint, plan in plans.items():
+        model = build_model(session, run.seed)  # anew: a network may keep what it derived from other weights
         load_weights(model, read_weights(folder.weights(checkpoint)), checkpoint)
         subject = EvaluatedModel(model, checkpoint, epochs[checkpoint], initial)
         results[checkpoint], arrays = evaluate(session, plan, subject, journal)

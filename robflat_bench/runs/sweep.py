@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robflat_bench.core import Job, Launcher, RobflatError
+from robflat_bench.core import Interrupted, Job, Launcher, RobflatError
 from robflat_bench.results.store import Busy, write_json
 from robflat_bench.runs.tasks import Task
 
@@ -85,7 +85,7 @@ class Sweep:
     def run(self, wanted: Sequence[Task]) -> dict[str, Event]:
         """Run the tasks; returns each run's last event by its key.
 
-        On Ctrl-C the running tasks save their state and end; then KeyboardInterrupt is raised.
+        On Ctrl-C the running tasks save their state and end; then Interrupted is raised.
         """
         self.waiting = list(wanted)
         interrupts = 0
@@ -100,7 +100,7 @@ class Sweep:
                     interrupts += 1
             self.watch(self)
         if self._stops:
-            raise KeyboardInterrupt
+            raise Interrupted
         return self.ended
 
     def stop(self) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from robflat_bench.backbones.blocks import Block
 from robflat_bench.core import Examples, MeasureInfo, Rescaling
+from robflat_bench.core.estimates import ESTIMATES, contradictions
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.numerics.folding import pairs
 from robflat_bench.registry.components import Component
@@ -36,6 +37,16 @@ def check_standard_error(component: Component[MeasureInfo]) -> None:
     error = found.standard_error
     expect(error is None or (math.isfinite(error) and error >= 0), f"the standard error is {error}")
     expect(0 <= found.n <= COUNT, f"n is {found.n}, of {COUNT} examples")
+
+
+def check_estimate(component: Component[MeasureInfo]) -> None:
+    """Its numbers follow from its arrays by the estimate that its row names; without one, there is nothing to check."""
+    found, estimate = watched(component).made, component.info.estimate
+    if not estimate:
+        return
+    expect(estimate in ESTIMATES, f"there is no estimate {estimate!r}; there are {', '.join(ESTIMATES)}")
+    stated = {**found.details, "value": found.value, "standard_error": found.standard_error, "n": found.n}
+    expect(not (problems := contradictions(estimate, found.arrays, stated)), "; ".join(problems))
 
 
 def check_arrays(component: Component[MeasureInfo]) -> None:
@@ -68,7 +79,7 @@ FACTOR = 4.0
 def _filters(model: nn.Module, examples: Examples, c: float) -> nn.Module:
     """Multiply every other filter of the convolutions before a normalisation by c; the function stays the same."""
     made = copy.deepcopy(model)
-    for (layer, norm), _ in pairs(made, examples.x):
+    for layer, norm in pairs(made, examples.x):
         factors = c ** (torch.arange(layer.out_channels) % 2)
         assert norm.running_mean is not None
         assert norm.running_var is not None

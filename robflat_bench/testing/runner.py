@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from robflat_bench.core import Kind, PluginError, UsageError
+from robflat_bench.core import Interrupted, Kind, PluginError, UsageError, interruptible, one_line
 from robflat_bench.registry.components import Component
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import validate
@@ -71,19 +71,22 @@ class CheckResult:
 def result_of(component: str, check: str, run: Callable[[], str | None]) -> CheckResult:
     """Run a check; everything that it raises is a finding."""
     try:
-        note = run()
+        with interruptible():
+            note = run()
     except Skipped as skip:
         return CheckResult(component, check, "skipped", str(skip))
     except WrongShape as error:  # a check of its own reports it; without a loss of each example nothing can be trained
         return CheckResult(component, check, "skipped", f"cannot be trained: {error}")
     except CheckFailure as failure:
         return CheckResult(component, check, "failed", f"{failure}{_place(failure)}")
-    except Exception as error:
-        return CheckResult(component, check, "failed", f"{type(error).__name__}: {error}{_place(error)}")
+    except Interrupted:
+        raise
+    except BaseException as error:
+        return CheckResult(component, check, "failed", f"{one_line(error)}{_place(error)}")
     return CheckResult(component, check, "passed", note or "")
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """` (my_at.py:12)`: the last line of the component's own code in the traceback, if there is one."""
     ours = (Path(__file__).parents[1], Path(torch.__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

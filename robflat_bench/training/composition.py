@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from robflat_bench.attacks.engine import frozen_statistics
 from robflat_bench.config.cost import updates_per_batch
 from robflat_bench.core import Batch, InnerAttack, Joint, Loss, Method, Modifier, Moment, RunFailed, Training
+from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.compilation import fused
 from robflat_bench.registry.components import Composed
 from robflat_bench.training.checkpoint import Tensors, flattened
@@ -49,9 +50,10 @@ class Composition:
     # ---- before the first step ----------------------------------------------------------------------------
 
     def setup(self, training: Training) -> None:
-        """Set up every member, once."""
-        for member in self.members.values():
-            member.setup(training)
+        """Set up every member, once; what it draws from the global generators depends on the seed alone."""
+        for name, member in self.members.items():
+            with global_state(generator(training.seed, "setup", name)):
+                member.setup(training)
 
     def parts(self) -> dict[str, nn.Module]:
         """Extra modules to train, by `<member>.part.<name>`."""

@@ -66,6 +66,7 @@ class TrainingInputs:
             helpers=self.helpers,
             images=lambda: (part.to(self.dtype) / 255 for part in x.split(MEMORY_BATCH)),
             spare=lambda: self.splits.spare_images(self.device),
+            seed=self.seed,
         )
 
     def batch(self, x: Tensor, y: Tensor, rows: Tensor, number: int, now: Moment) -> Batch:

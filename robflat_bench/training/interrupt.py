@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from robflat_bench.core import Interrupted
+
 
 class Interrupt:
     """A context in which the first Ctrl-C only sets `requested`. A second Ctrl-C interrupts at once.
@@ -29,5 +31,5 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            raise Interrupted
         self.requested = True

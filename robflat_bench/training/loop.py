@@ -14,11 +14,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from robflat_bench.core import Moment, Observer, RunFailed, Workspace, clock
+from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
-from robflat_bench.core.randomness import generator
+from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
-from robflat_bench.numerics.weights import holding, load_weights, write_weights
+from robflat_bench.numerics.weights import holding, load_weights, undamaged, write_weights
 from robflat_bench.results.record import Epoch
 from robflat_bench.results.store import INITIAL
 from robflat_bench.training.checkpoint import States, Tensors, flattened, grouped
@@ -73,7 +73,7 @@ def train(inputs: TrainingInputs, observer: Observer) -> State:
     Raises
     ------
     RunFailed: the loss is not finite.
-    KeyboardInterrupt: Ctrl-C; the state is saved first.
+    Interrupted: Ctrl-C; the state is saved first.
     """
     return Trainer(inputs, observer).run()
 
@@ -113,8 +113,6 @@ class Trainer:
         observer.training_starts(inputs.recipe.epochs, self.total, self.done)
         if self.done:
             self.counter.forward = 0  # the passes of `setup` were counted when this run began
-        else:
-            write_weights(inputs.folder / f"{INITIAL}.safetensors", self.model.state_dict())
         self.since = self.saved_at = clock.now()
         with Interrupt() as interrupt:
             while state.epoch < inputs.recipe.epochs:
@@ -126,14 +124,14 @@ class Trainer:
                     if interrupt.requested or self.save_is_due():
                         self.save()
                     if interrupt.requested:
-                        raise KeyboardInterrupt
+                        raise Interrupted
                 self.end_epoch()
                 observer.epoch_ends(state.history)
                 self.since = clock.now()  # the time of observers is not the run's
         self.counter.remove()
         self.save()
         if interrupt.requested:  # during the last check, which no step follows
-            raise KeyboardInterrupt
+            raise Interrupted
         for checkpoint, weights in self.kept.items():
             write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
         return state
@@ -147,13 +145,20 @@ class Trainer:
             Moment(inputs.seed, state.epoch, update, (state.epoch * self.per_epoch + update) / self.total)
             for update in (state.step, state.step - replay)
         )
-        batch = self.composition.prepare(inputs.batch(self.x, self.y, rows, number, first))
+        with global_state(first.random("global state of the batch")):  # replays must see the same batch
+            batch = self.composition.prepare(inputs.batch(self.x, self.y, rows, number, first))
         # No cache of cast weights: it would miss that modifiers move the weights within a step.
         device = torch.device(inputs.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=inputs.reduced, cache_enabled=False):
+        autocast = torch.autocast(device, torch.bfloat16, enabled=inputs.reduced, cache_enabled=False)
+        with autocast, global_state(now.random("global state of the update")):
             batch = replace(batch, moment=now)
             loss = self.composition.update(self.model, batch, inputs.attack(now), self.optimizer)
-        self.check_finite(loss, f"the loss is {loss} at epoch {state.epoch}, step {state.step}")
+        place = f"at epoch {state.epoch}, step {state.step}"
+        self.check_finite(math.isfinite(loss), f"the loss is {loss} {place}")
+        sums = torch.stack(
+            [parameter.detach().sum() for parameter in self.model.parameters()]
+        )  # faster than every entry
+        self.check_finite(bool(sums.isfinite().all()), f"the update makes weights NaN or infinite {place}")
         self.schedule.step()
         state.loss_sum += loss
         state.step += 1
@@ -163,13 +168,14 @@ class Trainer:
         inputs, state, epoch, ended = self.inputs, self.state, self.state.epoch, self.state.epoch + 1
         last = ended == inputs.recipe.epochs
         moment = Moment(inputs.seed, epoch, self.per_epoch, ended / inputs.recipe.epochs)
-        weights = self.composition.evaluated(self.model, moment)
+        with global_state(moment.random("global state of the evaluated weights")):
+            weights = self.composition.evaluated(self.model, moment)
         self.account()
         clean = robust = loss = None
         if last or ended % inputs.check_every == 0:
             with holding(self.model, weights, "the evaluated weights"):
                 clean, robust, loss = heldout_check(inputs)
-            self.check_finite(loss, f"the held-out loss is {loss} after epoch {epoch}")
+            self.check_finite(math.isfinite(loss), f"the held-out loss is {loss} after epoch {epoch}")
             if state.best is None or (robust, loss) < (state.best.error, state.best.loss):
                 state.best = Best(epoch=epoch, error=robust, loss=loss)
                 self.kept["best"] = weights
@@ -191,9 +197,9 @@ class Trainer:
         self.account()
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = ended, 0, 0.0, 0.0
 
-    def check_finite(self, loss: float, what: str) -> None:
+    def check_finite(self, finite: bool, what: str) -> None:
         """Raise RunFailed if training has diverged."""
-        if not math.isfinite(loss):
+        if not finite:
             raise RunFailed(
                 f"{what} (learning rate {learning_rate(self.optimizer):g}); the last good state is kept in "
                 f"{self.inputs.folder}. Try --set recipe.learning_rate with a smaller value"
@@ -230,7 +236,9 @@ class Trainer:
 
     def restore(self) -> None:
         """Return to the newest saved state, if there is one."""
-        found = self.states.latest()
+        found, initial = self.states.latest(), self.inputs.folder / f"{INITIAL}.safetensors"
+        if found is None or not undamaged(initial):
+            write_weights(initial, self.model.state_dict())  # still as initialised: nothing was loaded
         if found is None:
             return
         tensors, progress = found
@@ -245,9 +253,10 @@ def heldout_check(inputs: TrainingInputs) -> tuple[float, float, float]:
     """Clean error, robust error (clean errors included) and mean robust loss on the held-out examples."""
     model = inputs.model.eval()
     examples = inputs.splits.examples("heldout", inputs.device, inputs.dtype)
-    x_adv = inputs.selection.run(model, examples, Workspace(batch=MEMORY_BATCH, seed=inputs.evaluation_seed))
-    with torch.no_grad():
-        clean, adversarial = (torch.cat([*map(model, x.split(MEMORY_BATCH))]) for x in (examples.x, x_adv))
+    with global_state(generator(inputs.evaluation_seed, "global state of the held-out check")):
+        x_adv = inputs.selection.run(model, examples, Workspace(batch=MEMORY_BATCH, seed=inputs.evaluation_seed))
+        with torch.no_grad():
+            clean, adversarial = (torch.cat([*map(model, x.split(MEMORY_BATCH))]) for x in (examples.x, x_adv))
     wrong = clean.argmax(1) != examples.y
     robust_wrong = wrong | (adversarial.argmax(1) != examples.y)
     loss = nn.functional.cross_entropy(adversarial.double(), examples.y)

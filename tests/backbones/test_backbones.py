@@ -321,14 +321,6 @@ def test_global_random_state_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_construction_does_not_depend_on_the_global_random_state() -> None:
-    torch.manual_seed(1)
-    first = resnet8(ResNet8Params(), DIGITS, "relu").state_dict()
-    torch.manual_seed(2)
-    second = resnet8(ResNet8Params(), DIGITS, "relu").state_dict()
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
-
-
 # --- layout and files --------------------------------------------------------------------------------------
 
 
@@ -410,14 +402,6 @@ def test_timm_transformer_takes_the_image_size() -> None:
     model = timm_model(TimmParams(name="vit_tiny_patch16_224"), CIFAR, "relu")
     assert model(images(CIFAR)).shape == (2, 10)
     assert model.get_parameter("network.pos_embed").shape[1] == 1 + (32 // 16) ** 2
-
-
-def test_timm_construction_does_not_depend_on_the_global_random_state() -> None:
-    torch.manual_seed(1)
-    first = timm_model(TimmParams(name="vit_tiny_patch16_224"), CIFAR, "relu").state_dict()
-    torch.manual_seed(2)
-    second = timm_model(TimmParams(name="vit_tiny_patch16_224"), CIFAR, "relu").state_dict()
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 @pytest.mark.parametrize("name", ["fasternet_t1", "ghostnet_100"])  # drop path 0.05, dropout 0.2 by default

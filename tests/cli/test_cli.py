@@ -14,6 +14,7 @@ from helpers.commands import promised
 import robflat_bench
 from robflat_bench.cli import progress
 from robflat_bench.cli.catalogue import KINDS
+from robflat_bench.core import Interrupted
 from robflat_bench.numerics.weights import digest, read_weights
 
 PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
@@ -639,7 +640,7 @@ def test_a_full_disk_fails_the_run_and_the_next_one_resumes(finished, run, monke
 
 def test_after_a_damaged_checkpoint_a_run_ends_with_the_same_numbers(finished, run, monkeypatch, tmp_path):
     def interrupted(self, stages):
-        raise KeyboardInterrupt
+        raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.Progress, "evaluation_starts", interrupted)

@@ -1,6 +1,7 @@
 """Protocols: what is refused and how, what the hash is of, and what `--set` does to board and row."""
 
 import json
+import os
 import random
 import tomllib
 
@@ -167,6 +168,44 @@ def test_files_that_cannot_be_read(registry, tmp_path):
     large = tmp_path / "large.toml"
     large.write_text("# " + "x" * MAX_BYTES)
     assert f"larger than {MAX_BYTES} bytes" in refusal(registry, large)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_protocol_that_is_no_regular_file_is_refused_at_once(registry, tmp_path, kind):
+    path = tmp_path / "odd.toml"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    assert refusal(registry, path).endswith("odd.toml cannot be read: it is not a regular file")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("recipe.epsilon=true", "valid number"),
+        ("recipe.learning_rate=true", "valid number"),
+        ('recipe.weight_decay="0.1"', "valid number"),
+        ("recipe.epochs=true", "valid integer"),
+        ('recipe.attack_steps="3"', "valid integer"),
+        ("fixed.threat.epsilon=true", "valid number"),
+        ("fixed.seed=false", "valid integer"),
+        ("fixed.data.train.start=false", "valid integer"),
+        ("recipe.schedule=cyclic(cycles=true)", "valid integer"),
+        ("recipe.schedule=piecewise(drops=[true])", "valid number"),
+        ("recipe.optimizer=sgd(nesterov=1)", "valid boolean"),
+        ("fixed.selection.attack=pgd(steps=true)", "valid integer"),
+        ("fixed.selection.attack=pgd(step=true)", "valid number"),
+        ("fixed.threads=1000000", "less than or equal to 1024"),
+        ("fixed.selection.every=10000000", "less than or equal to"),
+        ("fixed.data.train.modulo=1000000000000000000000000000000", "less than or equal to"),
+        ("fixed.backbone=resnet8(width=1000000)", "less than or equal to 1024"),
+        ("fixed.selection.attack=pgd(steps=1000000000)", "less than or equal to 1000000"),
+        ("fixed.selection.attack=pgd(restarts=1000000000)", "less than or equal to 1000000"),
+        ("recipe.epochs=1000000000", "less than or equal to 1000000"),
+        ("recipe.batch_size=1000000000", "less than or equal to 1000000"),
+        ("recipe.schedule=cyclic(cycles=1000000000)", "less than or equal to 1000000"),
+    ],
+)
+def test_a_bool_is_no_number_and_sizes_have_an_upper_bound(registry, setting, problem):
+    assert problem in refusal(registry, "digits-linf", setting)
 
 
 def test_a_bad_protocol_is_one_line_and_2(command, protocol_file, tmp_path):

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from robflat_bench.core import Params, Pool, Source, UsageError
 from robflat_bench.data import batches, parquet
+from robflat_bench.data.cache import cached
 from robflat_bench.data.cifar10 import Cifar10
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -292,6 +294,52 @@ def test_wrong_column_is_named(tmp_path):
     write_copy(tmp_path)
     pq.write_table(pa.table({"image": [b""], "label": [1]}), tmp_path / "train-0.parquet")
     assert "train-0.parquet: column img.bytes is missing" in refusal(tmp_path)
+
+
+ONE = pa.StructArray.from_arrays([pa.array([GOOD])], ["bytes"])
+COLUMNS_THERE_TWICE_OR_FLAT = {
+    "two labels": ({"img": ONE, "label": [1], "LABEL": [1]}, "column label is there 2 times"),
+    "two images": ({"img": ONE, "IMG": ONE, "label": [1]}, "column img.bytes is there 2 times"),
+    "two indices": ({"img": ONE, "label": [1], "index": [1], "INDEX": [1]}, "column index is there 2 times"),
+    "flat": ({"img.bytes": [GOOD], "label": [1]}, "img.bytes is a column of its own"),
+    "flat and not": ({"img.bytes": [GOOD], "img": ONE, "label": [1]}, "column img.bytes is there 2 times"),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS_THERE_TWICE_OR_FLAT)
+def test_parquet_columns_that_are_there_twice_or_flat_are_refused(tmp_path, case):
+    columns, problem = COLUMNS_THERE_TWICE_OR_FLAT[case]
+    table = pa.table(columns)
+    pq.write_table(table.rename_columns([name.lower() for name in table.column_names]), tmp_path / "train-0.parquet")
+    write_parquet(tmp_path / "test-0.parquet", [GOOD], [1])
+    assert f"train-0.parquet: {problem}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/data", "~/no data"])
+def test_a_home_that_does_not_exist_is_one_line(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/nowhere")
+    with pytest.raises(UsageError, match="is not a folder"):
+        Cifar10(Params()).sources(folder, download=False)
+
+
+def test_without_a_home_images_are_decoded_and_not_cached(tmp_path, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    (source,) = sources(write_copy(tmp_path))
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("ROBFLAT_BENCH_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert len(source().pools["train"].y)
+
+
+def test_the_cache_loses_files_of_killed_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBFLAT_BENCH_CACHE", str(tmp_path))
+    for name, age in (("old", 100_000), ("young", 60)):
+        (tmp_path / f".tmp-{name}").write_text("")
+        os.utime(tmp_path / f".tmp-{name}", (time.time() - age,) * 2)
+    cached("x", lambda: {"a": np.zeros(1)}, lambda arrays: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-young", "x.npz"]
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])

@@ -40,9 +40,10 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.quantities import total
 from robflat_bench.results.record import Result, check, totals
-from robflat_bench.results.store import Store, StoredJournal
+from robflat_bench.results.store import Store
 from robflat_bench.training.loop import heldout_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,7 +83,7 @@ def splits(test: list[int], train: list[int]) -> Splits:
 
     return Splits(
         {"test": pool(test), "train": pool(train), "heldout": pool(test)},
-        DatasetRef(name="wave", checksum="0", canonical=False, origin="by hand"),
+        DatasetRef(name="wave", checksum="0" * 64, canonical=False, origin="by hand"),
         ImageShape(1, 1, 2, (0.5,), (0.5,)),
         spare=pool([]),
     )

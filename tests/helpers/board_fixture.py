@@ -320,10 +320,6 @@ def _record(protocol, label, seed, truth, chance, hostile="") -> RunRecord:
     if hostile:
         spec = spec.model_copy(update={"label": hostile, "dataset": DATASET.model_copy(update={"origin": hostile})})
     epochs = spec.recipe.epochs
-    results = {
-        point: _result(protocol, epoch, truth, chance, hostile)
-        for point, epoch in (("best", epochs - 4), ("last", epochs - 1))
-    }
     budget = Budget(
         forward=int(chance.uniform(2e5, 9e5)),
         backward=int(chance.uniform(1e5, 8e5)),
@@ -343,6 +339,11 @@ def _record(protocol, label, seed, truth, chance, hostile="") -> RunRecord:
         )
         for k in range(epochs)
     )
+    best = min(history, key=lambda row: (row.heldout_robust_error, row.heldout_robust_loss)).epoch
+    results = {
+        point: _result(protocol, epoch, truth, chance, hostile)
+        for point, epoch in (("best", best), ("last", epochs - 1))
+    }
     return RunRecord(
         key=spec.key,
         spec=spec,

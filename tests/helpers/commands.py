@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -60,15 +60,16 @@ class Done:
         return line
 
 
-def run_here(*arguments: object) -> Done:
-    """`robflat-bench ARGUMENTS` in this process, which keeps its thread count."""
+def run_here(*arguments: object, stdout: TextIO | None = None) -> Done:
+    """`robflat-bench ARGUMENTS` in this process, which keeps its thread count; its output goes to `stdout` if given."""
     from robflat_bench.cli import main
 
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     sys.argv = ["robflat-bench", *map(str, arguments)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        streams = contextlib.redirect_stdout(stdout or out), contextlib.redirect_stderr(err)
+        with streams[0], streams[1], pytest.raises(SystemExit) as ended:
             main()
     finally:
         sys.argv = argv

@@ -5,18 +5,36 @@ from pathlib import Path
 
 import numpy as np
 
+from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.leaderboard import entries
-from robflat_bench.registry.components import compose
+from robflat_bench.core.estimates import ESTIMATES
+from robflat_bench.leaderboard.submit import add_entries
+from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.results.record import Budget, Epoch, Flags, MeasureResult, Result, RunRecord, measure_path, totals
-from robflat_bench.results.store import RunFolder, arrays_bytes, write_atomically, write_json
-
-DATASET = DatasetRef(
-    name="digits", checksum="e" * 64, spare="f" * 64, canonical=True, origin="scikit-learn digits (1,797 images)"
+from robflat_bench.results.archives import arrays_bytes
+from robflat_bench.results.quantities import autoattack_missed
+from robflat_bench.results.record import (
+    Budget,
+    Epoch,
+    EvaluationRecord,
+    Flags,
+    MeasureResult,
+    Result,
+    RunRecord,
+    measure_path,
+    totals,
 )
+from robflat_bench.results.store import RunFolder, write_atomically, write_json
+
 REGISTRY = discover()
+DATASET = DatasetRef(
+    name="digits",
+    checksum=load(REGISTRY, "digits-linf").checksum,
+    spare="f" * 64,
+    canonical=True,
+    origin="scikit-learn digits (1,797 images)",
+)
 DIFFICULTY = np.random.default_rng(0).normal(size=1000)
 """Difficulty of each example, the same for all networks."""
 
@@ -29,17 +47,25 @@ def fake_run(
     skill: float = 0.0,
     flatness: float = 1.0,
     settings: tuple[str, ...] = (),
-    dataset: DatasetRef = DATASET,
+    dataset: DatasetRef | None = None,
     protocol: str = "digits-linf",
     registry: Registry = REGISTRY,
+    training: int = 0,
 ) -> RunFolder:
-    """A finished run. skill: higher is more robust. Its outcomes depend on these arguments only."""
-    chosen = load(registry, protocol, settings)
-    spec = make_spec(registry, chosen, compose(registry, method), dataset, seed)
-    rng = np.random.default_rng(int(hashlib.sha256(f"{spec.label} {seed} {skill}".encode()).hexdigest()[:12], 16))
+    """A finished run. skill: higher is more robust. training: another number gives another network of the same spec.
+    Its outcomes depend on these arguments only."""
+    chosen, composed = load(registry, protocol, settings), compose(registry, method)
+    dataset = dataset or DATASET.model_copy(update={"checksum": chosen.checksum or DATASET.checksum})
+    spec = make_spec(registry, chosen, composed, dataset, seed)
+    rng = np.random.default_rng(
+        int(hashlib.sha256(f"{spec.label} {seed} {skill}{training or ''}".encode()).hexdigest()[:12], 16)
+    )
     outcomes, results = {}, {}
-    for checkpoint in ("best", "last"):
-        results[checkpoint] = _result(chosen, checkpoint, outcomes, rng, skill + rng.normal(scale=0.05), flatness)
+    epochs = chosen.recipe.epochs
+    for checkpoint, epoch in (("best", epochs // 2), ("last", epochs - 1)):
+        skilled = skill + rng.normal(scale=0.05)
+        results[checkpoint] = _result(registry, chosen, checkpoint, epoch, outcomes, rng, skilled, flatness)
+    forward, backward = passes_of_training(registry, composed, spec.recipe, chosen.fixed.data.train.count)
     raw = arrays_bytes(outcomes)
     record = RunRecord(
         key=spec.key,
@@ -49,7 +75,9 @@ def fake_run(
         seed=seed,
         dataset=dataset,
         results=results,
-        budget=Budget(forward=1000, backward=900, seconds=50.0, evaluation_seconds=30.0, peak_memory_bytes=10**8),
+        budget=Budget(
+            forward=forward, backward=backward, seconds=50.0, evaluation_seconds=30.0, peak_memory_bytes=10**8
+        ),
         history=tuple(
             Epoch(
                 epoch=epoch,
@@ -57,10 +85,10 @@ def fake_run(
                 train_loss=2.0 / (epoch + 1),
                 heldout_clean_error=0.1,
                 heldout_robust_error=0.4,
-                heldout_robust_loss=1.5,
+                heldout_robust_loss=1.5 + 0.01 * abs(epoch - epochs // 2),
                 seconds=1.0,
             )
-            for epoch in range(3)
+            for epoch in range(epochs)
         ),
         outcomes=hashlib.sha256(raw).hexdigest(),
         environment={"cpu": "made up"},
@@ -73,8 +101,42 @@ def fake_run(
     return folder
 
 
+def fake_evaluation(run: RunFolder, key: str, value: float = 1.0) -> Path:
+    """An evaluation of a run's last checkpoint that adds one measure; its JSON file."""
+    record, outcomes = run.evidence()
+    clean = {name: array for name, array in outcomes.items() if name.startswith("last/test/clean/")}
+    raw = arrays_bytes(clean)
+    result = Result(
+        epoch=record.results["last"].epoch,
+        weights=record.results["last"].weights,
+        measures={"spectral-norm": MeasureResult(value=value, standard_error=None, n=0, seconds=1.0)},
+        flags=Flags(zero_gradients=0.0, random_forward=False),
+        seconds={},
+        **totals(clean, "last", []),
+    )
+    evaluation = EvaluationRecord(
+        key=key,
+        model="last",
+        protocol=record.protocol,
+        dataset=record.dataset,
+        results={"last": result},
+        outcomes=hashlib.sha256(raw).hexdigest(),
+        environment={},
+        provenance={},
+    )
+    run.add(evaluation, raw)
+    return run.evaluation_file(key)
+
+
 def _result(
-    protocol: Protocol, checkpoint: str, outcomes: dict, rng: np.random.Generator, skill: float, flatness: float
+    registry: Registry,
+    protocol: Protocol,
+    checkpoint: str,
+    epoch: int,
+    outcomes: dict,
+    rng: np.random.Generator,
+    skill: float,
+    flatness: float,
 ) -> Result:
     attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
     measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]
@@ -92,20 +154,35 @@ def _result(
                     outcomes[f"{checkpoint}/{split}/{row.attack}/loss"] = np.log1p(np.exp(hard[:count] - 0.9))
     found = {}
     for row in measures:
+        component = resolve(registry, "measure", row.measure)
         per_example = flatness * rng.gamma(4.0, 0.25, size=row.test)
-        outcomes[f"{measure_path(checkpoint, 'test', row.measure)}/per_example"] = per_example
-        error = float(per_example.std() / np.sqrt(row.test))
-        found[row.measure] = MeasureResult(
-            value=float(per_example.mean()), standard_error=error, n=row.test, seconds=1.0
-        )
+        arrays = measure_arrays(component.info.estimate, per_example, component.params.model_dump())
+        outcomes |= {f"{measure_path(checkpoint, 'test', row.measure)}/{name}": array for name, array in arrays.items()}
+        found[row.measure] = MeasureResult(seconds=1.0, **ESTIMATES[component.info.estimate](arrays))
+    attacks_asked = [row.attack for row in attacks]
     return Result(
-        epoch=2,
+        epoch=epoch,
         weights=hashlib.sha256(rng.bytes(8)).hexdigest(),
         measures=found,
-        flags=Flags(zero_gradients=0.0, random_forward=False),
+        flags=Flags(
+            zero_gradients=0.0,
+            random_forward=False,
+            pgd_beats_autoattack=autoattack_missed(outcomes, checkpoint, attacks_asked),
+        ),
         seconds={},
-        **totals(outcomes, checkpoint, [row.attack for row in attacks]),
+        **totals(outcomes, checkpoint, attacks_asked),
     )
+
+
+def measure_arrays(estimate: str, per_example: np.ndarray, params: dict) -> dict[str, np.ndarray]:
+    """The arrays of average-case or worst-case flatness that give this rise of each example."""
+    reference = np.ones(len(per_example))
+    count = params["draws"] if estimate == "draws and examples" else params["restarts"]
+    spread = np.linspace(-0.1, 0.1, count)[:, None] if estimate == "draws and examples" else -np.arange(count)[:, None]
+    losses = reference + per_example * (1 + spread)
+    rises = losses - reference
+    found = rises.mean(0) if estimate == "draws and examples" else rises[0]
+    return {"losses": losses, "reference": reference, "per_example": found}
 
 
 def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFolder]:
@@ -118,4 +195,4 @@ def league(store: Path, methods: dict[str, float], seeds: int = 3) -> list[RunFo
 
 
 def submitted(root: Path, runs: list[RunFolder], day: str = "2026-01-02") -> list[Path]:
-    return [entries.add_entry(root, run, day) for run in runs]
+    return add_entries(root, runs, REGISTRY, day)

@@ -136,9 +136,13 @@ class Ascends(HonestMethod):
         return 2 * loss.detach() - loss
 
 
-class DrawsGlobally(HonestMethod):
+class DrawsWhenBuilt(HonestMethod):
+    def __init__(self, params):
+        super().__init__(params)
+        self.factor = 1 + draw()
+
     def loss(self, model, batch, x_adv):
-        return super().loss(model, batch, x_adv) * (1 + draw())
+        return super().loss(model, batch, x_adv) * self.factor
 
 
 class LearnsItsOwnImages(HonestMethod):
@@ -242,9 +246,13 @@ class MovesWhatItAverages(Modifier):
         return weights
 
 
-class ModifierDrawsGlobally(HonestModifier):
+class ModifierDrawsWhenBuilt(HonestModifier):
+    def __init__(self, params):
+        super().__init__(params)
+        self.share = draw()
+
     def target(self, batch):
-        return self.softened(batch, draw())
+        return self.softened(batch, self.share)
 
 
 class TrainsOnItsOwnImages(Modifier):
@@ -466,19 +474,29 @@ def idle(params, shape, activation):
 
 
 class Biased(Linear):
-    """It draws a parameter that `initialize` does not know from the global random state."""
+    """It has a parameter that `initialize` does not know."""
 
-    def __init__(self, shape) -> None:
+    def __init__(self, shape, offset: Tensor) -> None:
         super().__init__(shape)
-        self.offset = nn.Parameter(torch.full((10,), draw()))
+        self.offset = nn.Parameter(offset)
 
     def forward(self, x):
         return super().forward(x) + self.offset
 
 
-def biased(params, shape, activation):
-    with torch.random.fork_rng(devices=[]):
-        return Biased(shape)
+def drawn_biased(params, shape, activation):
+    with construction():
+        return Biased(shape, torch.rand(10))
+
+
+def unkeyed_biased(params, shape, activation):
+    with construction():
+        return Biased(shape, torch.from_numpy(np.random.default_rng().random(10, np.float32)))
+
+
+def equally_biased(params, shape, activation):
+    with construction():
+        return Biased(shape, torch.rand(10, generator=torch.Generator().manual_seed(0)))
 
 
 class Counts(Linear):
@@ -497,7 +515,7 @@ def counts(params, shape, activation):
 
 
 class Numbered(Linear):
-    """It multiplies its logits by a number that is neither a weight nor a buffer."""
+    """In eval mode it multiplies its logits by a number that is neither a weight nor a buffer."""
 
     numbers = itertools.count(1)
 
@@ -506,12 +524,56 @@ class Numbered(Linear):
         self.scale = next(self.numbers)
 
     def forward(self, x):
-        return self.scale * super().forward(x)
+        return super().forward(x) * (1 if self.training else self.scale)
 
 
 def numbered(params, shape, activation):
     with construction():
         return Numbered(shape)
+
+
+class Derived(Linear):
+    """In eval mode it uses a weight that it derived when it entered that mode."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.doubled = None if mode else 2 * self.layer.weight.detach()
+        return self
+
+    def forward(self, x):
+        weight = 2 * self.layer.weight if self.doubled is None else self.doubled
+        return F.linear(x.flatten(1), weight, self.layer.bias)
+
+
+def derived(params, shape, activation):
+    with construction():
+        return Derived(shape)
+
+
+class Dropping(Linear):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+def dropping(params, shape, activation):
+    with construction():
+        return Dropping(shape)
+
+
+class DropsByItself(Linear):
+    """Its dropout has a generator of its own, which no saved state holds."""
+
+    def __init__(self, shape) -> None:
+        super().__init__(shape)
+        self.source = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return super().forward(x * torch.rand(x.shape, generator=self.source) if self.training else x)
+
+
+def drops_by_itself(params, shape, activation):
+    with construction():
+        return DropsByItself(shape)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -641,6 +703,8 @@ ALSO_HONEST: list[Info] = [
         "exempt", "declares what it leaves", "zoo:BlindToHead", untrained={"network.head.*": "a fixed classifier"}
     ),
     MethodInfo("frugal", "an upper bound", "zoo:HonestMethod", loss=Passes("3", "2", at_most=True)),
+    BackboneInfo("dropping", "dropout", "zoo:dropping"),
+    BackboneInfo("drawn-biased", "a parameter that the seed draws", "zoo:drawn_biased"),
     LauncherInfo("impatient", "a look at a time", "zoo:Polls"),
 ]
 
@@ -693,7 +757,7 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_declared_passes", "HonestMethod", {"loss": Passes("2", "1")}),
         ("check_trains", "DivergesLater"),
         ("check_loss_falls", "Ascends"),
-        ("check_same_seed_same_weights", "DrawsGlobally"),
+        ("check_same_seed_same_weights", "DrawsWhenBuilt"),
         ("check_other_seed_other_weights", "LearnsItsOwnImages"),
         ("check_resume_is_bitwise", "Forgets"),
         ("check_weights_load_without_plugin", "LeavesABuffer"),
@@ -712,7 +776,7 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_trains", "Explodes", {"joints": ("after_step",)}),
         ("check_trains", "Misfit", {"joints": ("model",)}),
         ("check_choosing_weights_moves_none", "MovesWhatItAverages", {"joints": ("model",)}),
-        ("check_same_seed_same_weights", "ModifierDrawsGlobally"),
+        ("check_same_seed_same_weights", "ModifierDrawsWhenBuilt"),
         ("check_other_seed_other_weights", "TrainsOnItsOwnImages", {"joints": ("batch", "attack")}),
         ("check_resume_is_bitwise", "ModifierForgets"),
         ("check_weights_load_without_plugin", "ModifierLeavesABuffer"),
@@ -735,6 +799,7 @@ BROKEN: list[tuple[Info, str]] = [
         3,
         ("check_value_is_finite", "NotANumber"),
         ("check_standard_error", "NegativeError"),
+        ("check_estimate", "HonestMeasure", {"estimate": "examples"}),
         ("check_arrays", "KeepsInfinity"),
         ("check_model_restored", "MovesWeights"),
         ("check_examples_untouched", "ForgetsLabels"),
@@ -751,9 +816,12 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_images_are_alone", "looks_around"),
         ("check_gradient_reaches_every_module", "idle"),
         ("check_random_state_untouched", "without_construction"),
-        ("check_seed_decides_the_weights", "biased"),
+        ("check_seed_decides_the_weights", "unkeyed_biased"),
+        ("check_another_seed_moves_every_weight", "equally_biased"),
         ("check_evaluation_moves_nothing", "counts"),
         ("check_weights_are_everything", "numbered"),
+        ("check_weights_are_everything", "derived"),
+        ("check_resume_is_bitwise", "drops_by_itself"),
     ),
     *_broken(
         5,

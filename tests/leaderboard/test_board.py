@@ -14,7 +14,7 @@ from helpers.fake_records import DATASET, REGISTRY, fake_run, league, submitted
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.build import build_leaderboard
-from robflat_bench.leaderboard.entries import Submission, read_entries
+from robflat_bench.leaderboard.entries import Submission, read_entries, store_submissions
 from robflat_bench.results.record import MeasureResult
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}
@@ -162,8 +162,8 @@ def test_data_that_are_not_the_canonical_copy_have_a_board_of_their_own(tmp_path
 
 def test_two_data_sets_cannot_both_be_canonical(tmp_path, root, submissions):
     other = DATASET.model_copy(update={"checksum": "d" * 64})
-    submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 4, dataset=other)])
-    more, _ = read_entries(tmp_path, REGISTRY)
+    fake_run(tmp_path, "at", 4, dataset=other)
+    more, _ = store_submissions(tmp_path, REGISTRY)
     with pytest.raises(CheckFailed, match="call different data canonical"):
         build_leaderboard([*submissions, *more], root, REGISTRY)
 

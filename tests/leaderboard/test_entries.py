@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import random
 import shutil
 import struct
 import zipfile
@@ -11,11 +9,14 @@ import zipfile
 import numpy as np
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
+from helpers.tampering import replace_outcomes, rewrite, set_at
 
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.entries import read_entries, read_entry
-from robflat_bench.results.store import arrays_bytes, read_arrays
+from robflat_bench.leaderboard.submit import add_entries
+from robflat_bench.leaderboard.tree import MAX_OUTCOMES
+from robflat_bench.results.store import read_arrays
 
 
 @pytest.fixture
@@ -38,25 +39,6 @@ def refusal(root, folder):
     return ""
 
 
-def rewrite(folder, change, name="record.json", follow=True):
-    """Change a JSON file of an entry; with `follow`, entry.json says that the record has always been so."""
-    document = json.loads((folder / name).read_text())
-    change(document)
-    raw = json.dumps(document).encode()
-    (folder / name).write_bytes(raw)
-    if name == "record.json" and follow:
-        rewrite(folder, lambda said: said.update(record=hashlib.sha256(raw).hexdigest()), entries.ENTRY)
-
-
-def replace_outcomes(folder, change):
-    """Change the outcomes, and their hash in the record to match."""
-    outcomes = read_arrays(folder / "outcomes.npz")
-    change(outcomes)
-    raw = arrays_bytes(outcomes)
-    (folder / "outcomes.npz").write_bytes(raw)
-    rewrite(folder, lambda record: record.update(outcomes=hashlib.sha256(raw).hexdigest()))
-
-
 def test_a_valid_entry_is_read_with_record_tier_and_weights(root, entry):
     found, problems = read_entries(root, REGISTRY)
     assert problems == []
@@ -69,21 +51,11 @@ def test_a_valid_entry_is_read_with_record_tier_and_weights(root, entry):
 def test_submitting_twice_changes_nothing_and_another_record_is_refused(tmp_path, root, entry):
     run = fake_run(tmp_path / "runs", "trades", 2)
     before = (entry / entries.ENTRY).read_bytes()
-    entries.add_entry(root, run, "2027-01-01")
+    add_entries(root, [run], REGISTRY, "2026-02-02")
     assert (entry / entries.ENTRY).read_bytes() == before
     other = fake_run(tmp_path / "other", "trades", 2, flatness=2.0)
     with pytest.raises(CheckFailed, match="another record of this run"):
-        entries.add_entry(root, other, "2027-01-01")
-
-
-def set_at(*path, to):
-    def change(document):
-        node = document
-        for step in path[:-1]:
-            node = node[step]
-        node[path[-1]] = to
-
-    return change
+        add_entries(root, [other], REGISTRY, "2026-02-02")
 
 
 def rename_everywhere(label):
@@ -103,8 +75,8 @@ def rename_everywhere(label):
         (set_at("results", "last", "clean_error", to=float("nan")), "nan"),
         (set_at("results", "last", "clean_error", to=1e400), "inf"),
         (set_at("seed", to=10**30), "seed"),
-        (rename_everywhere("<script>alert(1)</script>"), "lies in"),
-        (rename_everywhere("../../../etc"), "lies in"),
+        (rename_everywhere("<script>alert(1)</script>"), "'spec.label' = "),
+        (rename_everywhere("../../../etc"), "'spec.label' = "),
         (set_at("schema_version", to=3), "'schema_version' = 3"),
         (lambda record: record["results"]["last"]["measures"].popitem(), "not the protocol's"),
         (lambda record: record["results"].pop("best"), "another record|other weights|lacks"),
@@ -161,7 +133,8 @@ def test_a_json_key_that_occurs_twice_is_refused(root, entry):
 )
 def test_huge_numbers_and_deep_brackets_are_refused(root, entry, text, says):
     raw = (entry / "record.json").read_text()
-    (entry / "record.json").write_text(raw.replace('"forward": 1000', f'"forward": {text}', 1))
+    passes = json.loads(raw)["budget"]["forward"]
+    (entry / "record.json").write_text(raw.replace(f'"forward": {passes}', f'"forward": {text}', 1))
     assert says in refusal(root, entry)
 
 
@@ -196,7 +169,7 @@ def test_outcomes_that_no_evaluation_writes_are_refused(root, entry, change):
 
 def test_unknown_files_and_links_in_an_entry_are_refused(root, entry):
     (entry / "setup.py").write_text("print('hello')")
-    assert "'setup.py' does not belong" in refusal(root, entry)
+    assert "setup.py' does not belong" in refusal(root, entry)
     (entry / "setup.py").unlink()
     (entry / "evaluations").mkdir(exist_ok=True)
     (entry / "evaluations" / "0.json").symlink_to("/etc/passwd")
@@ -214,7 +187,7 @@ def test_files_over_the_size_limit_are_refused_before_they_are_read(root, entry)
     assert "is larger than" in refusal(root, entry)
     (entry / "record.json").write_bytes(raw)
     with zipfile.ZipFile(entry / "outcomes.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb.npy", bytes(entries.MAX_OUTCOMES + 1))
+        archive.writestr("bomb.npy", bytes(MAX_OUTCOMES + 1))
     digest = hashlib.sha256((entry / "outcomes.npz").read_bytes()).hexdigest()
     rewrite(entry, set_at("outcomes", to=digest))
     assert "unpacks to more than" in refusal(root, entry)
@@ -239,74 +212,6 @@ def test_a_tier_comes_from_verifications_and_withdrawing_takes_a_reason(root, en
         assert says in refusal(root, entry)
         (entry / entries.ENTRY).write_bytes(before)
     assert refusal(root, entry) == ""
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Fuzzing
-# ---------------------------------------------------------------------------------------------------------
-
-ODD = [None, True, -1, 10**40, 1e308, "", "\x00", "<script>", "../..", "𝕏" * 300, [], {}, [[[]]], "nan", "1.0"]
-
-
-def mutate(rng, folder):
-    """One file of the entry changed in one place: a value of its JSON, or bytes of whatever it is."""
-    path = rng.choice([folder / "record.json", folder / entries.ENTRY, folder / "outcomes.npz"])
-    raw = path.read_bytes()
-    if path.suffix == ".npz" or rng.random() < 0.3:
-        changed = bytearray(raw)
-        for _ in range(rng.randint(1, 8)):
-            place = rng.randrange(len(changed))
-            action = rng.choice(("flip", "cut", "double"))
-            if action == "flip":
-                changed[place] = rng.randrange(256)
-            elif action == "cut":
-                del changed[place : place + rng.randint(1, 40)]
-            else:
-                changed[place:place] = changed[place : place + rng.randint(1, 40)]
-            if not changed:
-                changed = bytearray(b"{")
-        path.write_bytes(bytes(changed))
-        if path.suffix == ".npz" and rng.random() < 0.9:  # past the hash, to where the archive is opened
-            rewrite(folder, set_at("outcomes", to=hashlib.sha256(bytes(changed)).hexdigest()))
-        return
-    document = json.loads(raw)
-    node = document
-    while True:
-        keys = list(node) if isinstance(node, dict) else range(len(node))
-        key = rng.choice(list(keys))
-        if isinstance(node[key], dict | list) and node[key] and rng.random() < 0.8:
-            node = node[key]
-            continue
-        action = rng.choice(("set", "set", "remove", "add"))
-        if action == "set":
-            node[key] = rng.choice(ODD)
-        elif action == "remove":
-            del node[key]
-        elif isinstance(node, dict):
-            node[rng.choice(["extra", "\u202e", "__class__"])] = rng.choice(ODD)
-        break
-    path.write_text(json.dumps(document))
-    if path.name == "record.json" and rng.random() < 0.8:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        rewrite(folder, lambda said: said.update(record=digest), entries.ENTRY)
-
-
-def fuzz(root, entry, seeds):
-    """How many mutants were refused; anything but CheckFailed escapes as a traceback."""
-    pristine = {path: path.read_bytes() for path in entry.iterdir() if path.is_file()}
-    refused = 0
-    for seed in seeds:
-        mutate(random.Random(seed), entry)
-        refused += bool(refusal(root, entry))
-        for path, raw in pristine.items():
-            path.write_bytes(raw)
-    return refused
-
-
-def test_no_mutant_of_an_entry_raises_a_traceback(root, entry):
-    count = int(os.environ.get("ROBFLAT_BENCH_FUZZ", "500"))
-    refused = fuzz(root, entry, range(count))
-    assert refused > 0.8 * count  # some change what no total follows from, such as seconds
 
 
 def test_own_runs_count_as_if_they_were_submitted(registry, tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import socket
 
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, league
@@ -133,6 +134,15 @@ def test_serve_asks_for_a_site(tmp_path, command):
     done = command("leaderboard", "serve", "--site", tmp_path)
     assert done.code == 2
     assert "leaderboard build --site" in done.err
+
+
+def test_a_port_in_use_is_one_line(tmp_path, command):
+    (tmp_path / "index.html").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = command("leaderboard", "serve", "--site", tmp_path, "--port", port)
+    assert done.code == 2
+    assert f"cannot serve on port {port}: Address already in use; choose another one" in done.complaint
 
 
 def test_verify_needs_weights_or_retrain(command, root):

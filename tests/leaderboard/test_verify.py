@@ -1,95 +1,250 @@
-"""Verification of an entry: agreement raises its tier, disagreement is refused with its size."""
+"""Verification of an entry: honest second looks raise its tier; whoever lies in one number is refused in both tiers."""
 
-import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
+from helpers.forgery import FORGERIES, measure_lowered
 
 from robflat_bench.core import CheckFailed
-from robflat_bench.leaderboard.entries import read_entries
-from robflat_bench.leaderboard.verify import BOUNDS, disagreement, reevaluate
+from robflat_bench.leaderboard.agreement import SAME_WEIGHTS, agreement, training_agreement
+from robflat_bench.leaderboard.entries import read_entry
+from robflat_bench.leaderboard.verify import reevaluate, second_look
+from robflat_bench.results.record import EvaluationRecord
+
+TIERS = ("re-evaluated", "reproduced")
+SEEN_BY_TRAINING_ONLY = {"history-flattered", "train-loss-of-the-history-raised"}
+"""Lies about the history that its weights at the end cannot show."""
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """The folder of an honest entry; do not change it."""
+    folder = tmp_path_factory.mktemp("truth")
+    (entry,) = submitted(folder / "leaderboard", [fake_run(folder / "runs", "at", 1)])
+    return entry
+
+
+@pytest.fixture(scope="module")
+def entry(truth):
+    """The honest entry, read."""
+    return entry_in(truth)
 
 
 @pytest.fixture
-def entry(tmp_path):
-    submitted(tmp_path / "leaderboard", [fake_run(tmp_path / "runs", "at", 1)])
-    return read_entries(tmp_path / "leaderboard", REGISTRY)[0][0]
+def folder(truth, tmp_path):
+    """A copy of the entry that a test may change."""
+    root = truth.parents[3]
+    shutil.copytree(root, tmp_path / "leaderboard")
+    return tmp_path / "leaderboard" / truth.relative_to(root)
 
 
-def seen_again(entry, change=lambda outcomes: None):
-    outcomes = {name: array.copy() for name, array in entry.outcomes.items()}
-    change(outcomes)
-    return disagreement(entry, entry.record.results, outcomes, ["last"])
+@pytest.fixture(scope="module")
+def retrained(tmp_path_factory):
+    """Another training of the entry's spec: record and outcomes of another network."""
+    return fake_run(tmp_path_factory.mktemp("again"), "at", 1, training=1).evidence()
 
 
-def test_equal_outcomes_verify_as_identical(entry):
-    assert seen_again(entry) == (True, (0, 500 + 500 + 250 + 300 + 300), 0.0)
+def entry_in(folder):
+    return read_entry(folder.parents[3], folder, REGISTRY)
 
 
-def test_flags_are_counted_over_all_attacks_and_splits_of_the_checkpoint(entry):
-    def flip(outcomes):
-        outcomes["last/test/clean/error"][:3] ^= True
-        outcomes["best/test/clean/error"][:9] ^= True
+def evaluated(entry):
+    """An evaluation of the last checkpoint that gives the entry's own numbers, and its outcomes."""
+    record = entry.record
+    made = EvaluationRecord(
+        key="0" * 16,
+        model="last",
+        protocol=record.protocol,
+        dataset=record.dataset,
+        results={"last": record.results["last"]},
+        outcomes="0" * 64,
+        environment={},
+        provenance={},
+    )
+    return made, {name: array.copy() for name, array in entry.outcomes.items() if name.startswith("last/")}
 
-    found = seen_again(entry, flip)
-    assert (found.identical, found.flags[0]) == (False, 3)
+
+def look(tier, entry):
+    """An honest second look of a tier at the true entry."""
+    return evaluated(entry) if tier == "re-evaluated" else (entry.record, entry.outcomes)
 
 
-def test_error_rates_are_compared_in_standard_errors_of_the_difference(entry):
-    """25 of 500 more: sqrt(p (1 - p) / n) of each, in quadrature."""
+@pytest.mark.parametrize("tier", TIERS)
+def test_equal_outcomes_verify_as_identical(entry, tier):
+    compared = 500 + 500 + 250 + 300 + 300
+    count = compared if tier == "re-evaluated" else 2 * compared
+    assert second_look(entry, *look(tier, entry)) == (True, (0, count), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "tier"),
+    [(name, tier) for name in FORGERIES for tier in TIERS if tier == "reproduced" or name not in SEEN_BY_TRAINING_ONLY],
+)
+def test_a_forged_entry_is_refused(entry, folder, tier, name):
+    FORGERIES[name](folder, np.random.default_rng(0))
+    with pytest.raises(CheckFailed):
+        second_look(entry_in(folder), *look(tier, entry))
+
+
+def test_another_honest_training_reproduces_the_entry(entry, retrained):
+    assert not second_look(entry, *retrained).identical
+
+
+@pytest.mark.parametrize("name", ["40-images-robust", "training-loss-raised", "measure-lowered", "flags-cleared"])
+def test_a_forged_entry_is_refused_beside_another_honest_training(folder, retrained, name):
+    """The measure is lowered to less than half here: it moves by chance as well."""
+    forge = measure_lowered(20.0) if name == "measure-lowered" else FORGERIES[name]
+    forge(folder, np.random.default_rng(0))
+    with pytest.raises(CheckFailed):
+        second_look(entry_in(folder), *retrained)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is compared
+# ---------------------------------------------------------------------------------------------------------
+
+
+def changed(entry, change=lambda result, outcomes: result):
+    """The agreement of the true entry with an evaluation of which `change` alters the result or the outcomes."""
+    record, outcomes = evaluated(entry)
+    result = change(record.results["last"], outcomes) or record.results["last"]
+    return agreement(entry.record, entry.outcomes, {"last": result}, outcomes)
+
+
+def test_outcomes_are_counted_over_all_attacks_and_splits_of_the_checkpoint(entry):
+    def flip(result, outcomes):
+        outcomes["last/test/clean/error"][:2] ^= True
+
+    found = changed(entry, flip)
+    assert (found.identical, found.flags) == (False, (2, 1850))
+
+
+def test_the_spread_is_the_second_look_s_alone(entry):
+    """Of 500 errors, two more: sqrt(p (1 - p) / n) of the second look."""
     errors = entry.outcomes["last/test/clean/error"]
-    right = np.flatnonzero(~errors)[:25]
+    right = np.flatnonzero(~errors)[:2]
 
-    def worse(outcomes):
+    def worse(result, outcomes):
         outcomes["last/test/clean/error"][right] = True
 
-    p, q = errors.mean(), errors.mean() + 25 / 500
-    expected = (25 / 500) / np.sqrt(p * (1 - p) / 500 + q * (1 - q) / 500)
-    assert seen_again(entry, worse).deviation == pytest.approx(expected)
+    p = errors.mean() + 2 / 500
+    assert changed(entry, worse).deviation == pytest.approx((2 / 500) / np.sqrt(p * (1 - p) / 500))
 
 
-def test_measures_are_compared_in_their_own_standard_errors(entry):
-    results = dict(entry.record.results)
-    name, found = next(iter(results["last"].measures.items()))
-    moved = found.model_copy(update={"value": found.value + 2 * found.standard_error})
-    results["last"] = results["last"].model_copy(update={"measures": {**results["last"].measures, name: moved}})
-    seen = disagreement(entry, results, entry.outcomes, ["last"])
-    assert seen.deviation == pytest.approx(2 / np.sqrt(2))
-    assert BOUNDS["re-evaluated"].deviation < seen.deviation < BOUNDS["reproduced"].deviation
+def test_a_spread_that_the_entry_inflates_hides_nothing(entry):
+    """One loss of +10,000 makes the entry's own standard error larger than the difference that it causes."""
+    outcomes = {name: array.copy() for name, array in entry.outcomes.items()}
+    name = next(name for name in outcomes if name.startswith("last/train/pgd") and name.endswith("/loss"))
+    outcomes[name][0] += 10_000
+    with pytest.raises(CheckFailed, match=r"loss, in standard deviations, differs by"):
+        agreement(entry.record, outcomes, *evaluated_results(entry))
 
 
-def test_losses_are_compared_in_standard_errors_of_the_difference(entry):
-    """A robust loss that was made smaller, with totals to match, is far from what the weights give."""
-    losses = entry.outcomes["last/test/clean/loss"]
-    offset = 3 * losses.std(ddof=1) / np.sqrt(len(losses))
+def evaluated_results(entry):
+    record, outcomes = evaluated(entry)
+    return record.results, outcomes
 
-    def easier(outcomes):
-        outcomes["last/test/clean/loss"] -= offset
 
-    assert seen_again(entry, easier).deviation == pytest.approx(3 / np.sqrt(2))
+@pytest.mark.parametrize("error", [1e9, 1e-9])
+def test_a_standard_error_is_compared_where_no_array_gives_it(entry, error):
+    """A measure of a plugin that is not installed: its standard error can only be compared with the second look's."""
+    last = entry.record.results["last"]
+    name, found = next(iter(last.measures.items()))
+    forged = last.model_copy(
+        update={"measures": {**last.measures, name: found.model_copy(update={"standard_error": error})}}
+    )
+    record = entry.record.model_copy(update={"results": {**entry.record.results, "last": forged}})
+    with pytest.raises(CheckFailed, match="the standard error of"):
+        agreement(record, entry.outcomes, *evaluated_results(entry))
 
 
 def test_a_measure_without_a_standard_error_may_differ_by_rounding(entry):
     def with_value(value):
-        results = dict(entry.record.results)
-        name, found = next(iter(results["last"].measures.items()))
-        exact = found.model_copy(update={"value": value, "standard_error": None})
-        results["last"] = results["last"].model_copy(update={"measures": {**results["last"].measures, name: exact}})
-        return results
+        def change(result, outcomes):
+            name, found = next(iter(result.measures.items()))
+            exact = found.model_copy(update={"value": value, "standard_error": None})
+            return result.model_copy(update={"measures": {**result.measures, name: exact}})
 
-    exact = dataclasses.replace(entry, record=entry.record.model_copy(update={"results": with_value(2.0)}))
-    for value, agrees in ((2.00001, True), (2.001, False)):
-        found = disagreement(exact, with_value(value), entry.outcomes, ["last"])
-        assert (found.deviation <= BOUNDS["re-evaluated"].deviation) == agrees
+        return change
+
+    exact = with_value(2.0)(entry.record.results["last"], None)
+    record = entry.record.model_copy(update={"results": {**entry.record.results, "last": exact}})
+    for value, agrees in ((2.000001, True), (2.001, False)):
+        again = {"last": with_value(value)(entry.record.results["last"], None)}
+        if agrees:
+            assert agreement(record, entry.outcomes, again, entry.outcomes).deviation <= SAME_WEIGHTS.mean
+        else:
+            with pytest.raises(CheckFailed, match="the mean of"):
+                agreement(record, entry.outcomes, again, entry.outcomes)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"zero_gradients": 0.3},
+        {"random_forward": True},
+        {"pgd_beats_autoattack": 30},
+        {"square_beats_white_box": 0},
+    ],
+)
+def test_every_flag_is_compared(entry, flags):
+    def raised(result, outcomes):
+        return result.model_copy(update={"flags": result.flags.model_copy(update=flags)})
+
+    with pytest.raises(CheckFailed, match=f"the flag {next(iter(flags))}"):
+        changed(entry, raised)
 
 
 def test_an_evaluation_on_other_examples_is_refused(entry):
-    def fewer(outcomes):
+    def fewer(result, outcomes):
         outcomes["last/test/clean/error"] = outcomes["last/test/clean/error"][:400]
 
     with pytest.raises(CheckFailed, match="other outcomes"):
-        seen_again(entry, fewer)
+        changed(entry, fewer)
+
+
+def test_a_budget_that_differs_by_one_pass_is_not_reproduced(entry):
+    record = entry.record
+    more = record.model_copy(update={"budget": record.budget.model_copy(update={"forward": record.budget.forward + 1})})
+    with pytest.raises(CheckFailed, match="forward passes differs by 1"):
+        training_agreement(more, record)
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("learning_rate", lambda rate: rate * 1.01),
+        ("train_loss", lambda loss: loss * 2),
+        ("heldout_robust_error", lambda error: error / 2),
+    ],
+)
+def test_a_changed_column_of_the_history_is_not_reproduced(entry, column, change):
+    record = entry.record
+    rows = tuple(row.model_copy(update={column: change(getattr(row, column))}) for row in record.history)
+    with pytest.raises(CheckFailed, match=f"{column} of the history"):
+        training_agreement(record.model_copy(update={"history": rows}), record)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda again: {"dataset": again.dataset.model_copy(update={"checksum": "0" * 64})}, "on other data"),
+        (lambda again: {"protocol": again.protocol.model_copy(update={"hash": "0" * 64})}, "another protocol"),
+        (lambda again: {"spec": again.spec.model_copy(update={"numerics": 1})}, "another spec"),
+    ],
+)
+def test_a_second_look_at_another_run_is_refused(entry, change, says):
+    with pytest.raises(CheckFailed, match=says):
+        second_look(entry, entry.record.model_copy(update=change(entry.record)), entry.outcomes)
+
+
+def test_an_evaluation_of_other_weights_grants_nothing(entry):
+    record, outcomes = evaluated(entry)
+    other = record.results["last"].model_copy(update={"weights": "0" * 64})
+    with pytest.raises(CheckFailed, match="other weights"):
+        second_look(entry, record.model_copy(update={"results": {"last": other}}), outcomes)
 
 
 def test_other_weights_are_refused_before_the_evaluation(entry, tmp_path):

@@ -26,7 +26,7 @@ from robflat_bench.measures.curvature.relative_flatness import RelativeFlatness
 from robflat_bench.measures.curvature.spectral_density import quadrature, smoothed
 from robflat_bench.measures.curvature.weighted_curvature import WeightedCurvature, WeightedCurvatureParams
 from robflat_bench.measures.oracle import Oracle, normalised
-from robflat_bench.measures.shared import FixedImagesParams
+from robflat_bench.measures.shared import SlopesParams
 from robflat_bench.numerics.weight_space import WeightSpace
 
 THREAT = Threat(0.1)
@@ -37,8 +37,8 @@ MEASURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "density": (HessianLambdaMax, HessianLambdaMaxParams, {"density": 2, "nodes": 6}),
     "trace": (HessianTrace, HessianTraceParams, {"probes": 2}),
     "weighted": (WeightedCurvature, WeightedCurvatureParams, {"probes": 2}),
-    "relative": (RelativeFlatness, FixedImagesParams, {}),
-    "fisher-rao": (FisherRao, FixedImagesParams, {}),
+    "relative": (RelativeFlatness, SlopesParams, {}),
+    "fisher-rao": (FisherRao, SlopesParams, {}),
 }
 LOOSE = {name: {"tolerance": 0.3, "vectors": 4} for name in ("lambda-max", "density", "weighted")}
 
@@ -641,7 +641,7 @@ def test_couplings_differ_and_memory_changes_nothing(name):
     smaller = read(name, model, examples, Workspace(batch=32, seed=5), coupling="frozen", **loose)
     assert smaller.value == pytest.approx(frozen.value, rel=1e-6)
     assert smaller.details == pytest.approx(frozen.details, rel=1e-5, abs=1e-7)
-    images = Oracle(THREAT, FixedImagesParams(coupling="frozen", steps=3))
+    images = Oracle(THREAT, SlopesParams(coupling="frozen", steps=3))
     images.freeze(model, examples, Workspace(batch=100, seed=5))
     at_them = read(name, model, images.points(examples), **loose)
     assert at_them.value == pytest.approx(frozen.value, rel=1e-6), "frozen is clean at the frozen images"

@@ -110,6 +110,59 @@ def test_the_last_joint_ascent_begins_at_the_frozen_solution_and_never_ends_belo
 
 
 # ---------------------------------------------------------------------------------------------------------
+# The released code's worst case
+# ---------------------------------------------------------------------------------------------------------
+
+
+def released_ascent(model: nn.Module, examples: Examples, xi: float, seed: int, epochs: int, batch: int) -> Tensor:
+    """Losses after the procedure of paper section 1.4, written out: images and weights move batch by batch."""
+    key, clean, deltas = (seed, "worst-case", 0), examples.x, []
+    for image, index in zip(clean, examples.index.tolist(), strict=True):
+        source = generator(*key, index)
+        direction = torch.randn(image.shape, generator=source, dtype=torch.float64)
+        deltas.append(
+            EPSILON * torch.rand((), generator=source, dtype=torch.float64) * direction / direction.abs().max()
+        )
+    delta, own = torch.stack(deltas), dict(model.named_parameters())
+    assert not ((clean + delta >= 0) & (clean + delta <= 1)).all(), "some first images lie outside [0,1]"
+    nu = {name: move.clone() for name, move in WeightSpace(model).in_ball(xi, *key).items()}
+    for _ in range(epochs):
+        for at in range(0, len(clean), batch):
+            rows = slice(at, at + batch)
+            there = moved_copy(model, nu).requires_grad_()
+            variable = (clean[rows] + delta[rows]).requires_grad_()
+            F.cross_entropy(there(variable), examples.y[rows]).backward()
+            stepped = delta[rows] + 0.02 * variable.grad.sign()
+            inside = stepped.clamp(-EPSILON, EPSILON)
+            delta[rows] = (clean[rows] + inside).clamp(0, 1) - clean[rows]
+            for name, parameter in there.named_parameters():
+                if name in nu:
+                    w = own[name].detach()
+                    nu[name] += 0.01 * w.norm() * parameter.grad / parameter.grad.norm()
+                    nu[name] *= min(1.0, float(xi * w.norm() / nu[name].norm()))
+    with torch.no_grad():
+        return F.cross_entropy(moved_copy(model, nu)(clean + delta), examples.y, reduction="none")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_the_released_setting_equals_the_released_procedure(epochs):
+    """Nine examples in batches of four; the draws are shared."""
+    model, examples = small_net(), small_examples()
+    released = {"start": "released", "keep": "last", "batch": 4, "weight_step": 0.01, "step": 0.02}
+    measure = WorstCase(WorstCaseParams(xi=0.03, restarts=1, steps=epochs, **released), THREAT)
+    found = measure.ascend(model, examples, Workspace(seed=5), 0.03, 0)
+    expected = released_ascent(model, examples, 0.03, 5, epochs, 4)
+    assert found.losses.numpy() == pytest.approx(expected.numpy(), rel=1e-9)
+    uniform = WorstCase(measure.params.model_copy(update={"start": "uniform"}), THREAT)
+    assert not torch.allclose(uniform.ascend(model, examples, Workspace(seed=5), 0.03, 0).losses, expected, rtol=1e-3)
+
+
+def test_first_images_outside_the_pixel_range_cannot_be_the_best_iterate():
+    with pytest.raises(ValueError, match="needs keep=last"):
+        WorstCaseParams(start="released")
+
+
+# ---------------------------------------------------------------------------------------------------------
 # 2: "average <= worst at equal radius and coupling"
 # ---------------------------------------------------------------------------------------------------------
 

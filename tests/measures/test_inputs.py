@@ -14,13 +14,14 @@ from helpers.measures import Remembering, residual, stir, tangled
 from helpers.naive import digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robflat_bench.backbones.parts import Normalized, initialize
 from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Examples, ImageShape, Measurement, NoValue, Threat, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.inputs.gradient_alignment import GradientAlignment
-from robflat_bench.numerics.folding import fold, folded
+from robflat_bench.numerics.folding import folded, pairs
 from robflat_bench.registry.components import resolve
 
 EPSILON = 0.1
@@ -409,10 +410,6 @@ def test_boundary_thickness_equals_the_naive_loop(measure, attack):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def norms_left(model: nn.Module) -> int:
-    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-
-
 @pytest.mark.parametrize(
     ("make", "shape", "left"),
     [
@@ -428,23 +425,15 @@ def test_folded_networks_have_the_same_logits(make, shape, left):
     model = make()
     x = torch.rand(7, *shape, generator=generator("fold")).to(next(model.parameters()))
     before, twin = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
-    folded = fold(model, x)
     logits = model(x)
-    assert torch.allclose(folded(x), logits, rtol=1e-5, atol=1e-5 * float(logits.detach().abs().max()))
-    assert norms_left(folded) == left < norms_left(model)
+    with folded(model, x):
+        assert torch.allclose(model(x), logits, rtol=1e-5, atol=1e-5 * float(logits.detach().abs().max()))
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert norms - len(pairs(model, x)) == left < norms
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [str(module) for module in model.modules()] == [str(module) for module in twin.modules()]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not any(module._forward_hooks for module in (*model.modules(), *folded.modules()))
-
-
-def test_folding_reads_running_statistics_in_train_mode_too():
-    model = small_net().train()
-    x = small_examples().x
-    folded = fold(model, x)
-    assert model.training
-    assert not folded.training
-    assert torch.allclose(folded(x), model.eval()(x), atol=1e-12)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 class Gated(nn.Module):
@@ -483,7 +472,6 @@ def test_what_reads_a_convolution_past_the_graph_keeps_it_unfolded(make):
     x = torch.rand(5, 2, 5, 5, generator=generator("past"))
     with torch.no_grad():
         logits = model(x)
-    assert torch.equal(fold(model, x)(x), logits)
     with folded(model, x):
         assert torch.equal(model(x), logits)
 
@@ -504,14 +492,18 @@ def test_norms_of_ones_own_are_not_folded(kind):
     nn.init.constant_(norm.bias, -0.1)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), norm, nn.Flatten()).eval()
     x = torch.rand(2, 2, 5, 5, generator=generator("own"))
-    assert torch.allclose(fold(model, x)(x), model(x), atol=1e-6)
+    logits = model(x)
+    with folded(model, x):
+        assert torch.equal(model(x), logits)
 
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_input_measures_of_folded_networks_agree(measure, name):
     model, examples = small_net(nn.SiLU()), small_examples()
-    found, folded = (measure(name, net, examples) for net in (model, fold(model, examples.x)))
-    assert folded.value == pytest.approx(found.value, rel=1e-5)
+    fused = copy.deepcopy(model)
+    fused[0], fused[1] = fuse_conv_bn_eval(fused[0], fused[1]), nn.Identity()
+    found, again = (measure(name, net, examples) for net in (model, fused))
+    assert again.value == pytest.approx(found.value, rel=1e-5)
     assert found.value != 0
 
 

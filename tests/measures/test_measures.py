@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core import Examples, Measurement, Workspace
+from robflat_bench.core.estimates import crossed_errors
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.measures.flatness.reference import paper_reference
 from robflat_bench.measures.flatness.worst_case import WorstCase, WorstCaseParams
 from robflat_bench.measures.oracle import Oracle
-from robflat_bench.measures.random_moves import crossed_errors
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.weight_space import WeightSpace, norm
 

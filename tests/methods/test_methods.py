@@ -10,9 +10,11 @@ from helpers import naive
 from helpers.naive import COUNT, batch, images, inner, network, training
 from torch import Tensor, nn
 
-from robflat_bench.attacks.engine import cross_entropy
+from robflat_bench.attacks.engine import Objective, TrainingAttack, cross_entropy
 from robflat_bench.config.cost import passes_per_image
-from robflat_bench.core import Batch, Method, Params
+from robflat_bench.config.protocol import load
+from robflat_bench.config.spec import DatasetRef, make_spec
+from robflat_bench.core import Batch, Method, Params, UsageError
 from robflat_bench.core.randomness import generator
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.methods.at import AT
@@ -28,6 +30,7 @@ METHODS = {
     "at": lambda: AT(Params()),
     "trades": lambda: TRADES(TRADESParams(beta=4.5)),
 }
+DATA = DatasetRef(name="digits", checksum="a" * 64, canonical=True, origin="a test")
 EVERY = [info.name for info in robflat_bench_methods()]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,3 +179,32 @@ def test_update_costs_the_declared_passes(registry, model, name, steps):
     assert (counter.forward, counter.backward) == (forward * COUNT, backward * COUNT)
     model(given.x)
     assert counter.forward == forward * COUNT, "removed, it no longer counts"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Starts
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_methods_whose_objective_is_stationary_at_the_images_say_so(registry, model, name, monkeypatch):
+    """Elsewhere its gradient differs from zero: a divergence from the clean prediction is smallest at the image."""
+    slopes: list[float] = []
+
+    def probe(attack: TrainingAttack, network: nn.Module, x: Tensor, objective: Objective) -> Tensor:
+        slopes.append(float(attack.gradient(network, x, objective).abs().max()))
+        return x
+
+    monkeypatch.setattr(TrainingAttack, "__call__", probe)
+    method, _ = build(registry, name, model)
+    method.attack(model, batch(progress=0.9), inner())
+    stationary = bool(slopes) and max(slopes) < 1e-12
+    assert stationary == compose(registry, name).method.info.random_start, slopes
+
+
+@pytest.mark.parametrize("text", ["trades", "hat", "score", "self-adaptive", "trades+awp"])
+def test_a_start_where_the_gradient_is_zero_is_refused_before_training(registry, tiny, text):
+    protocol = load(registry, str(tiny), ("recipe.attack_start=zero",))
+    with pytest.raises(UsageError, match="start at random"):
+        make_spec(registry, protocol, compose(registry, text), DATA, 1)
+    make_spec(registry, protocol, compose(registry, "at"), DATA, 1)

@@ -72,7 +72,7 @@ def inputs_of(model: nn.Module, run) -> list[Tensor]:
 STATELESS: dict[str, Method] = {
     "mart": MART(MARTParams()),
     "alp": ALP(ALPParams()),
-    "alp clean": ALP(ALPParams(weight=0.7, clean=True)),
+    "alp adversarial": ALP(ALPParams(weight=0.7, clean=False)),
     "score": SCORE(SCOREParams()),
 }
 
@@ -93,10 +93,9 @@ def naive_loss(name: str, model: nn.Module, given: Batch, x_adv: Tensor, detache
                 wanted = (1 - 10 * 0.1 / 9) * target[k] + 0.1 / 9
                 value = value + (p[k] - wanted) ** 2 + 3 * (q[k] - p[k]) ** 2
         else:
-            pairing = sum((clean[i, k] - perturbed[i, k]) ** 2 for k in range(CLASSES))
-            value = naive.cross_entropy(q, target) + (0.5 if name == "alp" else 0.7) * pairing
-            if name == "alp clean":
-                value = value + naive.cross_entropy(p, target)
+            pairing = sum((clean[i, k] - perturbed[i, k]) ** 2 for k in range(CLASSES)) / CLASSES
+            both = naive.cross_entropy(q, target), naive.cross_entropy(p, target)
+            value = sum(both) / 2 + 0.5 * pairing if name == "alp" else both[0] + 0.7 * pairing
         values.append(value)
     return naive.mean(values, given)
 

@@ -397,19 +397,19 @@ def objective_of(name: str, model: nn.Module, given: Batch):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("tau", [0, 1, 3])
-def test_pgd_tau_stops_each_example_tau_steps_after_it_is_fooled(model, name, tau):
+def test_pgd_tau_stops_each_example_at_its_misclassified_iterate_number_tau_plus_one(model, name, tau):
     balance(model, batch())
     given, steps = labelled(model), 8
     start = given.x + 1e-3 * torch.randn(given.x.shape, generator=generator("attack"), dtype=torch.float64)
     iterates, _ = naive.pgd(model, given.x, start, objective_of(name, model, given), steps, step=0.004)
-    twin, first = copy.deepcopy(model).eval(), []
+    twin, first, stops = copy.deepcopy(model).eval(), [], []
     for i in range(COUNT):
         wrong = [t for t in range(steps + 1) if int(twin(iterates[t])[i].argmax()) != int(given.y[i])]
         first.append(wrong[0] if wrong else None)
+        stops.append(wrong[tau] if len(wrong) > tau else steps)
     assert 0 in first, "one is misclassified from the start"
     assert None in first, "one is never fooled"
     assert {*first} & {1, 2, 3, 4}, "one is fooled on the way"
-    stops = [steps if j is None else min(steps, j + tau) for j in first]
     method: Method = METHODS[name]()
     modifier = PGDTau(PGDTauParams(tau=tau))
     seen, x_adv = recorded(model, lambda: modifier.attack(method.attack, model, given, slow(steps)))
@@ -422,15 +422,27 @@ def test_pgd_tau_stops_each_example_tau_steps_after_it_is_fooled(model, name, ta
     assert not torch.allclose(x_adv[never], given.x[never], atol=1e-3), "never fooled, it is not left clean"
 
 
-@pytest.mark.parametrize("tau", [0, 1, 2])
-def test_pgd_tau_counts_steps_after_the_first_success(tau):
-    """An example is fooled at iterate 2 and then correct again: later steps count nevertheless."""
-    y, steps = torch.tensor([0, 0]), 6
+@pytest.mark.parametrize(("tau", "expected"), [(0, 0), (1, 3), (2, 4), (3, 5), (4, 6)])
+def test_pgd_tau_counts_misclassified_iterates(tau, expected):
+    """Iterates wrong, right, right, wrong, wrong, wrong. The reference is the published loop, for one example."""
+    pattern = [True, False, False, True, True, True]
+
+    def published() -> int:
+        left, at = tau, 0
+        for wrong in pattern:
+            if wrong and left == 0:
+                break
+            left -= wrong
+            at += 1
+        return at
+
+    moves, at = moving(torch.tensor([0, 0]), tau), 0
     right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    moves = moving(y, tau)
-    asked = [moves(torch.stack([wrong if t == 2 else right, right])) for t in range(steps)]
-    assert [bool(a[0]) for a in asked] == [t < 2 + tau for t in range(steps)]
-    assert all(bool(a[1]) for a in asked)
+    for _ in pattern:
+        asked = moves(torch.stack([wrong if pattern[at] else right, right]))
+        at += int(asked[0])  # an example that does not move keeps its iterate
+        assert bool(asked[1]), "one that is never misclassified goes on"
+    assert at == published() == expected
 
 
 def prediction(model: nn.Module, x: Tensor, bn: str) -> list[int]:

@@ -254,11 +254,13 @@ def test_random_wp_draws_anew_in_each_update_and_epoch(registry):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def naive_rwp(model: nn.Module, given: Batch, x_adv: Tensor, gamma: float, steps: int, threshold: float):
+def naive_rwp(
+    model: nn.Module, given: Batch, x_adv: Tensor, gamma: float, steps: int, threshold: float, raw: bool = False
+):
     """nu after 0, 1, ... steps, and how many examples were below the threshold at each."""
     radius = gamma * length(*matrices(model).values())
     nu = {name: torch.zeros_like(p) for name, p in matrices(model).items()}
-    trail, counts = [nu], []
+    trail, counts, total = [nu], [], nu
     for _ in range(steps):
         there = displaced(model, nu)
         kept = [(w, v) for w, v in zip(given.weight, losses(there, given, x_adv), strict=True) if v < threshold]
@@ -266,23 +268,28 @@ def naive_rwp(model: nn.Module, given: Batch, x_adv: Tensor, gamma: float, steps
         if kept:
             slope = gradient(there, sum(w * v for w, v in kept))
             scale = length(*(slope[name] for name in nu))
+            total = {name: total[name] + slope[name] for name in nu}
             nu = {name: nu[name] + radius * slope[name] / scale for name in nu}
+            if raw:
+                nu = {name: radius * total[name] / length(*total.values()) for name in nu}
             reached = length(*nu.values())
             nu = {name: value * min(1.0, radius / reached) for name, value in nu.items()}
         trail.append(nu)
     return trail, counts
 
 
+@pytest.mark.parametrize("gradients", ["normalised", "raw"])
 @pytest.mark.parametrize(("rank", "gamma", "steps"), [(2, 0.02, 3), (3, 0.1, 5), (5, 0.02, 2)])
-def test_rwp_equals_the_naive_perturbation(registry, model, rank, gamma, steps):
+def test_rwp_equals_the_naive_perturbation(registry, model, rank, gamma, steps, gradients):
     """The threshold lies between the losses of two examples."""
     given, before = batch(soft=True, weighted=True), copy.deepcopy(model)
     x_adv = adversarial(model, given)
     values = sorted(v.item() for v in losses(copy.deepcopy(model), given, x_adv))
     threshold = (values[rank - 1] + values[rank]) / 2
-    ours = Updates(registry, f"at+rwp(gamma={gamma}, steps={steps}, threshold={threshold!r})", model)
+    text = f"at+rwp(gamma={gamma}, steps={steps}, threshold={threshold!r}, gradients={gradients})"
+    ours = Updates(registry, text, model)
     returned = ours.step(given)
-    trail, counts = naive_rwp(before, given, x_adv, gamma, steps, threshold)
+    trail, counts = naive_rwp(before, given, x_adv, gamma, steps, threshold, raw=gradients == "raw")
     assert counts[0] == rank
     assert rank == 5 or len(set(counts)) > 1, "who is below depends on the weights"
     assert len(ours.seen) == steps + 1

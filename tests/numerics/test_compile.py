@@ -31,7 +31,7 @@ from robflat_bench.numerics.compilation import Compilation, captured, fused
 from robflat_bench.numerics.gradients import guarded
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weight_space import WeightSpace
-from robflat_bench.numerics.weights import digest
+from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.registry.components import compose
 from robflat_bench.results.store import Store
 from robflat_bench.runs.run import Run, _train
@@ -321,9 +321,9 @@ def test_call_that_fails_after_its_trial_is_repeated_eagerly(session):
 # ---------------------------------------------------------------------------------------------------------
 
 
-VARIANTS_OF_A_RUN = 7
-"""The attack with and without gradients, on the batches of training, of the held-out check (as large: other autocast
-settings) and of evaluation; and the loss."""
+VARIANTS_OF_A_RUN = 11
+"""The loss; the attack with and without gradients, on the batches of training and of the held-out check (as large:
+other autocast settings); and in evaluation, where each of two checkpoints has a network of its own."""
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", no_compiler])
@@ -384,9 +384,10 @@ def test_interrupted_compiled_run_resumes_eagerly_and_vice_versa(registry, tiny,
         compilation = Compilation("cpu", print, "aot_eager") if compiled else None
         where = Store(tmp_path / store)
         session = Session(registry, protocol, splits, where, "cpu", observer or Observer(), compile=compilation)
-        model, _ = _train(Run(session, compose(registry, "at"), 1))
+        run = Run(session, compose(registry, "at"), 1)
+        _train(run)
         assert compilation is None or compilation.variants
-        return digest(model.state_dict())
+        return digest(read_weights(run.folder.weights("last")))
 
     with pytest.raises(KeyboardInterrupt):
         trained("stopped", first, StopsAt(2))

@@ -225,7 +225,9 @@ def other_value(annotation, default):
         return default / 2 or 0.125
     if isinstance(default, tuple):
         return [1] * len(default)
-    return 0.125 if default is None else "another"
+    if default is None:
+        return "*.bias" if "tuple[str" in str(annotation) else 0.125
+    return "another"
 
 
 BUILT_IN = [

@@ -12,7 +12,7 @@ import sys
 import pluggy
 import pytest
 from helpers import misbehaving
-from helpers.fake_records import fake_run
+from helpers.fake_records import fake_run, submitted
 from helpers.misbehaving import EVENTS
 
 from robflat_bench import __version__
@@ -224,6 +224,15 @@ def test_the_rest_of_the_state_is_restored_where_one_part_cannot_be(tmp_path, mo
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_deleted_folder_is_no_fault_of_an_observer(tmp_path, monkeypatch):
+    observers = pytest.importorskip("robflat_bench.runs.observers")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with observers.undisturbed():
+        pass
+
+
 def test_an_observer_that_exits_does_not_end_the_run(site, run):
     site.install("bad-plugin", {"bad_plugin.py": raises_in("epoch_ends", "SystemExit(9)")})
     done = run("--method", "at")
@@ -341,7 +350,7 @@ def test_a_plugin_that_changes_the_record_it_is_shown_changes_its_own_copy(site,
 def test_an_entry_that_a_plugin_finds_wrong_is_refused(site, tmp_path):
     run = fake_run(tmp_path / "runs", "at", 1)
     root = tmp_path / "leaderboard"
-    (folder,) = [entries.add_entry(root, run, "2026-01-01")]
+    (folder,) = submitted(root, [run])
     assert entries.read_entry(root, folder, discover()).record.method
     site.install("tells-plugin", {"tells_plugin.py": TELLS.replace('["plugins"]', '.get("plugins", {})')})
     with pytest.raises(CheckFailed, match=r"tells-plugin 1\.0: it does not say by which library"):

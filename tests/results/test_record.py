@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from helpers.small_result import OUTCOMES, small_result
 
 from robflat_bench.core import CheckFailed
 from robflat_bench.results import record as records
+from robflat_bench.results.archives import arrays_bytes
 from robflat_bench.results.record import RunRecord, check, malformed, totals
-from robflat_bench.results.store import RunFolder, arrays_bytes, outcomes_bytes, read_arrays
+from robflat_bench.results.store import RunFolder, outcomes_bytes, read_arrays, read_record
 from robflat_bench.testing.tiny import tiny_protocol
 
 # ---------------------------------------------------------------------------------------------------------
@@ -135,6 +137,11 @@ PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
         (change_at("results", "last", "clean_error", to=float("nan")), "'results.last.clean_error' = nan"),
         (change_at("budget", "seconds", to=float("inf")), "'budget.seconds' = inf"),
         (change_at("budget", "forward", to="many"), "'budget.forward' = 'many'"),
+        (change_at("results", "last", "robust_loss", "test", to=True), "Input should be a valid number"),
+        (lambda document: document.update(seed=True), "Input should be a valid integer"),
+        (lambda document: document["results"].pop("last"), "its results lack the checkpoint last"),
+        (lambda document: document["results"].pop("best"), "its results lack the checkpoint best"),
+        (lambda document: document.update(results={}), "its results lack the checkpoint best"),
         (change_at("key", to="0" * 16), "its key differs from the key in its spec"),
         (change_at("method", to="trades(beta=6.0)"), "its method differs"),
         (change_at("seed", to=2), "its seed differs"),
@@ -172,6 +179,12 @@ def test_a_file_that_is_not_a_record_is_refused(tamper, raw):
 
 def test_a_record_too_large_is_refused(tamper):
     assert f"larger than {records.MAX_BYTES} bytes" in tamper(raw=lambda text: text + " " * records.MAX_BYTES)
+
+
+def test_a_record_that_is_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(CheckFailed, match=r"record\.json cannot be read: it is not a regular file"):
+        read_record(tmp_path / "record.json", RunRecord)
 
 
 def test_changed_outcomes_are_refused(finished_copy, tamper):

@@ -17,14 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError
+from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError, clock
 from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
-from robflat_bench.results import store as stores
+from robflat_bench.results.archives import arrays_bytes
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.store import (
     RunFolder,
     Store,
-    StoredJournal,
-    arrays_bytes,
     disk_errors,
     read_arrays,
     write_atomically,
@@ -142,18 +141,9 @@ def test_pickled_objects_are_refused(tmp_path):
             return (Path.touch, (tmp_path / "exploded",))
 
     np.savez(path, x=np.array([Bomb()], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match="damaged: object"):
         read_arrays(path)
     assert not (tmp_path / "exploded").exists()
-
-
-def test_archives_that_unpack_to_too_much_are_refused(tmp_path):
-    path = tmp_path / "bomb.npz"
-    path.write_bytes(arrays_bytes({"x": np.zeros(200_000), "y": np.zeros(200_000)}))
-    assert path.stat().st_size < 10_000
-    assert {*read_arrays(path, 4_000_000)} == {"x", "y"}
-    with pytest.raises(ValueError, match="unpacks to more than 3000000 bytes"):
-        read_arrays(path, 3_000_000)
 
 
 def npz(**entries: bytes) -> bytes:
@@ -278,8 +268,8 @@ def test_sections_share_no_units(tmp_path):
 
 
 def test_a_units_seconds_count_once_in_its_journal_and_in_each_parent(tmp_path, monkeypatch):
-    clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(stores.clock, "now", lambda: next(clock))
+    seconds = iter(range(0, 1000, 3))
+    monkeypatch.setattr(clock, "now", lambda: next(seconds))
     seen = []
     journal = StoredJournal(tmp_path, lambda: seen.append(1))
     section = journal.section("a")

@@ -64,6 +64,22 @@ def test_a_live_module_gives_the_results_of_its_file(session, plan, finished):
     )
 
 
+def test_records_count_the_tensors_that_move_and_those_that_stay(session, finished):
+    texts = ("average-case(draws=2, steps=2)", 'average-case(draws=2, steps=2, exclude=["*head*"])', "margin")
+    plan = choose_plan(session.registry, session.fixed, "last", ("fgsm",), texts, 20)
+    file = str(finished.folder / "checkpoints" / "last.safetensors")
+    record, _ = evaluate_model(session, file, plan)
+    module = load_model(session, find_model(session, file))
+    sizes = {name: p.numel() for name, p in module.named_parameters() if ".norm" not in name and p.any()}
+    every, few, none = (found.details for found in record.results[record.model].measures.values())
+    total = sum(p.numel() for p in module.parameters())
+    assert every["tensors_moved"] == len(sizes)
+    assert (every["weights_moved"], every["weights_left"]) == (sum(sizes.values()), total - sum(sizes.values()))
+    assert every["tensors_left"] == len(list(module.parameters())) - len(sizes)
+    assert few["tensors_moved"] == len([name for name in sizes if "head" not in name]) < len(sizes)
+    assert not [name for name in none if "moved" in name]
+
+
 def test_a_live_module_stays_as_its_owner_left_it(session, plan, finished):
     """Whatever its precision and mode: a copy is evaluated, in the protocol's precision and in eval mode."""
     module = load_model(session, find_model(session, str(finished.folder / "checkpoints" / "last.safetensors")))

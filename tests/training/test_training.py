@@ -12,7 +12,7 @@ from torch import nn
 from robflat_bench.config.cost import passes_per_image, updates_per_batch
 from robflat_bench.config.protocol import load
 from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from robflat_bench.core import MethodInfo, Observer, UsageError
+from robflat_bench.core import MethodInfo, Observer, RunFailed, UsageError
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.session import Session
 from robflat_bench.methods import robflat_bench_methods
@@ -139,7 +139,7 @@ def run(session: Session, method: str) -> Run:
 def trained(session: Session, method: str) -> tuple[loop.State, dict[str, str]]:
     """The final state of training, and the digests of the weights it wrote."""
     made = run(session, method)
-    _, state = _train(made)
+    state = _train(made)
     return state, {name: digest(read_weights(made.folder.weights(name))) for name in ("best", "last")}
 
 
@@ -196,6 +196,38 @@ def test_initial_weights_and_every_nth_epoch_are_kept(bench):
     longer = replace(bench("recipe.epochs=5", "recipe.schedule=constant", store="longer"), keep_every=2)
     kept = [trained(session, "at") and run(session, "at").folder for session in (shorter, longer)]
     assert digest(read_weights(kept[0].weights("last"))) == digest(read_weights(kept[1].weights("epoch-0001")))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_an_update_that_makes_a_weight_not_finite_ends_the_run_there(bench, monkeypatch, value):
+    """The loss of the update is finite; without the check, the run goes on with the broken network."""
+    update = Composition.update
+
+    def breaks(self, model, batch, *rest):
+        loss = update(self, model, batch, *rest)
+        if batch.moment.epoch == 1 and batch.moment.update == 2:
+            with torch.no_grad():
+                next(model.parameters()).view(-1)[-1] = value
+        return loss
+
+    monkeypatch.setattr(Composition, "update", breaks)
+    with pytest.raises(RunFailed, match="makes weights NaN or infinite at epoch 1, step 2") as caught:
+        trained(bench(), "at")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_damaged_initial_file_does_not_block_resuming(bench, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    here = bench()
+    with pytest.raises(KeyboardInterrupt):
+        trained(replace(here, observer=StopsAt(4)), "at")
+    initial = run(here, "at").folder.weights("initial")
+    whole = initial.read_bytes()
+    for damaged in (whole[:100], b"", None):
+        initial.unlink() if damaged is None else initial.write_bytes(damaged)
+        trained(here, "at")
+        assert initial.read_bytes() == whole
+    assert execute(run(here, "at")).results
 
 
 @pytest.mark.parametrize("method", [*EVERYTHING, *TOGETHER])

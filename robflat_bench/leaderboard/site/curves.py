@@ -11,7 +11,7 @@ from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.leaderboard.site.figures import LEFT, RIGHT, TOP, Figure, Points
 from robflat_bench.leaderboard.site.svg import Drawing, scale
 from robflat_bench.leaderboard.site.words import format_value
-from robflat_bench.results.record import RunRecord
+from robflat_bench.results.record import Bounded, Count, RunRecord
 
 SHAPES = ("circle", "square", "diamond")
 FIELDS = {
@@ -33,15 +33,15 @@ class DocumentPart(BaseModel):
 class CurveValue(DocumentPart):
     """In nats; None where the measure has no value."""
 
-    value: float | None
+    value: Bounded | None
 
 
 class TrainedNetwork(DocumentPart):
     """Which network of which run. epoch: counted from 0."""
 
     label: str
-    seed: int | None
-    epoch: int | None
+    seed: Count | None
+    epoch: Count | None
 
 
 class NetworkValues(DocumentPart):

@@ -25,6 +25,8 @@ from robflat_bench.leaderboard.site.cards import Card, equation
 from robflat_bench.results.quantities import QuantityValue
 from robflat_bench.results.record import RunRecord
 
+CHANGES = "changes"
+"""Address of the page of changes; a board, and every page of the leaderboard's own, has another."""
 FILTERS = {
     "amount": words.format_count,
     "equation": equation,
@@ -74,7 +76,7 @@ def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
     for board in leaderboard.boards:
         site.board(board)
     site.page(("index.html",), "index.html", title="robflat-bench", about=site.markdown(sources.pages.get("about", "")))
-    site.page(("changes", "index.html"), "changes.html", title="Changes", identity=export.identity)
+    site.page((CHANGES, "index.html"), "changes.html", title="Changes", identity=export.identity)
     for name, text in sources.pages.items():
         if name != "about":
             title = name.replace("-", " ").capitalize()

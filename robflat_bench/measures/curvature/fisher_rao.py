@@ -20,7 +20,7 @@ Standard error: over examples. Cost: one forward and two backward passes of each
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, passes_at_fixed_images
+from robflat_bench.measures.shared import FUNCTION, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     import torch
@@ -37,24 +37,25 @@ INFO = MeasureInfo(
     name="fisher-rao",
     summary="squared Fisher-Rao norm of the weights: <w, F w>, exact by Jacobian-vector products",
     factory=f"{__name__}:FisherRao",
-    params=FixedImagesParams,
+    params=SlopesParams,
     citation="Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS 2019",
     title="Fisher-Rao norm, squared ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("1", "1"),
     powers=FUNCTION,
+    estimate="examples",
 )
 
 
 class FisherRao(Measure):
     """Arrays: `per_example` [N]. Details: `empirical`."""
 
-    params: FixedImagesParams
+    params: SlopesParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         oracle, points = given_images(self, model, examples, workspace)
-        layers = list(WeightSpace(model).layers.values())
+        layers = list(WeightSpace(model, exclude=self.params.exclude).layers.values())
 
         def both(part: Examples) -> Tensor:
             with twice_differentiable(model, layers):

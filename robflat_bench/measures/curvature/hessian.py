@@ -29,9 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.core import Examples, Journal, Measurement, NoValue, Workspace
 from robflat_bench.core.batching import padded_batches
+from robflat_bench.core.estimates import error_of_mean
 from robflat_bench.core.randomness import generator, normal_like
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
-from robflat_bench.measures.per_example import error_of_mean
 from robflat_bench.measures.shared import LanczosParams
 from robflat_bench.measures.units import unit, units
 from robflat_bench.numerics.weight_space import WeightSpace
@@ -82,9 +82,11 @@ class DiagonalOperator(Symmetric):
 class Hessian(Symmetric):
     """H over all layers, flattened one after another, at the fixed images of the oracle."""
 
-    def __init__(self, model: nn.Module, oracle: Oracle, examples: Examples) -> None:
+    def __init__(
+        self, model: nn.Module, oracle: Oracle, examples: Examples, exclude: tuple[str, ...] | None = None
+    ) -> None:
         self.model = model
-        self.layers = WeightSpace(model).layers
+        self.layers = WeightSpace(model, exclude=exclude).layers
         self.sizes = [layer.numel() for layer in self.layers.values()]
         self.points = oracle.points(examples)
         self.oracle = oracle

@@ -14,7 +14,7 @@ Cost: `probes` products with H, each one forward and one backward pass of each i
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams, Probes, passes_at_fixed_images
+from robflat_bench.measures.shared import Probes, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     import numpy as np
@@ -24,7 +24,7 @@ with lazy_imports():
     from robflat_bench.measures.oracle import given_images
 
 
-class HessianTraceParams(FixedImagesParams):
+class HessianTraceParams(SlopesParams):
     probes: Probes = 50
 
 
@@ -41,6 +41,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("probes", "2 * probes"),
     powers={"layers": -2},
+    estimate="probes",
 )
 
 
@@ -50,5 +51,5 @@ class HessianTrace(Measure):
     params: HessianTraceParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        hessian = Hessian(model, *given_images(self, model, examples, workspace))
+        hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         return trace(hessian, np.ones(hessian.size), self.params.probes, workspace, INFO.name, "trace")

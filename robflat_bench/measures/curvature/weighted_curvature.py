@@ -42,6 +42,7 @@ INFO = MeasureInfo(
     example={"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
     couplings=("clean", "frozen"),
     powers=FUNCTION,
+    estimate="probes",
 )
 
 
@@ -51,7 +52,7 @@ class WeightedCurvature(Measure):
     params: WeightedCurvatureParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        hessian = Hessian(model, *given_images(self, model, examples, workspace))
+        hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         w = hessian.weights()
         found = trace(hessian, w, self.params.probes, workspace, INFO.name, "weighted_trace")
         weighted = DiagonalOperator(w) @ hessian @ DiagonalOperator(w)

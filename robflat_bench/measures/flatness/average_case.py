@@ -30,7 +30,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
-class AverageCaseParams(shared.OracleParams):
+class AverageCaseParams(shared.OracleParams, shared.WeightSpaceParams):
     coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=shared.COUPLING)
     xi: shared.Xi = 0.5
     ball: shared.Shape = "layer"
@@ -53,6 +53,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen", "reattack"),
     passes=shared.passes_of_readings("draws + 1"),
     powers={"layers": 0},
+    estimate="draws and examples",
 )
 
 
@@ -63,7 +64,7 @@ class AverageCase(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params = self.params
-        space = WeightSpace(model, ball=Ball(params.ball, params.norm))
+        space = WeightSpace(model, ball=Ball(params.ball, params.norm), exclude=params.exclude)
         moves = (space.on_sphere(params.xi, workspace.seed, INFO.name, draw) for draw in range(params.draws))
         matched, losses = losses_after(self, space, examples, workspace, moves)
         reference, details = subtracted(self, matched, model, examples, workspace)

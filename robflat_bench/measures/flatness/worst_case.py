@@ -8,11 +8,13 @@ One \nu for all examples and one d per example climb together (coupling `joint`)
 
     \nu_l <- \Pi_{B_xi} ( \nu_l + \beta ||w_l|| g_l / ||g_l|| ),   d_i <- \Pi ( d_i + \alpha sign \nabla_{d_i} \ell )
 
-Under `frozen` and `clean` the images stay and \nu climbs alone. The matched reference L(w) is the same ascent with
-xi = 0. At the end of each ascent a stronger attack at w + \nu starts from the images found there; its loss is higher by
-the detail `shortfall`. The released code's setting is batch=128, weight_step=0.01, keep=last, reference=paper.
-The paper's ball has one l2 radius per layer; for other balls see `weight_space`.
-Stutz et al., ICCV 2021.
+Under `frozen` and `clean` the images stay and \nu climbs alone. The matched reference L(w) is the same ascent with xi
+= 0. At the end of each ascent a stronger attack at w + \nu starts from the images found there; its loss is higher by
+the detail `shortfall`. The released code's setting is start=released, batch=128, weight_step=0.01, step=0.007,
+keep=last, reference=paper: images start on Gaussian directions, and their first gradient is taken before they are
+clipped to [0,1]. Its step is longer than the ball's radius, so \nu follows the last batch, and each batch of images
+makes one step while \nu makes one for every batch. The paper's ball has one l2 radius per layer; for other balls see
+`weight_space`. Stutz et al., ICCV 2021.
 
 Unchanged when a convolution followed by batch normalisation is rescaled.
 Standard error: over examples, at the best \nu.
@@ -34,7 +36,6 @@ from robflat_bench.core import (
     Measure,
     MeasureInfo,
     Measurement,
-    Params,
     Passes,
     Workspace,
     lazy_imports,
@@ -47,16 +48,17 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import attacked, project
-    from robflat_bench.core.randomness import per_example_uniform
+    from robflat_bench.core.estimates import standard_deviation
+    from robflat_bench.core.randomness import per_example_gaussian_direction, per_example_uniform
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
+    from robflat_bench.measures.per_example import best_start, mean_of
     from robflat_bench.measures.units import section, units
     from robflat_bench.numerics.folding import folded
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
 
 
-class WorstCaseParams(Params):
+class WorstCaseParams(shared.WeightSpaceParams):
     coupling: Literal["clean", "frozen", "joint"] = Field(default="joint", description=shared.COUPLING)
     xi: shared.Xi = 0.003
     ball: shared.Shape = "layer"
@@ -67,6 +69,10 @@ class WorstCaseParams(Params):
     weight_step: shared.Step = Field(
         default=None, description="Step size of the weights, in units of xi=1; by default 2.5 xi / updates."
     )
+    start: Literal["uniform", "released"] = Field(
+        default="uniform",
+        description="First images of a joint ascent: uniform in the ball, or eps U(0,1) along a Gaussian direction.",
+    )
     batch: NonNegativeInt = Field(default=0, description="Examples per update of the weights; 0: all of them.")
     keep: Literal["best", "last"] = Field(default="best", description="Iterate of an ascent that counts.")
     warm: bool = Field(default=False, description="Under `joint`: one more ascent, from where `frozen` ends.")
@@ -76,6 +82,12 @@ class WorstCaseParams(Params):
     reference_restarts: shared.ReferenceRestarts = 10
 
     _attacked = model_validator(mode="after")(shared.reference_is_attacked)
+
+    @model_validator(mode="after")
+    def _iterates_lie_in_the_threat_model(self) -> WorstCaseParams:
+        if self.start == "released" and self.keep == "best":
+            raise ValueError("start=released needs keep=last, because its first images may lie outside [0,1]")
+        return self
 
 
 STRONG, STRONG_BACK = "2 * restarts * (strong_steps + 1)", "2 * restarts * strong_steps"
@@ -96,6 +108,7 @@ INFO = MeasureInfo(
         "joint": Passes(f"2 * restarts * (steps + 1) + {STRONG}", f"2 * restarts * steps + {STRONG_BACK}"),
     },
     powers={"layers": 0},
+    estimate="examples",
 )
 
 
@@ -137,7 +150,7 @@ class WorstCase(Measure):
         return Oracle(self.threat, attack)
 
     def _space(self, model: nn.Module) -> WeightSpace:
-        return WeightSpace(model, ball=Ball(self.params.ball, self.params.norm))
+        return WeightSpace(model, ball=Ball(self.params.ball, self.params.norm), exclude=self.params.exclude)
 
     def _restarts(
         self, model: nn.Module, examples: Examples, workspace: Workspace, xi: float, frozen: Tensor | None
@@ -159,7 +172,7 @@ class WorstCase(Measure):
         attack = shared.OracleParams(coupling="reattack", warm=True, steps=params.strong_steps, logits=params.logits)
         oracle = Oracle(self.threat, attack)
         oracle.images = climb.images
-        with WeightSpace(model).moved(climb.nu):
+        with self._space(model).moved(climb.nu):
             return oracle.losses(model, examples, replace(workspace, journal=Journal()))
 
     def ascend(
@@ -175,11 +188,10 @@ class WorstCase(Measure):
 
         `frozen` holds the images found at w. A joint ascent beyond the last restart begins where the frozen one ends.
         """
-        params, epsilon, key = self.params, self.threat.epsilon, (workspace.seed, INFO.name, restart)
+        params, key = self.params, (workspace.seed, INFO.name, restart)
         nu = self._space(model).in_ball(xi, *key)
         if params.coupling == "joint" and restart < params.restarts:
-            noise = epsilon * per_example_uniform(examples.x, examples.index, *key)
-            images = project(examples.x + noise, examples.x, epsilon)
+            images = self._start(examples, *key)
             return self._climb(model, examples, xi, nu, images, joint=True)
         fixed = examples.x if params.coupling == "clean" else frozen
         assert fixed is not None
@@ -187,6 +199,13 @@ class WorstCase(Measure):
         if params.coupling != "joint":
             return alone
         return _better(alone, self._climb(model, examples, xi, alone.nu, fixed, joint=True))
+
+    def _start(self, examples: Examples, *key: int | str) -> Tensor:
+        """The images at which a joint ascent begins; those of the released code are not clipped to [0,1]."""
+        x, epsilon = examples.x, self.threat.epsilon
+        if self.params.start == "uniform":
+            return project(x + epsilon * per_example_uniform(x, examples.index, *key), x, epsilon)
+        return x + epsilon * per_example_gaussian_direction(x, examples.index, *key)
 
     def _climb(
         self, model: nn.Module, examples: Examples, xi: float, nu: Direction, images: Tensor, joint: bool

@@ -17,7 +17,6 @@ Standard error: over examples. Cost: steps + 3 + points forward and steps backwa
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -36,14 +35,13 @@ from robflat_bench.core import (
 from robflat_bench.measures.shared import FUNCTION, Steps
 
 with lazy_imports():
-    import numpy as np
     import torch
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import Objective, ascend, attacked, cross_entropy
     from robflat_bench.core.batching import in_batches
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.core.randomness import per_example_uniform
-    from robflat_bench.measures.per_example import mean_of
 
 
 class BoundaryThicknessParams(Params):
@@ -69,6 +67,7 @@ INFO = MeasureInfo(
     couplings=("clean",),
     passes={"clean": Passes("steps + 3 + points", "steps")},
     powers=FUNCTION,
+    estimate="changed examples",
 )
 
 
@@ -79,11 +78,7 @@ class BoundaryThickness(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         found = in_batches(examples, workspace, lambda part: self._thickness(model, part, workspace.seed), "thickness")
-        thickness = found.cpu().numpy()
-        changed = thickness[~np.isnan(thickness)]
-        pairs = mean_of(changed) if len(changed) else Measurement(0.0, None, 0)
-        details = {"unchanged": float(len(thickness) - len(changed))}
-        return replace(pairs, details=details, arrays={"thickness": thickness})
+        return estimated(INFO.estimate, {"thickness": found.cpu().numpy()})
 
     def _thickness(self, model: nn.Module, part: Examples, seed: int) -> Tensor:
         params, x, key = self.params, part.x, (seed, "boundary-thickness")

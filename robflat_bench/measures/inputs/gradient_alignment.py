@@ -45,6 +45,7 @@ INFO = MeasureInfo(
     couplings=("clean",),
     passes={"clean": Passes("1 + draws", "1 + draws")},
     powers=FUNCTION,
+    estimate="examples",
 )
 
 

@@ -45,6 +45,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("1", "1"),
     powers=FUNCTION,
+    estimate="examples",
 )
 
 

@@ -54,6 +54,7 @@ INFO = MeasureInfo(
     couplings=("clean",),
     passes={"clean": Passes("1 + restarts * (steps + 1)", "restarts * steps")},
     powers={**FUNCTION, "logits": 1},
+    estimate="examples",
 )
 
 NEAREST = 0.01

@@ -47,6 +47,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("1", "0"),
     powers=FUNCTION,
+    estimate="examples",
 )
 
 

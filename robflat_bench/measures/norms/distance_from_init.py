@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Passes, Workspace, lazy_imports
+from robflat_bench.measures.shared import WeightSpaceParams
 
 with lazy_imports():
     from torch import nn
@@ -26,6 +27,7 @@ INFO = MeasureInfo(
     name="distance-from-init",
     summary="distance of the weights from those that training began with",
     factory=f"{__name__}:DistanceFromInit",
+    params=WeightSpaceParams,
     citation="Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017; "
     "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
     title="distance from initialisation",
@@ -36,11 +38,13 @@ INFO = MeasureInfo(
 class DistanceFromInit(Measure):
     """No arrays. Details: `relative`, `distance/NAME`."""
 
+    params: WeightSpaceParams
+
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         initial = workspace.initial
         if initial is None:
             raise NoValue("the initial weights are not known; measure a run, which keeps them in checkpoints/initial")
-        layers = WeightSpace(model).layers
+        layers = WeightSpace(model, exclude=self.params.exclude).layers
         begun = {name: initial[name].to(layer) for name, layer in layers.items()}
         moved = {f"distance/{name}": norm(layer - begun[name]) for name, layer in layers.items()}
         value, before = math.hypot(*moved.values()), math.hypot(*map(norm, begun.values()))

@@ -21,12 +21,13 @@ import math
 from collections.abc import Iterator
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams, passes_at_fixed_images
+from robflat_bench.measures.shared import SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     import numpy as np
     from torch import Tensor, nn
 
+    from robflat_bench.core.estimates import jackknife
     from robflat_bench.measures.oracle import Oracle, given_images
     from robflat_bench.measures.units import unit
     from robflat_bench.numerics.weight_space import WeightSpace
@@ -36,13 +37,14 @@ INFO = MeasureInfo(
     name="weight-gradient-norm",
     summary="length of the loss's gradient in the weights",
     factory=f"{__name__}:WeightGradientNorm",
-    params=FixedImagesParams,
+    params=SlopesParams,
     citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
     title="weight-gradient norm ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("2", "2"),
     powers={"layers": -1},
+    estimate="groups",
 )
 
 GROUPS = 10
@@ -52,30 +54,30 @@ GROUPS = 10
 class WeightGradientNorm(Measure):
     """Arrays: `leave_one_group_out` [groups], the norm without each group. Details: `squared`, `adaptive`."""
 
-    params: FixedImagesParams
+    params: SlopesParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         oracle, images = given_images(self, model, examples, workspace)
-        found = unit(workspace.journal, "norms", lambda: _norms(model, oracle, images))
+        space = WeightSpace(model, exclude=self.params.exclude)
+        found = unit(workspace.journal, "norms", lambda: _norms(space, oracle, images))
         value, without = math.sqrt(float(found["squared"])), found["leave_one_group_out"]
-        groups = len(without)
         return Measurement(
             value=value,
-            standard_error=math.sqrt((groups - 1) * without.var()) if groups > 1 else None,
+            standard_error=jackknife({"leave_one_group_out": without})["standard_error"],
             n=len(examples),
             details={"squared": value**2, "adaptive": float(found["adaptive"])},
             arrays={"leave_one_group_out": without},
         )
 
 
-def _norms(model: nn.Module, oracle: Oracle, images: Examples) -> dict[str, np.ndarray | float]:
+def _norms(space: WeightSpace, oracle: Oracle, images: Examples) -> dict[str, np.ndarray | float]:
     """The squared norm, the adaptive form, and the norm without each group."""
-    layers = WeightSpace(model).layers
+    layers = space.layers
     groups = [images[slice(at, None, GROUPS)] for at in range(min(GROUPS, len(images)))]
     shares = np.array([len(group) for group in groups]) / len(images)
 
     def gradients() -> Iterator[dict[str, Tensor]]:
-        return (oracle.gradient(model, group, layers)[1] for group in groups)
+        return (oracle.gradient(space.model, group, layers)[1] for group in groups)
 
     mean: dict[str, Tensor] = {}
     for share, gradient in zip(shares, gradients(), strict=True):

@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, OracleParams, passes_of_readings
+from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, OracleParams, WeightSpaceParams, passes_of_readings
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class AdaptiveAverageParams(OracleParams):
+class AdaptiveAverageParams(OracleParams, WeightSpaceParams):
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
     rho: Number = Field(default=0.1, ge=0, description="Size of the moves, relative to |w_i| with `adaptive`.")
@@ -48,6 +48,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen", "reattack"),
     passes=passes_of_readings("draws + 1"),
     powers=FUNCTION,
+    estimate="draws and examples",
 )
 
 
@@ -57,7 +58,7 @@ class AdaptiveAverage(Measure):
     params: AdaptiveAverageParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        params, space = self.params, WeightSpace(model)
+        params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         noise = normal_like if params.ball == "l2" else uniform_like
         moves = random_moves(space, self._scaled, params.draws, workspace.seed, INFO.name, noise=noise)
         return mean_rise(*losses_after(self, space, examples, workspace, moves))

@@ -29,8 +29,8 @@ from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Numb
 from robflat_bench.measures.shared import (
     FUNCTION,
     Adaptive,
-    FixedImagesParams,
     Iterations,
+    SlopesParams,
     Starts,
     passes_at_fixed_images,
 )
@@ -39,13 +39,14 @@ with lazy_imports():
     import torch
     from torch import nn
 
+    from robflat_bench.core.estimates import standard_deviation
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, gap, highest
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import best_start, mean_of, standard_deviation
+    from robflat_bench.measures.per_example import best_start, mean_of
     from robflat_bench.measures.units import Results, unit, units
 
 
-class AdaptiveWorstParams(FixedImagesParams):
+class AdaptiveWorstParams(SlopesParams):
     rho: Number = Field(default=0.5, ge=0, description="Radius in units of c; for a box, about a hundredth of that.")
     ball: Literal["l2", "linf"] = Field(default="l2", description="Ellipsoid (l2) or box (linf).")
     adaptive: Adaptive = True
@@ -68,6 +69,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("1 + starts * (iterations + 1)", "1 + starts * (iterations + 1)"),
     powers=FUNCTION,
+    estimate="examples",
 )
 
 
@@ -79,7 +81,7 @@ class AdaptiveWorst(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, ball = self.params, BALLS[self.params.ball]
-        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         w = surface.weights
         h = params.rho * (w.abs() + params.eta if params.adaptive else torch.ones_like(w))
 

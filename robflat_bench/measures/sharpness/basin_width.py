@@ -24,21 +24,21 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams, Tolerance
+from robflat_bench.measures.shared import OracleParams, Tolerance, WeightSpaceParams
 
 with lazy_imports():
     import numpy as np
     from torch import Tensor, nn
 
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.bisection import bracket
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.random_moves import by_filter, random_moves
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
 
-class BasinWidthParams(OracleParams):
+class BasinWidthParams(OracleParams, WeightSpaceParams):
     target: Number = Field(default=0.1, gt=0, description="Rise of the loss that is tolerated, in nats.")
     directions: int = Field(default=10, ge=2, description="Random directions; each is followed both ways.")
     normalisation: Literal["filter", "layer"] = Field(default="filter", description="Part scaled to its weights' norm.")
@@ -59,6 +59,7 @@ INFO = MeasureInfo(
     example={"directions": 2, "steps": 2, "tolerance": 0.25},
     couplings=("clean", "frozen", "reattack"),
     powers={"layers": 0, "filters": 0},
+    estimate="directions",
 )
 
 
@@ -68,7 +69,7 @@ class BasinWidth(Measure):
     params: BasinWidthParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        params, space = self.params, WeightSpace(model)
+        params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.losses(model, examples, section(workspace, "reference"))
         loss = float(reference.mean())
@@ -83,18 +84,11 @@ class BasinWidth(Measure):
 
         directions = enumerate(random_moves(space, self._scaled, params.directions, workspace.seed, INFO.name))
         ends = np.array([[edge(d, 1, f"plus-{draw}"), edge(d, -1, f"minus-{draw}")] for draw, d in directions])
-        radii = ends.mean(2)
-        return Measurement(
-            value=float(radii.mean()),
-            standard_error=error_of_mean(radii.mean(1)),
-            n=len(examples),
-            details={
-                "residual": float(np.ptp(ends, axis=2).max()),
-                "saturated": float((ends[:, :, 0] == params.largest).mean()),
-                "loss": loss,
-            },
-            arrays={"radii": radii, "reference": reference.cpu().numpy()},
-        )
+        details = {
+            "residual": float(np.ptp(ends, axis=2).max()),
+            "saturated": float((ends[:, :, 0] == params.largest).mean()),
+        }
+        return estimated(INFO.estimate, {"radii": ends.mean(2), "reference": reference.cpu().numpy()}, details)
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         """z with the norms of the weights."""

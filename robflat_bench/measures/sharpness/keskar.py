@@ -22,7 +22,7 @@ import math
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams
+from robflat_bench.measures.shared import SlopesParams
 
 with lazy_imports():
     import numpy as np
@@ -30,13 +30,13 @@ with lazy_imports():
     from scipy import optimize
     from torch import nn
 
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, gap
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.units import Results, unit
 
 
-class KeskarParams(FixedImagesParams):
+class KeskarParams(SlopesParams):
     epsilon: Number = Field(default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1.")
     iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B.")
 
@@ -50,6 +50,7 @@ INFO = MeasureInfo(
     title="Keskar sharpness ({coupling}), eps={epsilon:g}",
     example={"steps": 2, "iterations": 3},
     couplings=("clean", "frozen"),
+    estimate="examples of a quotient",
 )
 
 
@@ -62,20 +63,13 @@ class Keskar(Measure):
     params: KeskarParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         found = unit(workspace.journal, "maximum", lambda: self._maximise(surface))
         losses, reference = found["losses"], found["reference"]
-        scale = 1 + reference.mean()
-        per_example = 100 * (losses - reference) / scale
-        value = float(per_example.mean())
-        linearised = per_example - value * (reference - reference.mean()) / scale
-        return Measurement(
-            value=value,
-            standard_error=error_of_mean(linearised),
-            n=len(examples),
-            details={"residual": float(found["residual"]), "evaluations": float(found["evaluations"])},
-            arrays={"losses": losses, "reference": reference, "per_example": per_example},
-        )
+        per_example = 100 * (losses - reference) / (1 + reference.mean())
+        arrays = {"losses": losses, "reference": reference, "per_example": per_example}
+        details = {"residual": float(found["residual"]), "evaluations": float(found["evaluations"])}
+        return estimated(INFO.estimate, arrays, details)
 
     def _maximise(self, surface: LossOverWeights) -> Results:
         h = self.params.epsilon * (surface.weights.abs() + 1)

@@ -23,22 +23,22 @@ Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams, passes_of_readings
+from robflat_bench.measures.shared import OracleParams, WeightSpaceParams, passes_of_readings
 
 with lazy_imports():
-    import numpy as np
     from torch import Tensor, nn
 
-    from robflat_bench.measures.per_example import error_of_mean
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.random_moves import losses_after, random_moves
     from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 
-class LocalEntropyParams(OracleParams):
+class LocalEntropyParams(OracleParams, WeightSpaceParams):
     gamma: Number = Field(default=10.0, gt=0, description="Moves have about 1/sqrt(gamma) of each layer's norm.")
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
 
@@ -54,6 +54,7 @@ INFO = MeasureInfo(
     couplings=("clean", "frozen", "reattack"),
     passes=passes_of_readings("draws + 1"),
     powers={"layers": 0},
+    estimate="draws and examples of a free energy",
 )
 
 SMALLEST_SAMPLE = 5
@@ -65,35 +66,18 @@ class LocalEntropy(Measure):
     params: LocalEntropyParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        space = WeightSpace(model)
+        space = WeightSpace(model, exclude=self.params.exclude)
         moves = random_moves(space, lambda z, w: self._std(w) * z, self.params.draws, workspace.seed, INFO.name)
         reference, losses = losses_after(self, space, examples, workspace, moves)
-        means = losses.mean(1)
-        weights = np.exp(means.min() - means)  # e_k, relative to the lowest loss so that nothing underflows
-        sample = float(weights.sum() ** 2 / (weights**2).sum())
+        found = estimated(INFO.estimate, {"losses": losses, "reference": reference})
+        sample = found.details["effective_sample_size"]
         if sample < SMALLEST_SAMPLE:
             raise NoValue(
-                f"local-entropy: the effective sample size is {sample:.1f} of {len(means)} draws, below "
+                f"local-entropy: the effective sample size is {sample:.1f} of {len(losses)} draws, below "
                 f"{SMALLEST_SAMPLE}: take a gamma above {self.params.gamma:g} (smaller moves) or more draws"
             )
-        value, loss = float(means.min() - np.log(weights.mean())), float(reference.mean())
-        over_draws = float(weights.std(ddof=1) / weights.mean()) / math.sqrt(len(means))
-        over_examples = error_of_mean(weights @ losses / weights.sum()) or 0.0
         volumes = (w.numel() / 2 * math.log(2 * math.pi * self._std(w) ** 2) for w in space.layers.values())
-        return Measurement(
-            value=value,
-            standard_error=math.hypot(over_draws, over_examples),
-            n=len(examples),
-            details={
-                "effective_sample_size": sample,
-                "local_entropy": sum(volumes) - value,
-                "loss": loss,
-                "rise": value - loss,
-                "standard_error_draws": over_draws,
-                "standard_error_examples": over_examples,
-            },
-            arrays={"losses": losses, "reference": reference},
-        )
+        return replace(found, details={**found.details, "local_entropy": sum(volumes) - found.value})
 
     def _std(self, w: Tensor) -> float:
         """s_l of one layer."""

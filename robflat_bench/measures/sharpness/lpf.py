@@ -18,7 +18,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import Draws, OracleParams, passes_of_readings
+from robflat_bench.measures.shared import Draws, OracleParams, WeightSpaceParams, passes_of_readings
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class LPFParams(OracleParams):
+class LPFParams(OracleParams, WeightSpaceParams):
     std: Number = Field(default=0.01, ge=0, description="Standard deviation of the Gaussian filter.")
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100
@@ -46,6 +46,7 @@ INFO = MeasureInfo(
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
     passes=passes_of_readings("draws + 1"),
+    estimate="draws and examples",
 )
 
 
@@ -55,7 +56,7 @@ class LPF(Measure):
     params: LPFParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        space = WeightSpace(model)
+        space = WeightSpace(model, exclude=self.params.exclude)
         moves = random_moves(space, self._scaled, self.params.draws, workspace.seed, INFO.name)
         return mean_rise(*losses_after(self, space, examples, workspace, moves))
 

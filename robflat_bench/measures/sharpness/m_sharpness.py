@@ -21,19 +21,19 @@ import itertools
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams, Iterations, Rho, passes_at_fixed_images
+from robflat_bench.measures.shared import Iterations, Rho, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     import torch
     from torch import nn
 
+    from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, gap, highest, normalised_ascent
     from robflat_bench.measures.oracle import given_images
-    from robflat_bench.measures.per_example import error_of_mean
     from robflat_bench.measures.units import Results, units
 
 
-class MSharpnessParams(FixedImagesParams):
+class MSharpnessParams(SlopesParams):
     rho: Rho = 0.05
     m: PositiveInt = Field(default=128, description="Examples that share a perturbation; part of the definition.")
     iterations: Iterations = 20
@@ -49,6 +49,7 @@ INFO = MeasureInfo(
     example={"steps": 2, "m": 6, "iterations": 2},
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("iterations + 1", "iterations + 1"),
+    estimate="batches",
 )
 
 
@@ -62,7 +63,7 @@ class MSharpness(Measure):
         m, ball = min(self.params.m, len(examples)), BALLS["l2"]
 
         def batch(number: int) -> Results:
-            surface = LossOverWeights(model, oracle, images[number * m : (number + 1) * m])
+            surface = LossOverWeights(model, oracle, images[number * m : (number + 1) * m], exclude=self.params.exclude)
             h = torch.full_like(surface.weights, self.params.rho)
             climb = normalised_ascent(surface, h, ball, self.params.iterations)
             here = next(climb)
@@ -71,10 +72,5 @@ class MSharpness(Measure):
 
         found = units(workspace.journal, "batch", len(examples) // m, batch)
         rises = found["rise"]
-        return Measurement(
-            value=float(rises.mean()),
-            standard_error=error_of_mean(rises.mean(1)),
-            n=rises.size,
-            details={"m": float(m), "batches": float(len(rises)), "residual": float(found["residual"].mean())},
-            arrays={"per_batch": rises.mean(1), "per_example": rises.ravel()},
-        )
+        arrays = {"per_batch": rises.mean(1), "per_example": rises.ravel()}
+        return estimated(INFO.estimate, arrays, {"residual": float(found["residual"].mean())})

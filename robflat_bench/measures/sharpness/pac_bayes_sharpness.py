@@ -29,7 +29,7 @@ import math
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import E, FixedImagesParams, Iterations, Magnitude, Starts, Target
+from robflat_bench.measures.shared import E, Iterations, Magnitude, SlopesParams, Starts, Target
 
 with lazy_imports():
     import numpy as np
@@ -41,7 +41,7 @@ with lazy_imports():
     from robflat_bench.measures.units import unit
 
 
-class PacBayesSharpnessParams(FixedImagesParams):
+class PacBayesSharpnessParams(SlopesParams):
     target: Target = 0.1
     magnitude: Magnitude = False
     e: E = 1e-3
@@ -74,7 +74,7 @@ class PacBayesSharpness(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, journal = self.params, workspace.journal
-        surface = LossOverWeights(model, *given_images(self, model, examples, workspace))
+        surface = LossOverWeights(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         still = torch.zeros_like(surface.weights)
         errors = int(unit(journal, "reference", lambda: {"wrong": surface.wrong(still)})["wrong"].sum())
         trials: list[tuple[float, float]] = []

@@ -27,21 +27,22 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import Draws, E, Magnitude, OracleParams, Target, Tolerance
+from robflat_bench.measures.shared import Draws, E, Magnitude, OracleParams, Target, Tolerance, WeightSpaceParams
 
 with lazy_imports():
     import numpy as np
     import torch
     from torch import Tensor, nn
 
+    from robflat_bench.core.estimates import crossed_errors
     from robflat_bench.measures.bisection import bracket
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import crossed_errors, random_moves
+    from robflat_bench.measures.random_moves import random_moves
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class PacBayesSigmaParams(OracleParams):
+class PacBayesSigmaParams(OracleParams, WeightSpaceParams):
     target: Target = 0.1
     draws: Draws = 10
     largest: Number = Field(default=2.0, gt=0, description="Noise s tried first.")
@@ -73,7 +74,7 @@ class PacBayesSigma(Measure):
     params: PacBayesSigmaParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
-        params, space = self.params, WeightSpace(model)
+        params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.errors(model, examples, section(workspace, "reference"))
         rises: dict[float, np.ndarray] = {}

@@ -15,7 +15,7 @@ Standard error: over examples, at this step. Cost: 2 forward and 2 backward pass
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import FixedImagesParams, Rho, passes_at_fixed_images
+from robflat_bench.measures.shared import Rho, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -26,7 +26,7 @@ with lazy_imports():
     from robflat_bench.measures.units import unit
 
 
-class SamSharpnessParams(FixedImagesParams):
+class SamSharpnessParams(SlopesParams):
     rho: Rho = 0.05
 
 
@@ -40,6 +40,7 @@ INFO = MeasureInfo(
     example={"steps": 2},
     couplings=("clean", "frozen"),
     passes=passes_at_fixed_images("2", "2"),
+    estimate="examples",
 )
 
 
@@ -52,7 +53,7 @@ class SamSharpness(Measure):
         oracle, images = given_images(self, model, examples, workspace)
 
         def step() -> dict[str, Tensor]:
-            surface = LossOverWeights(model, oracle, images)
+            surface = LossOverWeights(model, oracle, images, exclude=self.params.exclude)
             here = surface.origin()
             there = surface.at(self.params.rho * BALLS["l2"].direction(here.gradient))
             return {"losses": there.losses, "reference": here.losses, "slope": here.gradient.norm()}

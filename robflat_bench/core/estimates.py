@@ -1,0 +1,181 @@
+"""Numbers of a measurement that follow from its arrays: value, standard error, n and details.
+
+A measure names its estimate in its row, computes its numbers by it, and keeps the arrays. So whoever reads the record
+computes the numbers again, without torch and without the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from robflat_bench.core.interfaces import Measurement
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+Numbers: TypeAlias = dict[str, Any]
+"""Some of the fields value, standard_error, n and details of a `Measurement`."""
+
+
+def standard_deviation(values: np.ndarray) -> float:
+    """Standard deviation of values [n]; 0 for a single value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def error_of_mean(values: np.ndarray) -> float | None:
+    """Standard error of the mean, std / sqrt(count); None for a single value."""
+    return standard_deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def crossed_errors(difference: np.ndarray) -> dict[str, float]:
+    """Standard errors of the mean of values [draws, N], where draws and examples are both random and crossed.
+
+    The variance over draws and the variance over examples each contain the interaction once; the combined
+    standard error counts it once.
+    """
+    draws, n = difference.shape
+    over_draws = difference.mean(1).var(ddof=1) / draws
+    over_examples = difference.mean(0).var(ddof=1) / n if n > 1 else 0.0
+    residual = difference - difference.mean(1, keepdims=True) - difference.mean(0) + difference.mean()
+    interaction = (residual**2).sum() / max((draws - 1) * (n - 1), 1) / (draws * n)
+    combined = max(over_draws + over_examples - interaction, over_draws, over_examples)
+    return {
+        "standard_error": math.sqrt(combined),
+        "standard_error_draws": math.sqrt(over_draws),
+        "standard_error_examples": math.sqrt(over_examples),
+    }
+
+
+def over_examples(arrays: Arrays) -> Numbers:
+    """The mean of `per_example` [N]; nothing but the examples counts as random."""
+    values = arrays["per_example"]
+    return {"value": float(values.mean()), "standard_error": error_of_mean(values), "n": len(values)}
+
+
+def over_changed(arrays: Arrays) -> Numbers:
+    """The mean of `thickness` [N] where it is not NaN; 0 where all are."""
+    thickness = arrays["thickness"]
+    changed = thickness[~np.isnan(thickness)]
+    value = float(changed.mean()) if len(changed) else 0.0
+    details = {"unchanged": float(len(thickness) - len(changed))}
+    return {"value": value, "standard_error": error_of_mean(changed), "n": len(changed), "details": details}
+
+
+def over_draws_and_examples(arrays: Arrays) -> Numbers:
+    """The mean rise of `losses` [draws, N] over `reference` [N]; draws and examples are random and crossed."""
+    losses, reference = arrays["losses"], arrays["reference"]
+    difference = losses - reference
+    errors, value, before = crossed_errors(difference), float(difference.mean()), float(reference.mean())
+    relative = {"relative": value / before} if before > 0 else {}
+    return {
+        "value": value,
+        "standard_error": errors.pop("standard_error"),
+        "n": len(reference),
+        "details": {"loss": before, "loss_moved": float(losses.mean()), **errors, **relative},
+    }
+
+
+def over_batches(arrays: Arrays) -> Numbers:
+    """The mean of `per_example` [n] in batches of equal size with the means `per_batch`; batches are random."""
+    each, values = arrays["per_batch"], arrays["per_example"]
+    if not np.allclose(values.reshape(len(each), -1).mean(1), each, rtol=1e-9, atol=1e-12):
+        raise ValueError("`per_batch` does not follow from `per_example`")
+    details = {"batches": float(len(each)), "m": float(len(values) // len(each))}
+    return {"value": float(values.mean()), "standard_error": error_of_mean(each), "n": len(values), "details": details}
+
+
+def over_directions(arrays: Arrays) -> Numbers:
+    """The mean of `radii` [directions, 2]; directions are random."""
+    radii, reference = arrays["radii"], arrays["reference"]
+    details = {"loss": float(reference.mean())}
+    error = error_of_mean(radii.mean(1))
+    return {"value": float(radii.mean()), "standard_error": error, "n": len(reference), "details": details}
+
+
+def over_probes(arrays: Arrays) -> Numbers:
+    """The mean of `probes` [probes]; probes are random."""
+    probes = arrays["probes"]
+    return {"value": float(probes.mean()), "standard_error": error_of_mean(probes)}
+
+
+def jackknife(arrays: Arrays) -> Numbers:
+    """The jackknife error of a value from `leave_one_group_out` [groups], the value without each group."""
+    without = arrays["leave_one_group_out"]
+    groups = len(without)
+    return {"standard_error": math.sqrt((groups - 1) * without.var()) if groups > 1 else None}
+
+
+def relative_rise(arrays: Arrays) -> Numbers:
+    """100 (mean loss - L) / (1 + L), L the mean of `reference` [N]; a quotient, linearised in the mean losses."""
+    losses, reference = arrays["losses"], arrays["reference"]
+    scale = 1 + reference.mean()
+    values = 100 * (losses - reference) / scale
+    value = float(values.mean())
+    linearised = values - value * (reference - reference.mean()) / scale
+    return {"value": value, "standard_error": error_of_mean(linearised), "n": len(reference)}
+
+
+def free_energy(arrays: Arrays) -> Numbers:
+    """-log mean_k exp(-mean loss of draw k), of `losses` [draws, N]; draws and examples are random."""
+    losses, reference = arrays["losses"], arrays["reference"]
+    means = losses.mean(1)
+    weights = np.exp(means.min() - means)  # e_k, relative to the lowest loss so that nothing underflows
+    value, loss = float(means.min() - np.log(weights.mean())), float(reference.mean())
+    draws = float(weights.std(ddof=1) / weights.mean()) / math.sqrt(len(means))
+    examples = error_of_mean(weights @ losses / weights.sum()) or 0.0
+    details = {
+        "effective_sample_size": float(weights.sum() ** 2 / (weights**2).sum()),
+        "loss": loss,
+        "rise": value - loss,
+        "standard_error_draws": draws,
+        "standard_error_examples": examples,
+    }
+    return {"value": value, "standard_error": math.hypot(draws, examples), "n": len(reference), "details": details}
+
+
+ESTIMATES: Mapping[str, Callable[[Arrays], Numbers]] = {
+    "examples": over_examples,
+    "changed examples": over_changed,
+    "draws and examples": over_draws_and_examples,
+    "batches": over_batches,
+    "directions": over_directions,
+    "probes": over_probes,
+    "groups": jackknife,
+    "examples of a quotient": relative_rise,
+    "draws and examples of a free energy": free_energy,
+}
+"""What is random in a measure -> its numbers."""
+
+
+def estimated(estimate: str, arrays: Arrays, details: Mapping[str, float] | None = None) -> Measurement:
+    """The measurement with these arrays. details: further numbers, which do not follow from arrays."""
+    numbers = ESTIMATES[estimate](arrays)
+    return Measurement(**{**numbers, "details": {**numbers.get("details", {}), **(details or {})}}, arrays=arrays)
+
+
+def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | None]) -> list[str]:
+    """How stated numbers differ from what the arrays give, one sentence each.
+
+    Parameters
+    ----------
+    estimate : a key of `ESTIMATES`.
+    arrays : the arrays of one measurement; they may come from anyone.
+    stated : value, standard_error, n and details, by name.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            numbers = ESTIMATES[estimate](arrays)
+    except (LookupError, ValueError, ArithmeticError, TypeError) as error:
+        return [f"its arrays give no value: {type(error).__name__} {error}"]
+    expected = numbers.pop("details", {}) | numbers
+    return [
+        f"its {name} is {stated.get(name)!r}, its arrays give {number!r}"
+        for name, number in expected.items()
+        if not _close(stated.get(name), number)
+    ]
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)

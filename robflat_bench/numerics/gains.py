@@ -1,0 +1,57 @@
+"""Which tensors are normalisation or gain: weight-space measures and modifiers leave them where they are.
+
+A tensor is left if the module that owns it
+
+1. is a normalisation of torch (`NORMALISATION`, subclasses included),
+2. inherits from a class of `GAINS`, whose rows name the class and the tensor as `module.Class.tensor`, or
+3. declares it: `fixed_in_weight_space = ("gamma",)` on the module's class, patterns of its own tensors' names; `("*",)`
+   names all of them.
+
+Libraries are known by name, so none is imported. A plugin declares its own layers by 3.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+GAINS = (
+    "timm.*.FilterResponseNorm*.*",
+    "timm.*.EvoNorm*.*",
+    "timm.*.GlobalResponseNorm.*",
+    "timm.*.RmsNorm*.*",
+    "timm.*.SimpleNorm*.*",
+    "timm.*.InplaceAbn.*",
+    "timm.*.LayerScale*.*",
+    "timm.*.Affine.*",  # ResMLP
+    "timm.*.LearnableAffineBlock.*",  # HGNet
+    "timm.*.Scale.scale",  # MetaFormer
+    "timm.*.ScaledStdConv2d*.gain",
+    "timm.*.gamma*",  # scales of branches that blocks keep as tensors of their own: ConvNeXt, BEiT, CaiT, XCiT, EVA
+    "timm.*.layer_scale*",
+    "timm.*.ResBlock.ls[12]",
+    "timm.*.skipinit_gain",
+    "torchvision.*.layer_scale",
+)
+"""Normalisation and gains of libraries, as patterns."""
+
+DECLARATION = "fixed_in_weight_space"
+"""The attribute by which a module's class names its gains."""
+
+
+def gains(model: nn.Module) -> dict[int, str]:
+    """Identity of each tensor that is normalisation or gain -> the class of the module that owns it."""
+    found: dict[int, str] = {}
+    for module in model.modules():
+        kind = type(module)
+        classes = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+        declared = getattr(kind, DECLARATION, ())
+        for name, tensor in module.named_parameters(recurse=False):
+            listed = any(fnmatchcase(f"{own}.{name}", pattern) for own in classes for pattern in GAINS)
+            if listed or isinstance(module, NORMALISATION) or any(fnmatchcase(name, own) for own in declared):
+                found[id(tensor)] = kind.__name__
+    return found

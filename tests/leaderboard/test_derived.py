@@ -1,0 +1,135 @@
+"""What `check` computes again: the numbers that follow from the arrays of measures, from the spec and the protocol."""
+
+import numpy as np
+import pytest
+from helpers.fake_records import REGISTRY, fake_run, submitted
+from helpers.forgery import FORGERIES
+
+from robflat_bench import NUMERICS
+from robflat_bench.config.protocol import load
+from robflat_bench.core import CheckFailed
+from robflat_bench.core.estimates import ESTIMATES, contradictions
+from robflat_bench.leaderboard.derived import estimate_problems, training_problems
+from robflat_bench.leaderboard.entries import read_entry
+
+PROTOCOL = load(REGISTRY, "digits-linf")
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    return fake_run(tmp_path_factory.mktemp("runs"), "trades", 1).evidence()
+
+
+def with_budget(record, **passes):
+    return record.model_copy(update={"budget": record.budget.model_copy(update=passes)})
+
+
+def problems(record, registry=REGISTRY):
+    return [*training_problems(registry, PROTOCOL, record)]
+
+
+def test_a_whole_record_has_no_problem(evidence):
+    record, outcomes = evidence
+    assert problems(record) == [*estimate_problems(REGISTRY, record.results, outcomes)] == []
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_budget_one_pass_below_the_declared_passes_is_refused(evidence, direction):
+    """TRADES on 700 images in 30 epochs: ten steps and a clean pass, by its formula."""
+    record, _ = evidence
+    exact = getattr(record.budget, direction)
+    assert problems(with_budget(record, **{direction: exact + 1})) == []
+    (said,) = problems(with_budget(record, **{direction: exact - 1}))
+    assert f"{exact - 1} {direction} passes" in said
+
+
+def test_a_run_of_another_version_passes_each_image_in_each_epoch(evidence):
+    """The formulas of another version are unknown."""
+    record, _ = evidence
+    older = record.model_copy(update={"spec": record.spec.model_copy(update={"numerics": NUMERICS - 1})})
+    assert problems(with_budget(older, forward=700 * 30, backward=700 * 30)) == []
+    assert len(problems(with_budget(older, forward=700 * 30 - 1, backward=700 * 30 - 1))) == 2
+
+
+def test_a_method_that_is_not_installed_makes_a_pass_in_each_update(evidence):
+    record, _ = evidence
+    foreign = record.model_copy(update={"spec": record.spec.model_copy(update={"method": "not-installed"})})
+    updates = 30 * 700 // 50
+    assert problems(with_budget(foreign, forward=updates, backward=updates)) == []
+    assert problems(with_budget(foreign, forward=1, backward=updates))
+
+
+def test_a_check_on_held_out_images_that_the_protocol_asks_for_must_be_there(evidence):
+    record, _ = evidence
+    rows = list(record.history)
+    unchecked = dict.fromkeys(("heldout_clean_error", "heldout_robust_error", "heldout_robust_loss"))
+    rows[3] = rows[3].model_copy(update=unchecked)
+    assert problems(record.model_copy(update={"history": tuple(rows)})) == [
+        "its history has no check on held-out images after epoch 3"
+    ]
+
+
+def test_two_checkpoints_of_one_epoch_have_the_same_weights(evidence):
+    record, _ = evidence
+    best = record.results["best"].model_copy(update={"epoch": record.results["last"].epoch})
+    twice = record.model_copy(update={"results": {**record.results, "best": best}})
+    assert problems(twice) == ["its best and its last checkpoint are of one epoch, with other weights"]
+
+
+@pytest.mark.parametrize("field", ["value", "standard_error", "n"])
+def test_a_number_of_a_measure_that_its_arrays_do_not_give_is_named(evidence, field):
+    record, outcomes = evidence
+    last = record.results["last"]
+    name, found = next(iter(last.measures.items()))
+    forged = found.model_copy(update={field: 2 * getattr(found, field)})
+    results = {"last": last.model_copy(update={"measures": {**last.measures, name: forged}})}
+    (said,) = estimate_problems(REGISTRY, results, outcomes)
+    assert said.startswith(f"last: {name} on test: its {field} is {getattr(forged, field)!r}, its arrays give")
+
+
+@pytest.mark.parametrize("detail", ["loss", "loss_moved", "relative", "standard_error_draws"])
+def test_a_detail_that_the_arrays_do_not_give_is_named(evidence, detail):
+    record, outcomes = evidence
+    last = record.results["last"]
+    name, found = next(iter(last.measures.items()))
+    forged = found.model_copy(update={"details": {**found.details, detail: 0.123}})
+    results = {"last": last.model_copy(update={"measures": {**last.measures, name: forged}})}
+    (said,) = estimate_problems(REGISTRY, results, outcomes)
+    assert f"its {detail} is 0.123" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop("losses"),
+        lambda arrays: arrays.update(losses=np.zeros(())),
+        lambda arrays: arrays.update(losses=np.zeros((3, 7))),
+        lambda arrays: arrays.update(losses=np.full((10, 250), np.nan)),
+        lambda arrays: arrays.update(reference=np.zeros(0)),
+        lambda arrays: arrays.update(losses=np.zeros((2, 250), bool), reference=np.zeros(250, bool)),
+    ],
+)
+def test_arrays_of_any_shape_are_answered_in_a_sentence(change):
+    rng = np.random.default_rng(0)
+    arrays = {"losses": rng.gamma(1.0, size=(10, 250)), "reference": np.zeros(250)}
+    stated = ESTIMATES["draws and examples"](arrays)
+    stated |= stated.pop("details")
+    assert contradictions("draws and examples", arrays, stated) == []
+    change(arrays)
+    assert contradictions("draws and examples", arrays, stated)
+
+
+def test_a_measure_that_is_not_installed_is_believed(evidence):
+    record, outcomes = evidence
+    last = record.results["last"]
+    found = next(iter(last.measures.values()))
+    results = {"last": last.model_copy(update={"measures": {"not-installed": found}})}
+    assert [*estimate_problems(REGISTRY, results, outcomes)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FORGERIES if name.startswith(("standard", "budget", "history-e"))])
+def test_check_refuses_what_does_not_follow(tmp_path, name):
+    (folder,) = submitted(tmp_path / "leaderboard", [fake_run(tmp_path / "runs", "at", 1)])
+    FORGERIES[name](folder, np.random.default_rng(0))
+    with pytest.raises(CheckFailed, match=r"record\.json|seed-1"):
+        read_entry(tmp_path / "leaderboard", folder, REGISTRY)

@@ -1,0 +1,26 @@
+"""Fuzzing of check, build, show and verify as one pipeline; `benchmarks/fuzz_entries.py` tries thousands."""
+
+import random
+
+import pytest
+from helpers.fuzzing import Field
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    return Field(tmp_path_factory.mktemp("fuzz") / "field")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_no_mutant_ends_in_a_traceback_or_is_granted_what_is_untrue(field):
+    ended = [field.try_mutant(random.Random(seed)) for seed in range(400)]
+    assert 300 < ended.count("refused") < 400  # some change what no number follows from, such as seconds
+
+
+def test_no_forged_entry_is_granted(field):
+    ended = [field.try_forgery(random.Random(seed)) for seed in range(100)]
+    assert ended.count("refused") > 70
+
+
+def test_the_unchanged_entry_is_granted(field):
+    assert field.pipeline() == "re-evaluated and reproduced"

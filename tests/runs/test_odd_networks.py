@@ -1,0 +1,78 @@
+"""Odd but valid networks: a run evaluates the weights that it wrote."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import with_networks
+from torch.nn import functional as F
+
+from robflat_bench.config.protocol import load
+from robflat_bench.evaluation.model import find_model, load_model
+from robflat_bench.evaluation.session import Session
+from robflat_bench.numerics.weights import digest, read_weights
+from robflat_bench.registry.components import compose
+from robflat_bench.results.store import Store
+from robflat_bench.runs.run import Run, execute
+from robflat_bench.training import loop
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def bench(tiny, tmp_path):
+    """`bench("derived", "at+ema")`: a run of this network and method."""
+    registry = with_networks()
+
+    def make(backbone: str, method: str, *settings: str, keep_every: int = 0, store: str = "store") -> Run:
+        protocol = load(registry, str(tiny), (f"fixed.backbone={backbone}", *settings))
+        session = Session(registry, protocol, None, Store(tmp_path / store), "cpu", keep_every=keep_every)
+        return Run(session, compose(registry, method), 1)
+
+    return make
+
+
+@pytest.mark.parametrize("backbone", ["derived", "derivedlazily"])
+def test_a_derived_weight_is_that_of_the_evaluated_checkpoint(bench, backbone, monkeypatch):
+    """The network normalises its weight, and keeps the result in eval mode."""
+    checks = iter([(0.1, 0.1, 0.1), (0.2, 0.2, 0.2)])  # the first epoch is the best: the checkpoints differ
+    monkeypatch.setattr(loop, "heldout_check", lambda inputs: next(checks))
+    run = bench(backbone, "at")
+    execute(run)
+    written = [read_weights(run.folder.weights(name))["layer.weight"] for name in ("initial", "best", "last")]
+    assert all(not torch.equal(one, other) for one, other in pairwise(written)), "it learns"
+    test = run.session.examples("test")
+    with np.load(run.folder.outcomes_file) as outcomes:
+        for checkpoint in ("best", "last"):
+            weights = read_weights(run.folder.weights(checkpoint))
+            logits = F.linear(test.x.flatten(1), F.normalize(weights["layer.weight"]), weights["layer.bias"])
+            losses = F.cross_entropy(logits.double(), test.y, reduction="none")
+            np.testing.assert_allclose(outcomes[f"{checkpoint}/test/clean/loss"], losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["derived", "derivedlazily"])
+def test_a_held_out_check_sees_the_weights_of_its_epoch(bench, backbone):
+    run = bench(backbone, "at+ema", "fixed.threat.epsilon=1e-9", keep_every=1)  # the attack moves nothing
+    record = execute(run)
+    held = run.session.examples("heldout")
+    for row in record.history:
+        weights = read_weights(run.folder.weights(f"epoch-{row.epoch:04d}"))
+        logits = F.linear(held.x.flatten(1), F.normalize(weights["layer.weight"]), weights["layer.bias"])
+        assert row.heldout_robust_loss == pytest.approx(float(F.cross_entropy(logits.double(), held.y)), rel=1e-5)
+
+
+def test_checkpoints_of_tied_weights_are_evaluated_as_saved(bench):
+    run = bench("tied", "at+ema+swa", keep_every=1)
+    record = execute(run)
+    for name in ("initial", "epoch-0000", "epoch-0001", "best", "last"):
+        found = find_model(run.session, str(run.folder.path), checkpoint=name)
+        model = load_model(run.session, found).eval()
+        saved = read_weights(run.folder.weights(name))
+        assert torch.equal(saved["first.weight"], saved["second.weight"])
+        assert torch.equal(saved["norm.running_mean"], saved["again.running_mean"])
+        assert digest(model.state_dict()) == digest(saved)
+        assert model.first.weight is model.second.weight
+    assert record.results["last"].weights == digest(read_weights(run.folder.weights("last")))
