@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import promised
 from helpers.networks import with_networks
 from torch.nn import functional as F
 
 from robflat_bench.config.protocol import load
+from robflat_bench.core import Observer
 from robflat_bench.evaluation.model import find_model, load_model
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights
@@ -62,6 +65,32 @@ def test_a_held_out_check_sees_the_weights_of_its_epoch(bench, backbone):
         weights = read_weights(run.folder.weights(f"epoch-{row.epoch:04d}"))
         logits = F.linear(held.x.flatten(1), F.normalize(weights["layer.weight"]), weights["layer.bias"])
         assert row.heldout_robust_loss == pytest.approx(float(F.cross_entropy(logits.double(), held.y)), rel=1e-5)
+
+
+class StopsAtUnit(Observer):
+    """Interrupts the evaluation after so many units of work."""
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+
+    def unit_ends(self) -> None:
+        self.units -= 1
+        if not self.units:
+            raise KeyboardInterrupt
+
+
+def test_a_random_network_is_evaluated_the_same_again_and_after_an_interruption(bench, monkeypatch):
+    """Its draws are keyed by stage and unit."""
+    whole = execute(bench("noisy", "at"))
+    assert whole.results["last"].flags.random_forward
+    again = bench("noisy", "at", store="again")
+    for units in (2, 3):
+        torch.manual_seed(units)
+        stopped = replace(again, session=replace(again.session, observer=StopsAtUnit(units)))
+        with pytest.raises(KeyboardInterrupt):
+            execute(stopped)
+    resumed = execute(again)
+    assert promised(resumed.model_dump(mode="json")) == promised(whole.model_dump(mode="json"))
 
 
 def test_checkpoints_of_tied_weights_are_evaluated_as_saved(bench):
