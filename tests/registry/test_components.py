@@ -1,5 +1,6 @@
 """The grammar of components: what it reads, what it writes, and how it says no."""
 
+import itertools
 import json
 import math
 import re
@@ -214,7 +215,9 @@ def test_equal_components_written_differently_have_one_canonical_text(registry, 
 
 def other_value(annotation, default):
     """A legal value of a parameter that is not its default."""
-    for option in typing.get_args(annotation):
+    options = typing.get_args(annotation)
+    literals = [option for option in options if typing.get_origin(option) is typing.Literal]
+    for option in [*options, *itertools.chain(*map(typing.get_args, literals))]:
         if option is not type(None) and isinstance(option, str | int) and option != default:
             return option
     if isinstance(default, bool):
