@@ -215,7 +215,7 @@ def test_equal_components_written_differently_have_one_canonical_text(registry, 
 
 def other_value(annotation, default):
     """A legal value of a parameter that is not its default."""
-    options = typing.get_args(annotation)
+    options = () if isinstance(default, tuple) else typing.get_args(annotation)
     literals = [option for option in options if typing.get_origin(option) is typing.Literal]
     for option in [*options, *itertools.chain(*map(typing.get_args, literals))]:
         if option is not type(None) and isinstance(option, str | int) and option != default:
