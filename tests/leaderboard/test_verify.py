@@ -1,6 +1,7 @@
 """Verification of an entry: honest second looks raise its tier; whoever lies in one number is refused in both tiers."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from helpers.fake_records import REGISTRY, fake_run, submitted
 from helpers.forgery import FORGERIES, measure_lowered
 
 from robflat_bench.core import CheckFailed
-from robflat_bench.leaderboard.agreement import SAME_WEIGHTS, agreement, training_agreement
+from robflat_bench.leaderboard.agreement import RETRAINED, SAME_LOSS, SAME_WEIGHTS, agreement, training_agreement
 from robflat_bench.leaderboard.entries import read_entry
 from robflat_bench.leaderboard.verify import reevaluate, second_look
 from robflat_bench.results.record import EvaluationRecord
@@ -255,3 +256,22 @@ def test_other_weights_are_refused_before_the_evaluation(entry, tmp_path):
     write_weights(tmp_path / "last.safetensors", {"w": torch.zeros(3)})
     with pytest.raises(CheckFailed, match="not the weights of this entry"):
         reevaluate(entry, tmp_path / "last.safetensors", [], "2026-01-01")
+
+
+def test_the_rules_page_states_the_bounds():
+    same, other = SAME_WEIGHTS, RETRAINED
+    page = (Path(__file__).parents[2] / "leaderboard" / "pages" / "rules.md").read_text("utf-8")
+    for stated in (
+        f"or {same.images * 100:g} % of its images, differ | at most {other.images * 100:g} % differ",
+        f"≤ {other.balance:g} (McNemar)",
+        f"at most {same.losses * 100:g} % differ by more than {SAME_LOSS:g} (1 + loss)",
+        f"differs by more than {other.image:g} standard deviations",
+        f"within {same.mean:g} standard errors | within {other.mean:g} standard errors, or a factor of",
+        f"or a factor of {other.factor:g} |",
+        f"within {(same.spread - 1) * 100:.0f} % | within a factor of {other.spread:g}",
+        f"fractions within {same.flags:g}, counts within {same.flags * 100:g} %",
+        f"fractions within {other.flags:g}, counts within {other.flags * 100:g} %",
+        f"means of a column within {same.history * 100:g} %, where it was trained again |",
+        f"within {other.history * 100:g} %; the learning rate is equal",
+    ):
+        assert stated in page
