@@ -34,14 +34,14 @@ from robflat_bench.core import (
 from robflat_bench.core.batching import MEMORY_BATCH, in_batches, padded_batches
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import EvaluatedModel, _autoattack_missed, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.quantities import total
+from robflat_bench.results.quantities import autoattack_missed, total
 from robflat_bench.results.record import Result, check, totals
 from robflat_bench.results.store import Store
 from robflat_bench.training.loop import heldout_check
@@ -294,18 +294,18 @@ def test_a_forward_that_differs_is_flagged(registry, fixed, tmp_path):
 
 def test_examples_only_the_weaker_attack_broke_are_counted(registry):
     strong, weak, weaker = (
-        resolve(registry, "attack", text) for text in ("autoattack(version=apgd)", "pgd(steps=20)", "fgsm")
+        resolve(registry, "attack", text).canonical for text in ("autoattack(version=apgd)", "pgd(steps=20)", "fgsm")
     )
     outcomes = {
         "last/test/clean/error": np.array([False, False, False, True, False, False]),
-        f"last/test/{strong.canonical}/error": np.array([True, False, False, False, False]),
-        f"last/test/{weak.canonical}/error": np.array([True, True, False, True, False, True]),
-        f"last/test/{weaker.canonical}/error": np.array([False, True, True, True, False, True]),
+        f"last/test/{strong}/error": np.array([True, False, False, False, False]),
+        f"last/test/{weak}/error": np.array([True, True, False, True, False, True]),
+        f"last/test/{weaker}/error": np.array([False, True, True, True, False, True]),
     }
-    assert _autoattack_missed(outcomes, "last", [strong, weak, weaker]) == 2
-    assert _autoattack_missed(outcomes, "last", [strong, weak]) == 1
-    assert _autoattack_missed(outcomes, "last", [weak, weaker]) is None
-    assert _autoattack_missed(outcomes, "last", [strong]) is None
+    assert autoattack_missed(outcomes, "last", [strong, weak, weaker]) == 2
+    assert autoattack_missed(outcomes, "last", [strong, weak]) == 1
+    assert autoattack_missed(outcomes, "last", [weak, weaker]) is None
+    assert autoattack_missed(outcomes, "last", [strong]) is None
 
 
 # ---------------------------------------------------------------------------------------------------------
