@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +17,8 @@ import numpy as np
 from robflat_bench.core.interfaces import Measurement
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
+MAX_NUMBERS = 64 * 1024 * 1024
+"""More numbers than the arrays of an honest measure have together."""
 Numbers: TypeAlias = dict[str, Any]
 """Some of the fields value, standard_error, n and details of a `Measurement`."""
 
@@ -164,6 +168,8 @@ def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | N
     arrays : the arrays of one measurement; they may come from anyone.
     stated : value, standard_error, n and details, by name.
     """
+    if _largest_sum(arrays) > MAX_NUMBERS:
+        return ["its arrays have shapes that do not belong together"]
     try:
         with np.errstate(all="ignore"):
             numbers = ESTIMATES[estimate](arrays)
@@ -175,6 +181,15 @@ def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | N
         for name, number in expected.items()
         if not _close(stated.get(name), number)
     ]
+
+
+def _largest_sum(arrays: Arrays) -> int:
+    """The most numbers that a sum of two arrays has: [n, 1] and [m] are small, their sum [n, m] is not."""
+    sizes = [0]
+    for one, other in combinations([array.shape for array in arrays.values()], 2):
+        with suppress(ValueError):  # these two have no sum
+            sizes.append(math.prod(np.broadcast_shapes(one, other)))
+    return max(sizes)
 
 
 def _close(a: float | None, b: float | None) -> bool:

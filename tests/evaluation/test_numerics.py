@@ -294,18 +294,18 @@ def test_a_forward_that_differs_is_flagged(registry, fixed, tmp_path):
 
 def test_examples_only_the_weaker_attack_broke_are_counted(registry):
     strong, weak, weaker = (
-        resolve(registry, "attack", text).canonical for text in ("autoattack(version=apgd)", "pgd(steps=20)", "fgsm")
+        resolve(registry, "attack", text) for text in ("autoattack(version=apgd)", "pgd(steps=20)", "fgsm")
     )
     outcomes = {
         "last/test/clean/error": np.array([False, False, False, True, False, False]),
-        f"last/test/{strong}/error": np.array([True, False, False, False, False]),
-        f"last/test/{weak}/error": np.array([True, True, False, True, False, True]),
-        f"last/test/{weaker}/error": np.array([False, True, True, True, False, True]),
+        f"last/test/{strong.canonical}/error": np.array([True, False, False, False, False]),
+        f"last/test/{weak.canonical}/error": np.array([True, True, False, True, False, True]),
+        f"last/test/{weaker.canonical}/error": np.array([False, True, True, True, False, True]),
     }
-    assert autoattack_missed(outcomes, "last", [strong, weak, weaker]) == 2
-    assert autoattack_missed(outcomes, "last", [strong, weak]) == 1
-    assert autoattack_missed(outcomes, "last", [weak, weaker]) is None
-    assert autoattack_missed(outcomes, "last", [strong]) is None
+    assert autoattack_missed(outcomes, "last", [strong.canonical, weak.canonical, weaker.canonical]) == 2
+    assert autoattack_missed(outcomes, "last", [strong.canonical, weak.canonical]) == 1
+    assert autoattack_missed(outcomes, "last", [weak.canonical, weaker.canonical]) is None
+    assert autoattack_missed(outcomes, "last", [strong.canonical]) is None
 
 
 # ---------------------------------------------------------------------------------------------------------

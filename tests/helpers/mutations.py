@@ -225,7 +225,8 @@ def files(field: Field, rng: random.Random) -> None:
         field.entry.rename(field.entry.with_name(rng.choice(("seed-1-" + 16 * "0", f"seed-2-{same}", "x"))))
     elif action == "copy":
         name = f"{rng.choice(('at-x', 'at', 'mart'))}/seed-{rng.choice('129')}-{rng.choice(('0' * 16, same))}"
-        shutil.copytree(field.entry, field.entry.parents[1] / name, dirs_exist_ok=True)
+        if (target := field.entry.parents[1] / name) != field.entry:
+            shutil.copytree(field.entry, target, dirs_exist_ok=True)
     elif action == "another":
         path.write_bytes(field.pristine[rng.choice([*field.pristine])])
     else:

@@ -151,11 +151,11 @@ def test_the_checksum_of_a_protocol_is_that_of_its_data():
 def test_entries_of_one_board_call_the_same_data_canonical(root, tmp_path):
     """Where the protocol states no checksum."""
     for seed, checksum in ((1, "c" * 64), (2, "d" * 64)):
-        one = fake_run(tmp_path / "big", "at", seed, protocol="cifar10-linf", dataset=_dataset(checksum))
+        one = fake_run(tmp_path / "big", "at", seed, protocol="cifar10-linf-30", dataset=_dataset(checksum))
         if seed == 1:
             submitted(root, [one])
         else:
-            with pytest.raises(Exception, match="calls other data canonical than cifar10-linf/at/seed-1"):
+            with pytest.raises(Exception, match="calls other data canonical than cifar10-linf-30/at/seed-1"):
                 submitted(root, [one])
 
 

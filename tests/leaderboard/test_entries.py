@@ -116,6 +116,14 @@ def test_another_protocol_hash_is_refused(tmp_path, root, monkeypatch):
     assert "made under digits-linf 1.0 (11111111)" in refusal(root, target)
 
 
+@pytest.mark.parametrize("key", ["\x1b[2J", "a\nb", "\u202e"])
+def test_a_refusal_quotes_keys_in_one_printable_line(root, entry, key):
+    rewrite(entry, lambda record: record["spec"].update({key: 1}))
+    line = refusal(root, entry)
+    assert "unknown key" in line
+    assert line.isprintable()
+
+
 def test_a_json_key_that_occurs_twice_is_refused(root, entry):
     raw = (entry / "record.json").read_text()
     (entry / "record.json").write_text(raw.replace('"seed": 2,', '"seed": 1, "seed": 2,', 1))
@@ -160,6 +168,7 @@ def test_fewer_examples_than_the_protocol_asks_for_are_refused(root, entry):
         lambda outcomes: outcomes.update({"last/test/clean/loss": np.array(["x"] * 500)}),
         lambda outcomes: outcomes.update({"last/test/clean/error": np.zeros((500, 1), bool)}),
         lambda outcomes: outcomes.pop("last/test/clean/error"),
+        lambda outcomes: outcomes.update({"last/test/clean/error": np.array(7.0)}),
     ],
 )
 def test_outcomes_that_no_evaluation_writes_are_refused(root, entry, change):

@@ -19,7 +19,8 @@ def test_no_mutant_ends_in_a_traceback_or_is_granted_what_is_untrue(field):
 
 def test_no_forged_entry_is_granted(field):
     ended = [field.try_forgery(random.Random(seed)) for seed in range(100)]
-    assert ended.count("refused") > 70
+    assert ended.count("refused") > 30  # the others are consistent, and only a second look refuses them
+    assert not any("reproduced" in end for end in ended)
 
 
 def test_the_unchanged_entry_is_granted(field):
