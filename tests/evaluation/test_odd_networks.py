@@ -261,6 +261,13 @@ def session(odd_registry, tiny, tmp_path) -> Session:
     return Session(odd_registry, load(odd_registry, str(tiny)), None, Store(tmp_path / "store"), "cpu")
 
 
+@pytest.fixture(scope="module")
+def expected(odd_registry, tiny, tmp_path_factory) -> Result:
+    """The numbers of `Plain`."""
+    store = Store(tmp_path_factory.mktemp("plain"))
+    return evaluated(Session(odd_registry, load(odd_registry, str(tiny)), None, store, "cpu"), Plain(), *MEASURES)
+
+
 def evaluated(session: Session, network: nn.Module | str, *measures: str) -> Result:
     texts = [resolve(session.registry, "measure", text).canonical for text in measures]
     plan = Plan(
@@ -291,15 +298,13 @@ def numbers(result: Result) -> list[float]:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_same_function_in_another_spelling_has_the_same_numbers(session, name):
-    expected = evaluated(session, Plain(), *MEASURES)
+def test_the_same_function_in_another_spelling_has_the_same_numbers(session, expected, name):
     assert expected.robust_loss.test > 0
     assert numbers(evaluated(session, SAME[name](), *MEASURES)) == pytest.approx(numbers(expected), rel=1e-4)
 
 
-def test_weights_that_are_buffers_have_no_flatness_and_the_same_robustness(session):
+def test_weights_that_are_buffers_have_no_flatness_and_the_same_robustness(session, expected):
     found = evaluated(session, without_parameters(), *MEASURES)
-    expected = evaluated(session, Plain(), *MEASURES)
     assert found.robust_error == expected.robust_error
     for text, measured in found.measures.items():
         if text.startswith(("input", "local", "margin")):
