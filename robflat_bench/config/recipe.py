@@ -98,7 +98,9 @@ class Recipe(Params):
     """How a method is trained. Settings that differ from the protocol's appear in the row's name."""
 
     epochs: PositiveInt = Field(description="Passes through the training images.")
-    batch_size: PositiveInt = Field(description="Images of one update.")
+    batch_size: PositiveInt = Field(
+        description="Images of one update; one left over at the end of an epoch joins the last batch."
+    )
     optimizer: Annotated[str, _canonical("optimizer")] = Field(
         default="sgd(momentum=0.9, nesterov=true)", description="sgd, adam or adamw, with parameters."
     )

@@ -121,18 +121,7 @@ def make_spec(
         The method is its own helper, trains on spare images and there are none, or attacks from the images where the
         gradient of its objective is zero.
     """
-    if method.canonical in helped:
-        raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
-    if method.extra_data and not dataset.spare:
-        raise UsageError(
-            f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
-            f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
-        )
-    if protocol.recipe.attack_start == "zero" and method.method.info.random_start:
-        raise UsageError(
-            f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
-            'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
-        )
+    _check_trainable(protocol, method, dataset, helped)
     changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
     helped = (*helped, method.canonical)
     helpers = {name: compose(registry, text) for name, text in sorted(method.helpers.items())}
@@ -148,6 +137,22 @@ def make_spec(
         extra_data=dataset.spare if method.extra_data else "",
         label=f"{method.brief} [{changes}]" if changes else method.brief,
     )
+
+
+def _check_trainable(protocol: Protocol, method: Composed, dataset: DatasetRef, helped: tuple[str, ...]) -> None:
+    """UsageError for the reasons that `make_spec` names."""
+    if method.canonical in helped:
+        raise UsageError(f"{method.brief} would have to be trained before itself: its helpers need it")
+    if method.extra_data and not dataset.spare:
+        raise UsageError(
+            f"{method.brief} trains on images outside the training split, and {protocol.name} uses every image of "
+            f"its training pool ({dataset.origin}); choose a protocol whose splits leave some over"
+        )
+    if protocol.recipe.attack_start == "zero" and method.method.info.random_start:
+        raise UsageError(
+            f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
+            'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
+        )
 
 
 def used_components(registry: Registry, protocol: Protocol, method: Composed) -> list[Component]:

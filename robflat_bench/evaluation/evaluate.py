@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from robflat_bench.attacks.engine import attacked, cross_entropy
 from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.core.randomness import generator, global_state
+from robflat_bench.evaluation.keyed import KeyedJournal
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.shared import WeightSpaceParams
@@ -87,12 +89,15 @@ def evaluate(
     """
     work = _Evaluation(session, plan, subject, journal)
     try:
-        work.clean()
+        with work.keyed("clean"):
+            work.clean()
         for stage in plan.stages:
-            work.run(stage)
+            with work.keyed(*stage):
+                work.run(stage)
     finally:
         work.counter.remove()
-    return work.result(), work.outcomes
+    with work.keyed("flags"):
+        return work.result(), work.outcomes
 
 
 class _Evaluation:
@@ -109,6 +114,10 @@ class _Evaluation:
         self.seconds: dict[str, float] = {}
         self.notes: dict[str, int] = {}
         self.measures: dict[str, dict[str, MeasureResult]] = {"test": {}, "train": {}}
+
+    def keyed(self, *key: int | str) -> AbstractContextManager[None]:
+        """A block in which the global generators are keyed: it draws the same in a resumed or repeated evaluation."""
+        return global_state(generator(self.session.fixed.seed, "global state of evaluation", *key))
 
     def clean(self) -> None:
         """Evaluate the images without an attack."""
@@ -128,7 +137,8 @@ class _Evaluation:
         examples = session.examples(stage.split, stage.examples)
         # Best and last may have equal weights but use other numbers of examples, so the section's name has the number.
         units = self.journal.section(f"{stage.kind} {stage.text}, {len(examples)} {stage.split} examples")
-        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, units, self.subject.initial)
+        journal = KeyedJournal(units, session.fixed.seed, *stage)
+        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, journal, self.subject.initial)
         component = resolve(session.registry, stage.kind, stage.text).build(session.threat)
         work = self._attack if stage.kind == "attack" else self._measure
         work(stage, component, examples, workspace)

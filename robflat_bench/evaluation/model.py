@@ -123,11 +123,22 @@ def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
 def load_model(session: Session, found: FoundModel) -> nn.Module:
     """The network with its weights, on the session's device; of a live module, a copy in eval mode."""
     if found.module is not None:
-        return _placed(session, copy.deepcopy(found.module)).eval()
+        model = _placed(session, _copied(found.module, found.name))
+        return model.train().eval()  # what it derived from its weights on entering eval mode is derived anew
     model = build_model(session, 0, found.backbone, found.activation)
     if found.weights is not None:
         load_weights(model, read_weights(found.weights), found.weights.name)
     return model
+
+
+def _copied(module: nn.Module, name: str) -> nn.Module:
+    """A copy; UsageError where a layer holds a computed weight, as torch's old weight normalisation leaves it."""
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{name} cannot be copied ({str(error).splitlines()[0]}); call it once under torch.no_grad() before"
+        ) from None
 
 
 def build_model(session: Session, seed: int, backbone: str = "", activation: str = "") -> nn.Module:

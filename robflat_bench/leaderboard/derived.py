@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from robflat_bench import NUMERICS
 from robflat_bench.config.cost import passes_of_training
@@ -17,9 +19,6 @@ from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.quantities import SPLITS, Outcomes
 from robflat_bench.results.record import MeasureResult, Result, RunRecord, measure_path
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def training_problems(registry: Registry, protocol: Protocol, record: RunRecord) -> Iterator[str]:
@@ -76,7 +75,12 @@ def _measure_problems(
         info = resolve(registry, "measure", text).info
     except RobflatError:
         return []
+    if measured.value is None and not measured.reason:
+        return ["it has no value, and no reason says why"]
     if not isinstance(info, MeasureInfo) or not info.estimate or measured.value is None:
         return []
+    unbounded = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if unbounded and info.estimate != "changed examples":
+        return [f"its array {unbounded[0]} has numbers that are not finite, and it has a value"]
     numbers = measured.model_dump(include={"value", "standard_error", "n"})
     return contradictions(info.estimate, arrays, measured.details | numbers)

@@ -66,10 +66,15 @@ class LossOverWeights:
         return self.at(torch.zeros_like(self.weights))
 
     def wrong(self, nu: Tensor) -> Tensor:
-        """Which examples are misclassified at w + nu, bool [N]."""
+        """Which examples are misclassified at w + nu, bool [N]: also those whose logits are not finite."""
         model, chunks = self.space.model, padded_batches(self.images, CHUNK)
+
+        def read(part: Examples) -> Tensor:
+            logits: Tensor = model(part.x)
+            return (logits.argmax(1) != part.y) | ~logits.isfinite().all(1)
+
         with self.space.moved(self._layers(nu)), attacked(model), torch.no_grad():
-            return torch.cat([(model(part.x).argmax(1) != part.y)[:count] for part, count in chunks])
+            return torch.cat([read(part)[:count] for part, count in chunks])
 
     def start(self, number: int, ball: UnitBall, *key: int | str) -> Tensor:
         """z where an ascent begins: 0 for the first, a random point of the ball for others; keyed by layer."""

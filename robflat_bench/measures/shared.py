@@ -78,7 +78,7 @@ class FixedImagesParams(OracleParams):
     warm: Literal[False] = Field(default=False, description="No effect: no attack is repeated.")
 
 
-class SlopesParams(FixedImagesParams, WeightSpaceParams):
+class SlopesParams(WeightSpaceParams, FixedImagesParams):
     """Parameters of a measure that differentiates the loss by the weights of the weight space."""
 
 

@@ -163,7 +163,7 @@ def traced(network: nn.Module, x: Tensor) -> Trace:
         begin = x[:1].detach().requires_grad_() + 0  # a gradient betrays what hidden code made from the images
         images = recorder.note(begin, Signal(None, begin.shape))
         with recorder:
-            logits = network.forward(begin)
+            logits = network(begin)
     end = recorder.known.get(id(logits))
     if end is None:
         raise NoValue(f"no operation that torch shows leads to the logits of {type(network).__name__}: is it scripted?")

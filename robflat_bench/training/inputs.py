@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import Attack, Batch, Moment, Training
-from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.core.batching import MEMORY_BATCH, cuts
 from robflat_bench.core.randomness import generator
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
@@ -64,7 +64,7 @@ class TrainingInputs:
             count=len(x),
             epsilon=self.recipe.epsilon,
             helpers=self.helpers,
-            images=lambda: (part.to(self.dtype) / 255 for part in x.split(MEMORY_BATCH)),
+            images=lambda: (part.to(self.dtype) / 255 for part in x.tensor_split(cuts(len(x), MEMORY_BATCH))),
             spare=lambda: self.splits.spare_images(self.device),
             seed=self.seed,
         )

@@ -8,14 +8,16 @@ any moment and started again ends with the weights of an undisturbed run, bit fo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, Workspace, clock
-from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, UsageError, Workspace, clock
+from robflat_bench.core.batching import MEMORY_BATCH, cuts
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import holding, load_weights, undamaged, write_weights
@@ -86,10 +88,12 @@ class Trainer:
         self.model, self.composition, recipe = inputs.model, inputs.composition, inputs.recipe
         self.x = inputs.splits.images("train", inputs.device)
         self.y = inputs.splits.labels("train", inputs.device)
-        self.per_epoch = math.ceil(len(self.y) / recipe.batch_size) * self.composition.repeats
+        self.cuts = cuts(len(self.y), recipe.batch_size)
+        self.per_epoch = (len(self.cuts) + 1) * self.composition.repeats
         self.total = self.per_epoch * recipe.epochs
         self.counter = PassCounter(self.model, *inputs.helpers.values())
         self.composition.setup(inputs.training(self.x))
+        self.check_batches()
         self.optimizer = build_optimizer(recipe, self.composition.parameters(self.model))
         self.states = States(inputs.folder)
         self.state = State()
@@ -118,8 +122,9 @@ class Trainer:
             while state.epoch < inputs.recipe.epochs:
                 source = generator(inputs.seed, "order", state.epoch)
                 order = torch.randperm(len(self.y), generator=source).to(inputs.device)
+                batches = order.tensor_split(self.cuts)
                 while state.step < self.per_epoch:
-                    self.step(order)
+                    self.step(batches)
                     observer.step_ends(self.done)
                     if interrupt.requested or self.save_is_due():
                         self.save()
@@ -136,17 +141,16 @@ class Trainer:
             write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
         return state
 
-    def step(self, order: Tensor) -> None:
+    def step(self, batches: Sequence[Tensor]) -> None:
         """One update of the weights; `composition.repeats` updates in a row use the same batch."""
-        inputs, state, size = self.inputs, self.state, self.inputs.recipe.batch_size
+        inputs, state = self.inputs, self.state
         number, replay = divmod(state.step, self.composition.repeats)
-        rows = order[number * size :][:size]
         now, first = (
             Moment(inputs.seed, state.epoch, update, (state.epoch * self.per_epoch + update) / self.total)
             for update in (state.step, state.step - replay)
         )
         with global_state(first.random("global state of the batch")):  # replays must see the same batch
-            batch = self.composition.prepare(inputs.batch(self.x, self.y, rows, number, first))
+            batch = self.composition.prepare(inputs.batch(self.x, self.y, batches[number], number, first))
         # No cache of cast weights: it would miss that modifiers move the weights within a step.
         device = torch.device(inputs.device).type
         autocast = torch.autocast(device, torch.bfloat16, enabled=inputs.reduced, cache_enabled=False)
@@ -196,6 +200,17 @@ class Trainer:
         self.counter.forward = self.counter.backward = 0  # the budget counts training, not this check
         self.account()
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = ended, 0, 0.0, 0.0
+
+    def check_batches(self) -> None:
+        """Raise UsageError if a batch has one image and a network in training normalises batches."""
+        size, count = self.inputs.recipe.batch_size, len(self.y)
+        networks = (self.model, *self.composition.parts().values())
+        normalises = any(isinstance(module, _BatchNorm) for network in networks for module in network.modules())
+        if normalises and min(size, count) == 1:
+            raise UsageError(
+                f"batch normalisation needs two images, and a batch has one (recipe.batch_size {size}, {count} "
+                "training images); use --set recipe.batch_size=2 or more"
+            )
 
     def check_finite(self, finite: bool, what: str) -> None:
         """Raise RunFailed if training has diverged."""

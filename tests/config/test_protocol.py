@@ -333,7 +333,7 @@ def spec(registry, protocol, method="trades"):
         ("recipe.epsilon=8/255", "epsilon=0.03137254901960784"),
         ("recipe.activation=silu", "activation=silu"),
         ("recipe.activation='silu'", "activation=silu"),
-        ("recipe.attack_start=zero", "attack_start=zero"),
+        ("recipe.attack_start=normal", "attack_start=normal"),
         ("recipe.schedule=one-cycle", "schedule=one-cycle"),
         ("recipe.schedule=piecewise(drops=[0.5, 0.75])", "schedule=piecewise(drops=[0.5, 0.75])"),
         ("recipe.optimizer=sgd(momentum=0)", "optimizer=sgd(momentum=0.0)"),

@@ -34,14 +34,14 @@ from robflat_bench.core import (
 from robflat_bench.core.batching import MEMORY_BATCH, in_batches, padded_batches
 from robflat_bench.core.randomness import generator, normal_like, per_example_uniform, uniform_like
 from robflat_bench.data.splits import Splits
-from robflat_bench.evaluation.evaluate import EvaluatedModel, _autoattack_missed, evaluate
+from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.quantities import total
+from robflat_bench.results.quantities import autoattack_missed, total
 from robflat_bench.results.record import Result, check, totals
 from robflat_bench.results.store import Store
 from robflat_bench.training.loop import heldout_check
@@ -302,10 +302,10 @@ def test_examples_only_the_weaker_attack_broke_are_counted(registry):
         f"last/test/{weak.canonical}/error": np.array([True, True, False, True, False, True]),
         f"last/test/{weaker.canonical}/error": np.array([False, True, True, True, False, True]),
     }
-    assert _autoattack_missed(outcomes, "last", [strong, weak, weaker]) == 2
-    assert _autoattack_missed(outcomes, "last", [strong, weak]) == 1
-    assert _autoattack_missed(outcomes, "last", [weak, weaker]) is None
-    assert _autoattack_missed(outcomes, "last", [strong]) is None
+    assert autoattack_missed(outcomes, "last", [strong.canonical, weak.canonical, weaker.canonical]) == 2
+    assert autoattack_missed(outcomes, "last", [strong.canonical, weak.canonical]) == 1
+    assert autoattack_missed(outcomes, "last", [weak.canonical, weaker.canonical]) is None
+    assert autoattack_missed(outcomes, "last", [strong.canonical]) is None
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from robflat_bench.data.splits import channel_statistics
 from robflat_bench.evaluation.evaluate import _flags_of_network
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
+from robflat_bench.measures.flatness.worst_case import Climb, _better
 from robflat_bench.numerics.folding import pairs
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
@@ -385,12 +386,14 @@ def test_logits_that_are_nan_within_the_ball_fail_the_attack_that_finds_them(ses
 
 
 def test_a_loss_of_nan_cannot_make_a_measure_lower(session):
-    """The loss is NaN where the weights have moved: no iterate is the highest, and the record says so."""
+    """The loss is NaN where the weights have moved: the record says so, instead of counting the start."""
     network = spelled(lambda net, x: plain(net, x) + (net.head.bias[0] - net.centre + 1e-9).log())
     network.register_buffer("centre", network.head.bias.detach()[0].clone())
     measured = next(iter(evaluated(session, network, MEASURES[0]).measures.values()))
     assert measured.value is None
     assert "nan" in measured.reason
+    low, nan = (Climb({}, torch.zeros(2), torch.tensor(losses)) for losses in ([1.0, 2.0], [1.0, torch.nan]))
+    assert _better(_better(low, nan), low) is nan
 
 
 def test_a_constant_channel_is_left_as_it_is():

@@ -119,6 +119,25 @@ def test_arrays_of_any_shape_are_answered_in_a_sentence(change):
     assert contradictions("draws and examples", arrays, stated)
 
 
+def test_a_measure_without_a_value_says_why(evidence):
+    record, outcomes = evidence
+    last = record.results["last"]
+    name, found = next(iter(last.measures.items()))
+    silent = found.model_copy(update={"value": None, "standard_error": None})
+    said = silent.model_copy(update={"reason": "it is nan here"})
+    for one, count in ((silent, 1), (said, 0)):
+        results = {"last": last.model_copy(update={"measures": {**last.measures, name: one}})}
+        assert len([*estimate_problems(REGISTRY, results, outcomes)]) == count
+
+
+def test_an_array_that_is_not_finite_needs_a_reason(evidence):
+    record, outcomes = evidence
+    name = next(name for name in outcomes if name.startswith("last/measure/worst") and name.endswith("losses"))
+    changed = {**outcomes, name: np.full_like(outcomes[name], np.nan)}
+    (said,) = estimate_problems(REGISTRY, record.results, changed)
+    assert "its array losses has numbers that are not finite" in said
+
+
 def test_a_measure_that_is_not_installed_is_believed(evidence):
     record, outcomes = evidence
     last = record.results["last"]

@@ -21,7 +21,8 @@ from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Examples, ImageShape, Journal, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator
 from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, checkpoints
-from robflat_bench.measures.oracle import given_images
+from robflat_bench.measures.oracle import Oracle, given_images
+from robflat_bench.measures.shared import OracleParams
 from robflat_bench.measures.sharpness.adaptive_worst import AdaptiveWorst, AdaptiveWorstParams
 from robflat_bench.measures.sharpness.keskar import Keskar, KeskarParams
 from robflat_bench.measures.sharpness.m_sharpness import MSharpness, MSharpnessParams
@@ -682,3 +683,12 @@ def test_an_ascent_into_infinite_losses_still_gives_a_finite_value():
     for measure in WORST:
         found = run(measure, model, grey(), **({"epsilon": 5.0} if measure is Keskar else {"rho": 5.0}))
         assert math.isfinite(found.value)
+
+
+def test_logits_of_nan_predict_no_class():
+    """`argmax` takes NaN for the highest: here the label's."""
+    model = Known(W, lambda w: -1000 * w[0])
+    examples = grey()
+    assert model(examples.x)[:, 0].isnan().all()
+    surface = LossOverWeights(model, Oracle(THREAT, OracleParams(coupling="clean")), examples)
+    assert surface.wrong(torch.zeros_like(surface.weights)).all()

@@ -688,7 +688,7 @@ def test_measures_resume_bit_for_bit(name):
 def test_one_example_and_weights_without_curvature_have_finite_values(name):
     model = small_net()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in list(model.parameters())[1:]:
             parameter.zero_()
     found = read(name, model, small_examples(1))
     assert found.value == 0

@@ -153,7 +153,7 @@ def test_the_released_setting_equals_the_released_procedure(epochs):
     found = measure.ascend(model, examples, Workspace(seed=5), 0.03, 0)
     expected = released_ascent(model, examples, 0.03, 5, epochs, 4)
     assert found.losses.numpy() == pytest.approx(expected.numpy(), rel=1e-9)
-    uniform = WorstCase(measure.params.model_copy(update={"start": "uniform"}), THREAT)
+    uniform = WorstCase(measure.params.model_copy(update={"start": None}), THREAT)
     assert not torch.allclose(uniform.ascend(model, examples, Workspace(seed=5), 0.03, 0).losses, expected, rtol=1e-3)
 
 

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations
 
 from robflat_bench.core import Examples, NoValue
 from robflat_bench.core.randomness import generator
+from robflat_bench.measures.rescaling import rescaled
 from robflat_bench.numerics.folding import folded, pairs
 
 FAMILIES = {
@@ -224,6 +225,55 @@ def test_normalisation_folds_into_linear_layers_and_gains_behind_them():
     assert measured("path-norm", model, images(1, 2)).value == pytest.approx(math.log(paths))
 
 
+class Block(nn.Module):
+    """A shortcut around a convolution; in place, or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.conv, self.in_place = nn.Conv2d(2, 2, 3, padding=1), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.in_place:
+            y += x
+            return F.relu(y, inplace=True).mul_(2)
+        return 2 * torch.add(x, y).relu()
+
+
+def test_operations_in_place_are_the_same_operations():
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        one = nn.Sequential(Block(True), Block(True), nn.Flatten()).double().eval()
+    other = copy.deepcopy(one)
+    for block in other[:2]:
+        block.in_place = False
+    paths = [measured("path-norm", model, images(2, 4)).value for model in (one, other)]
+    assert paths[0] == pytest.approx(paths[1], rel=1e-12)
+    assert paths[0] > 0
+
+
+class Cosine(nn.Linear):
+    """Its forward uses the weight's directions alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight), self.bias)
+
+
+def test_relative_flatness_reads_the_weight_that_acts():
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        cosine = nn.Sequential(nn.Flatten(), Cosine(4, 3)).double().eval()
+    plain, normed_head = copy.deepcopy(cosine), nn.Linear(4, 3).double()
+    plain[1] = nn.Linear(4, 3).double()
+    plain[1].weight.data, plain[1].bias.data = F.normalize(cosine[1].weight.data), cosine[1].bias.data
+    normed_head.load_state_dict(plain[1].state_dict())
+    other = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(normed_head))
+    values = [measured("relative-flatness", net, images(1, 2), coupling="clean").value for net in (plain, other)]
+    assert values[0] == pytest.approx(values[1])
+    with pytest.raises(NoValue, match="Cosine"):
+        measured("relative-flatness", cosine, images(1, 2), coupling="clean")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What has no value
 # ---------------------------------------------------------------------------------------------------------
@@ -316,3 +366,6 @@ def test_normalisation_with_an_activation_is_folded(padding):
         assert model[0].weight is not weight
         assert torch.allclose(model(x), logits)
     assert torch.equal(model(x), logits)
+    larger = rescaled(model, x, 3.0)
+    assert torch.equal(larger[0].weight, 3 * weight)
+    assert torch.allclose(larger(x), logits)

@@ -1,5 +1,6 @@
 """The grammar of components: what it reads, what it writes, and how it says no."""
 
+import itertools
 import json
 import math
 import re
@@ -214,7 +215,9 @@ def test_equal_components_written_differently_have_one_canonical_text(registry, 
 
 def other_value(annotation, default):
     """A legal value of a parameter that is not its default."""
-    for option in typing.get_args(annotation):
+    options = () if isinstance(default, tuple) else typing.get_args(annotation)
+    literals = [option for option in options if typing.get_origin(option) is typing.Literal]
+    for option in [*options, *itertools.chain(*map(typing.get_args, literals))]:
         if option is not type(None) and isinstance(option, str | int) and option != default:
             return option
     if isinstance(default, bool):
@@ -240,6 +243,10 @@ BUILT_IN = [
 ]
 
 
+NEEDS = {("worst-case", "start"): {"keep": "last"}}
+"""What a parameter's other values need."""
+
+
 @pytest.mark.parametrize(
     ("info", "name"),
     [
@@ -251,7 +258,7 @@ BUILT_IN = [
 )
 def test_every_parameter_changes_the_canonical_text(registry, info, name):
     fields = info.params.model_fields
-    required = {key: "some" for key, field in fields.items() if field.is_required()}
+    required = {key: "some" for key, field in fields.items() if field.is_required()} | NEEDS.get((info.name, name), {})
     changed = required | {name: other_value(fields[name].annotation, required.get(name, fields[name].default))}
     texts = [
         f"{info.name}({', '.join(f'{key}={json.dumps(value)}' for key, value in values.items())})"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import promised
 from helpers.networks import with_networks
 from torch.nn import functional as F
 
-from robflat_bench.config.protocol import load
-from robflat_bench.evaluation.model import find_model, load_model
+from robflat_bench.config.protocol import Attacked, load
+from robflat_bench.core import Observer, UsageError
+from robflat_bench.evaluation.model import build_model, find_model, load_model
+from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
-from robflat_bench.numerics.weights import digest, read_weights
+from robflat_bench.numerics.weights import digest, read_weights, write_weights
 from robflat_bench.registry.components import compose
 from robflat_bench.results.store import Store
+from robflat_bench.runs.evaluation import evaluate_model
 from robflat_bench.runs.run import Run, execute
 from robflat_bench.training import loop
 
@@ -54,6 +59,32 @@ def test_a_derived_weight_is_that_of_the_evaluated_checkpoint(bench, backbone, m
 
 
 @pytest.mark.parametrize("backbone", ["derived", "derivedlazily"])
+def test_a_live_network_is_evaluated_with_what_its_own_weights_give(bench, backbone, tmp_path):
+    """It has loaded other weights in eval mode, and uses what it derived from the first ones."""
+    session = bench(backbone, "at").session
+    plan = Plan((Attacked(attack="fgsm", test=20),), ())
+    live, file = build_model(session, 1).eval(), tmp_path / "weights.safetensors"
+    live(torch.zeros(1, 1, 8, 8))
+    write_weights(file, build_model(session, 2).state_dict())
+    live.load_state_dict(read_weights(file))
+    (one,), (other,) = (evaluate_model(session, model, plan)[0].results.values() for model in (live, str(file)))
+    assert one.weights == other.weights
+    assert one.robust_loss == other.robust_loss
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line(bench):
+    session = bench("old-weight-norm", "at").session
+    model = build_model(session, 1)
+    model(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(UsageError, match=r"Normalized cannot be copied \(.*\); call it once under torch\.no_grad\(\)"):
+        evaluate_model(session, model, Plan((), ()))
+    with torch.no_grad():
+        model(torch.zeros(2, 1, 8, 8))
+    evaluate_model(session, model, Plan((Attacked(attack="fgsm", test=20),), ()))
+
+
+@pytest.mark.parametrize("backbone", ["derived", "derivedlazily"])
 def test_a_held_out_check_sees_the_weights_of_its_epoch(bench, backbone):
     run = bench(backbone, "at+ema", "fixed.threat.epsilon=1e-9", keep_every=1)  # the attack moves nothing
     record = execute(run)
@@ -62,6 +93,32 @@ def test_a_held_out_check_sees_the_weights_of_its_epoch(bench, backbone):
         weights = read_weights(run.folder.weights(f"epoch-{row.epoch:04d}"))
         logits = F.linear(held.x.flatten(1), F.normalize(weights["layer.weight"]), weights["layer.bias"])
         assert row.heldout_robust_loss == pytest.approx(float(F.cross_entropy(logits.double(), held.y)), rel=1e-5)
+
+
+class StopsAtUnit(Observer):
+    """Interrupts the evaluation after so many units of work."""
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+
+    def unit_ends(self) -> None:
+        self.units -= 1
+        if not self.units:
+            raise KeyboardInterrupt
+
+
+def test_a_random_network_is_evaluated_the_same_again_and_after_an_interruption(bench, monkeypatch):
+    """Its draws are keyed by stage and unit."""
+    whole = execute(bench("noisy", "at"))
+    assert whole.results["last"].flags.random_forward
+    again = bench("noisy", "at", store="again")
+    for units in (2, 3):
+        torch.manual_seed(units)
+        stopped = replace(again, session=replace(again.session, observer=StopsAtUnit(units)))
+        with pytest.raises(KeyboardInterrupt):
+            execute(stopped)
+    resumed = execute(again)
+    assert promised(resumed.model_dump(mode="json")) == promised(whole.model_dump(mode="json"))
 
 
 def test_checkpoints_of_tied_weights_are_evaluated_as_saved(bench):

@@ -169,6 +169,7 @@ def test_results_are_logged_by_these_names(finished):
         "gap/robust_error": best["gap"]["robust_error"],
         "gap/robust_loss": best["gap"]["robust_loss"],
         "flags/zero_gradients": best["flags"]["zero_gradients"],
+        "flags/nonfinite_gradients": 0.0,
         "flags/random_forward": 0.0,
         f"{PGD_NAME}/test": best["robust_error"][PGD]["test"],
         f"{PGD_NAME}/train": best["robust_error"][PGD]["train"],

@@ -93,4 +93,8 @@ def head_pass(model: nn.Module, part: Examples) -> tuple[nn.Linear, Tensor]:
         raise NoValue("relative-flatness needs a linear layer whose output is the logits; this model has none")
     head, features, _ = calls[-1]
     assert isinstance(head, nn.Linear)
+    if not torch.allclose(F.linear(features, head.weight, head.bias), logits, rtol=1e-3, atol=1e-3):
+        raise NoValue(
+            f"relative-flatness cannot read the weight of {type(head).__name__}: its forward uses another one"
+        )
     return head, torch.cat([features, logits], 1)

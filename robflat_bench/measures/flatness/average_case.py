@@ -30,7 +30,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
-class AverageCaseParams(shared.OracleParams, shared.WeightSpaceParams):
+class AverageCaseParams(shared.WeightSpaceParams, shared.OracleParams):
     coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=shared.COUPLING)
     xi: shared.Xi = 0.5
     ball: shared.Shape = "layer"

@@ -69,9 +69,10 @@ class WorstCaseParams(shared.WeightSpaceParams):
     weight_step: shared.Step = Field(
         default=None, description="Step size of the weights, in units of xi=1; by default 2.5 xi / updates."
     )
-    start: Literal["uniform", "released"] = Field(
-        default="uniform",
-        description="First images of a joint ascent: uniform in the ball, or eps U(0,1) along a Gaussian direction.",
+    start: Literal["released"] | None = Field(
+        default=None,
+        description="First images of a joint ascent: by default uniform in the ball; `released`: eps U(0,1) along a "
+        "Gaussian direction, not clipped to [0,1].",
     )
     batch: NonNegativeInt = Field(default=0, description="Examples per update of the weights; 0: all of them.")
     keep: Literal["best", "last"] = Field(default="best", description="Iterate of an ascent that counts.")
@@ -203,7 +204,7 @@ class WorstCase(Measure):
     def _start(self, examples: Examples, *key: int | str) -> Tensor:
         """The images at which a joint ascent begins; those of the released code are not clipped to [0,1]."""
         x, epsilon = examples.x, self.threat.epsilon
-        if self.params.start == "uniform":
+        if self.params.start is None:
             return project(x + epsilon * per_example_uniform(x, examples.index, *key), x, epsilon)
         return x + epsilon * per_example_gaussian_direction(x, examples.index, *key)
 

@@ -81,23 +81,24 @@ def _logits_of_squares(trace: Trace, device: torch.device) -> Tensor:
     values = {trace.images: torch.ones(trace.images.shape, dtype=torch.float64, device=device)}
     for operation in trace.operations:
         made = _squared(operation, values)
-        tensors = [made] if isinstance(made, torch.Tensor) else list(made)
-        values.update(zip(operation.outputs, tensors, strict=True))
+        if operation.outputs:  # x.type() makes no tensor
+            values.update(zip(operation.outputs, [made] if isinstance(made, torch.Tensor) else made, strict=True))
     return values[trace.logits]
 
 
 def _squared(operation: Operation, values: dict[Signal, Tensor]) -> Tensor | tuple[Tensor, ...]:
     """What the operation makes of these values where its weights are squared. NoValue where that is not known."""
     name, given = operation.name, [values[signal] for signal in operation.signals]
-    same = SAME.fullmatch(name) and not _random(operation)
-    if same or name in ACTIVATIONS or isinstance(operation.module, Normalized):
+    found = diagonal(operation)
+    constant = found and isinstance(operation.module, Normalized)
+    if constant or name in ACTIVATIONS or (SAME.fullmatch(name) and not _random(operation)):
         return given[0]
     if name in ("add", "iadd", "sub", "isub") and len(given) == 2 and not operation.kwargs:
         return given[0] + given[1]
     if layer := operation.layer():
         _, weight, bias = layer
         return operation.call(given[0], weight.square(), None if bias is None else bias.square())
-    if found := diagonal(operation):
+    if found:
         scale, shift = found
         return given[0] * scale**2 + shift**2
     linear = len(given) == 1 and PRODUCTS.fullmatch(name) is not None

@@ -7,8 +7,8 @@ without bias; its norm differs from the norm of the reshaped kernel. The layers 
 (`numerics.operations`), so a standardised or parametrised weight is read as it is used, functional calls count, and a
 layer that acts twice counts twice. Functions that hide weights (fused attention, recurrent cells) have no value.
 In a network without shortcuts the value bounds the logarithm of the Lipschitz constant; in a residual network it bounds
-nothing. Layers of zero norm, whose log is -inf, and batch normalisation that no layer absorbs are left out; the details
-`zero_layers` and `unfolded_norms` count them.
+nothing. Layers of zero norm, whose log is -inf, and normalisation and factors that no layer absorbs are left out; the
+details `zero_layers` and `unfolded_norms` (of batch normalisation) count them.
 Bartlett et al.: NeurIPS 2017; Jiang et al.: ICLR 2020; operator norms of convolutions: Sedghi et al.: ICLR 2019.
 
 Norms come from power iteration on A'A, from a start keyed by the layer's name and shape; A' is the gradient of A. The

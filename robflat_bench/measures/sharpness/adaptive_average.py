@@ -30,7 +30,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class AdaptiveAverageParams(OracleParams, WeightSpaceParams):
+class AdaptiveAverageParams(WeightSpaceParams, OracleParams):
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
     rho: Number = Field(default=0.1, ge=0, description="Size of the moves, relative to |w_i| with `adaptive`.")

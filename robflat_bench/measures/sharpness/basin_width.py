@@ -38,7 +38,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
 
-class BasinWidthParams(OracleParams, WeightSpaceParams):
+class BasinWidthParams(WeightSpaceParams, OracleParams):
     target: Number = Field(default=0.1, gt=0, description="Rise of the loss that is tolerated, in nats.")
     directions: int = Field(default=10, ge=2, description="Random directions; each is followed both ways.")
     normalisation: Literal["filter", "layer"] = Field(default="filter", description="Part scaled to its weights' norm.")

@@ -38,7 +38,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 
-class LocalEntropyParams(OracleParams, WeightSpaceParams):
+class LocalEntropyParams(WeightSpaceParams, OracleParams):
     gamma: Number = Field(default=10.0, gt=0, description="Moves have about 1/sqrt(gamma) of each layer's norm.")
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
 

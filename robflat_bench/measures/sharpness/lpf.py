@@ -27,7 +27,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class LPFParams(OracleParams, WeightSpaceParams):
+class LPFParams(WeightSpaceParams, OracleParams):
     std: Number = Field(default=0.01, ge=0, description="Standard deviation of the Gaussian filter.")
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100

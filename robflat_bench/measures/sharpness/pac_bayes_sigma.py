@@ -42,7 +42,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class PacBayesSigmaParams(OracleParams, WeightSpaceParams):
+class PacBayesSigmaParams(WeightSpaceParams, OracleParams):
     target: Target = 0.1
     draws: Draws = 10
     largest: Number = Field(default=2.0, gt=0, description="Noise s tried first.")
