@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz_entries.py --mutated 10000 --forged 2000
 
-Prints a traceback for each failure, then the counts.
+Prints a traceback for each failure, then the counts; SIGTERM ends it with the counts so far.
 """
 
 import argparse
@@ -67,21 +67,24 @@ def main() -> None:
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", "Duplicate name")
     signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    mutants, forgeries = (range(chosen.first, chosen.first + count) for count in (chosen.mutated, chosen.forged))
     began, ended, failures = time.monotonic(), Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         field = Field(Path(folder).resolve() / "field")
         outside = watch_writes(Path(folder).resolve())
-        for kind, count in (("mutant", chosen.mutated), ("forgery", chosen.forged)):
-            for seed in range(chosen.first, chosen.first + count):
+        try:
+            for kind, seed in [*(("mutant", k) for k in mutants), *(("forgery", k) for k in forgeries)]:
                 signal.alarm(LONGEST)
                 try:
                     ended[f"{kind}: " + getattr(field, f"try_{kind}")(random.Random(seed))] += 1
                 except Exception as error:
                     traceback.print_exc()
                     failures.append(f"{kind} {seed}: {type(error).__name__}: {error}"[:300])
-                    print(failures[-1], flush=True)  # noqa: T201
                 finally:
                     signal.alarm(0)
+        except KeyboardInterrupt:
+            failures.append("stopped before the end")
     document = {
         "ended": ended,
         "failures": failures,
