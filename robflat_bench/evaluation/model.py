@@ -132,7 +132,7 @@ def load_model(session: Session, found: FoundModel) -> nn.Module:
 
 
 def _copied(module: nn.Module, name: str) -> nn.Module:
-    """A copy; UsageError where a layer holds a computed weight, as torch's old weight normalisation leaves it."""
+    """A copy; UsageError where a layer holds a computed weight, as torch's old weight normalisation does."""
     try:
         return copy.deepcopy(module)
     except RuntimeError as error:

@@ -144,7 +144,7 @@ class WeightSpace:
                 self.left[name] = "zero norm"
             else:
                 self.norms[name], self.layers[name] = length, parameter
-        if not self.layers:
+        if not self.layers and not training:
             raise NoValue("this network has no weights that move: all are normalisation, zero, excluded or buffers")
         self.ball = ball or Ball()
         adaptive = self.layers if self.ball.shape == "element" else {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,13 @@ def network() -> nn.Module:
     model: nn.Module = resolve(built_ins(), "backbone", "resnet8(width=2)").build(SHAPE, "relu")
     initialize(model, generator("kit"))
     return model
+
+
+def dropping() -> nn.Module:
+    """The network with dropout before its head."""
+    model: Any = network()
+    model.network.pool = nn.Sequential(model.network.pool, nn.Dropout(0.1))
+    return model  # type: ignore[no-any-return]
 
 
 def world() -> World:

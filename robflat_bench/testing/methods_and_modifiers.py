@@ -161,7 +161,8 @@ def check_trains(component: Component[Any]) -> None:
 
 
 def check_same_seed_same_weights(component: Component[Any]) -> None:
-    """Two trainings with one seed end with the same weights, bit for bit, whatever the global random state."""
+    """Two trainings of a network with dropout, with one seed, end with the same weights, bit for bit, whatever the
+    global random state."""
     outcome = outcome_of(component)
     with global_state(generator("kit", 2)):
         again = trained(component)
@@ -170,7 +171,9 @@ def check_same_seed_same_weights(component: Component[Any]) -> None:
 
 def check_other_seed_other_weights(component: Component[Any]) -> None:
     """Two trainings with different seeds end with different weights: it learns from the batches that it receives."""
-    kit.expect(not _equal(outcome_of(component), trained(component, seed=2)), "two seeds train the same weights")
+    outcome_of(component)  # Skipped where training fails
+    one, other = (trained(component, model=network, seed=seed) for seed in (1, 2))  # dropout would differ anyway
+    kit.expect(not _equal(one, other), "two seeds train the same weights")
 
 
 def check_resume_is_bitwise(component: Component[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from robflat_bench.core import Attack, MethodInfo, ModifierInfo, Observer, Train
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.weights import read_weights
 from robflat_bench.registry.components import Component, Composed, resolve
-from robflat_bench.testing.fixtures import SHAPE, THREAT, World, built_ins, digits, network, world
+from robflat_bench.testing.fixtures import SHAPE, THREAT, World, built_ins, digits, dropping, network, world
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.loop import State, train
@@ -76,13 +76,22 @@ class Outcome:
     weights: dict[str, dict[str, Tensor]]
 
 
-def trained(component: Component[Any], *, stop_at: int | None = None, count: int = DIGITS, **inputs: Any) -> Outcome:
-    """Train the kit's network to the end.
+def trained(
+    component: Component[Any],
+    *,
+    model: Callable[[], nn.Module] = dropping,
+    stop_at: int | None = None,
+    count: int = DIGITS,
+    **inputs: Any,
+) -> Outcome:
+    """Train one of the kit's networks to the end.
 
     Parameters
     ----------
     component : Component
         A method, or a modifier, which is added to `at`.
+    model : callable
+        Makes the network, with the same weights at each call.
     stop_at : int, optional
         Interrupt the training after so many updates and resume it with objects built anew.
     count : int
@@ -97,7 +106,7 @@ def trained(component: Component[Any], *, stop_at: int | None = None, count: int
         def built_anew() -> TrainingInputs:
             chosen: dict[str, Any] = {"recipe": RECIPE, "seed": 1, **inputs}
             return TrainingInputs(
-                model=network(),
+                model=model(),
                 composition=Composition(whole),
                 helpers=untrained_helpers(whole),
                 splits=splits(count),
@@ -132,7 +141,7 @@ class _StopsAt(Observer):
 
 @functools.cache
 def _trained_weights() -> dict[str, Tensor]:
-    return trained(resolve(built_ins(), "method", "at"), recipe=LONGER, count=200).weights["last"]
+    return trained(resolve(built_ins(), "method", "at"), model=network, recipe=LONGER, count=200).weights["last"]
 
 
 def trained_world() -> World:
