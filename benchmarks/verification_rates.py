@@ -37,8 +37,9 @@ from robflat_bench.leaderboard.agreement import agreement
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import discover
+from robflat_bench.results.journal import StoredJournal
 from robflat_bench.results.record import Result, RunRecord
-from robflat_bench.results.store import INITIAL, Store, StoredJournal
+from robflat_bench.results.store import INITIAL, Store
 from robflat_bench.runs.run import Run, execute
 
 METHODS = ("at", "trades", "mart", "at+awp", "standard", "n-fgsm")
