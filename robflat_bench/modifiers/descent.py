@@ -21,6 +21,8 @@ def gradient_from(
     ----------
     keep: factors of the examples' losses, as `Loss` takes them.
     """
+    if not space.layers:  # all matrices are frozen
+        return {}
     with space.moved(nu):
         gradient = torch.autograd.grad(loss(frozen=True, keep=keep), [*space.layers.values()], materialize_grads=True)
     return dict(zip(space.layers, gradient, strict=True))

@@ -9,8 +9,8 @@ on the robust loss Stutz, Hein, Schiele: Relating adversarially robust generaliz
 A cycle starts with w' = \mu = w and takes the first line L times. Each time is one update, with its own batch and
 adversarial images; the L-th ends with the optimizer's step. So an epoch of N batches has N / L outer steps, at the
 learning rates that the schedule has then. \lambda is the optimizer's weight decay. Every forward pass, all at w', moves
-BN statistics. Extra heads are trained as the weights are. Momentum, schedule and scoping are in effect, unlike in the
-released code.
+BN statistics. Extra heads are trained as the weights are; parameters without a gradient stay. Momentum, schedule and
+scoping are in effect, unlike in the released code.
 
 Within a cycle the model holds w'. w is evaluated, with the model's BN statistics. An average taken after each update
 (EMA) is an average of w'.
@@ -72,7 +72,7 @@ class EntropySGD(Modifier):
             self.anchor, self.average = ([parameter.detach().clone() for parameter in parameters] for _ in range(2))
         value = loss()
         value.backward()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [parameter.grad for parameter in parameters]
         optimizer.zero_grad(set_to_none=True)
         pull = self.params.gamma * (1 + self.params.scoping) ** cycle
         decay = optimizer.param_groups[0]["weight_decay"]
@@ -81,10 +81,12 @@ class EntropySGD(Modifier):
         held = zip(parameters, gradients, self.anchor, self.average, strict=True)
         with torch.no_grad():
             for parameter, gradient, anchor, average in held:
-                force = gradient + decay * parameter + pull * (parameter - anchor)
-                parameter.sub_(self.params.rate * (force + temperature * normal_like(parameter, source)))
-                average.lerp_(parameter, 1 - self.params.averaging)
-                if position + 1 == self.params.steps:
+                noise = normal_like(parameter, source)
+                if gradient is not None:
+                    force = gradient + decay * parameter + pull * (parameter - anchor)
+                    parameter.sub_(self.params.rate * (force + temperature * noise))
+                    average.lerp_(parameter, 1 - self.params.averaging)
+                if position + 1 == self.params.steps and not torch.equal(average, anchor):
                     parameter.copy_(anchor)
                     parameter.grad = anchor - average
         # Within a cycle there are no gradients, so this moves nothing; the schedule needs it before each of its steps.

@@ -1,4 +1,4 @@
-r"""Weight clipping:  w <- \Pi_{[-c, c]}(w) for every parameter of the network, after each update
+r"""Weight clipping:  w <- \Pi_{[-c, c]}(w) for every parameter that is not frozen, after each update
 
 Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021,
 after Stutz, Chandramoorthy, Hein, Schiele: Bit error robustness for energy-efficient DNN accelerators. MLSys 2021.
@@ -47,5 +47,7 @@ class WeightClipping(Modifier):
         scales = {id(getattr(module, "weight", None)) for module in norms}
         with torch.no_grad():
             for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    continue
                 center = 1.0 if id(parameter) in scales else 0.0
                 parameter.clamp_(center - limit, center + limit)

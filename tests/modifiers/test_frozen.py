@@ -12,7 +12,11 @@ from robflat_bench.registry.registry import discover
 from robflat_bench.training.composition import Composition
 
 REGISTRY = discover()
-PERTURBATIONS = ["awp", "awp(steps=2)", "random-wp", "rwp(steps=2)", "sam", "asam", "entropy-sgd(steps=2)"]
+WEIGHTS = [
+    *["awp", "awp(steps=2)", "random-wp", "rwp(steps=2)", "rwp(steps=2, gradients=raw)", "sam", "asam"],
+    *["entropy-sgd(steps=2)", "entropy-sgd(steps=3)", "weight-clipping(limit=0.01)"],
+]
+"""Modifiers that move weights."""
 WEIGHT_SPACE = [
     "worst-case(restarts=1, steps=2, strong_steps=2)",
     "average-case(draws=2, steps=2)",
@@ -39,35 +43,48 @@ class WithSpare(nn.Sequential):
         return x
 
 
-def one_update(text: str, model: nn.Module) -> None:
+def two_updates(text: str, model: nn.Module) -> None:
     composition = Composition(compose(REGISTRY, f"at+{text}"))
     composition.setup(training(model))
     optimizer = torch.optim.SGD(composition.parameters(model), lr=0.1, weight_decay=0.01)
-    composition.update(model, composition.prepare(batch()), inner(), optimizer)
+    for _ in range(2):
+        composition.update(model, composition.prepare(batch()), inner(), optimizer)
 
 
-@pytest.mark.parametrize("text", PERTURBATIONS)
+@pytest.mark.parametrize("text", WEIGHTS)
 def test_frozen_layers_do_not_move_in_training(text):
     model = network()
-    frozen = [parameter for name, parameter in model.named_parameters() if "conv" in name][:2]
+    frozen = [model.network.stem.conv.weight, model.network.stem.norm.weight, model.network.stem.norm.bias]
     for parameter in frozen:
         parameter.requires_grad_(False)
     seen: list[list[torch.Tensor]] = []
     model.register_forward_pre_hook(lambda *_: seen.append([parameter.detach().clone() for parameter in frozen]))
     trained = next(p for p in model.parameters() if p.requires_grad and p.ndim > 1)
     before = trained.detach().clone()
-    one_update(text, model)
-    assert frozen
+    two_updates(text, model)
+    model(batch().x)
     assert not torch.equal(trained, before)
     assert all(torch.equal(one, other) for pass_ in seen for one, other in zip(pass_, seen[0], strict=True))
 
 
-@pytest.mark.parametrize("text", PERTURBATIONS)
-def test_a_parameter_that_nothing_reads_does_not_stop_training(text):
+@pytest.mark.parametrize("text", ["awp", "rwp(steps=1)", "random-wp"])
+def test_where_every_matrix_is_frozen_nothing_is_perturbed(text):
+    perturbed, plain = network(), network()
+    for parameter in [*perturbed.parameters(), *plain.parameters()]:
+        parameter.requires_grad_(parameter.ndim < 2)
+    two_updates(text, perturbed)
+    two_updates("label-smoothing(tau=0)", plain)
+    pairs = zip(perturbed.parameters(), plain.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("text", WEIGHTS)
+def test_a_parameter_that_nothing_reads_does_not_stop_training_and_stays(text):
     model = network()
-    model.spare = nn.Linear(3, 3).double()
-    one_update(text, model)
+    model.spare = nn.Parameter(torch.full((3, 3), 0.005, dtype=torch.float64))
+    two_updates(text, model)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    assert torch.equal(model.spare, torch.full_like(model.spare, 0.005))
 
 
 @pytest.mark.parametrize("text", WEIGHT_SPACE)
