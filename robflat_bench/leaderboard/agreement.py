@@ -30,7 +30,7 @@ class Bound(NamedTuple):
     image : largest difference of the loss of one image, in standard deviations over images.
     mean : largest difference of the mean of losses or of a measure, in standard errors, beyond which `factor` decides.
     factor : largest quotient of two means.
-    spread : largest quotient of two standard errors.
+    spread : largest quotient of two standard errors, or of the image passes of a measure.
     flags : largest difference of a flag, as a fraction of the images.
     history : largest mean difference of a column of the history, relative to its mean or to `LEVEL`.
     """
@@ -212,6 +212,9 @@ def _measure_differences(name: str, mine: MeasureResult, again: MeasureResult, b
         quotient = _quotient(mine.standard_error, again.standard_error)
         yield Difference(f"the standard error of {name}, as a quotient,", quotient, bound.spread)
     yield Difference(f"n of {name}", abs(mine.n - again.n), bound.images * again.n)
+    if mine.forward or mine.backward:  # a record of schema version 1 holds none
+        for ours, theirs in ((mine.forward, again.forward), (mine.backward, again.backward)):
+            yield Difference(f"the image passes of {name}, as a quotient,", _quotient(ours, theirs), bound.spread)
 
 
 def _flag_difference(name: str, mine: float | None, again: float | None, bound: Bound, images: int) -> Difference:

@@ -162,6 +162,7 @@ FORGERIES: dict[str, Forgery] = {
     "standard-error-none": _record(lambda _, found: found.measure()[1].update(standard_error=None)),
     "n-of-a-measure": _record(lambda _, found: found.measure()[1].update(n=100_000)),
     "value-of-a-measure": _record(lambda _, found: found.measure()[1].update(value=found.measure()[1]["value"] / 2)),
+    "passes-of-a-measure": _record(lambda _, found: found.measure()[1].update(forward=1, backward=1)),
     "training-loss-raised": loss_raised(10_000.0, "train"),
     "test-loss-raised": loss_raised(10_000.0, "test"),
     "train-loss-of-the-history-raised": _record(
