@@ -401,9 +401,9 @@ def toy(lab, tmp_path) -> Path:
     subject = lab.subjects("at")[0]
     document = work.document_model(choose("landscape"))(
         experiment=choose("landscape").canonical,
-        protocol={"name": "tiny", "version": "1.0", "hash": "0"},
+        protocol={"name": "tiny", "version": "1.0", "hash": "0" * 64},
         dataset="digits",
-        dataset_checksum="0",
+        dataset_checksum="0" * 64,
         canonical_data=True,
         epsilon=0.2,
         evaluation_seed=0,
@@ -531,7 +531,11 @@ def pair(best: tuple[float | None, float], last: tuple[float | None, float], err
         values = {"n": 9, "attack": "pgd", "titles": {"m": "m"}, "measures": {"m": {**value, "value": flatness}}}
         return {"model": model.model_dump(), "values": values | {"robust_loss": {"test": {**value, "value": loss}}}}
 
-    rest = {"protocol": {"name": "tiny", "version": "1.0", "hash": "0"}, "dataset": "digits", "dataset_checksum": "0"}
+    rest = {
+        "protocol": {"name": "tiny", "version": "1.0", "hash": "0" * 64},
+        "dataset": "digits",
+        "dataset_checksum": "0" * 64,
+    }
     rest |= {"canonical_data": True, "epsilon": 0.2, "evaluation_seed": 0, "numerics": 1, "experiment": "best-last"}
     readings = [reading("best", *best), reading("last", *last)]
     return work.document_model(choose("best-last")).model_validate({**rest, "readings": readings})

@@ -13,7 +13,7 @@ from helpers.networks import with_networks
 from torch.nn import functional as F
 
 from robflat_bench.config.protocol import Attacked, load
-from robflat_bench.core import Observer, UsageError
+from robflat_bench.core import Interrupted, Observer, UsageError
 from robflat_bench.evaluation.model import build_model, find_model, load_model
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
@@ -104,7 +104,7 @@ class StopsAtUnit(Observer):
     def unit_ends(self) -> None:
         self.units -= 1
         if not self.units:
-            raise KeyboardInterrupt
+            raise Interrupted
 
 
 def test_a_random_network_is_evaluated_the_same_again_and_after_an_interruption(bench, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_random_network_is_evaluated_the_same_again_and_after_an_interruption(
     for units in (2, 3):
         torch.manual_seed(units)
         stopped = replace(again, session=replace(again.session, observer=StopsAtUnit(units)))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             execute(stopped)
     resumed = execute(again)
     assert promised(resumed.model_dump(mode="json")) == promised(whole.model_dump(mode="json"))
