@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from robflat_bench.config.protocol import Strict
@@ -268,13 +269,18 @@ def malformed(outcomes: Outcomes, checkpoints: Iterable[str] = ()) -> list[str]:
         is_total = name.startswith(attacked)
         bits, averaged = is_total and kind == "error", is_total or kind == "per_example"
         numeric = array.dtype.kind in NUMERIC_KINDS
-        low = 0 if is_total else -LARGEST
-        flat = numeric and array.ndim == 1 and array.size and bool(((low <= array) & (array <= LARGEST)).all())
+        flat = numeric and _in_range(array, 0 if is_total else -LARGEST)
         if not numeric or (averaged and not flat) or (is_total and (array.dtype.kind == "b") != bits):
             problems.append(f"{name!r:.200} is {array.dtype}{list(array.shape)}, or out of range: no outcome")
         elif bits and array.size > getattr(outcomes.get(f"{folder.rpartition('/')[0]}/clean/error"), "size", 0):
             problems.append(f"{name!r:.200} has more examples than the clean images")
     return problems
+
+
+def _in_range(array: np.ndarray, low: float) -> bool:
+    """Whether it is one or more numbers [n] from `low` to `LARGEST`, which smaller types than float64 cannot hold."""
+    wide = array.astype(float)
+    return array.ndim == 1 and array.size > 0 and bool(((low <= wide) & (wide <= LARGEST)).all())
 
 
 def check(results: Mapping[Any, Result], outcomes: Outcomes) -> list[str]:

@@ -350,3 +350,8 @@ def test_a_record_has_the_promised_fields():
         "environment",
         "provenance",
     }
+
+
+def test_arrays_of_half_precision_are_bounded_without_overflow():
+    halves = {"last/measure/average-case/per_example": np.array([-1.0, 60_000.0], np.float16)}
+    assert malformed(halves, ["last"]) == []

@@ -172,7 +172,9 @@ def test_random_weights_are_always_the_same_and_leave_the_global_state(build, ca
 
 def test_the_backbone_passes_the_conformance_kit(registry):
     results = run_checks(registry, "backbone", "robustbench")
-    assert {result.outcome for result in results} == {"passed"}, results
+    outcomes = {result.check: result.outcome for result in results}
+    assert outcomes.pop("check_another_seed_moves_every_weight") == "skipped", "its weights are published ones"
+    assert {*outcomes.values()} == {"passed"}, results
 
 
 def test_nothing_heavy_is_imported_to_describe_the_plugin():
