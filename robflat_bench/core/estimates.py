@@ -7,6 +7,7 @@ computes the numbers again, without torch and without the network.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import combinations
@@ -171,7 +172,7 @@ def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | N
     if _largest_sum(arrays) > MAX_NUMBERS:
         return ["its arrays have shapes that do not belong together"]
     try:
-        with np.errstate(all="ignore"):
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # NaN agrees with nothing
             numbers = ESTIMATES[estimate](arrays)
     except (LookupError, ValueError, ArithmeticError, TypeError) as error:
         return [f"its arrays give no value: {type(error).__name__} {error}"]

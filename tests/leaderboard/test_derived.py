@@ -163,3 +163,10 @@ def test_arrays_without_a_dimension_are_refused():
     arrays = {"losses": np.zeros((3, 1)), "reference": np.array(7.0)}
     (said,) = contradictions("draws and examples", arrays, {})
     assert "its arrays give no value" in said
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (0, 4), (3, 0)])
+def test_arrays_that_are_too_small_for_an_estimate_contradict_every_number_without_a_warning(shape):
+    arrays = {"losses": np.ones(shape), "reference": np.zeros(shape[1])}
+    stated = {"value": 1.0, "standard_error": 0.1, "n": shape[1]}
+    assert contradictions("draws and examples", arrays, stated)
