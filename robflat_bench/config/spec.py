@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from robflat_bench import NUMERICS
-from robflat_bench.config.protocol import Digest, Protocol, ProtocolVersion, Strict, components, content_hash
+from robflat_bench.config.protocol import Digest, Protocol, ProtocolVersion, components, content_hash
 from robflat_bench.config.recipe import Recipe, brief_setting
-from robflat_bench.core import Seed, UsageError
+from robflat_bench.core import Seed, Strict, UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
 

@@ -29,8 +29,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from robflat_bench.config.protocol import Strict, parse_toml, read_text
-from robflat_bench.core import UsageError
+from robflat_bench.config.protocol import parse_toml, read_text
+from robflat_bench.core import Strict, UsageError
 from robflat_bench.registry.validation import did_you_mean, validate
 
 MAX_VARIANTS = 1000

@@ -1,4 +1,4 @@
-"""Reading files that a person names: regular files of limited size, so that no pipe or device is waited for."""
+"""Read files that a person names. A pipe or a device would keep the reader waiting, so it is refused."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import errno
 import os
 import stat
 from pathlib import Path
-
-MAX_PLUGIN_BYTES = 4 * 1024 * 1024
-"""Size limit of a plugin that is one file."""
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -96,8 +96,7 @@ def evaluate(
                 work.run(stage)
     finally:
         work.counter.remove()
-    with work.keyed("flags"):
-        return work.result(), work.outcomes
+    return work.result(), work.outcomes
 
 
 class _Evaluation:

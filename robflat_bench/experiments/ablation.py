@@ -12,8 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from robflat_bench.config.protocol import Strict
-from robflat_bench.core import Params, UsageError, lazy_imports
+from robflat_bench.core import Params, Strict, UsageError, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment, MeasuredValue, Text
 
 with lazy_imports():

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Se
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from robflat_bench.config.protocol import Strict
 from robflat_bench.config.spec import ProtocolRef
-from robflat_bench.core import CheckFailed, Params, UsageError
+from robflat_bench.core import CheckFailed, Params, Strict, UsageError
 from robflat_bench.core.files import read_regular
 from robflat_bench.registry.components import parse
 from robflat_bench.registry.validation import explain, validate

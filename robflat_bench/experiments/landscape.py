@@ -22,8 +22,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
-from robflat_bench.config.protocol import Strict
-from robflat_bench.core import Examples, Journal, Number, lazy_imports
+from robflat_bench.core import Examples, Journal, Number, Strict, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment
 from robflat_bench.measures.shared import OracleParams
 

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
-from robflat_bench.config.protocol import Strict
-from robflat_bench.core import MeasureInfo, NoValue, Number, Params, Rescaling, UsageError, lazy_imports
+from robflat_bench.core import MeasureInfo, NoValue, Number, Params, Rescaling, Strict, UsageError, lazy_imports
 from robflat_bench.experiments.document import Document, Experiment, MeasuredValue, Text
 
 with lazy_imports():

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from robflat_bench.config.protocol import Checkpoint, Digest, Strict, content_hash, parse_toml, read_text
-from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.config.protocol import Checkpoint, Digest, content_hash, parse_toml, read_text
+from robflat_bench.core import CheckFailed, Strict, UsageError
 from robflat_bench.leaderboard.derived import estimate_problems
 from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
 from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier

@@ -50,9 +50,6 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes)
     if protocol.checksum and dataset.canonical != (dataset.checksum == protocol.checksum):
         said = "canonical" if dataset.canonical else "not canonical"
         yield f"it calls its data {said}: their checksum is {dataset.checksum}, the canonical one {protocol.checksum}"
-    if missing := {"best", "last"} - {*record.results}:
-        yield f"it lacks the checkpoint {', '.join(sorted(missing))}"
-        return
     for checkpoint, result in record.results.items():
         attacks = [row for row in protocol.fixed.attacks if checkpoint in row.checkpoints]
         measures = [row for row in protocol.fixed.measures if checkpoint in row.checkpoints]

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from robflat_bench.analysis.statistics import Place
-from robflat_bench.config.protocol import Checkpoint, Strict
+from robflat_bench.config.protocol import Checkpoint
+from robflat_bench.core import Strict
 from robflat_bench.results.quantities import Unit
 from robflat_bench.results.record import Fraction
 

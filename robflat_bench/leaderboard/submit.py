@@ -19,6 +19,7 @@ from robflat_bench.leaderboard.entry_checks import twin_problems
 from robflat_bench.leaderboard.tree import MAX_OUTCOMES, RECORDS
 from robflat_bench.registry.registry import Registry
 from robflat_bench.results import record as records
+from robflat_bench.results.removal import TEMPORARY
 from robflat_bench.results.store import RunFolder, regular_bytes
 
 
@@ -33,7 +34,7 @@ def add_entries(root: Path, runs: Sequence[RunFolder], registry: Registry, today
     UsageError : `root` cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=_nearest(root)) as folder:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=_nearest(root)) as folder:
             stage = Path(folder)
             places = [_pack(stage, root, run, registry, today) for run in runs]
             _check(stage, root, places, registry)

@@ -25,9 +25,7 @@ MAX_OUTCOMES = 64 * 1024 * 1024
 
 NAME, SLUG, KEY = r"[a-z0-9][a-z0-9-]{0,72}", r"[a-z0-9][a-z0-9.=+-]{0,79}", r"[0-9a-f]{16}"
 RUN = rf"{RECORDS}/{NAME}/{SLUG}/seed-\d{{1,19}}-{KEY}"
-FOLDERS = re.compile(
-    rf"{RECORDS}(/{NAME}(/{SLUG}(/seed-\d{{1,19}}-{KEY}(/evaluations)?)?)?)?|{REFERENCES}|{PAGES}|{EXPERIMENTS}"
-)
+FOLDERS = re.compile(rf"{RECORDS}(/{NAME}(/{SLUG})?)?|{RUN}(/evaluations)?|{REFERENCES}|{PAGES}|{EXPERIMENTS}")
 FILES = {
     re.compile(pattern): limit
     for pattern, limit in {

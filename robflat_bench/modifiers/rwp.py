@@ -61,9 +61,11 @@ class RWP(Modifier):
         nu = total = space.zero()
         for _ in range(self.params.steps):
             slope = gradient_from(space, nu, loss, keep=self._learned)
-            total = {name: so_far + slope[name] for name, so_far in total.items()}
-            raw = self.params.gradients == "raw"
-            nu = space.step(space.zero(), total, gamma, gamma) if raw else space.step(nu, slope, gamma, gamma)
+            if self.params.gradients == "raw":
+                total = {name: so_far + slope[name] for name, so_far in total.items()}
+                nu = space.step(space.zero(), total, gamma, gamma)
+            else:
+                nu = space.step(nu, slope, gamma, gamma)
         return descend_at(space, nu, loss, optimizer)
 
     def _learned(self, values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Libraries are known by name, so none is imported. A plugin declares its own laye
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -45,13 +46,20 @@ DECLARATION = "fixed_in_weight_space"
 
 def gains(model: nn.Module) -> dict[int, str]:
     """Identity of each tensor that is normalisation or gain -> the class of the module that owns it."""
-    found: dict[int, str] = {}
-    for module in model.modules():
-        kind = type(module)
-        classes = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
-        declared = getattr(kind, DECLARATION, ())
-        for name, tensor in module.named_parameters(recurse=False):
-            listed = any(fnmatchcase(f"{own}.{name}", pattern) for own in classes for pattern in GAINS)
-            if listed or isinstance(module, NORMALISATION) or any(fnmatchcase(name, own) for own in declared):
-                found[id(tensor)] = kind.__name__
-    return found
+    return {
+        id(tensor): type(module).__name__
+        for module in model.modules()
+        for name, tensor in module.named_parameters(recurse=False)
+        if _is_gain(type(module), name)  # type: ignore[arg-type]  # mypy asks instances for the hash of the class
+    }
+
+
+@lru_cache(maxsize=4096)  # weight perturbations ask in every update
+def _is_gain(kind: type[nn.Module], name: str) -> bool:
+    """Whether the tensor of that name, of a module of this class, is normalisation or gain."""
+    classes = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+    return (
+        issubclass(kind, NORMALISATION)
+        or any(fnmatchcase(f"{own}.{name}", pattern) for own in classes for pattern in GAINS)
+        or any(fnmatchcase(name, pattern) for pattern in getattr(kind, DECLARATION, ()))
+    )

@@ -48,7 +48,7 @@ def gradients_of(losses: Callable[[], Tensor], wanted: Sequence[Tensor]) -> tupl
     if not wanted:
         return values.detach(), ()
     found = torch.autograd.grad(values.sum(), wanted, materialize_grads=True)
-    if not all(bool(gradient.isfinite().all()) for gradient in found):
+    if not bool(torch.stack([gradient.isfinite().all() for gradient in found]).all()):  # waits for the device once
         values = losses()
         _walk(values)
         found = torch.autograd.grad(values.sum(), wanted, materialize_grads=True)

@@ -101,7 +101,7 @@ def _check_ties(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> N
     first: dict[int, str] = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
         same = first.setdefault(id(tensor), key)
-        if not torch.equal(tensors[same], tensors[key]):
+        if same != key and not torch.equal(tensors[same], tensors[key]):
             raise UsageError(
                 f"{name}: '{same}' and '{key}' are one tensor in this network and have two values here; whatever "
                 "changes weights must change every name, see `named_parameters(remove_duplicate=False)`"

@@ -23,6 +23,9 @@ from robflat_bench.core import PROJECT
 IGNORED = ("__pycache__", "*.py[co]", ".*_cache", ".git", ".hg", ".svn")
 """Bytecode, caches and version control: they lie in a package's folder and are not part of its source."""
 
+MAX_BYTES = 4 * 1024 * 1024
+"""Size limit of a one-file plugin."""
+
 _PREFIX = f"{PROJECT}_file_"
 
 

@@ -28,9 +28,8 @@ import pluggy
 
 from robflat_bench import __version__
 from robflat_bench.core import PROJECT, UsageError, contained, one_line
-from robflat_bench.core.files import MAX_PLUGIN_BYTES
 from robflat_bench.registry import hookspecs
-from robflat_bench.registry.files import files_below, load_file, neighbours
+from robflat_bench.registry.files import MAX_BYTES, files_below, load_file, neighbours
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
@@ -312,8 +311,8 @@ def load_plugins(files: tuple[Path, ...] = ()) -> Plugins:
     for file in files:
         if not file.is_file():
             raise UsageError(f"--plugin {file}: no such file; give the path of a Python file")
-        if file.stat().st_size > MAX_PLUGIN_BYTES:
-            raise UsageError(f"--plugin {file}: larger than {MAX_PLUGIN_BYTES} bytes; a plugin of one file is smaller")
+        if file.stat().st_size > MAX_BYTES:
+            raise UsageError(f"--plugin {file}: larger than {MAX_BYTES} bytes; a plugin of one file is smaller")
         if file.suffix != ".py":
             raise UsageError(f"--plugin {file}: not a Python file; its name must end in .py")
         provider = Provider(file.name, "file", file.stem)

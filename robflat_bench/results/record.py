@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from robflat_bench.config.protocol import Strict
+from robflat_bench.config.protocol import Digest
 from robflat_bench.config.spec import DatasetRef, ProtocolRef, RunSpec
+from robflat_bench.core import Strict
 from robflat_bench.results.quantities import SPLITS, Name, Outcomes, autoattack_missed, mean, total
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -25,8 +26,8 @@ NUMERIC_KINDS = "biuf"
 LARGEST = 1e100
 """Largest number of a record: sums and squares of such numbers are finite."""
 Bounded = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Positive = Annotated[float, Field(ge=0, le=LARGEST)]
-"""Losses, standard errors, seconds; 0 is allowed."""
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+"""Losses, standard errors, seconds."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -35,8 +36,8 @@ class TestTrain(Strict):
     """One number on test examples and, where the protocol asks for it, on training examples."""
 
     __test__ = False
-    test: Positive
-    train: Positive | None = None
+    test: NonNegative
+    train: NonNegative | None = None
 
 
 class Gap(Strict):
@@ -60,9 +61,9 @@ class MeasureResult(Strict):
     """
 
     value: Bounded | None
-    standard_error: Positive | None
+    standard_error: NonNegative | None
     n: Count
-    seconds: Positive
+    seconds: NonNegative
     forward: Count = 0
     backward: Count = 0
     reason: str = ""
@@ -126,7 +127,7 @@ class Result(Strict):
     measures: dict[str, MeasureResult]
     measures_train: dict[str, MeasureResult] = Field(default_factory=dict)
     flags: Flags
-    seconds: dict[str, Positive]
+    seconds: dict[str, NonNegative]
 
 
 class Budget(Strict):
@@ -134,8 +135,8 @@ class Budget(Strict):
 
     forward: Count
     backward: Count
-    seconds: Positive
-    evaluation_seconds: Positive
+    seconds: NonNegative
+    evaluation_seconds: NonNegative
     peak_memory_bytes: Count
 
 
@@ -144,12 +145,12 @@ class Epoch(Strict):
     checks)."""
 
     epoch: Count
-    learning_rate: Positive
+    learning_rate: NonNegative
     train_loss: Bounded
     heldout_clean_error: Fraction | None
     heldout_robust_error: Fraction | None
-    heldout_robust_loss: Positive | None
-    seconds: Positive
+    heldout_robust_loss: NonNegative | None
+    seconds: NonNegative
 
 
 class Versioned(Strict):
@@ -181,7 +182,7 @@ class RunRecord(Versioned):
     budget: Budget
     extra_data: bool = False
     history: tuple[Epoch, ...]
-    outcomes: str = Field(pattern=r"^[0-9a-f]{64}$")
+    outcomes: Digest
     environment: dict[str, Any]
     provenance: dict[str, Any]
 
@@ -221,7 +222,7 @@ class EvaluationRecord(Versioned):
     protocol: ProtocolRef
     dataset: DatasetRef
     results: dict[str, Result]
-    outcomes: str = Field(pattern=r"^[0-9a-f]{64}$")
+    outcomes: Digest
     environment: dict[str, Any]
     provenance: dict[str, Any]
 

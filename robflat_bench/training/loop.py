@@ -159,9 +159,8 @@ class Trainer:
             loss = self.composition.update(self.model, batch, inputs.attack(now), self.optimizer)
         place = f"at epoch {state.epoch}, step {state.step}"
         self.check_finite(math.isfinite(loss), f"the loss is {loss} {place}")
-        sums = torch.stack(
-            [parameter.detach().sum() for parameter in self.model.parameters()]
-        )  # faster than every entry
+        # A sum is finite only if all its numbers are, and is faster to look at than each of them.
+        sums = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()])
         self.check_finite(bool(sums.isfinite().all()), f"the update makes weights NaN or infinite {place}")
         self.schedule.step()
         state.loss_sum += loss

@@ -56,6 +56,14 @@ def test_other_float_types_and_masks_of_infinities_are_loaded():
     assert digest(model.state_dict()) == digest(other.state_dict())
 
 
+def test_a_buffer_that_begins_as_nan_is_loaded():
+    model, other = network(), network()
+    for one in (model, other):
+        one.register_buffer("scale", torch.tensor(torch.nan))  # until the first batch sets it
+    load_weights(model, other.state_dict(), "w.safetensors")
+    assert digest(model.state_dict()) == digest(other.state_dict())
+
+
 def test_evaluate_refuses_a_quantized_file_in_one_line(command, tiny, registry, tmp_path):
     from robflat_bench.config.protocol import load
     from robflat_bench.evaluation.model import build_model

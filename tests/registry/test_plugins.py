@@ -11,9 +11,9 @@ import pytest
 from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef, make_spec
 from robflat_bench.core import PluginError, UsageError
-from robflat_bench.core.files import MAX_PLUGIN_BYTES
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.registry.components import compose, resolve
+from robflat_bench.registry.files import MAX_BYTES
 from robflat_bench.registry.plugins import Provider
 from robflat_bench.registry.registry import discover
 
@@ -507,8 +507,8 @@ def test_a_file_that_is_missing_or_broken(command, tmp_path):
     assert other.code == 2
     assert "not a Python file" in other.complaint
     large = tmp_path / "large.py"
-    large.write_text("#" * (MAX_PLUGIN_BYTES + 1))
-    assert f"larger than {MAX_PLUGIN_BYTES} bytes" in command("list", "methods", "--plugin", large).complaint
+    large.write_text("#" * (MAX_BYTES + 1))
+    assert f"larger than {MAX_BYTES} bytes" in command("list", "methods", "--plugin", large).complaint
     os.mkfifo(tmp_path / "pipe.py")
     assert "no such file" in command("list", "methods", "--plugin", tmp_path / "pipe.py").complaint
     broken = tmp_path / "broken.py"
