@@ -78,9 +78,22 @@ def built(component: Component[BackboneInfo], shape: ImageShape, activation: str
     """A backbone's network with the initial weights of a seed, or with its own if it is pretrained."""
     with global_state(generator(seed, "construction")):
         model: nn.Module = component.build(shape, activation)
+    check_tensors(model)
     if not component.info.pretrained:
         initialize(model, generator(seed, "init"))
     return model
+
+
+def check_tensors(model: nn.Module) -> None:
+    """UsageError where a tensor of the network has no shape yet, or is complex: networks are brought to real floats."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"'{name}' has no shape before the first pass; call the network once where it is built")
+        if tensor.is_complex():
+            raise UsageError(
+                f"'{name}' is complex, and networks are evaluated in real numbers; keep torch.view_as_real(...) of it, "
+                "and compute torch.view_as_complex(...) in forward"
+            )
 
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

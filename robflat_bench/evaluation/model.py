@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.backbones.parts import built
+from robflat_bench.attacks.engine import attacked
+from robflat_bench.backbones.parts import built, check_tensors
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.core import UsageError
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.logits import in_float32
+from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.registry.components import resolve
 from robflat_bench.results.store import INITIAL
@@ -168,12 +170,30 @@ def _placed(session: Session, model: nn.Module) -> nn.Module:
             f"{type(model).__name__} holds a TorchScript module, whose passes cannot be counted; pass the Python "
             "module that it was made from"
         )
+    check_tensors(model)
     model.register_forward_hook(in_float32)
     model = model.to(session.device, session.dtype)
-    model = model.to(memory_format=layout(model))
+    if layout(model) is torch.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        if not _runs(
+            session, model
+        ):  # `x.view(len(x), -1)` behind a convolution; what fails for another reason is told
+            model = model.to(memory_format=torch.contiguous_format)
     if session.compile:
         session.compile.add(model)
     return model
+
+
+def _runs(session: Session, model: nn.Module) -> bool:
+    """Whether a pass of two black images ends without an error."""
+    shape = session.splits.shape
+    x = torch.zeros(2, shape.channels, shape.size, shape.size, device=session.device, dtype=session.dtype)
+    try:
+        with attacked(model), uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            model(x)
+    except RuntimeError:
+        return False
+    return True
 
 
 def layout(model: nn.Module) -> torch.memory_format:

@@ -45,6 +45,28 @@ def check_network(session: Session, model: nn.Module, name: str) -> None:
             _check_rows(model, logits, x, name)
 
 
+def check_trainable(session: Session, model: nn.Module, name: str) -> None:
+    """Try a network that is to be trained: in eval mode as `check_network` does, and one pass in train mode.
+
+    Raises UsageError as `check_network` does, and where no parameter requires a gradient.
+    """
+    check_network(session, model, name)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"no parameter of {name} requires a gradient, so nothing can be trained; use `evaluate`")
+    x, modes = session.examples("test", PROBED).x, [(module, module.training) for module in model.modules()]
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    try:
+        with uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            name = f"{name} in train mode"
+            _check_logits(session, _forward(model.train(), x.clone(), name), x, name)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for key, buffer in model.named_buffers():
+                buffer.copy_(buffers[key])
+
+
 def _forward(model: nn.Module, images: Tensor, name: str) -> Any:
     try:
         return model(images)

@@ -7,7 +7,7 @@ A tensor is left if the module that owns it
 3. declares it: `fixed_in_weight_space = ("gamma",)` on the module's class, patterns of its own tensors' names; `("*",)`
    names all of them.
 
-Libraries are known by name, so none is imported. A plugin declares its own layers by 3.
+Libraries are known by name, so none is imported. A plugin declares its own layers by 3; the declaration is read once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from functools import lru_cache
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from robflat_bench.core import UsageError
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -45,13 +47,29 @@ DECLARATION = "fixed_in_weight_space"
 
 
 def gains(model: nn.Module) -> dict[int, str]:
-    """Identity of each tensor that is normalisation or gain -> the class of the module that owns it."""
+    """Identity of each tensor that is normalisation or gain -> the class of the module that owns it.
+
+    Raises UsageError where a module's declaration is no tuple of its class, or names none of its parameters.
+    """
+    for module in model.modules():
+        _check_declaration(module)
     return {
         id(tensor): type(module).__name__
         for module in model.modules()
         for name, tensor in module.named_parameters(recurse=False)
         if _is_gain(type(module), name)  # type: ignore[arg-type]  # mypy asks instances for the hash of the class
     }
+
+
+def _check_declaration(module: nn.Module) -> None:
+    declared = getattr(module, DECLARATION, ())
+    names = list(module._parameters)
+    if isinstance(declared, str) or DECLARATION in vars(module):
+        raise UsageError(f"{type(module).__name__}.{DECLARATION} must be a tuple of names, set on the class")
+    if declared and not any(fnmatchcase(name, pattern) for name in names for pattern in declared):
+        raise UsageError(
+            f"{type(module).__name__}.{DECLARATION} is {declared}, and names no parameter of that layer: {names}"
+        )
 
 
 @lru_cache(maxsize=4096)  # weight perturbations ask in every update

@@ -164,6 +164,7 @@ def traced(network: nn.Module, x: Tensor) -> Trace:
         images = recorder.note(begin, Signal(None, begin.shape))
         with recorder:
             logits = network(begin)
+    recorder.unchanged(logits, f"the end of {type(network).__name__}")
     end = recorder.known.get(id(logits))
     if end is None:
         raise NoValue(f"no operation that torch shows leads to the logits of {type(network).__name__}: is it scripted?")
@@ -178,6 +179,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.operations: list[Operation] = []
         self.known: dict[int, Signal] = {}
+        self.versions: dict[int, int] = {}
         self.kept: list[Tensor] = []  # so that no identity is used twice
         self.stack: list[tuple[str, nn.Module]] = [("", network)]
 
@@ -188,8 +190,14 @@ class _Recorder(TorchFunctionMode):
 
     def note(self, tensor: Tensor, signal: Signal) -> Signal:
         self.known[id(tensor)] = signal
+        self.versions[id(tensor)] = tensor._version
         self.kept.append(tensor)
         return signal
+
+    def unchanged(self, value: Any, place: str) -> None:
+        """NoValue if a known tensor was changed in place through a view of it: its signal is the one before."""
+        if id(value) in self.known and value._version != self.versions[id(value)]:
+            raise NoValue(f"{place} reads a tensor that was changed in place through a view of it")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -201,6 +209,8 @@ class _Recorder(TorchFunctionMode):
         path, module = self.stack[-1]
         own_args, own_kwargs = replaced((args, kwargs), lambda value: self.known.get(id(value), value))
         operation = Operation(name, func, own_args, own_kwargs, module, path)
+        for value in own:
+            self.unchanged(value, operation.place)
         if any(value.requires_grad for value in operation.weights):
             raise NoValue(f"{operation.place} reads a tensor that code which torch does not show made from the images")
         made = func(*args, **kwargs)

@@ -15,7 +15,7 @@ from robflat_bench.config.spec import RunSpec, make_spec, used_components
 from robflat_bench.core import Observer, Observers, RobflatError, RunFailed, RunView
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model, initial_weights
-from robflat_bench.evaluation.network import check_network
+from robflat_bench.evaluation.network import check_trainable
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import load_weights, read_weights
@@ -146,7 +146,7 @@ def _train(run: Run, *watchers: Observer) -> State:
     """The state in which training ended; its passes and seconds include those of the helpers' training."""
     session, spec, fixed = run.session, run.spec, run.session.fixed
     model = build_model(session, run.seed)
-    check_network(session, model, fixed.backbone)
+    check_trainable(session, model, fixed.backbone)
     helpers = {name: _helper(run, text) for name, text in run.method.helpers.items()}
     inputs = TrainingInputs(
         model=model,

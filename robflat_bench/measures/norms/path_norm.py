@@ -30,7 +30,6 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.attacks.engine import attacked
-    from robflat_bench.backbones.parts import Normalized
     from robflat_bench.numerics.operations import (
         PRODUCTS,
         SAME,
@@ -79,19 +78,31 @@ class PathNorm(Measure):
 def _logits_of_squares(trace: Trace, device: torch.device) -> Tensor:
     """The logits for inputs of 1 and squared weights, float64."""
     values = {trace.images: torch.ones(trace.images.shape, dtype=torch.float64, device=device)}
+    pixels = {trace.images}  # and the images normalised by constants
     for operation in trace.operations:
-        made = _squared(operation, values)
+        if _normalises(operation, pixels):
+            pixels.update(operation.outputs)
+            made = values[operation.signals[0]]
+        else:
+            made = _squared(operation, values)
         if operation.outputs:  # x.type() makes no tensor
             values.update(zip(operation.outputs, [made] if isinstance(made, torch.Tensor) else made, strict=True))
     return values[trace.logits]
+
+
+def _normalises(operation: Operation, pixels: set[Signal]) -> bool:
+    """Whether it shifts, scales or copies the images by constants, before any layer."""
+    if len(operation.signals) != 1 or operation.signals[0] not in pixels or len(operation.outputs) != 1:
+        return False
+    constant = not any(isinstance(weight, nn.Parameter) for weight in operation.weights)
+    return constant and (diagonal(operation) is not None or SAME.fullmatch(operation.name) is not None)
 
 
 def _squared(operation: Operation, values: dict[Signal, Tensor]) -> Tensor | tuple[Tensor, ...]:
     """What the operation makes of these values where its weights are squared. NoValue where that is not known."""
     name, given = operation.name, [values[signal] for signal in operation.signals]
     found = diagonal(operation)
-    constant = found and isinstance(operation.module, Normalized)
-    if constant or name in ACTIVATIONS or (SAME.fullmatch(name) and not _random(operation)):
+    if name in ACTIVATIONS or (SAME.fullmatch(name) and not _random(operation)):
         return given[0]
     if name in ("add", "iadd", "sub", "isub") and len(given) == 2 and not operation.kwargs:
         return given[0] + given[1]

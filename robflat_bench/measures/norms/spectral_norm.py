@@ -91,13 +91,14 @@ class SpectralNorm(Measure):
         with attacked(model):
             trace = absorb(traced(model, examples.x))
 
-        def norm_of(name: str, operator: Operator) -> np.ndarray:
+        def norm_of(place: int, name: str, operator: Operator) -> np.ndarray:
             def compute() -> dict[str, np.ndarray]:
                 return {"norm": np.array(self._operator_norm(operator, workspace.seed, INFO.name, name))}
 
-            return unit(workspace.journal, f"layer-{name}", compute)["norm"]
+            # By its place: a module's name may be empty, or hold characters that no unit's name has.
+            return unit(workspace.journal, f"layer-{place}", compute)["norm"]
 
-        found = [norm_of(name, operator) for name, operator in _named(trace)]
+        found = [norm_of(place, name, operator) for place, (name, operator) in enumerate(_named(trace))]
         norms = np.array([norm for norm, _ in found])
         positive = [norm for norm in norms if norm > 0]
         return Measurement(
