@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from robflat_bench.numerics.weight_space import WeightSpace
     from robflat_bench.registry.components import parse
 
-API_VERSION = "1.1"
+API_VERSION = "1.2"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments; implementations may
 leave arguments out. A major version removes what was deprecated, with a warning at each use, for at least one minor
 version."""

@@ -69,7 +69,7 @@ class Normalized(nn.Module):
 
 @contextmanager
 def construction() -> Iterator[None]:
-    """Build modules inside the block: a run's seed decides their draws, and the global state is restored afterwards."""
+    """Restore torch's global random state after the block, in which modules are built; a run seeds it before."""
     with torch.random.fork_rng(devices=[]):
         yield
 

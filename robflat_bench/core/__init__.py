@@ -4,9 +4,10 @@ errors      what the command line shows as one line          params      base of
 infos       rows of the catalogue                            catalogue   one file per component, read without torch
 examples    images under evaluation, journal, workspace      interfaces  Attack, Measure, Dataset, Launcher
 method      Method, Modifier, Batch, InnerAttack             hooks       the marker of a plugin's hooks
-observer    who watches a run                            faults      what plugin code raises, Ctrl-C, no memory
+observer    who watches a run                            faults      errors of plugins, Ctrl-C, lack of memory
 
-`randomness` and `batching` need torch; `clock` is the time that tests may move.
+`randomness` and `batching` need torch; `estimates` computes the numbers of a measurement from its arrays; `files` reads
+files of limited size; `clock` is the time that tests may move.
 """
 
 from robflat_bench.core.catalogue import *

@@ -1,7 +1,7 @@
 """Numbers of a measurement that follow from its arrays: value, standard error, n and details.
 
-A measure names its estimate in its row, computes its numbers by it, and keeps the arrays. So whoever reads the record
-computes the numbers again, without torch and without the network.
+A measure names its estimate in its row, computes its numbers by it, and keeps the arrays. So the checks of a record
+compute the numbers again, without torch and without the network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from robflat_bench.core.interfaces import Measurement
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 MAX_NUMBERS = 64 * 1024 * 1024
-"""More numbers than the arrays of an honest measure have together."""
+"""Largest array that the arrays of a measure may make together; an honest measure needs fewer numbers."""
 Numbers: TypeAlias = dict[str, Any]
 """Some of the fields value, standard_error, n and details of a `Measurement`."""
 
@@ -151,7 +151,7 @@ ESTIMATES: Mapping[str, Callable[[Arrays], Numbers]] = {
     "examples of a quotient": relative_rise,
     "draws and examples of a free energy": free_energy,
 }
-"""What is random in a measure -> its numbers."""
+"""What is random in a measure -> the function that computes its numbers from its arrays."""
 
 
 def estimated(estimate: str, arrays: Arrays, details: Mapping[str, float] | None = None) -> Measurement:

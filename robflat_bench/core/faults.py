@@ -1,4 +1,4 @@
-"""What plugin code raises, kept apart from Ctrl-C; and a process that runs out of memory."""
+"""Contain what the code of plugins raises, and let Ctrl-C through; recognise errors of a process without memory."""
 
 from __future__ import annotations
 

@@ -169,8 +169,8 @@ class MeasureInfo(Info):
         If weights are rescaled by c, the value is multiplied by this power of c (0: it is invariant). A rescaling that
         is not named changes the value by no fixed power.
     estimate : str
-        How its value and standard error follow from the arrays that it keeps: a key of `core.estimates.ESTIMATES`. The
-        checks of a record compute them again. Empty where they do not follow from arrays.
+        How value, standard error, n and details follow from its arrays: a key of `core.estimates.ESTIMATES`, such as
+        "examples" for the mean of the array `per_example`. The checks of a record compute them again. Empty: unchecked.
     """
 
     couplings: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a network must return: logits [N,K], one row an image, in float32 at least."""
+"""Logits in float32 at least."""
 
 from __future__ import annotations
 
