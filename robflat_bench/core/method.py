@@ -117,7 +117,7 @@ class Training:
     helpers: Mapping[str, nn.Module]
     images: Callable[[], Iterator[Tensor]]
     spare: Callable[[], Tensor]
-    seed: int = 0
+    seed: int
 
 
 class InnerAttack(ABC):

@@ -175,9 +175,7 @@ def _placed(session: Session, model: nn.Module) -> nn.Module:
     model = model.to(session.device, session.dtype)
     if layout(model) is torch.channels_last:
         model = model.to(memory_format=torch.channels_last)
-        if not _runs(
-            session, model
-        ):  # `x.view(len(x), -1)` behind a convolution; what fails for another reason is told
+        if not _runs(session, model):  # such as `x.view(len(x), -1)` behind a convolution
             model = model.to(memory_format=torch.contiguous_format)
     if session.compile:
         session.compile.add(model)

@@ -161,8 +161,13 @@ class RunFolder:
         return self.path / "evaluations" / f"{key}.json"
 
     def evaluation(self, key: str) -> EvaluationRecord:
-        """The added evaluation with this key."""
-        return next(found for found, _ in self.evaluations() if found.key == key)
+        """The added evaluation with this key; CheckFailed where its file holds another one."""
+        path = self.evaluation_file(key)
+        found: EvaluationRecord = read_record(path, EvaluationRecord)
+        read_outcomes(found, path.with_suffix(".npz"))
+        if found.key != key:
+            raise CheckFailed(f"{path} holds the evaluation {found.key}; remove it, and evaluate again")
+        return found
 
     def add(self, evaluation: EvaluationRecord, raw: bytes) -> None:
         """Write an evaluation's outcomes (of `outcomes_bytes`) and its record."""

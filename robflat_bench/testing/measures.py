@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,10 +51,14 @@ def check_estimate(component: Component[MeasureInfo]) -> None:
 
 
 def check_arrays(component: Component[MeasureInfo]) -> None:
-    """A record can keep its arrays: they are numeric, and an array over examples has one finite number for each."""
-    path = measure_path("last", "test", component.canonical)
-    problems = malformed({f"{path}/{name}": array for name, array in watched(component).made.arrays.items()})
+    """A record can keep its arrays: they are numeric, and `per_example` has n finite numbers with the value as mean."""
+    path, made = measure_path("last", "test", component.canonical), watched(component).made
+    problems = malformed({f"{path}/{name}": array for name, array in made.arrays.items()})
     expect(not problems, "; ".join(problems))
+    if (each := made.arrays.get("per_example")) is not None:
+        expect(len(each) == made.n, f"n is {made.n}, and `per_example` has {len(each)} numbers")
+        mean = float(np.mean(each, dtype=np.float64))
+        expect(math.isclose(mean, made.value, rel_tol=1e-9, abs_tol=1e-12), f"its value is not the mean {mean}")
 
 
 def check_declared_couplings(component: Component[MeasureInfo]) -> None:

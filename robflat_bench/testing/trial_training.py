@@ -63,6 +63,7 @@ def set_up(whole: Composed, place: World, helpers: Mapping[str, nn.Module] | Non
             helpers=untrained_helpers(whole) if helpers is None else helpers,
             images=lambda: iter([place.examples.x]),
             spare=lambda: (255 * place.examples.x.flip(0)).to(torch.uint8),
+            seed=0,
         )
     )
     return composition

@@ -380,6 +380,18 @@ class NegativeError(HonestMeasure):
         return replace(super().measure(model, examples, workspace), standard_error=-1.0)
 
 
+class KeepsHalf(HonestMeasure):
+    def measure(self, model, examples, workspace):
+        found = super().measure(model, examples, workspace)
+        return replace(found, arrays={"per_example": np.full(len(examples) // 2, found.value)})
+
+
+class KeepsOther(HonestMeasure):
+    def measure(self, model, examples, workspace):
+        found = super().measure(model, examples, workspace)
+        return replace(found, arrays={"per_example": np.full(len(examples), found.value + 1)})
+
+
 class KeepsInfinity(HonestMeasure):
     def measure(self, model, examples, workspace):
         found = super().measure(model, examples, workspace)
@@ -801,6 +813,8 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_standard_error", "NegativeError"),
         ("check_estimate", "HonestMeasure", {"estimate": "examples"}),
         ("check_arrays", "KeepsInfinity"),
+        ("check_arrays", "KeepsHalf"),
+        ("check_arrays", "KeepsOther"),
         ("check_model_restored", "MovesWeights"),
         ("check_examples_untouched", "ForgetsLabels"),
         ("check_random_state_untouched", "MeasureMovesGlobalState"),

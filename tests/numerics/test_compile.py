@@ -150,7 +150,7 @@ def updates(
         session.add(model)
     counter = PassCounter(model)
     composition = Composition(compose(registry, method))
-    composition.setup(Training(model, SHAPE, 8, 0.1, {}, lambda: iter([]), lambda: torch.zeros(0)))
+    composition.setup(Training(model, SHAPE, 8, 0.1, {}, lambda: iter([]), lambda: torch.zeros(0), 0))
     optimizer = torch.optim.SGD(composition.parameters(model), lr=0.1, momentum=0.9)
     losses = []
     for update, count in enumerate((6, 6, 6, 5)):

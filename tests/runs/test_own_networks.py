@@ -171,7 +171,7 @@ def test_a_network_that_cannot_be_trained_is_refused_and_left_as_it_was(registry
 
 
 def test_a_layer_without_a_shape_is_refused_where_a_backbone_is_built():
-    with pytest.raises(UsageError, match="'1.weight' has no shape before the first pass"):
+    with pytest.raises(UsageError, match="has no shape before the first pass"):
         check_tensors(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
 
 

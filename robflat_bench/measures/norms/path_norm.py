@@ -80,11 +80,9 @@ def _logits_of_squares(trace: Trace, device: torch.device) -> Tensor:
     values = {trace.images: torch.ones(trace.images.shape, dtype=torch.float64, device=device)}
     pixels = {trace.images}  # and the images normalised by constants
     for operation in trace.operations:
-        if _normalises(operation, pixels):
-            pixels.update(operation.outputs)
-            made = values[operation.signals[0]]
-        else:
-            made = _squared(operation, values)
+        constant = _normalises(operation, pixels)
+        pixels.update(operation.outputs if constant else ())
+        made = values[operation.signals[0]] if constant else _squared(operation, values)
         if operation.outputs:  # x.type() makes no tensor
             values.update(zip(operation.outputs, [made] if isinstance(made, torch.Tensor) else made, strict=True))
     return values[trace.logits]
