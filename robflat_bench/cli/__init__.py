@@ -6,10 +6,12 @@ when it runs.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
@@ -27,6 +29,9 @@ from robflat_bench.cli import (
     streams,
     sweep,
 )
+
+if TYPE_CHECKING:
+    from robflat_bench.core import UsageError
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -108,6 +113,15 @@ def _require_folder() -> None:
         raise UsageError("the folder in which you are does not exist any more; `cd` to another one") from None
 
 
+def _unusable_name(error: BaseException) -> UsageError | None:
+    """The error of a name that no file can have, or that may not be looked at; None for any other error."""
+    from robflat_bench.core import UsageError
+
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
+        return UsageError(f"{error.filename!s:.100}: {error.strerror}; name another file or folder")
+    return None
+
+
 def main() -> None:
     """Run the command line; an expected error is one line on stderr and its exit code."""
     streams.prepare(coloured=not {"-h", "--help"}.isdisjoint(sys.argv))  # click's help has colours of its own
@@ -123,7 +137,7 @@ def main() -> None:
     except Exception as error:
         from robflat_bench.core import RobflatError, out_of_memory
 
-        expected = error if isinstance(error, RobflatError) else out_of_memory(error)
+        expected = error if isinstance(error, RobflatError) else out_of_memory(error) or _unusable_name(error)
         if expected is None:
             raise
         output.note(str(expected))

@@ -98,7 +98,7 @@ def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
             f"{root}/ and open a pull request; keep the weights (checkpoints/*.safetensors) for verification"
         )
 
-    output.report(packed, lines())
+    output.report(packed, lines(), stored=True)
 
 
 @leaderboard.command("check")
@@ -166,7 +166,7 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
     changed, total = granted.flags
     outcomes = "every outcome equal" if granted.identical else f"{changed} of {total} outcomes differ"
     line = f"{found.record.spec.label}, seed {found.record.seed}: {moved.tier}; {outcomes}"
-    output.report(moved, [f"{line}, numbers by at most {granted.deviation:.2f} standard errors"])
+    output.report(moved, [f"{line}, numbers by at most {granted.deviation:.2f} standard errors"], stored=True)
 
 
 @leaderboard.command("build")

@@ -147,6 +147,7 @@ def export(file: Path | None, store: Path) -> None:
 @output.json_option
 def prune_runs(unfinished: bool, weights: bool, yes: bool, store: Path) -> None:
     """Remove runs that failed; records of finished runs always stay."""
+    from robflat_bench.core import RunFailed
     from robflat_bench.results import overview
     from robflat_bench.results.store import Store
 
@@ -160,3 +161,5 @@ def prune_runs(unfinished: bool, weights: bool, yes: bool, store: Path) -> None:
             output.note("nothing was removed; add --yes")
 
     output.report(rows, parts())
+    if failed := sum(bool(row["error"]) for row in rows):
+        raise RunFailed(f"{failed} of {len(rows)} were not removed; their problems are above")

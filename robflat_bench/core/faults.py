@@ -54,7 +54,15 @@ def contained(failed: Callable[[BaseException], None]) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """`Class: message` without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return " ".join(f"{type(error).__name__}: {text_of(error)}".split()).removesuffix(":")
+
+
+def text_of(error: BaseException) -> str:
+    """`str(error)`; a plugin's class may raise there."""
+    try:
+        return str(error)
+    except BaseException:
+        return "(its text cannot be made)"
 
 
 def out_of_memory(error: BaseException) -> RunFailed | None:

@@ -15,8 +15,8 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.correlations import correlations
 from robflat_bench.leaderboard.entries import Submission, references
 from robflat_bench.leaderboard.entry_checks import known_protocol
-from robflat_bench.leaderboard.model import Board, BoardColumn, Change, Leaderboard, Withdrawn
-from robflat_bench.leaderboard.ranks import RANKED_AT, ranked
+from robflat_bench.leaderboard.model import RANKED_AT, Board, BoardColumn, Change, Leaderboard, Withdrawn
+from robflat_bench.leaderboard.ranks import ranked
 from robflat_bench.leaderboard.rows import SeedGroup, board_row, group_seeds, measure_sizes
 from robflat_bench.leaderboard.tree import REFERENCES
 from robflat_bench.registry.components import slug

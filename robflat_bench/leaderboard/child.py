@@ -20,6 +20,6 @@ main()
 
 def run_child(*arguments: str) -> int:
     """Run `robflat-bench ARGUMENTS`, with stderr here and stdout nowhere, and return its exit code."""
-    command = [sys.executable, "-c", WATCHED, *arguments]
+    command = [sys.executable, "-P", "-c", WATCHED, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         return process.wait()

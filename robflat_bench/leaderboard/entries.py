@@ -26,11 +26,11 @@ from robflat_bench.config.protocol import Checkpoint, Digest, content_hash, pars
 from robflat_bench.core import CheckFailed, Strict, UsageError
 from robflat_bench.leaderboard.derived import estimate_problems
 from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
-from robflat_bench.leaderboard.model import TIERS, Reference, Status, Tier
-from robflat_bench.leaderboard.tree import ENTRY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, walk
+from robflat_bench.leaderboard.model import RANKED_AT, TIERS, Reference, Status, Tier
+from robflat_bench.leaderboard.tree import ENTRY, KEY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, walk
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import validate
-from robflat_bench.results.record import EvaluationRecord, RunRecord
+from robflat_bench.results.record import Count, EvaluationRecord, NonNegative, RunRecord
 from robflat_bench.results.store import RunFolder, Store, read_record, write_json
 
 Outcomes = dict[str, np.ndarray]
@@ -61,12 +61,23 @@ class Verification(Strict):
 
     tier: Literal["re-evaluated", "reproduced"]
     date: Day
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[Checkpoint, ...] = Field(min_length=1)
     identical: bool
-    flags: tuple[int, int]
-    deviation: float
+    flags: tuple[Count, Count]
+    deviation: NonNegative
     environment: dict[str, Any]
     provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Verification:
+        changed, compared = self.flags
+        if changed > compared or (self.identical and changed):
+            raise ValueError(f"flags {changed} of {compared} contradict the rest")
+        if len({*self.checkpoints}) < len(self.checkpoints):
+            raise ValueError("its checkpoints name one twice")
+        if self.tier == "reproduced" and len(self.checkpoints) < 2:
+            raise ValueError("a training again sees both checkpoints")
+        return self
 
 
 class Entry(Strict):
@@ -87,7 +98,7 @@ class Entry(Strict):
     submitted: Day
     status: Status = "active"
     reason: Line = ""
-    superseded_by: Line = ""
+    superseded_by: str = Field(default="", pattern=rf"^({KEY})?$")
     verifications: tuple[Verification, ...] = ()
 
     @model_validator(mode="after")
@@ -98,8 +109,8 @@ class Entry(Strict):
 
     @property
     def tier(self) -> Tier:
-        """The highest tier that a verification has granted."""
-        granted = (verification.tier for verification in self.verifications)
+        """The highest tier that a verification of the ranked checkpoint has granted."""
+        granted = (each.tier for each in self.verifications if RANKED_AT in each.checkpoints)
         return max(granted, key=TIERS.index, default=TIERS[0])
 
     @classmethod

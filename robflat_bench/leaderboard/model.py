@@ -19,6 +19,8 @@ from robflat_bench.results.record import Fraction
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 """Lowest first."""
+RANKED_AT: Checkpoint = "last"
+"""The checkpoint that is ranked."""
 Status = Literal["active", "superseded", "retracted"]
 Derived = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
 """A computed number, rounded to six digits, so that machines with different rounding agree."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -111,9 +112,30 @@ def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> 
 
 
 def write_site(made: Mapping[str, bytes], site: Path, root: Path) -> None:
-    """Write the site below `site` and board.json below `root`. Pages that only an earlier build had are removed."""
+    """Write the site below `site` and board.json below `root`. Pages that only an earlier build had are removed.
+
+    Raises UsageError where they cannot be written, or `site` lies in the leaderboard, which has no place for it.
+    """
+    home = site.resolve()
+    if root.resolve() in (home, *home.parents):
+        raise UsageError(f"{site} lies in the leaderboard {root}; choose another folder with --site DIR")
+    try:
+        _write(made, site, root)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {error.filename or site}: {error.strerror or error}; choose another folder with --site DIR"
+        ) from error
+
+
+def _write(made: Mapping[str, bytes], site: Path, root: Path) -> None:
+    for path in (site / name for name in (*made, "files.json")):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):  # a pipe would wait for its reader
+            raise OSError(errno.EEXIST, "it is no regular file", str(path))
     before = site / "files.json"
-    former = json.loads(before.read_text("utf-8")) if before.is_file() else []
+    try:
+        former = [name for name in json.loads(before.read_text("utf-8")) if isinstance(name, str)]
+    except (FileNotFoundError, ValueError, TypeError):  # none, or damaged: what an earlier build made is not known
+        former = []
     for name in {*former} - {*made}:
         if not Path(name).is_absolute() and ".." not in Path(name).parts:
             (site / name).unlink(missing_ok=True)
@@ -151,10 +173,11 @@ def differences(root: Path, plugins: tuple[Path, ...]) -> str:
 def _elsewhere(root: Path, plugins: tuple[Path, ...], changes: Mapping[str, str]) -> dict[str, str]:
     """The `digests` of a build in a fresh process. changes: of its environment variables."""
     code = (
-        "import json, sys; from pathlib import Path; from robflat_bench.leaderboard.publish import digests; "
-        "print(json.dumps(digests(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])))))"
+        "import json, sys; from pathlib import Path; from robflat_bench.cli.streams import reserve; kept = reserve(); "
+        "from robflat_bench.leaderboard.publish import digests; "
+        "kept.write(json.dumps(digests(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:]))))); kept.flush()"
     )
-    command, environment = [sys.executable, "-c", code, str(root), *map(str, plugins)], {**os.environ, **changes}
+    command, environment = [sys.executable, "-P", "-c", code, str(root), *map(str, plugins)], {**os.environ, **changes}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckFailed(f"the board cannot be built: {done.stderr.strip().splitlines()[-1]}")

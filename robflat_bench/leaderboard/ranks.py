@@ -10,12 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from robflat_bench.analysis.statistics import Place, places
-from robflat_bench.config.protocol import Checkpoint
-from robflat_bench.leaderboard.model import BoardRow
+from robflat_bench.leaderboard.model import RANKED_AT, BoardRow
 from robflat_bench.leaderboard.rows import SeedGroup
-
-RANKED_AT: Checkpoint = "last"
-"""The checkpoint that is ranked."""
 
 
 def ranked(groups: Sequence[SeedGroup], rows: Sequence[BoardRow], rankings: Sequence[str]) -> tuple[BoardRow, ...]:

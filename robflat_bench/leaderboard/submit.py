@@ -69,9 +69,11 @@ def _pack(stage: Path, root: Path, run: RunFolder, registry: Registry, today: st
         entry = before
         shutil.copytree(known, folder)
     files = {"record.json": raw, "outcomes.npz": regular_bytes(run.outcomes_file, MAX_OUTCOMES)}
-    for path in sorted((run.path / "evaluations").glob("*.json")):
-        for file in (path, path.with_suffix(".npz")):
-            files[f"evaluations/{file.name}"] = regular_bytes(file, MAX_OUTCOMES)
+    for evaluation, _ in run.evaluations():
+        if {*evaluation.results} <= {*record.results}:  # those of other checkpoints say nothing about the entry
+            path = run.evaluation_file(evaluation.key)
+            for file in (path, path.with_suffix(".npz")):
+                files[f"evaluations/{file.name}"] = regular_bytes(file, MAX_OUTCOMES)
     for name, content in files.items():
         copy = folder / name
         if copy.exists() and copy.read_bytes() != content:

@@ -89,7 +89,7 @@ def entry_place(root: Path, path: Path) -> str:
     place, home = named.parent.resolve() / named.name, root.resolve()
     if home in place.parents and os.path.lexists(place):
         found = place.relative_to(home).as_posix()
-        if re.fullmatch(RUN, found):
+        if re.fullmatch(RUN, found) and any(walk(root, found)):  # a folder without files is no entry
             return found
     raise UsageError(
         f"{path} is no entry of {root}; an entry is a folder {root / RECORDS}/PROTOCOL/LABEL/seed-N-KEY. "

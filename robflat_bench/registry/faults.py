@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterator
 from types import FrameType
@@ -31,7 +32,7 @@ def faults(registry: Registry) -> Iterator[None]:
     except Interrupted:
         raise
     except BaseException as error:
-        if isinstance(error, Exception) and not isinstance(error, EOFError):  # click takes EOFError for a Ctrl-D
+        if isinstance(error, Exception) and not _ends_quietly(error):
             if (plain := out_of_memory(error)) is None:
                 raise
             raise plain from error
@@ -39,6 +40,14 @@ def faults(registry: Registry) -> Iterator[None]:
             f"{culprit(registry, error)} raised {one_line(error)}, which would end the process; "
             "a component that cannot go on must raise an Exception, such as RuntimeError"
         ) from error
+
+
+def _ends_quietly(error: Exception) -> bool:
+    """Whether click would end the process without a traceback: a Ctrl-D, a broken pipe, or an exception of its own."""
+    if isinstance(error, EOFError | BrokenPipeError):
+        return True
+    found = sys.modules.get("click.exceptions")  # who raised one of its exceptions has imported it
+    return found is not None and isinstance(error, found.Exit | found.Abort | found.ClickException)
 
 
 def culprit(registry: Registry, error: BaseException) -> str:

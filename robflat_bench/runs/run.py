@@ -13,6 +13,7 @@ from torch import nn
 
 from robflat_bench.config.spec import RunSpec, make_spec, used_components
 from robflat_bench.core import Observer, Observers, RobflatError, RunFailed, RunView
+from robflat_bench.core.faults import text_of
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model, initial_weights
 from robflat_bench.evaluation.network import check_trainable
@@ -106,7 +107,7 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
                 return _make(run, watchers)
         except Exception as error:
             watchers.fails(error)
-            failure = {"key": spec.key, "error": str(error), "trace": traceback.format_exc()[-20_000:]}
+            failure = {"key": spec.key, "error": text_of(error), "trace": traceback.format_exc()[-20_000:]}
             with contextlib.suppress(RobflatError):  # the disk may be full; the user must see the first error
                 write_json(folder.failed_file, failure)
             raise

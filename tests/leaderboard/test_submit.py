@@ -1,5 +1,6 @@
 """`leaderboard submit` moves in what `leaderboard check` accepts, or leaves the folder as it was."""
 
+import hashlib
 import json
 import shutil
 
@@ -11,6 +12,8 @@ from robflat_bench.config.spec import ProtocolRef, RunSpec
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import read_entries
 from robflat_bench.leaderboard.submit import add_entries
+from robflat_bench.results.archives import arrays_bytes
+from robflat_bench.results.store import read_arrays
 
 DAY = "2026-01-02"
 
@@ -118,6 +121,20 @@ def test_new_evaluations_join_an_entry_that_keeps_its_date(root, run):
     assert {path.stem for path in (folder / "evaluations").iterdir()} == {"0" * 16, "1" * 16}
     assert read_entries(root, REGISTRY)[1] == []
     assert {path.name for path in root.iterdir()} == {"records"}
+
+
+def test_an_evaluation_of_another_checkpoint_stays_at_home(root, run):
+    file = fake_evaluation(run, "0" * 16)
+    document = json.loads(file.read_text())
+    document["results"] = {"initial": document["results"]["last"]}
+    arrays = {name.replace("last/", "initial/"): array for name, array in read_arrays(file.with_suffix(".npz")).items()}
+    raw = arrays_bytes(arrays)
+    document |= {"outcomes": hashlib.sha256(raw).hexdigest()}
+    file.with_suffix(".npz").write_bytes(raw)
+    file.write_text(json.dumps(document))
+    (folder,) = add(root, run)
+    assert not (folder / "evaluations").exists()
+    assert read_entries(root, REGISTRY)[1] == []
 
 
 def test_an_evaluation_of_the_leaderboard_is_not_replaced(root, run):
