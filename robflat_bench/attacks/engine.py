@@ -276,7 +276,13 @@ class TrainingAttack(InnerAttack):
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
         start = _start(self.start, x, self.epsilon, self.source)
         with self.attacking(model), folded(model, x) if self.bn == "eval" else nullcontext():
-            step, steps = self.step, self.steps
             return ascend(
-                model, x, start, objective, epsilon=self.epsilon, step=step, steps=steps, moving=self.moving
+                model,
+                x,
+                start,
+                objective,
+                epsilon=self.epsilon,
+                step=self.step,
+                steps=self.steps,
+                moving=self.moving,
             ).x

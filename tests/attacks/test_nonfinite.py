@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.networks import Root
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import Ascent, TrainingAttack, ascend, attacked, cross_entropy, gradient_at
@@ -14,20 +15,6 @@ from robflat_bench.numerics.gradients import gradients_of, guarded
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-class Root(torch.autograd.Function):
-    """The square root, its derivative at 0 written as 0."""
-
-    @staticmethod
-    def forward(context, x: Tensor) -> Tensor:
-        context.save_for_backward(x)
-        return x.sqrt()
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> Tensor:
-        (x,) = context.saved_tensors
-        return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
 
 
 class Spread(nn.Module):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.naive import digits
+from helpers.networks import Root
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -187,20 +188,6 @@ def rooted(root: Callable[[Tensor], Tensor]) -> nn.Module:
     network = spelled(forward)
     nn.init.zeros_(network.conv.weight[0])
     return network
-
-
-class Root(torch.autograd.Function):
-    """The square root, its derivative at 0 written as 0."""
-
-    @staticmethod
-    def forward(context, x: Tensor) -> Tensor:
-        context.save_for_backward(x)
-        return x.sqrt()
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> Tensor:
-        (x,) = context.saved_tensors
-        return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
 
 
 TWINS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {

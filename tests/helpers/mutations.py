@@ -242,14 +242,15 @@ def _make(field: Field, rng: random.Random, path: Path, action: str) -> None:
     elif action == "fifo":
         os.mkfifo(path)
     elif action == "socket":
-        _socket(path)
+        bind_socket(path)
     elif action == "folder":
         path.mkdir(exist_ok=True)
     elif action == "write":
         path.write_bytes(b"x")
 
 
-def _socket(path: Path) -> None:
+def bind_socket(path: Path) -> None:
+    """Make a socket there."""
     home = Path.cwd()
     os.chdir(path.parent)  # a socket's address has at most 107 characters
     try:

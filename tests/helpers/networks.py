@@ -16,6 +16,21 @@ from robflat_bench.core import BackboneInfo
 from robflat_bench.registry.plugins import Provider, built_in
 from robflat_bench.registry.registry import Registry
 
+
+class Root(torch.autograd.Function):
+    """The square root, its derivative at 0 written as 0."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x.sqrt()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
+
+
 NORMALISED = {
     "new-weight-norm": parametrizations.weight_norm,
     "new-spectral-norm": parametrizations.spectral_norm,

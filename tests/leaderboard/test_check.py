@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import socket
 
 import numpy as np
 import pytest
 from helpers.fake_records import DATASET, REGISTRY, fake_run, submitted
+from helpers.mutations import bind_socket
 from helpers.tampering import replace_outcomes, rewrite
 
 from robflat_bench.config.protocol import load
@@ -41,16 +41,6 @@ def fifo(path):
     os.mkfifo(path)
 
 
-def sock(path):
-    home = os.getcwd()
-    os.chdir(path.parent)  # a socket's address has at most 107 characters
-    try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
-    finally:
-        os.chdir(home)
-
-
 ODD = {
     "file": lambda path: path.write_text("x"),
     "folder": lambda path: path.mkdir(),
@@ -58,7 +48,7 @@ ODD = {
     "dangling link": lambda path: path.symlink_to("nowhere"),
     "linked folder": lambda path: path.symlink_to("/etc"),
     "fifo": fifo,
-    "socket": sock,
+    "socket": bind_socket,
 }
 STRAYS = (".hidden", "_x.txt", "UPPER", "new\nline", "spa ce", ".tmp-abc")
 PLACES = (".", "records", "records/digits-linf", "records/digits-linf/at", "entry", "pages", "references")

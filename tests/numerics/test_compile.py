@@ -16,6 +16,8 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.commands import promised
+from helpers.networks import Root
+from helpers.observers import StopsAt
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
@@ -363,15 +365,6 @@ def test_compiled_evaluation_equals_the_eager_one(command, finished_copy, tiny, 
     assert error["test"] == attacks[attack]["test"]
 
 
-class StopsAt(Observer):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def step_ends(self, done: int) -> None:
-        if done == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_interrupted_compiled_run_resumes_eagerly_and_vice_versa(registry, tiny, tmp_path, monkeypatch, first):
     from robflat_bench.training import loop
@@ -437,17 +430,6 @@ def test_a_compiled_attack_passes_an_operation_without_a_derivative(session):
         def forward(self, x: Tensor) -> Tensor:
             x = x.flatten(1)
             return self.head(x) + self.root((x - x[:, :1]).square().mean(1))[:, None] * torch.arange(10)
-
-    class Root(torch.autograd.Function):
-        @staticmethod
-        def forward(context, x: Tensor) -> Tensor:
-            context.save_for_backward(x)
-            return x.sqrt()
-
-        @staticmethod
-        def backward(context, gradient: Tensor) -> Tensor:
-            (x,) = context.saved_tensors
-            return torch.where(x > 0, gradient / (2 * x.sqrt()), 0.0)
 
     odd, hand = Spread(torch.sqrt), Spread(Root.apply)
     hand.load_state_dict(odd.state_dict())

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import with_networks
+from helpers.observers import StopsAt
 from torch import nn
 
 from robflat_bench.config.protocol import load
-from robflat_bench.core import Observer
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights
@@ -41,18 +41,6 @@ def trained(session: Session, method: str) -> list[str]:
     made = Run(session, compose(session.registry, method), 1)
     _train(made)
     return [digest(read_weights(made.folder.weights(name))) for name in ("best", "last")]
-
-
-class StopsAt(Observer):
-    """Interrupts training once, after `step` updates."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def step_ends(self, done: int) -> None:
-        if done == self.step:
-            self.step = -1
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.observers import StopsAt
 from torch import nn
 
 from robflat_bench.config.cost import passes_per_image, updates_per_batch
 from robflat_bench.config.protocol import load
 from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from robflat_bench.core import MethodInfo, Observer, RunFailed, UsageError
+from robflat_bench.core import MethodInfo, RunFailed, UsageError
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.session import Session
 from robflat_bench.methods import robflat_bench_methods
@@ -141,18 +142,6 @@ def trained(session: Session, method: str) -> tuple[loop.State, dict[str, str]]:
     made = run(session, method)
     state = _train(made)
     return state, {name: digest(read_weights(made.folder.weights(name))) for name in ("best", "last")}
-
-
-class StopsAt(Observer):
-    """Interrupts training once, after `step` updates."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def step_ends(self, done: int) -> None:
-        if done == self.step:
-            self.step = -1
-            raise KeyboardInterrupt
 
 
 def test_bfloat16_training_has_a_similar_loss_and_keeps_float32_weights(bench, monkeypatch):
