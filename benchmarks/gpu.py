@@ -35,9 +35,9 @@ from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.compilation import Compilation
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import discover
-from robflat_bench.results.store import Store
 from robflat_bench.runs import environment
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.inputs import TrainingInputs

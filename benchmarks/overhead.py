@@ -31,7 +31,7 @@ PLACES = {
     "optimizer": ("torch/optim/",),
     "moving weights": ("robflat_bench/measures/", "robflat_bench/numerics/folding"),
     "data": ("robflat_bench/data/",),
-    "saving": ("robflat_bench/results/store", "robflat_bench/numerics/weights", "robflat_bench/training/checkpoint"),
+    "saving": ("robflat_bench/records/store", "robflat_bench/numerics/weights", "robflat_bench/training/checkpoint"),
     "importing": ("importlib",),
 }
 """What a moment counts as: the first place that is anywhere on the stack."""

@@ -35,12 +35,12 @@ from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.leaderboard.agreement import agreement
 from robflat_bench.numerics.weights import load_weights, read_weights
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.record import Result, RunRecord
+from robflat_bench.records.store import INITIAL, Store
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import discover
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.record import Result, RunRecord
-from robflat_bench.results.store import INITIAL, Store
-from robflat_bench.runs.run import Run, execute
+from robflat_bench.runs.run import PlannedRun, execute
 
 METHODS = ("at", "trades", "mart", "at+awp", "standard", "n-fgsm")
 REGISTRY = discover()
@@ -65,7 +65,7 @@ def session(store: Path, threads: int) -> Session:
     return Session(REGISTRY, replace(protocol, fixed=changed), None, Store(store / str(threads)), "cpu")
 
 
-def looked_again(run: Run, threads: int, batch: int) -> tuple[Any, Any]:
+def looked_again(run: PlannedRun, threads: int, batch: int) -> tuple[Any, Any]:
     """Result and outcomes of the last checkpoint."""
     configure(run.session.fixed)
     torch.set_num_threads(threads)
@@ -102,12 +102,12 @@ def collected(store: Path, networks: int) -> Iterator[tuple[str, Look]]:
     """Honest second looks at networks of the store, up to so many of them trained here."""
     one, two = (session(store, threads) for threads in (1, 2))
     for seed, name in itertools.product(range(1, 100), METHODS):
-        run, retrained = (Run(each, compose(REGISTRY, name), seed) for each in (one, two))
+        run, retrained = (PlannedRun(each, compose(REGISTRY, name), seed) for each in (one, two))
         folder, networks = run.folder.path, networks - 1
         if networks < 0 and not (folder / "batch.pickle").is_file():
             return
 
-        def whole(run: Run) -> tuple[RunRecord, Any]:
+        def whole(run: PlannedRun) -> tuple[RunRecord, Any]:
             return kept(run.folder.path / "entry.pickle", lambda: (execute(run), run.folder.evidence()[1]))
 
         entry, outcomes = whole(run)

@@ -64,7 +64,7 @@ def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: P
 
 
 def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, Comparison]) -> Iterator[Table]:
-    from robflat_bench.results.quantities import column_label
+    from robflat_bench.records.quantities import column_label
 
     (a, x), (b, y) = ((side["label"], side["seeds"]) for side in (document["a"], document["b"]))
     heading = f"{a} minus {b} | {document['protocol']}, {document['checkpoint']}: {len(x)} and {len(y)} seeds"
@@ -114,8 +114,8 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.build import build_leaderboard
     from robflat_bench.leaderboard.correlations import TARGETS
+    from robflat_bench.records.quantities import MEASURE, column_label
     from robflat_bench.registry.components import parse
-    from robflat_bench.results.quantities import MEASURE, column_label
 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")

@@ -13,8 +13,8 @@ from robflat_bench.cli import output
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from robflat_bench.records.record import EvaluationRecord
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.record import EvaluationRecord
 
 
 @click.command("evaluate")
@@ -70,8 +70,8 @@ def evaluate_checkpoint(
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
+    from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
-    from robflat_bench.results.store import Store
     from robflat_bench.runs.evaluation import evaluate_model
 
     place = choose_device(device)
@@ -93,7 +93,7 @@ def evaluate_checkpoint(
 
 
 def _parts(registry: Registry, record: EvaluationRecord, path: Path) -> Iterator[Table | str]:
-    from robflat_bench.results.store import read_outcomes
+    from robflat_bench.records.store import read_outcomes
 
     heading = f"{record.model}  |  {record.protocol.name} {record.protocol.version}, values ± standard error"
     outcomes = read_outcomes(record, path.with_suffix(".npz"))

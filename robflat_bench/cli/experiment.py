@@ -85,8 +85,8 @@ def _experiment(
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.experiments.work import run_experiment, write_document
+    from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
-    from robflat_bench.results.store import Store
 
     runs = Store(store)
     session = Session(registry, given, data, runs, choose_device(device))

@@ -79,7 +79,7 @@ def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
     from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.submit import add_entries
-    from robflat_bench.results.store import Store
+    from robflat_bench.records.store import Store
 
     registry = output.registry()
     everything = Store(store)

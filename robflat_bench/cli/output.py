@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from robflat_bench.config.protocol import Protocol
     from robflat_bench.leaderboard.entries import Submission
+    from robflat_bench.records.quantities import Outcomes, QuantityValue
+    from robflat_bench.records.record import Result
+    from robflat_bench.records.store import RunFolder
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.quantities import Outcomes, QuantityValue
-    from robflat_bench.results.record import Result
-    from robflat_bench.results.store import RunFolder
 
 # ---------------------------------------------------------------------------------------------------------
 # Options that several commands share
@@ -262,7 +262,7 @@ def measure_table(registry: Registry, results: Sequence[Result]) -> Table | None
 
 def quantity_text(found: QuantityValue) -> str:
     """A value with its standard error: errors in percent, losses and measures as numbers."""
-    from robflat_bench.results.quantities import quantity_unit
+    from robflat_bench.records.quantities import quantity_unit
 
     form = percent if quantity_unit(found.quantity) == "fraction" else number
     return form(found.value, found.standard_error)
@@ -272,7 +272,7 @@ def result_table(
     heading: str, registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes, measures: bool = True
 ) -> Table:
     """The table of results, a column for each checkpoint: values ± standard errors over examples."""
-    from robflat_bench.results.quantities import quantity_label, quantity_values
+    from robflat_bench.records.quantities import quantity_label, quantity_values
 
     rows: dict[str, dict[str, str]] = {}
     for checkpoint, result in results.items():

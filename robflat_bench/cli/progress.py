@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from robflat_bench.cli import output
 from robflat_bench.cli.output import console, percent
 from robflat_bench.core import Observer
-from robflat_bench.results.record import Epoch
+from robflat_bench.records.record import Epoch
 from robflat_bench.runs.agenda import duration
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import Task

@@ -13,9 +13,9 @@ from robflat_bench.cli import compare, output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from robflat_bench.results.quantities import Outcomes
-    from robflat_bench.results.record import EvaluationRecord, RunRecord
-    from robflat_bench.results.store import RunFolder
+    from robflat_bench.records.quantities import Outcomes
+    from robflat_bench.records.record import EvaluationRecord, RunRecord
+    from robflat_bench.records.store import RunFolder
 
 
 @click.group("results")
@@ -34,8 +34,8 @@ results_group.add_command(compare.report_methods)
 def list_runs(store: Path) -> None:
     """List the runs of a store."""
     from robflat_bench.core import CheckFailed
-    from robflat_bench.results.overview import overview
-    from robflat_bench.results.store import Store
+    from robflat_bench.records.overview import overview
+    from robflat_bench.records.store import Store
 
     rows, problems = overview(Store(store))
     cells = [
@@ -64,7 +64,7 @@ def list_runs(store: Path) -> None:
 def show_run(run: str, store: Path) -> None:
     """Show one RUN (a folder, or a key or its beginning) with the evaluations that were added to it."""
     from robflat_bench.core import UsageError
-    from robflat_bench.results.store import Store
+    from robflat_bench.records.store import Store
 
     folder = Store(store).find(run)
     if not folder.record_file.is_file():
@@ -95,8 +95,8 @@ def export(file: Path | None, store: Path) -> None:
     import csv
     import io
 
-    from robflat_bench.results.quantities import quantity_values
-    from robflat_bench.results.store import Store, write_atomically
+    from robflat_bench.records.quantities import quantity_values
+    from robflat_bench.records.store import Store, write_atomically
 
     rows = []
     for run in Store(store).runs("record.json"):
@@ -148,8 +148,8 @@ def export(file: Path | None, store: Path) -> None:
 def prune_runs(unfinished: bool, weights: bool, yes: bool, store: Path) -> None:
     """Remove runs that failed; records of finished runs always stay."""
     from robflat_bench.core import RunFailed
-    from robflat_bench.results import overview
-    from robflat_bench.results.store import Store
+    from robflat_bench.records import overview
+    from robflat_bench.records.store import Store
 
     rows = list(overview.prune(Store(store), unfinished, weights, yes))
 

@@ -50,14 +50,14 @@ def run(
     from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
-    from robflat_bench.results.store import Store
-    from robflat_bench.runs.run import Run, execute
+    from robflat_bench.records.store import Store
+    from robflat_bench.runs.run import PlannedRun, execute
 
     place = choose_device(device)
     progress = Progress()
     compilation = Compilation(place, progress.note) if compile else None
     session = Session(registry, chosen, data, Store(store), place, progress, keep_every or 0, compilation)
-    planned = Run(session, composed, seed)
+    planned = PlannedRun(session, composed, seed)
     splits, spec, folder = session.splits, planned.spec, planned.folder
     if plan:
         done = folder.record_file.is_file() and not fresh

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from robflat_bench.config.study import Study
+    from robflat_bench.records.quantities import Outcomes
+    from robflat_bench.records.record import RunRecord
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.quantities import Outcomes
-    from robflat_bench.results.record import RunRecord
     from robflat_bench.runs.agenda import Agenda
     from robflat_bench.runs.sweep import Event
     from robflat_bench.runs.tasks import Task
@@ -67,8 +67,8 @@ def sweep(
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
     from robflat_bench.evaluation.session import Session, choose_device
+    from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
-    from robflat_bench.results.store import Store
     from robflat_bench.runs.agenda import Agenda, outcome, refusal
     from robflat_bench.runs.sweep import Sweep
     from robflat_bench.runs.tasks import pace, tasks
@@ -165,7 +165,7 @@ def summary(
     registry: Registry, runs: Sequence[tuple[RunRecord, Outcomes]], checkpoint: Literal["best", "last"]
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of one checkpoint's table."""
-    from robflat_bench.results.quantities import quantity_label, quantity_values
+    from robflat_bench.records.quantities import quantity_label, quantity_values
 
     found = [
         {

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robflat_bench.results.record import Epoch
+    from robflat_bench.records.record import Epoch
 
 
 class Observer:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from robflat_bench.core import RobflatError
-from robflat_bench.results.removal import sweep
-from robflat_bench.results.store import write_atomically
+from robflat_bench.records.removal import sweep
+from robflat_bench.records.store import write_atomically
 
 SECONDS_OF_A_WRITE = 86_400
 """A temporary file that has not changed for so long belongs to no living process."""

@@ -27,10 +27,10 @@ from robflat_bench.numerics.gradients import guarded
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.quantities import autoattack_missed
+from robflat_bench.records.record import Flags, MeasureResult, Result, measure_path, totals
 from robflat_bench.registry.components import resolve
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.quantities import autoattack_missed
-from robflat_bench.results.record import Flags, MeasureResult, Result, measure_path, totals
 
 ROUNDING = 1e-6
 """An adversarial image may exceed epsilon by this much [pixels in [0,1]], because floats round."""

@@ -17,8 +17,8 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.logits import in_float32
 from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.weights import load_weights, read_weights
+from robflat_bench.records.store import INITIAL
 from robflat_bench.registry.components import resolve
-from robflat_bench.results.store import INITIAL
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Observer, Threat, UsageError
 from robflat_bench.data.splits import Splits, load_splits
 from robflat_bench.numerics.compilation import Compilation
+from robflat_bench.records.store import Store
 from robflat_bench.registry.faults import faults
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.store import Store
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """torch's name of a protocol's precision."""

@@ -23,8 +23,8 @@ with lazy_imports():
     from robflat_bench.experiments import figures as fig
     from robflat_bench.experiments.losses import axis_unit
     from robflat_bench.experiments.trained_model import TrainedModel
+    from robflat_bench.records.journal import StoredJournal
     from robflat_bench.registry.components import Component, resolve, write
-    from robflat_bench.results.journal import StoredJournal
 
 Setting = int | float | str
 

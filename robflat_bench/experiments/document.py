@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from robflat_bench.experiments.trained_model import TrainedModel
-    from robflat_bench.results.journal import StoredJournal
+    from robflat_bench.records.journal import StoredJournal
 
 MAX_BYTES = 16 * 1024 * 1024
 """Size limit of a document."""

@@ -36,7 +36,7 @@ with lazy_imports():
     from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace, norm
-    from robflat_bench.results.journal import StoredJournal
+    from robflat_bench.records.journal import StoredJournal
 
 
 def _odd(value: int) -> int:

@@ -20,11 +20,11 @@ with lazy_imports():
     from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.experiments.trained_model import TrainedModel, short_title
+    from robflat_bench.records.journal import StoredJournal
+    from robflat_bench.records.quantities import quantity_unit
+    from robflat_bench.records.record import MeasureResult
     from robflat_bench.registry.components import resolve
-    from robflat_bench.results.journal import StoredJournal
-    from robflat_bench.results.quantities import quantity_unit
-    from robflat_bench.results.record import MeasureResult
-from robflat_bench.results.store import read_arrays
+from robflat_bench.records.store import read_arrays
 
 
 class MeasuresParams(Params):

@@ -26,8 +26,8 @@ with lazy_imports():
     from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.measures.curvature.spectral_density import smoothed
     from robflat_bench.numerics.weight_space import WeightSpace
+    from robflat_bench.records.journal import StoredJournal
     from robflat_bench.registry.components import resolve, write
-    from robflat_bench.results.journal import StoredJournal
 
 LINEAR = 1e-2
 """Scale s relative to the largest eigenvalue: below it the axis is nearly linear, and the density has no nodes."""

@@ -23,9 +23,9 @@ with lazy_imports():
     from robflat_bench.experiments import figures as fig
     from robflat_bench.experiments.losses import axis_unit, losses_and_measures
     from robflat_bench.experiments.trained_model import TrainedModel, short_title
+    from robflat_bench.records.journal import StoredJournal
+    from robflat_bench.records.quantities import SPLITS
     from robflat_bench.registry.components import resolve
-    from robflat_bench.results.journal import StoredJournal
-    from robflat_bench.results.quantities import SPLITS
 
 
 class SplitsParams(Params):

@@ -21,7 +21,7 @@ with lazy_imports():
 
     from robflat_bench.experiments import figures as fig
     from robflat_bench.experiments.trained_model import TrainedModel
-    from robflat_bench.results.journal import StoredJournal
+    from robflat_bench.records.journal import StoredJournal
 
 
 class SurfaceParams(LandscapeParams):

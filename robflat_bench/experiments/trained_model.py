@@ -19,10 +19,10 @@ from robflat_bench.evaluation.model import FoundModel, find_model, initial_weigh
 from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments.document import MeasuredValue, ModelRef
 from robflat_bench.numerics.weights import digest
+from robflat_bench.records.record import RunRecord
+from robflat_bench.records.store import RunFolder
 from robflat_bench.registry.components import Component, compose, resolve, write
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.record import RunRecord
-from robflat_bench.results.store import RunFolder
 from robflat_bench.runs.run import CHECKPOINTS
 
 

@@ -21,8 +21,8 @@ from robflat_bench.evaluation.session import configure
 from robflat_bench.experiments import Chosen, choose
 from robflat_bench.experiments.document import Document, Experiment, Heading, parsed, read_bytes
 from robflat_bench.experiments.trained_model import TrainedModel
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.store import RunFolder, Store, write_atomically
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.store import RunFolder, Store, write_atomically
 
 
 def document_model(chosen: Chosen) -> type[Document[Any]]:

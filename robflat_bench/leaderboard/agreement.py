@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robflat_bench.core import CheckFailed
-from robflat_bench.results.quantities import SPLITS, Outcomes, standard_error
-from robflat_bench.results.record import Epoch, Flags, MeasureResult, Result, RunRecord
+from robflat_bench.records.quantities import SPLITS, Outcomes, standard_error
+from robflat_bench.records.record import Epoch, Flags, MeasureResult, Result, RunRecord
 
 
 class Bound(NamedTuple):

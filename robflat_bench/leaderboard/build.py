@@ -19,9 +19,9 @@ from robflat_bench.leaderboard.model import RANKED_AT, Board, BoardColumn, Chang
 from robflat_bench.leaderboard.ranks import ranked
 from robflat_bench.leaderboard.rows import SeedGroup, board_row, group_seeds, measure_sizes
 from robflat_bench.leaderboard.tree import REFERENCES
+from robflat_bench.records.quantities import WORST_CASE, Name, column_id, heading, quantity_unit
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.quantities import WORST_CASE, Name, column_id, heading, quantity_unit
 
 
 def build_leaderboard(submissions: Sequence[Submission], root: Path, registry: Registry) -> Leaderboard:

@@ -10,8 +10,8 @@ from robflat_bench.analysis.correlation import statistics
 from robflat_bench.analysis.models import Model
 from robflat_bench.leaderboard.model import BoardColumn, BoardRow, Correlation, CorrelationValue
 from robflat_bench.leaderboard.rows import CHECKPOINTS, SeedGroup
+from robflat_bench.records.quantities import MEASURE
 from robflat_bench.registry.components import members, parse
-from robflat_bench.results.quantities import MEASURE
 
 TARGETS = ("robust_loss", "robust_error", "gap_robust_loss", "gap_robust_error")
 PAIRS = 10_000_000

@@ -15,10 +15,10 @@ from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import MeasureInfo, RobflatError
 from robflat_bench.core.estimates import contradictions
+from robflat_bench.records.quantities import SPLITS, Outcomes
+from robflat_bench.records.record import MeasureResult, Result, RunRecord, measure_path
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.quantities import SPLITS, Outcomes
-from robflat_bench.results.record import MeasureResult, Result, RunRecord, measure_path
 
 
 def training_problems(registry: Registry, protocol: Protocol, record: RunRecord) -> Iterator[str]:

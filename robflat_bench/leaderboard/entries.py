@@ -28,10 +28,10 @@ from robflat_bench.leaderboard.derived import estimate_problems
 from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
 from robflat_bench.leaderboard.model import RANKED_AT, TIERS, Reference, Status, Tier
 from robflat_bench.leaderboard.tree import ENTRY, KEY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, walk
+from robflat_bench.records.record import Count, EvaluationRecord, NonNegative, RunRecord
+from robflat_bench.records.store import RunFolder, Store, read_record, write_json
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import validate
-from robflat_bench.results.record import Count, EvaluationRecord, NonNegative, RunRecord
-from robflat_bench.results.store import RunFolder, Store, read_record, write_json
 
 Outcomes = dict[str, np.ndarray]
 FIRST_DAY, LAST_DAY = "1970-01-01", "2199-12-31"

@@ -17,10 +17,10 @@ from robflat_bench.config.protocol import Attacked, Measured, Protocol, load
 from robflat_bench.config.spec import RunSpec, make_spec
 from robflat_bench.core import RobflatError
 from robflat_bench.leaderboard.derived import training_problems
+from robflat_bench.records.quantities import SPLITS, Outcomes
+from robflat_bench.records.record import EvaluationRecord, RunRecord
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.quantities import SPLITS, Outcomes
-from robflat_bench.results.record import EvaluationRecord, RunRecord
 
 if TYPE_CHECKING:
     from robflat_bench.leaderboard.entries import Submission

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field
 from robflat_bench.analysis.statistics import Place
 from robflat_bench.config.protocol import Checkpoint
 from robflat_bench.core import Strict
-from robflat_bench.results.quantities import Unit
-from robflat_bench.results.record import Fraction
+from robflat_bench.records.quantities import Unit
+from robflat_bench.records.record import Fraction
 
 Tier = Literal["self-reported", "re-evaluated", "reproduced"]
 TIERS: tuple[Tier, ...] = get_args(Tier)

@@ -26,10 +26,10 @@ from robflat_bench.leaderboard.site.cards import method_card
 from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import CHANGES, Sources, render_site
 from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, REFERENCES, Problem, walk
+from robflat_bench.records.quantities import quantity_values
+from robflat_bench.records.store import read_record
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.results.quantities import quantity_values
-from robflat_bench.results.store import read_record
 
 BOARD = "data/board.json"
 """Path of the board below the site; the leaderboard's folder has a copy."""

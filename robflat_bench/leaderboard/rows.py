@@ -17,8 +17,8 @@ from robflat_bench.config.protocol import Checkpoint, Protocol
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.model import TIERS, BoardColumn, BoardRow, BoardRun, RowValue
-from robflat_bench.results.quantities import WORST_CASE, Samples, column_id, mean, result_samples, worst_case
-from robflat_bench.results.record import MeasureResult
+from robflat_bench.records.quantities import WORST_CASE, Samples, column_id, mean, result_samples, worst_case
+from robflat_bench.records.record import MeasureResult
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 COSTS = ("forward", "backward", "seconds", "evaluation_seconds")

@@ -17,10 +17,10 @@ from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.leaderboard.entries import Entry, read_entries, read_entry, write_entry
 from robflat_bench.leaderboard.entry_checks import twin_problems
 from robflat_bench.leaderboard.tree import MAX_OUTCOMES, RECORDS
+from robflat_bench.records import record as records
+from robflat_bench.records.removal import TEMPORARY
+from robflat_bench.records.store import RunFolder, regular_bytes
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results import record as records
-from robflat_bench.results.removal import TEMPORARY
-from robflat_bench.results.store import RunFolder, regular_bytes
 
 
 def add_entries(root: Path, runs: Sequence[RunFolder], registry: Registry, today: str) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from robflat_bench.config import protocol
 from robflat_bench.core import UsageError
-from robflat_bench.results import record
+from robflat_bench.records import record
 
 RECORDS, REFERENCES, PAGES, EXPERIMENTS = "records", "references", "pages", "experiments"
 ENTRY = "entry.json"

@@ -17,10 +17,10 @@ from robflat_bench.leaderboard.agreement import Disagreement, agreement, trainin
 from robflat_bench.leaderboard.child import run_child
 from robflat_bench.leaderboard.entries import Submission, Verification
 from robflat_bench.numerics.weights import digest, read_weights
+from robflat_bench.records.quantities import Outcomes
+from robflat_bench.records.record import EvaluationRecord, RunRecord
+from robflat_bench.records.store import RunFolder, read_outcomes, read_record
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.quantities import Outcomes
-from robflat_bench.results.record import EvaluationRecord, RunRecord
-from robflat_bench.results.store import RunFolder, read_outcomes, read_record
 
 Granted = Literal["re-evaluated", "reproduced"]
 

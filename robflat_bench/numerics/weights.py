@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robflat_bench.core import CheckFailed, RobflatError, UsageError
-from robflat_bench.results.store import write_atomically
+from robflat_bench.records.store import write_atomically
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -22,10 +22,10 @@ from robflat_bench.evaluation.network import check_network
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import digest
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.record import EvaluationRecord
+from robflat_bench.records.store import RunFolder, outcomes_bytes
 from robflat_bench.registry.components import Component, resolve
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.record import EvaluationRecord
-from robflat_bench.results.store import RunFolder, outcomes_bytes
 from robflat_bench.runs import environment
 
 

@@ -22,9 +22,9 @@ import torch
 from pydantic import BaseModel
 
 from robflat_bench.core import Observer, RunView, contained
+from robflat_bench.records.record import Epoch, Result, RunRecord
+from robflat_bench.records.store import write_atomically
 from robflat_bench.registry.plugins import Plugins
-from robflat_bench.results.record import Epoch, Result, RunRecord
-from robflat_bench.results.store import write_atomically
 
 
 class HistoryFile(Observer):

@@ -20,11 +20,11 @@ from robflat_bench.evaluation.network import check_trainable
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import load_weights, read_weights
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.record import Budget, Result, RunRecord
+from robflat_bench.records.store import INITIAL, RunFolder, outcomes_bytes, write_json
 from robflat_bench.registry.components import Composed, compose, resolve
 from robflat_bench.registry.faults import faults
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.record import Budget, Result, RunRecord
-from robflat_bench.results.store import INITIAL, RunFolder, outcomes_bytes, write_json
 from robflat_bench.runs import environment
 from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.training.composition import Composition
@@ -36,7 +36,7 @@ CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A method under a session's protocol, with a seed.
 
     Parameters
@@ -65,12 +65,12 @@ class Run:
         return self.session.store.folder(self.spec)
 
 
-def execute(run: Run, fresh: bool = False) -> RunRecord:
+def execute(run: PlannedRun, fresh: bool = False) -> RunRecord:
     """Carry out a run, or read its record if it is finished; an interrupted run goes on where it stopped.
 
     Parameters
     ----------
-    run : Run
+    run : PlannedRun
         The run.
     fresh : bool
         Delete everything that an earlier attempt left, and start anew.
@@ -113,7 +113,7 @@ def execute(run: Run, fresh: bool = False) -> RunRecord:
             raise
 
 
-def _make(run: Run, watchers: PluginObservers) -> RunRecord:
+def _make(run: PlannedRun, watchers: PluginObservers) -> RunRecord:
     """Train, evaluate and write the record."""
     session, spec = run.session, run.spec
     configure(session.fixed)
@@ -143,7 +143,7 @@ def _make(run: Run, watchers: PluginObservers) -> RunRecord:
     return record
 
 
-def _train(run: Run, *watchers: Observer) -> State:
+def _train(run: PlannedRun, *watchers: Observer) -> State:
     """The state in which training ended; its passes and seconds include those of the helpers' training."""
     session, spec, fixed = run.session, run.spec, run.session.fixed
     model = build_model(session, run.seed)
@@ -174,14 +174,14 @@ def _train(run: Run, *watchers: Observer) -> State:
     return state
 
 
-def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
+def _helper(run: PlannedRun, method: str) -> tuple[nn.Module, Budget]:
     """A helper's network, frozen and in eval mode, and what its training cost.
 
     A helper is a network that the method needs, such as a teacher: a run of the same store. It is trained here if it is
     not finished, but not evaluated.
     """
     session = run.session
-    helper = Run(session, compose(session.registry, method), run.seed)
+    helper = PlannedRun(session, compose(session.registry, method), run.seed)
     folder, weights = helper.folder, helper.folder.weights("last")
     with folder.locked(wait=True):
         if folder.record_file.is_file() and weights.is_file():
@@ -195,7 +195,7 @@ def _helper(run: Run, method: str) -> tuple[nn.Module, Budget]:
 
 
 def _evaluate(
-    run: Run, trained: State, journal: StoredJournal, watchers: PluginObservers
+    run: PlannedRun, trained: State, journal: StoredJournal, watchers: PluginObservers
 ) -> tuple[dict[str, Result], dict[str, np.ndarray]]:
     """Result by checkpoint, and the outcomes of all checkpoints."""
     if trained.best is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from robflat_bench.core import Interrupted, Job, Launcher, RobflatError
-from robflat_bench.results.store import Busy, write_json
+from robflat_bench.records.store import Busy, write_json
 from robflat_bench.runs.tasks import Task
 
 TURN_SECONDS = 1.0

@@ -15,10 +15,10 @@ from robflat_bench.config.spec import RunSpec
 from robflat_bench.config.study import Study, Variant
 from robflat_bench.core import RobflatError
 from robflat_bench.evaluation.session import Session
+from robflat_bench.records.record import Budget, RunRecord
+from robflat_bench.records.store import RunFolder, Store, read_record
 from robflat_bench.registry.components import compose
-from robflat_bench.results.record import Budget, RunRecord
-from robflat_bench.results.store import RunFolder, Store, read_record
-from robflat_bench.runs.run import Run
+from robflat_bench.runs.run import PlannedRun
 
 State = Literal["new", "unfinished", "failed", "done"]
 
@@ -114,7 +114,7 @@ def tasks(session: Session, study: Study, seeds: int) -> tuple[list[Task], list[
         try:
             protocol = load(registry, study.protocol, variant.settings)
             composed = compose(registry, variant.method)
-            runs = [Run(session.under(protocol), composed, seed) for seed in range(1, seeds + 1)]
+            runs = [PlannedRun(session.under(protocol), composed, seed) for seed in range(1, seeds + 1)]
             places = [(run.spec, run.folder) for run in runs]  # first: a spec refuses helpers without end
             training = passes_of_training(registry, composed, protocol.recipe, images)
             evaluation = passes_of_evaluation(registry, protocol)

@@ -17,8 +17,8 @@ from robflat_bench.core import Examples, MeasureInfo, Rescaling
 from robflat_bench.core.estimates import ESTIMATES, contradictions
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.numerics.folding import pairs
+from robflat_bench.records.record import malformed, measure_path
 from robflat_bench.registry.components import Component
-from robflat_bench.results.record import malformed, measure_path
 from robflat_bench.testing.evaluated import measured, watched
 from robflat_bench.testing.expectations import Skipped, expect
 from robflat_bench.testing.fixtures import COUNT

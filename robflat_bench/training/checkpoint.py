@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from robflat_bench.numerics.weights import digest, packed, unpacked
-from robflat_bench.results.store import write_atomically
+from robflat_bench.records.store import write_atomically
 
 KEPT_STATES = 2
 

@@ -21,8 +21,8 @@ from robflat_bench.core.batching import MEMORY_BATCH, cuts
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import holding, load_weights, undamaged, write_weights
-from robflat_bench.results.record import Epoch
-from robflat_bench.results.store import INITIAL
+from robflat_bench.records.record import Epoch
+from robflat_bench.records.store import INITIAL
 from robflat_bench.training.checkpoint import States, Tensors, flattened, grouped
 from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.interrupt import Interrupt

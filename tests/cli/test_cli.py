@@ -610,7 +610,7 @@ def test_a_diverged_run_says_where_and_leaves_no_result(run, command, tmp_path, 
 def test_a_full_disk_fails_the_run_and_the_next_one_resumes(finished, run, monkeypatch, tmp_path):
     import errno
 
-    from robflat_bench.results import store as stores
+    from robflat_bench.records import store as stores
 
     real, left = os.fsync, 6
 

@@ -15,7 +15,7 @@ def test_a_name_that_is_too_long_is_one_line(command, tmp_path, monkeypatch):
 
 
 def test_prune_fails_where_a_run_stays(tmp_path, monkeypatch):
-    from robflat_bench.results import overview
+    from robflat_bench.records import overview
 
     rows = [{"folder": "a", "state": "failed", "bytes": 1, "error": "Read-only file system"}]
     monkeypatch.setattr(overview, "prune", lambda *_: rows)

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from robflat_bench.config import spec as specs
 from robflat_bench.config.protocol import Fixed, Protocol, load
 from robflat_bench.config.spec import DatasetRef, RunSpec, make_spec
+from robflat_bench.records.record import RunRecord
 from robflat_bench.registry.components import compose
-from robflat_bench.results.record import RunRecord
 
 DATA = DatasetRef(name="digits", checksum="a" * 64, canonical=True, origin="a test")
 Recipe = RunSpec.model_fields["recipe"].annotation

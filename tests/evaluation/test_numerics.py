@@ -38,12 +38,12 @@ from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.quantities import autoattack_missed, total
+from robflat_bench.records.record import Result, check, totals
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.quantities import autoattack_missed, total
-from robflat_bench.results.record import Result, check, totals
-from robflat_bench.results.store import Store
 from robflat_bench.training.loop import heldout_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,12 +24,12 @@ from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.worst_case import Climb, _better
 from robflat_bench.numerics.folding import pairs
+from robflat_bench.records.record import Result
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
-from robflat_bench.results.record import Result
-from robflat_bench.results.store import Store
 from robflat_bench.runs.evaluation import evaluate_model
-from robflat_bench.runs.run import Run, execute
+from robflat_bench.runs.run import PlannedRun, execute
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -344,9 +344,9 @@ def test_logits_in_half_precision_train_to_the_weights_of_float32(session, monke
     name = "bfloat16"
     fixed = session.fixed.model_copy(update={"backbone": f"odd(kind='{name}')"})
     there = replace(session, protocol=replace(session.protocol, fixed=fixed))
-    odd = execute(Run(there, compose(there.registry, "at"), 1))
+    odd = execute(PlannedRun(there, compose(there.registry, "at"), 1))
     monkeypatch.setitem(TWINS, name, TWINS[name][::-1])
-    twin = execute(Run(there, compose(there.registry, "at"), 1), fresh=True)
+    twin = execute(PlannedRun(there, compose(there.registry, "at"), 1), fresh=True)
     assert odd.history[0].train_loss == twin.history[0].train_loss
     assert odd.results["last"].weights == twin.results["last"].weights
 
@@ -406,7 +406,7 @@ def test_a_network_that_is_not_finite_is_not_folded():
 def test_a_run_with_a_network_that_has_no_logits_ends_before_training(session):
     fixed = session.fixed.model_copy(update={"backbone": "odd(kind='a tuple')"})
     there = replace(session, protocol=replace(session.protocol, fixed=fixed), observer=Idle())
-    run = Run(there, compose(there.registry, "hat"), 1)
+    run = PlannedRun(there, compose(there.registry, "hat"), 1)
     with pytest.raises(UsageError, match=r"odd\(kind=.* returns a tuple, not a tensor of logits"):
         execute(run)
     assert not list(session.store.root.rglob("*.safetensors"))

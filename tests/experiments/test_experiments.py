@@ -27,8 +27,8 @@ from robflat_bench.experiments.training import TrainingCurves
 from robflat_bench.measures.oracle import Oracle
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import read_weights, write_weights
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.store import Store
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.store import Store
 
 QUICK = "landscape(points=3, directions=2, steps=2, adversarial=0.05)"
 

@@ -19,9 +19,9 @@ from robflat_bench.experiments.trained_model import TrainedModel, find_models, o
 from robflat_bench.measures import rescaling
 from robflat_bench.measures.flatness.worst_case import WorstCase
 from robflat_bench.numerics.weight_space import WeightSpace
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import resolve
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.store import Store
 
 SCALING = (
     "scaling(examples=12, measures=['average-case(draws=2, steps=2)', 'hessian-trace(probes=3, steps=2)', 'margin'])"

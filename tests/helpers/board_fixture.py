@@ -30,10 +30,10 @@ from robflat_bench.leaderboard.model import (
 from robflat_bench.leaderboard.site.cards import method_card
 from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import Sources
+from robflat_bench.records.quantities import QuantityValue
+from robflat_bench.records.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain
 from robflat_bench.registry.components import compose, slug
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.results.quantities import QuantityValue
-from robflat_bench.results.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 METHODS = {  # label: robust error, clean error, average-case flatness

@@ -10,11 +10,9 @@ from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
 from robflat_bench.core.estimates import ESTIMATES
 from robflat_bench.leaderboard.submit import add_entries
-from robflat_bench.registry.components import compose, resolve
-from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.results.archives import arrays_bytes
-from robflat_bench.results.quantities import autoattack_missed
-from robflat_bench.results.record import (
+from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.quantities import autoattack_missed
+from robflat_bench.records.record import (
     Budget,
     Epoch,
     EvaluationRecord,
@@ -25,7 +23,9 @@ from robflat_bench.results.record import (
     measure_path,
     totals,
 )
-from robflat_bench.results.store import RunFolder, write_atomically, write_json
+from robflat_bench.records.store import RunFolder, write_atomically, write_json
+from robflat_bench.registry.components import compose, resolve
+from robflat_bench.registry.registry import Registry, discover
 
 REGISTRY = discover()
 DATASET = DatasetRef(

@@ -18,11 +18,11 @@ import numpy as np
 
 from helpers.fake_records import REGISTRY
 from robflat_bench.core.estimates import ESTIMATES
+from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.quantities import autoattack_missed
+from robflat_bench.records.record import Gap, TestTrain, totals
+from robflat_bench.records.store import read_arrays
 from robflat_bench.registry.components import resolve
-from robflat_bench.results.archives import arrays_bytes
-from robflat_bench.results.quantities import autoattack_missed
-from robflat_bench.results.record import Gap, TestTrain, totals
-from robflat_bench.results.store import read_arrays
 
 Forgery = Callable[[Path, np.random.Generator], None]
 

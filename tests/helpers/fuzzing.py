@@ -35,7 +35,7 @@ from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.leaderboard.publish import BOARD, pages, read_leaderboard, write_site
 from robflat_bench.leaderboard.verify import second_look
-from robflat_bench.results.record import EvaluationRecord
+from robflat_bench.records.record import EvaluationRecord
 
 COMPILE = Environment.compile
 COMPILED: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from robflat_bench.results.record import Flags, MeasureResult, Result, totals
+from robflat_bench.records.record import Flags, MeasureResult, Result, totals
 
 OUTCOMES = {
     "best/test/clean/error": np.array([True, False, False, False]),

@@ -4,8 +4,8 @@ import hashlib
 import json
 
 from robflat_bench.leaderboard.tree import ENTRY
-from robflat_bench.results.archives import arrays_bytes
-from robflat_bench.results.store import read_arrays
+from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.store import read_arrays
 
 
 def set_at(*path, to):

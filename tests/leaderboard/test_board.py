@@ -15,7 +15,7 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.build import build_leaderboard
 from robflat_bench.leaderboard.entries import Submission, read_entries, store_submissions
-from robflat_bench.results.record import MeasureResult
+from robflat_bench.records.record import MeasureResult
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}
 GOLDEN = Path(__file__).parent / "golden_board.json"

@@ -14,7 +14,7 @@ from robflat_bench.config.protocol import load
 from robflat_bench.data.splits import load_splits
 from robflat_bench.leaderboard import tree
 from robflat_bench.leaderboard.publish import read_leaderboard
-from robflat_bench.results.archives import arrays_bytes
+from robflat_bench.records.archives import arrays_bytes
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.entries import read_entries, read_entry
 from robflat_bench.leaderboard.submit import add_entries
 from robflat_bench.leaderboard.tree import MAX_OUTCOMES
-from robflat_bench.results.store import read_arrays
+from robflat_bench.records.store import read_arrays
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from helpers.fake_records import REGISTRY, fake_run, league
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.leaderboard import publish
 from robflat_bench.leaderboard.entries import read_entries
-from robflat_bench.results.quantities import quantity_values
-from robflat_bench.results.store import Store
+from robflat_bench.records.quantities import quantity_values
+from robflat_bench.records.store import Store
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1}
 

@@ -12,8 +12,8 @@ from robflat_bench.config.spec import ProtocolRef, RunSpec
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import read_entries
 from robflat_bench.leaderboard.submit import add_entries
-from robflat_bench.results.archives import arrays_bytes
-from robflat_bench.results.store import read_arrays
+from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.store import read_arrays
 
 DAY = "2026-01-02"
 
@@ -197,7 +197,7 @@ def test_one_run_named_twice_is_one_entry(command, run, root):
 
 def test_copies_of_one_run_from_two_stores_are_refused(tmp_path, root, run):
     shutil.copytree(run.path, tmp_path / "copy" / "a" / "b" / run.path.name)
-    from robflat_bench.results.store import RunFolder
+    from robflat_bench.records.store import RunFolder
 
     with pytest.raises(CheckFailed, match="name it once"):
         add(root, run, RunFolder(tmp_path / "copy" / "a" / "b" / run.path.name))

@@ -12,7 +12,7 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.agreement import RETRAINED, SAME_LOSS, SAME_WEIGHTS, agreement, training_agreement
 from robflat_bench.leaderboard.entries import read_entry
 from robflat_bench.leaderboard.verify import reevaluate, second_look
-from robflat_bench.results.record import EvaluationRecord
+from robflat_bench.records.record import EvaluationRecord
 
 TIERS = ("re-evaluated", "reproduced")
 SEEN_BY_TRAINING_ONLY = {"history-flattered", "train-loss-of-the-history-raised"}

@@ -28,7 +28,7 @@ from robflat_bench.measures.sharpness.keskar import Keskar, KeskarParams
 from robflat_bench.measures.sharpness.m_sharpness import MSharpness, MSharpnessParams
 from robflat_bench.measures.sharpness.pac_bayes_sharpness import PacBayesSharpness, PacBayesSharpnessParams
 from robflat_bench.measures.sharpness.sam_sharpness import SamSharpness, SamSharpnessParams
-from robflat_bench.results.journal import StoredJournal
+from robflat_bench.records.journal import StoredJournal
 
 THREAT = Threat(0.1)
 PARAMS: dict[type, type] = {

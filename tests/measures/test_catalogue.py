@@ -13,8 +13,8 @@ from robflat_bench.core import MeasureInfo, NoValue, UsageError, Workspace
 from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.measures.norms.distance_from_init import DistanceFromInit
 from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.records.journal import StoredJournal
 from robflat_bench.registry.components import Component, resolve
-from robflat_bench.results.journal import StoredJournal
 from robflat_bench.testing.fixtures import COUNT, THREAT, world
 
 ALL = [row.measure for row in choose_plan(REGISTRY, load(REGISTRY).fixed, "last", (), ("*",), None).measures]

@@ -34,9 +34,9 @@ from robflat_bench.numerics.gradients import guarded
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.numerics.weights import digest, read_weights
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose
-from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Run, _train
+from robflat_bench.runs.run import PlannedRun, _train
 from robflat_bench.training.composition import Composition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -377,7 +377,7 @@ def test_interrupted_compiled_run_resumes_eagerly_and_vice_versa(registry, tiny,
         compilation = Compilation("cpu", print, "aot_eager") if compiled else None
         where = Store(tmp_path / store)
         session = Session(registry, protocol, splits, where, "cpu", observer or Observer(), compile=compilation)
-        run = Run(session, compose(registry, "at"), 1)
+        run = PlannedRun(session, compose(registry, "at"), 1)
         _train(run)
         assert compilation is None or compilation.variants
         return digest(read_weights(run.folder.weights("last")))

@@ -68,7 +68,7 @@ def test_evaluate_refuses_a_quantized_file_in_one_line(command, tiny, registry, 
     from robflat_bench.config.protocol import load
     from robflat_bench.evaluation.model import build_model
     from robflat_bench.evaluation.session import Session
-    from robflat_bench.results.store import Store
+    from robflat_bench.records.store import Store
 
     session = Session(registry, load(registry, str(tiny)), None, Store(tmp_path), "cpu")
     weights = dict(build_model(session, 1).state_dict())

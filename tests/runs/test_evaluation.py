@@ -14,8 +14,8 @@ from robflat_bench.evaluation.model import find_model, load_model
 from robflat_bench.evaluation.plan import Plan, choose_plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights
-from robflat_bench.results.record import EvaluationRecord
-from robflat_bench.results.store import Store, read_outcomes
+from robflat_bench.records.record import EvaluationRecord
+from robflat_bench.records.store import Store, read_outcomes
 from robflat_bench.runs.evaluation import evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,8 +12,8 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study
 from robflat_bench.core import Interrupted, Launcher, Params, Resources, contained, interruptible, out_of_memory
 from robflat_bench.evaluation.session import Session
+from robflat_bench.records.store import Store
 from robflat_bench.registry.registry import discover
-from robflat_bench.results.store import Store
 from robflat_bench.runs.doctor import check_machine
 from robflat_bench.runs.sweep import Sweep
 from robflat_bench.runs.tasks import tasks

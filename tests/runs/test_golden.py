@@ -19,10 +19,10 @@ import pytest
 import robflat_bench
 from robflat_bench.config.protocol import load
 from robflat_bench.evaluation.session import Session
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import discover
-from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Run, execute
+from robflat_bench.runs.run import PlannedRun, execute
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -84,7 +84,7 @@ def run(method: str, folder: Path) -> dict[str, float]:
     file.write_text(PROTOCOL)
     registry = discover()
     session = Session(registry, load(registry, str(file)), None, Store(folder), "cpu")
-    record = execute(Run(session, compose(registry, method), 1))
+    record = execute(PlannedRun(session, compose(registry, method), 1))
     numbers = {f"epoch {row.epoch}: train loss": row.train_loss for row in record.history}
     numbers |= {f"epoch {row.epoch}: held-out loss": row.heldout_robust_loss for row in record.history}
     for name, result in record.results.items():

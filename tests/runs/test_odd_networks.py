@@ -18,10 +18,10 @@ from robflat_bench.evaluation.model import build_model, find_model, load_model
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights, write_weights
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose
-from robflat_bench.results.store import Store
 from robflat_bench.runs.evaluation import evaluate_model
-from robflat_bench.runs.run import Run, execute
+from robflat_bench.runs.run import PlannedRun, execute
 from robflat_bench.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,10 +32,10 @@ def bench(tiny, tmp_path):
     """`bench("derived", "at+ema")`: a run of this network and method."""
     registry = with_networks()
 
-    def make(backbone: str, method: str, *settings: str, keep_every: int = 0, store: str = "store") -> Run:
+    def make(backbone: str, method: str, *settings: str, keep_every: int = 0, store: str = "store") -> PlannedRun:
         protocol = load(registry, str(tiny), (f"fixed.backbone={backbone}", *settings))
         session = Session(registry, protocol, None, Store(tmp_path / store), "cpu", keep_every=keep_every)
-        return Run(session, compose(registry, method), 1)
+        return PlannedRun(session, compose(registry, method), 1)
 
     return make
 

@@ -13,7 +13,7 @@ from robflat_bench.evaluation.network import check_trainable
 from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.gains import gains
-from robflat_bench.results.store import Store
+from robflat_bench.records.store import Store
 from robflat_bench.runs.evaluation import evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,9 +8,9 @@ from robflat_bench.config.protocol import load
 from robflat_bench.core import Observer, Observers
 from robflat_bench.evaluation import session as sessions
 from robflat_bench.evaluation.session import Session
+from robflat_bench.records.store import Store
 from robflat_bench.registry import components
-from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Run, execute
+from robflat_bench.runs.run import PlannedRun, execute
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +24,7 @@ def test_a_run_parses_its_method_once(session, monkeypatch):
     composed, parsed = components.compose(session.registry, "at+ema"), []
     original = components.members
     monkeypatch.setattr(components, "members", lambda text: parsed.append(text) or original(text))
-    record = execute(Run(session, composed, 1))
+    record = execute(PlannedRun(session, composed, 1))
     assert record.method == composed.canonical
     assert parsed == []
 

@@ -31,10 +31,10 @@ from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.record import RunRecord
+from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.registry.components import compose, resolve
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.record import RunRecord
-from robflat_bench.results.store import RunFolder, Store
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import pace, tasks
 

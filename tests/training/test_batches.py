@@ -10,9 +10,9 @@ from robflat_bench.config.protocol import load
 from robflat_bench.core import UsageError
 from robflat_bench.core.batching import cuts
 from robflat_bench.evaluation.session import Session
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose
-from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Run, _train
+from robflat_bench.runs.run import PlannedRun, _train
 from robflat_bench.training.composition import Composition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def train(tiny, tmp_path, monkeypatch):
     def trained(backbone: str, method: str, size: int) -> list[int]:
         settings = (f"fixed.backbone={backbone}", "recipe.epochs=1", f"recipe.batch_size={size}")
         session = Session(registry, load(registry, str(tiny), settings), None, Store(tmp_path), "cpu")
-        _train(Run(session, compose(registry, method), 1))
+        _train(PlannedRun(session, compose(registry, method), 1))
         return seen
 
     return trained

@@ -16,9 +16,9 @@ from robflat_bench.config.protocol import load
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose
-from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Run, _train
+from robflat_bench.runs.run import PlannedRun, _train
 from robflat_bench.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def bench(tiny, tmp_path):
 
 def trained(session: Session, method: str) -> list[str]:
     """The digests of the best and of the last weights."""
-    made = Run(session, compose(session.registry, method), 1)
+    made = PlannedRun(session, compose(session.registry, method), 1)
     _train(made)
     return [digest(read_weights(made.folder.weights(name))) for name in ("best", "last")]
 

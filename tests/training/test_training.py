@@ -19,10 +19,10 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
 from robflat_bench.numerics.weights import digest, read_weights
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry, discover
-from robflat_bench.results.store import Store
-from robflat_bench.runs.run import Run, _train, execute
+from robflat_bench.runs.run import PlannedRun, _train, execute
 from robflat_bench.training import composition, loop
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
@@ -133,8 +133,8 @@ def bench(registry, tiny, tmp_path):
     return make
 
 
-def run(session: Session, method: str) -> Run:
-    return Run(session, compose(session.registry, method), 1)
+def run(session: Session, method: str) -> PlannedRun:
+    return PlannedRun(session, compose(session.registry, method), 1)
 
 
 def trained(session: Session, method: str) -> tuple[loop.State, dict[str, str]]:

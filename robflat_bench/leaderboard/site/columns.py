@@ -10,8 +10,8 @@ from markupsafe import Markup
 from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.model import TIERS, Board, BoardColumn, BoardRow, RowValue
 from robflat_bench.leaderboard.site import words
+from robflat_bench.records.quantities import MEASURE, QuantityValue, column_id, quantity_unit
 from robflat_bench.registry.components import slug
-from robflat_bench.results.quantities import MEASURE, QuantityValue, column_id, quantity_unit
 
 GROUPS = {
     "flatness": ("Flatness", True),

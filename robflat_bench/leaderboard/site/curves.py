@@ -11,7 +11,7 @@ from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.leaderboard.site.figures import LEFT, RIGHT, TOP, Figure, Points
 from robflat_bench.leaderboard.site.svg import Drawing, scale
 from robflat_bench.leaderboard.site.words import format_value
-from robflat_bench.results.record import Bounded, Count, RunRecord
+from robflat_bench.records.record import Bounded, Count, RunRecord
 
 SHAPES = ("circle", "square", "diamond")
 FIELDS = {

@@ -22,8 +22,8 @@ from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
 from robflat_bench.leaderboard.site import columns, curves, export, figures, words
 from robflat_bench.leaderboard.site.cards import Card, equation
-from robflat_bench.results.quantities import QuantityValue
-from robflat_bench.results.record import RunRecord
+from robflat_bench.records.quantities import QuantityValue
+from robflat_bench.records.record import RunRecord
 
 CHANGES = "changes"
 """Address of the page of changes; a board, and every page of the leaderboard's own, has another."""

@@ -27,11 +27,11 @@ from pydantic import ValidationError
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, RunFailed, UsageError
 from robflat_bench.core.files import read_regular
+from robflat_bench.records import record as records
+from robflat_bench.records.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
+from robflat_bench.records.record import EvaluationRecord, Result, RunRecord
+from robflat_bench.records.removal import TEMPORARY, remove, sweep
 from robflat_bench.registry.validation import explain
-from robflat_bench.results import record as records
-from robflat_bench.results.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
-from robflat_bench.results.record import EvaluationRecord, Result, RunRecord
-from robflat_bench.results.removal import TEMPORARY, remove, sweep
 
 
 class Busy(RunFailed):

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from robflat_bench.registry.components import title
 
 if TYPE_CHECKING:
+    from robflat_bench.records.record import Result
     from robflat_bench.registry.registry import Registry
-    from robflat_bench.results.record import Result
 
 Outcomes = Mapping[str, np.ndarray]
 Samples = tuple[NDArray[Any], ...]

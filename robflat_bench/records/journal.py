@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robflat_bench.core import Journal, Spent, clock
-from robflat_bench.results.archives import arrays_bytes
-from robflat_bench.results.store import read_arrays, write_atomically
+from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.store import read_arrays, write_atomically
 
 if TYPE_CHECKING:
     from robflat_bench.numerics.passes import PassCounter

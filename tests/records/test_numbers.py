@@ -8,7 +8,7 @@ from helpers.fake_records import fake_run
 from helpers.small_result import OUTCOMES, small_result
 from pydantic import ValidationError
 
-from robflat_bench.results.record import RunRecord, check, malformed, totals
+from robflat_bench.records.record import RunRecord, check, malformed, totals
 
 
 @pytest.fixture(scope="module")

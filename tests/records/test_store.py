@@ -19,9 +19,9 @@ from torch import nn
 
 from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError, clock
 from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
-from robflat_bench.results.archives import arrays_bytes
-from robflat_bench.results.journal import StoredJournal
-from robflat_bench.results.store import (
+from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.store import (
     RunFolder,
     Store,
     disk_errors,
@@ -291,7 +291,7 @@ def test_a_units_seconds_count_once_in_its_journal_and_in_each_parent(tmp_path, 
 HOLDER = """
 import sys
 from pathlib import Path
-from robflat_bench.results.store import RunFolder
+from robflat_bench.records.store import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()

@@ -8,8 +8,8 @@ from typing import Any
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, UsageError
-from robflat_bench.results.removal import TEMPORARY, remove
-from robflat_bench.results.store import Busy, Store, read_record
+from robflat_bench.records.removal import TEMPORARY, remove
+from robflat_bench.records.store import Busy, Store, read_record
 
 
 def overview(store: Store) -> tuple[list[dict[str, Any]], list[str]]:

@@ -7,7 +7,7 @@ import pytest
 from helpers.fake_records import REGISTRY
 from helpers.small_result import OUTCOMES, small_result
 
-from robflat_bench.results.quantities import (
+from robflat_bench.records.quantities import (
     QUANTITIES,
     WORST_CASE,
     column_id,

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from robflat_bench.config.protocol import Digest
 from robflat_bench.config.spec import DatasetRef, ProtocolRef, RunSpec
 from robflat_bench.core import Strict
-from robflat_bench.results.quantities import SPLITS, Name, Outcomes, autoattack_missed, mean, total
+from robflat_bench.records.quantities import SPLITS, Name, Outcomes, autoattack_missed, mean, total
 
 MAX_BYTES = 8 * 1024 * 1024
 """Size limit of a record file."""

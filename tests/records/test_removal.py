@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from robflat_bench.core import UsageError
-from robflat_bench.results import removal
-from robflat_bench.results.overview import prune
-from robflat_bench.results.store import Busy, RunFolder, Store, write_atomically
+from robflat_bench.records import removal
+from robflat_bench.records.overview import prune
+from robflat_bench.records.store import Busy, RunFolder, Store, write_atomically
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -141,7 +141,7 @@ def test_weights_behind_a_link_are_refused(failed, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from robflat_bench.results import store
+from robflat_bench.records import store
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with store.RunFolder(Path(sys.argv[1])).locked():
     pass
