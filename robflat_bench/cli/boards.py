@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from robflat_bench.cli import output
+from robflat_bench.front.text import number, percent
 
 if TYPE_CHECKING:
     from robflat_bench.analysis.statistics import Place
@@ -58,7 +58,7 @@ def _value(row: BoardRow, quantity: BoardColumn, board: Board, ranked: bool) -> 
     place = "" if ranked or quantity.id not in row.places else f"  [{_place(row.places[quantity.id])}]"
     if value is None:
         return "-" + place
-    written = output.percent if quantity.unit == "fraction" else output.number
+    written = percent if quantity.unit == "fraction" else number
     if value.low is not None and value.high is not None:
         return written(value.mean, (value.high - value.low) / 2) + place
     error = "" if value.standard_error is None else f" ({written(value.standard_error)})"

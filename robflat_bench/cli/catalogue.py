@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import Grid, grid
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from robflat_bench.registry.registry import Registry
 
 KINDS = (
@@ -64,7 +63,7 @@ def list_components(kind: str, pattern: str) -> None:
         output.note(line)
     columns = _COLUMNS.get(kind, ("name", "summary", "parameters", "provider"))
     cells = [{**row, "parameters": ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"])} for row in rows]
-    output.report(rows, [output.table(kind, columns, [[row.get(name, "") for name in columns] for row in cells])])
+    output.report(rows, [grid(kind, columns, [[row.get(name, "") for name in columns] for row in cells])])
 
 
 @click.command()
@@ -95,8 +94,8 @@ def info(name: str) -> None:
     output.report(row, _tables(short, row))
 
 
-def _tables(name: str, row: dict[str, Any]) -> Iterator[Table]:
-    yield output.table(name, ["", ""], [(key, value) for key, value in row.items() if isinstance(value, str) and value])
+def _tables(name: str, row: dict[str, Any]) -> Iterator[Grid]:
+    yield grid(name, ["", ""], [(key, value) for key, value in row.items() if isinstance(value, str) and value])
     if row.get("parameters"):
         columns = ["name", "type", "default", "range", "description"]
-        yield output.table("parameters", columns, [[str(p[column]) for column in columns] for p in row["parameters"]])
+        yield grid("parameters", columns, [[str(p[column]) for column in columns] for p in row["parameters"]])

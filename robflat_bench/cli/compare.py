@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from robflat_bench.cli import boards, output
+from robflat_bench.front.grids import Grid, grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from robflat_bench.analysis.statistics import Comparison
     from robflat_bench.config.protocol import Checkpoint
@@ -63,7 +62,7 @@ def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: P
     output.report(document, _comparison(registry, document, found))
 
 
-def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, Comparison]) -> Iterator[Table]:
+def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, Comparison]) -> Iterator[Grid]:
     from robflat_bench.records.quantities import column_label
 
     (a, x), (b, y) = ((side["label"], side["seeds"]) for side in (document["a"], document["b"]))
@@ -72,12 +71,12 @@ def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, C
     cells = [
         [column_label(registry, name), c.difference, c.low, c.high, c.p, c.detectable] for name, c in found.items()
     ]
-    yield output.table(heading, columns, cells, right=1)
+    yield grid(heading, columns, cells, right=1)
     tests = found["robust_error"].networks if "robust_error" in found else ()
     cells = [[f"{i} and {j}", test.only_a, test.only_b, test.p] for i, j, test in zip(x, y, tests, strict=False)]
     heading = "robust error of two networks, not of two methods (McNemar, exact)"
     if cells:
-        yield output.table(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1)
+        yield grid(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1)
 
 
 def _row(rows: Sequence[SeedGroup], name: str, where: str) -> SeedGroup:
@@ -129,14 +128,14 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
         and fnmatchcase(parse(one.quantity.removeprefix(MEASURE))[0], measure)
     ]
 
-    def tables() -> Iterator[Table]:
+    def tables() -> Iterator[Grid]:
         if not correlations:
             raise UsageError(f"no measure matches '{measure}' in the runs under {protocol} in {store}")
         for one in correlations:
             cells = [[found.name, found.value, found.low, found.high, found.reason] for found in one.statistics]
             measured, targeted = (column_label(registry, id) for id in (one.quantity, target))
             heading = f"{measured} with {targeted}, {checkpoint}, {one.models} models"
-            yield output.table(heading, ["statistic", "value", "95 % from", "to", "why there is none"], cells)
+            yield grid(heading, ["statistic", "value", "95 % from", "to", "why there is none"], cells)
 
     output.report(correlations, tables())
 

@@ -8,6 +8,7 @@ from typing import Any
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import grid
 
 
 @click.command()
@@ -21,7 +22,7 @@ def doctor(store: Path, data: str | None) -> None:
 
     found = check_machine(output.registry(), store, data)
     problems = found["problems"]
-    output.report(found, [output.table("this machine", ["", ""], _rows(found)), *(problems or ["no problems"])])
+    output.report(found, [grid("this machine", ["", ""], _rows(found)), *(problems or ["no problems"])])
     if problems:
         raise CheckFailed(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 

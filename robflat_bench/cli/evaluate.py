@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import Grid
+from robflat_bench.front.shown import measure_grid, result_grid
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from robflat_bench.records.record import EvaluationRecord
     from robflat_bench.registry.registry import Registry
 
@@ -65,10 +65,10 @@ def evaluate_checkpoint(
     registry = output.registry()
     chosen = load(registry, protocol, settings)
 
-    from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.model import find_model
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.evaluation.session import Session, choose_device
+    from robflat_bench.front.progress import Progress
     from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
@@ -92,12 +92,12 @@ def evaluate_checkpoint(
     output.report(record, _parts(registry, record, path), stored=True)
 
 
-def _parts(registry: Registry, record: EvaluationRecord, path: Path) -> Iterator[Table | str]:
+def _parts(registry: Registry, record: EvaluationRecord, path: Path) -> Iterator[Grid | str]:
     from robflat_bench.records.store import read_outcomes
 
     heading = f"{record.model}  |  {record.protocol.name} {record.protocol.version}, values ± standard error"
     outcomes = read_outcomes(record, path.with_suffix(".npz"))
-    yield output.result_table(heading, registry, record.results, outcomes, measures=False)
-    if measured := output.measure_table(registry, list(record.results.values())):
+    yield result_grid(heading, registry, record.results, outcomes, measures=False)
+    if measured := measure_grid(registry, list(record.results.values())):
         yield measured
     yield f"evaluation: {path}"

@@ -9,6 +9,7 @@ from typing import Any
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import grid
 
 OPTIONS: tuple[Callable[..., Any], ...] = (
     output.protocol_option,
@@ -81,10 +82,10 @@ def _experiment(
     chosen = choose(name)
     given = load(registry, protocol, settings)
 
-    from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.experiments.work import run_experiment, write_document
+    from robflat_bench.front.progress import Progress
     from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
 
@@ -97,4 +98,4 @@ def _experiment(
         document = run_experiment(chosen, trained, runs, progress)
     written = write_document(document, runs, out)
     heading = f"{chosen.experiment.name}  |  {document.protocol.name} {document.protocol.version}"
-    output.report(document, [output.table(heading, *document.table(), right=3), *map(str, written)], stored=True)
+    output.report(document, [grid(heading, *document.table(), right=3), *map(str, written)], stored=True)

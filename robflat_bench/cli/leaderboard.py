@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from robflat_bench.cli import boards, output
+from robflat_bench.front.grids import Grid, grid
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from robflat_bench.leaderboard.entries import Submission
     from robflat_bench.registry.registry import Registry
 
@@ -55,11 +54,11 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
     chosen = [board for board in made.boards if not names or board.protocol in names]
     keys = {one.record.key for one in mine}
 
-    def parts() -> Iterator[Table | str]:
+    def parts() -> Iterator[Grid | str]:
         filled = [board for board in chosen if board.rows]
         for board in filled:
             heading = f"{board.id} {board.version}, {board.checkpoint} checkpoint"
-            yield output.table(heading, *boards.board_table(board, keys), right=2)
+            yield grid(heading, *boards.board_table(board, keys), right=2)
             yield boards.LEGEND + ("; * yours, not submitted" if mine else "")
         if not root.exists():
             output.note(f"there is no folder {root} here, so only your own runs count; name it with --leaderboard DIR")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import Grid, grid
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from robflat_bench.testing.audit import Audit
 
 
@@ -39,7 +38,7 @@ def list_plugins() -> None:
         for row in rows
     ]
     columns = ["distribution", "version", "entry point", "state", "components and other hooks, or error"]
-    output.report(rows, [output.table("plugins", columns, cells)])
+    output.report(rows, [grid("plugins", columns, cells)])
 
 
 def _offered(row: dict[str, Any]) -> str:
@@ -99,11 +98,11 @@ def check_plugin(name: str) -> None:
         raise CheckFailed(f"{found.plugin}: {found.verdict}")
 
 
-def _parts(found: Audit) -> Iterator[Table | str]:
+def _parts(found: Audit) -> Iterator[Grid | str]:
     titles = [result.component for result in found.results]
     rows = [
         ["" if title == before else title, result.check.removeprefix("check_"), result.outcome, result.reason]
         for before, title, result in zip(["", *titles], titles, found.results, strict=False)
     ]
-    yield output.table(f"{found.plugin} {found.version}", ["component", "check", "outcome", "reason"], rows)
+    yield grid(f"{found.plugin} {found.version}", ["component", "check", "outcome", "reason"], rows)
     yield found.verdict

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from robflat_bench.cli import compare, output
+from robflat_bench.front.grids import Grid, grid
+from robflat_bench.front.shown import result_grid, run_parts
+from robflat_bench.front.text import number, percent
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from robflat_bench.records.quantities import Outcomes
     from robflat_bench.records.record import EvaluationRecord, RunRecord
     from robflat_bench.records.store import RunFolder
@@ -41,15 +42,15 @@ def list_runs(store: Path) -> None:
     cells = [
         [
             *(row[name] for name in ("key", "protocol", "run", "seed", "state")),
-            output.percent(row["clean_error"]),
-            ", ".join(output.percent(value) for value in row["robust_error"].values()) or "-",
-            ", ".join(output.number(value) for value in row["measures"].values()) or "-",
+            percent(row["clean_error"]),
+            ", ".join(percent(value) for value in row["robust_error"].values()) or "-",
+            ", ".join(number(value) for value in row["measures"].values()) or "-",
         ]
         for row in rows
     ]
     columns = ["key", "protocol", "run", "seed", "state", "clean error", "robust errors", "measures"]
     heading = f"runs in {store} (last checkpoint, test examples)"
-    output.report(rows, [output.table(heading, columns, cells, right=5)])
+    output.report(rows, [grid(heading, columns, cells, right=5)])
     for problem in problems:
         output.note(problem)
     if problems:
@@ -75,11 +76,11 @@ def show_run(run: str, store: Path) -> None:
     output.report(document, _parts(folder, added))
 
 
-def _parts(folder: RunFolder, added: Sequence[tuple[EvaluationRecord, Outcomes]]) -> Iterator[Table | str]:
+def _parts(folder: RunFolder, added: Sequence[tuple[EvaluationRecord, Outcomes]]) -> Iterator[Grid | str]:
     registry = output.registry()
-    yield from output.run_parts(registry, folder)
+    yield from run_parts(registry, folder)
     for evaluation, outcomes in added:
-        yield output.result_table(f"added: {evaluation.key}", registry, evaluation.results, outcomes)
+        yield result_grid(f"added: {evaluation.key}", registry, evaluation.results, outcomes)
 
 
 @results_group.command()
@@ -153,10 +154,10 @@ def prune_runs(unfinished: bool, weights: bool, yes: bool, store: Path) -> None:
 
     rows = list(overview.prune(Store(store), unfinished, weights, yes))
 
-    def parts() -> Iterator[Table]:
+    def parts() -> Iterator[Grid]:
         cells = [[row["folder"], row["state"], f"{row['bytes'] / 1e6:.1f}", row["error"]] for row in rows]
         heading = f"{'removed from' if yes else 'to remove from'} {store}"
-        yield output.table(heading, ["folder", "state", "MB", "problem"], cells)
+        yield grid(heading, ["folder", "state", "MB", "problem"], cells)
         if rows and not yes:
             output.note("nothing was removed; add --yes")
 

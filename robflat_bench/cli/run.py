@@ -7,6 +7,8 @@ from pathlib import Path
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import grid
+from robflat_bench.front.shown import run_parts
 
 
 @click.command()
@@ -47,8 +49,8 @@ def run(
     chosen = load(registry, protocol, settings)
     composed = compose(registry, method)  # reports a mistake before torch is imported
 
-    from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.session import Session, choose_device
+    from robflat_bench.front.progress import Progress
     from robflat_bench.numerics.compilation import Compilation
     from robflat_bench.records.store import Store
     from robflat_bench.runs.run import PlannedRun, execute
@@ -74,11 +76,11 @@ def run(
             *(["measure", f"{row.measure} on {row.test} test"] for row in chosen.fixed.measures),
         ]
         document = {"key": spec.key, "state": state, "folder": folder.path, "spec": spec}
-        output.report(document, [output.table("plan", ["", ""], rows)])
+        output.report(document, [grid("plan", ["", ""], rows)])
         return
 
     if keep_every and folder.record_file.is_file() and not fresh and not folder.kept():
         output.note("this run is finished and did not keep the weights of its epochs; add --fresh to train it again")
     with progress:
         record = execute(planned, fresh)
-    output.report(record, output.run_parts(registry, folder), stored=True)
+    output.report(record, run_parts(registry, folder), stored=True)

@@ -8,34 +8,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable
 from typing import Any, TextIO
 
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of control and format characters (direction marks among them), surrogates, and separators of
-lines: a terminal obeys them or shows nothing."""
+from robflat_bench.front.text import unfiltered, visible
 
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
-
-
-class _Escapes(dict[int, str]):
-    """Character -> how it is printed."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        hidden = unicodedata.category(character) in _HIDDEN
-        self[code] = character.encode("unicode_escape").decode() if hidden else character
-        return self[code]
-
-
-_ESCAPES = _Escapes({ord("\n"): "\n", ord("\t"): "\t", ord("\r"): "\n"})
-
-
-def visible(text: str) -> str:
-    r"""The text with every hidden character as an escape, e.g. `\x1b`; newlines and tabs stay, a carriage return ends
-    the line."""
-    return text.translate(_ESCAPES)
 
 
 class Lossy:
@@ -116,11 +94,6 @@ def reserve() -> Lossy:
         os.dup2(2, 1)
     sys.stdout = sys.stderr
     return kept
-
-
-def unfiltered(stream: TextIO) -> Any:
-    """Where a console writes: past the filter, since it filters text before it adds colours."""
-    return getattr(stream, "unfiltered", stream)
 
 
 def _nowhere() -> TextIO:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.front.grids import Grid, grid
+from robflat_bench.front.shown import quantity_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from robflat_bench.config.study import Study
     from robflat_bench.records.quantities import Outcomes
@@ -114,7 +114,7 @@ def _raise_for(lacking: int, total: int) -> None:
         )
 
 
-def _plan(agenda: Agenda, study: Study, undeclared: Sequence[str]) -> Iterator[Table | str]:
+def _plan(agenda: Agenda, study: Study, undeclared: Sequence[str]) -> Iterator[Grid | str]:
     """The runs with their image passes, and below them the sums."""
     from robflat_bench.runs.agenda import duration
 
@@ -128,7 +128,7 @@ def _plan(agenda: Agenda, study: Study, undeclared: Sequence[str]) -> Iterator[T
     for refused in agenda.refused:
         rows.append([refused.variant.group, str(refused.variant), "", "refused", refused.reason])
     columns = ["group", "run", "seed", "state", "skipped because", "training", "evaluation", "time left"]
-    yield output.table(f"{study.name} {study.version} under {study.protocol}", columns, rows, right=5)
+    yield grid(f"{study.name} {study.version} under {study.protocol}", columns, rows, right=5)
     unknown = f"; evaluation without {', '.join(undeclared)}, whose number of passes varies" if undeclared else ""
     yield f"10^6 image passes, forward + backward; training includes that of helper networks{unknown}"
     training = _millions(*(task.training for task in agenda.ahead))
@@ -141,7 +141,7 @@ def _millions(*passes: tuple[int, int]) -> str:
     return " + ".join(f"{sum(counts) / 1e6:.2f}" for counts in zip(*passes, strict=True)) or "0.00 + 0.00"
 
 
-def _results(registry: Registry, study: Study, events: Sequence[Event], store: Path) -> Iterator[Table | str]:
+def _results(registry: Registry, study: Study, events: Sequence[Event], store: Path) -> Iterator[Grid | str]:
     """One table per checkpoint with a row for each finished run."""
     runs = [event.task.folder.evidence() for event in events if event.what == "done"]
     if not runs:
@@ -150,7 +150,7 @@ def _results(registry: Registry, study: Study, events: Sequence[Event], store: P
     for checkpoint in checkpoints:
         heading = f"{study.name} {study.version} under {study.protocol}: {checkpoint} checkpoint"
         columns, rows = summary(registry, runs, checkpoint)
-        yield output.table(heading, columns, rows, right=2)
+        yield grid(heading, columns, rows, right=2)
     yield "on test images; loss and gap of the protocol's first attack, in nats; values ± standard error over examples"
     yield f"over seeds: robflat-bench results report --store {store}"
 
@@ -169,7 +169,7 @@ def summary(
 
     found = [
         {
-            quantity_label(registry, value): output.quantity_text(value)
+            quantity_label(registry, value): quantity_text(value)
             for value in quantity_values(checkpoint, record.results[checkpoint], outcomes)
             if (value.quantity, value.split) in SHOWN
         }

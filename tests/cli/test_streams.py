@@ -23,7 +23,10 @@ from helpers.commands import run_here
 
 import robflat_bench.cli
 from robflat_bench.cli import output, streams
-from robflat_bench.cli.progress import progress_bars
+from robflat_bench.front.console import console
+from robflat_bench.front.grids import grid
+from robflat_bench.front.progress import progress_bars
+from robflat_bench.front.text import visible
 
 HOSTILE = "\x1b[2J\x1b[8m\x1b]0;owned\x07\x9b31m\x08\x7f\u202e\u2066\u2069\u200f\u200e\u061c\u2028\u2029\rX"
 """Clears the screen, hides text, sets the title, erases, turns the direction of writing, breaks lines."""
@@ -40,13 +43,13 @@ def obeyed(text: str) -> set[str]:
 
 
 def test_every_hidden_character_becomes_a_visible_escape():
-    assert streams.visible("\x1b[31mred\x7f\u202e\x9b\udcff") == r"\x1b[31mred\x7f\u202e\x9b\udcff"
-    assert streams.visible("35.0 ± 2.1 %\n\tζ — 漢") == "35.0 ± 2.1 %\n\tζ — 漢"
-    assert not obeyed(streams.visible("".join(map(chr, range(sys.maxunicode + 1)))))
+    assert visible("\x1b[31mred\x7f\u202e\x9b\udcff") == r"\x1b[31mred\x7f\u202e\x9b\udcff"
+    assert visible("35.0 ± 2.1 %\n\tζ — 漢") == "35.0 ± 2.1 %\n\tζ — 漢"
+    assert not obeyed(visible("".join(map(chr, range(sys.maxunicode + 1)))))
 
 
 def test_progress_that_goes_back_to_the_start_of_its_line_takes_new_lines():
-    assert streams.visible("\r 10 %\r 20 %") == "\n 10 %\n 20 %"
+    assert visible("\r 10 %\r 20 %") == "\n 10 %\n 20 %"
 
 
 def test_colours_survive_where_they_are_our_own(monkeypatch):
@@ -54,8 +57,7 @@ def test_colours_survive_where_they_are_our_own(monkeypatch):
     monkeypatch.setattr(sys, "stdout", streams.Printed(raw))
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    table = output.table("\x1b[1mheading", ["[red]a[/red]\x1b[32m"], [["\x1b[31mhostile\u202e"]])
-    table.columns[0].style = "bold"
+    table = grid("\x1b[1mheading", ["[red]a[/red]\x1b[32m"], [["\x1b[31mhostile\u202e"]])
     with click.Context(click.Command("x")):
         output.report([], [table, "line \x1b[31m"])
     written = raw.getvalue()
@@ -71,7 +73,7 @@ def test_hidden_characters_have_their_place_in_the_columns_of_a_table(monkeypatc
     raw = io.StringIO()
     monkeypatch.setattr(sys, "stdout", streams.Printed(raw))
     with click.Context(click.Command("x")):
-        output.report([], [output.table("t", ["a", "b"], [["\x1b" * 9, "X"], ["short", "X"]])])
+        output.report([], [grid("t", ["a", "b"], [["\x1b" * 9, "X"], ["short", "X"]])])
     rows = [line for line in raw.getvalue().splitlines() if "X" in line]
     assert r"\x1b" * 9 in rows[0]
     assert len({line.index("X") for line in rows}) == 1
@@ -80,7 +82,7 @@ def test_hidden_characters_have_their_place_in_the_columns_of_a_table(monkeypatc
 def test_bars_and_notes_of_a_progress_are_cleaned(monkeypatch):
     raw = io.StringIO()
     monkeypatch.setattr(sys, "stderr", streams.Printed(raw))
-    bars = progress_bars(output.console(stderr=True))
+    bars = progress_bars(console(stderr=True))
     bars.add_task(HOSTILE)
     bars.console.print(f"note: {HOSTILE}", bars.get_renderable(), markup=False)
     assert raw.getvalue().count(r"\x1b[2J") == 2
@@ -90,18 +92,20 @@ def test_bars_and_notes_of_a_progress_are_cleaned(monkeypatch):
 PRINTERS = {"print", "echo", "secho", "Console", "write", "pager", "echo_via_pager", "prompt", "confirm"}
 
 
-def test_every_file_of_the_command_line_prints_by_output():
-    """In no other way: `output` and the two modules below it are where text is cleaned."""
-    folder = Path(robflat_bench.cli.__file__).parent
+def test_every_file_behind_the_command_line_prints_cleaned_text():
+    """In no other way: these modules are where text is cleaned."""
+    package = Path(robflat_bench.__file__).parent
     found = {}
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted([*package.glob("cli/*.py"), *package.glob("front/*.py")]):
         calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
         names = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
-        found |= {path.name: names & PRINTERS} if names & PRINTERS else {}
-    assert found.keys() <= {"output.py", "console.py", "streams.py", "progress.py"}, found
-    assert found["progress.py"] == {"print"}, "by the console of `output`"
-    progress = (folder / "progress.py").read_text("utf-8")
-    assert progress.count("print(") == progress.count("self.bars.console.print(")
+        found |= {f"{path.parent.name}/{path.name}": names & PRINTERS} if names & PRINTERS else {}
+    drawing = {name: found.pop(name) for name in ("cli/progress.py", "front/progress.py")}
+    assert found.keys() <= {"cli/output.py", "cli/streams.py", "front/text.py", "front/console.py"}, found
+    for name, calls in drawing.items():
+        assert calls == {"print"}, "by the console of `front`"
+        text = (package / name).read_text("utf-8")
+        assert text.count("print(") == text.count("self.bars.console.print(")
 
 
 # ---------------------------------------------------------------------------------------------------------

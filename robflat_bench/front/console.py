@@ -1,13 +1,14 @@
-"""rich's console, for text from anywhere."""
+"""Consoles of rich for text from anywhere."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from robflat_bench.cli.streams import visible
+from robflat_bench.front.text import unfiltered, visible
 
 
 class CleanConsole(Console):
@@ -16,3 +17,9 @@ class CleanConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on stdout (or stderr); piped output is 200 columns wide."""
+    stream = unfiltered(sys.stderr if stderr else sys.stdout)
+    return CleanConsole(file=stream, stderr=stderr, width=None if stream.isatty() else 200, highlight=False)

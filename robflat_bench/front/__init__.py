@@ -1,0 +1,8 @@
+"""The front door: what `import robflat_bench as rb` offers. The commands call the same functions.
+
+networks   evaluate, measure, attack         runs      run, load
+tables     results, board                    catalogue list, info
+sessions   what a call needs before it works guard     model, random state and flags stay as they were
+shown      results as grids                  grids     a table in a terminal and in a notebook
+progress   bars and lines                    text      numbers and foreign text as a person reads them
+"""

@@ -1,0 +1,73 @@
+"""A table of text that shows itself: in a terminal by rich, in a notebook as HTML. Nothing in it is read as markup."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from robflat_bench.front.text import number, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text; `grid` makes one.
+
+    Parameters
+    ----------
+    heading : str
+        The line above it.
+    columns : tuple of str
+        Names of the columns.
+    rows : tuple of tuple of str
+        Cells. A row may be shorter than the columns.
+    right : int or None
+        Columns from this one on are right-aligned.
+    """
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: int | None = None
+
+    def is_right(self, column: int) -> bool:
+        """Whether a column is right-aligned."""
+        return self.right is not None and column >= self.right
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        made = Table(title=Text(self.heading), box=box.SIMPLE_HEAD, title_justify="left")
+        for place, name in enumerate(self.columns):
+            made.add_column(Text(name), justify="right" if self.is_right(place) else "left")
+        for row in self.rows:
+            made.add_row(*map(Text, row))
+        yield made
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: tuple[str, ...]) -> str:
+            aligned = ("right" if self.is_right(place) else "left" for place in range(len(self.columns)))
+            filled = (*cells, *[""] * (len(self.columns) - len(cells)))
+            pairs = zip(filled, aligned, strict=True)
+            inside = (f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for cell, side in pairs)
+            return f"<tr>{''.join(inside)}</tr>"
+
+        body = "\n".join(line("td", row) for row in self.rows)
+        caption = f'<caption style="text-align: left; caption-side: top">{html.escape(self.heading)}</caption>'
+        return f"<table>{caption}\n<thead>{line('th', self.columns)}</thead>\n<tbody>\n{body}\n</tbody></table>"
+
+
+def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: int | None = None) -> Grid:
+    """A `Grid` of cells that are text, a float, an integer or None (a dash); hidden characters are escapes."""
+
+    def text(cell: Any) -> str:
+        return visible(number(cell) if cell is None or isinstance(cell, float) else str(cell))
+
+    cells = tuple(tuple(map(text, row)) for row in rows)
+    return Grid(visible(heading), tuple(map(visible, columns)), cells, right)

@@ -1,0 +1,80 @@
+"""Results of runs and evaluations as grids: every number with its standard error and n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from robflat_bench.front.grids import Grid, grid
+from robflat_bench.front.text import number, percent
+
+if TYPE_CHECKING:
+    from robflat_bench.records.quantities import Outcomes, QuantityValue
+    from robflat_bench.records.record import Result
+    from robflat_bench.records.store import RunFolder
+    from robflat_bench.registry.registry import Registry
+
+
+def measure_grid(registry: Registry, results: Sequence[Result]) -> Grid | None:
+    """The measures with their cost; None where nothing was measured."""
+    from robflat_bench.registry.components import title
+
+    rows: list[list[Any]] = []
+    for result in results:
+        for split, measures in (("test", result.measures), ("train", result.measures_train)):
+            for name, found in measures.items():
+                residual = found.details.get("residual")
+                value = "none" if found.value is None else number(found.value, found.standard_error)
+                if found.value is not None and found.standard_error is None and residual is not None:
+                    value += f" (residual {residual:.1e})"
+                passes = f"{found.forward:,} + {found.backward:,}"
+                row = [title(registry, "measure", name), split, value, found.n, f"{found.seconds:.1f}", passes]
+                rows += [row, *([[f"  none: {found.reason}"]] if found.reason else [])]
+    columns = ["measure", "split", "value ± standard error", "n", "s", "image passes"]
+    return grid("measures; image passes: forward + backward", columns, rows, right=2) if rows else None
+
+
+def quantity_text(found: QuantityValue) -> str:
+    """A value with its standard error: errors in percent, losses and measures as numbers."""
+    from robflat_bench.records.quantities import quantity_unit
+
+    form = percent if quantity_unit(found.quantity) == "fraction" else number
+    return form(found.value, found.standard_error)
+
+
+def result_grid(
+    heading: str, registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes, measures: bool = True
+) -> Grid:
+    """The results, a column for each checkpoint: values ± standard errors over examples."""
+    from robflat_bench.records.quantities import quantity_label, quantity_values
+
+    rows: dict[str, dict[str, str]] = {}
+    for checkpoint, result in results.items():
+        for found in quantity_values(checkpoint, result, outcomes):
+            if measures or found.quantity != "measure":
+                rows.setdefault(quantity_label(registry, found), {})[checkpoint] = quantity_text(found)
+    epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch + 1) for result in results.values())]
+    shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
+    flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
+    filled = [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]
+    return grid(heading, ["", *results], filled, right=1)
+
+
+def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:
+    """The result of a finished run, for `report`."""
+    record, outcomes = folder.evidence()
+    spec, budget = record.spec, record.budget
+    heading = f"{spec.label}  |  {spec.protocol.name} {spec.protocol.version}, seed {spec.seed}"
+    yield result_grid(heading, registry, record.results, outcomes)
+    if not spec.dataset.canonical:
+        yield f"data: {spec.dataset.origin} is not the canonical copy; runs on it are ranked separately"
+    yield (
+        f"{budget.seconds:.0f} s ({budget.evaluation_seconds:.0f} s evaluation), "
+        f"{budget.peak_memory_bytes / 1e9:.2f} GB peak, training {budget.forward:,} forward and "
+        f"{budget.backward:,} backward image passes"
+    )
+    yield (
+        "values ± standard error over examples, of this one network; another seed may differ by more: "
+        "no ranking follows from one run"
+    )
+    yield f"record: {folder.record_file}"
