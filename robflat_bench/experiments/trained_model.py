@@ -75,7 +75,7 @@ class TrainedModel:
 
     def examples(self, split: SplitName, count: int) -> Examples:
         """The first `count` examples of a split; 0 means `usual_count`."""
-        available = len(self.session.splits.pools[split].y)
+        available = self.session.splits.available(split)
         if count > available:
             raise UsageError(
                 f"examples={count}: {self.found.protocol.name} has {available} {split} examples; ask for fewer"

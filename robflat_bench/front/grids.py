@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Grid:
     """A table of text; `grid` makes one.
 
@@ -50,6 +51,9 @@ class Grid:
             made.add_row(*map(Text, row))
         yield made
 
+    def __repr__(self) -> str:
+        return as_text([self])
+
     def _repr_html_(self) -> str:
         def line(tag: str, cells: tuple[str, ...]) -> str:
             aligned = ("right" if self.is_right(place) else "left" for place in range(len(self.columns)))
@@ -71,3 +75,20 @@ def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], ri
 
     cells = tuple(tuple(map(text, row)) for row in rows)
     return Grid(visible(heading), tuple(map(visible, columns)), cells, right)
+
+
+def as_text(parts: Iterable[Grid | str]) -> str:
+    """Grids and lines as plain text, at most 120 columns wide."""
+    from rich.console import Console
+
+    out = Console(file=io.StringIO(), width=120, no_color=True, highlight=False, force_jupyter=False)
+    for part in parts:
+        out.print(visible(part) if isinstance(part, str) else part, markup=False, soft_wrap=isinstance(part, str))
+    return out.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+
+
+def as_html(parts: Iterable[Grid | str]) -> str:
+    """Grids as tables and lines as paragraphs of HTML."""
+    return "\n".join(
+        f"<p>{html.escape(visible(part))}</p>" if isinstance(part, str) else part._repr_html_() for part in parts
+    )

@@ -57,9 +57,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     found = model if isinstance(model, FoundModel) else find_model(session, model)
     session = session.under(found.protocol)
     protocol, observer = session.protocol, session.observer
-    configure(protocol.fixed)
-    subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
-    check_network(session, subject.model, found.name)
+    subject = loaded(session, found)
     used = _components(session, found, plan)
     identity = _identity(session, found, subject, plan, used)
     key = content_hash(identity)[:16]
@@ -87,6 +85,14 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
         folder.add(record, raw)
         shutil.rmtree(journal.folder, ignore_errors=True)
         return record, path
+
+
+def loaded(session: Session, found: FoundModel) -> EvaluatedModel:
+    """The network with its weights, ready to be evaluated; UsageError where `check_network` refuses it."""
+    configure(session.fixed)
+    subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
+    check_network(session, subject.model, found.name)
+    return subject
 
 
 def _components(session: Session, found: FoundModel, plan: Plan) -> list[Component]:
