@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.cli.reading import model_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from robflat_bench.evaluation.options import ModelOptions
     from robflat_bench.records.record import EvaluationRecord
     from robflat_bench.registry.registry import Registry
 
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("model")
 @output.protocol_option
-@output.backbone_option
-@output.checkpoint_option
+@model_options
 @click.option("--attack", "attacks", multiple=True, help="Attack, instead of the protocol's; repeatable.")
 @click.option(
     "--measure",
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
 def evaluate_checkpoint(
     model: str,
     protocol: str,
-    backbone: str | None,
-    checkpoint: str,
+    options: ModelOptions,
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
     examples: int | None,
@@ -61,30 +61,35 @@ def evaluate_checkpoint(
     """
     from robflat_bench.config.protocol import load
     from robflat_bench.core import UsageError
+    from robflat_bench.evaluation.options import check_model
+    from robflat_bench.evaluation.plan import choose_plan
+    from robflat_bench.records.store import Store
 
     registry = output.registry()
-    chosen = load(registry, protocol, settings)
+    chosen, runs = load(registry, protocol, settings), Store(store)
+    check_model(model, options, runs, registry)
+    choose_plan(registry, chosen.fixed, options.checkpoint, attacks, measures, None)  # finds misspelt names
 
     from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.model import find_model
-    from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
-    from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
     from robflat_bench.runs.evaluation import evaluate_model
 
     place = choose_device(device)
     progress = Progress()
     compilation = Compilation(place, progress.note) if compile else None
-    session = Session(registry, chosen, data, Store(store), place, progress, compile=compilation)
-    found = find_model(session, model, backbone, checkpoint)
+    session = Session(registry, chosen, data, runs, place, progress, compile=compilation)
+    found = find_model(session, model, options)
     available = found.protocol.fixed.data.test.count
     if examples is not None and examples > available:
         raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
     if (examples or train) and not attacks and not measures:
         raise UsageError("--examples and --train apply to chosen attacks and measures: add --attack or --measure")
-    plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
+    for line in found.notes:
+        output.note(line)
+    plan = choose_plan(registry, found.protocol.fixed, options.checkpoint, attacks, measures, examples, train or 0)
     with faults(registry), progress:
         record, path = evaluate_model(session, found, plan)
     for problem in registry.plugins.problems(record.model_dump(mode="json")):
