@@ -25,8 +25,8 @@ def check_name(name: str) -> None:
         top = place.partition(".")[0]
         if not all(part.isidentifier() for part in place.split(".")) or not _importable(top):
             raise UsageError(
-                f"--model {name}: no module '{top:.100}' here or installed; name a file, e.g. --model net.py:{attribute}, "
-                "or go to the folder of the package"
+                f"--model {name}: no module '{top:.100}' here or installed; name a file, e.g. "
+                f"--model net.py:{attribute}, or go to the folder of the package"
             )
         return
     text = source_text(Path(place), name)
