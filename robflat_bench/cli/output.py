@@ -65,12 +65,6 @@ set_option = click.option(
     help="Change the recipe (recipe.epochs=10), which shows in the run's name. A run with changed fixed.* is not "
     "ranked.",
 )
-backbone_option = click.option(
-    "--backbone", help="Backbone of a weights file, e.g. 'resnet18(width=64)' [default: the protocol's]."
-)
-checkpoint_option = click.option(
-    "--checkpoint", default="last", show_default=True, help="Checkpoint of a run: best, last, initial or epoch-N."
-)
 
 
 def _remembered(option: str, default: Any) -> Any:

@@ -13,6 +13,7 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.backbones.parts import built, check_tensors
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.core import UsageError
+from robflat_bench.evaluation.options import USUAL, ModelOptions
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.logits import in_float32
 from robflat_bench.numerics.passes import uncounted
@@ -45,6 +46,8 @@ class FoundModel:
         The epoch, counted from 0, that its weights are of.
     initial : Path or None
         The file of the weights before the first step of training.
+    notes : tuple of str
+        What the reader should know: what was looked through, left out or assumed.
     """
 
     protocol: Protocol
@@ -56,11 +59,10 @@ class FoundModel:
     home: Path | None = None
     epoch: int | None = None
     initial: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
-def find_model(
-    session: Session, model: str | nn.Module, backbone: str | None = None, checkpoint: str = "last"
-) -> FoundModel:
+def find_model(session: Session, model: str | nn.Module, options: ModelOptions = USUAL) -> FoundModel:
     """Find a model to evaluate.
 
     Parameters
@@ -70,10 +72,8 @@ def find_model(
     model : str or nn.Module
         A run's folder or key, a file of weights (`*.safetensors`), a backbone with parameters such as
         "timm(name=resnet18)", or a live module: images in [0,1], [N,C,H,W], in; logits [N,K] out.
-    backbone : str or None
-        The backbone of a file of weights (None: the protocol's).
-    checkpoint : str
-        Of a run: best, last, initial or epoch-N.
+    options : ModelOptions
+        How it is read.
 
     Raises
     ------
@@ -85,11 +85,11 @@ def find_model(
         return FoundModel(protocol, type(model).__name__, module=model)
     if model.endswith(".safetensors"):
         weights = Path(model)
-        network = backbone or protocol.fixed.backbone
+        network = options.backbone or protocol.fixed.backbone
         return FoundModel(protocol, weights.stem, network, protocol.recipe.activation, weights)
     if "(" in model:
         return FoundModel(protocol, resolve(session.registry, "backbone", model).brief, model, "relu")
-    return _of_run(session, model, checkpoint)
+    return _of_run(session, model, options.checkpoint)
 
 
 def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
 from robflat_bench.core import Kind, MeasureInfo, UsageError
@@ -67,6 +67,14 @@ class Plan:
             if stage.split == "test" or stage.kind == "attack":
                 counts[stage.split] = max(stage.examples, counts.get(stage.split, 0))
         return counts
+
+    def within(self, test: int, train: int) -> Plan:
+        """The plan on at most so many test and training examples."""
+
+        def fewer(row: Any) -> Any:
+            return row.model_copy(update={"test": min(row.test, test), "train": min(row.train, train)})
+
+        return Plan(tuple(map(fewer, self.attacks)), tuple(map(fewer, self.measures)))
 
     def stage_names(self, registry: Registry, checkpoint: str) -> list[str]:
         """The names of the plan's stages, in their order."""

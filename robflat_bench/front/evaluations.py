@@ -11,7 +11,7 @@ import numpy as np
 
 from robflat_bench.core import UsageError
 from robflat_bench.front.grids import Grid, as_html, as_text
-from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
+from robflat_bench.front.sessions import chosen_observer, open_registry, open_session, written
 from robflat_bench.front.shown import measure_grid, result_grid
 from robflat_bench.front.tables import Rows, evaluation_rows
 from robflat_bench.records.record import EvaluationRecord, MeasureResult
@@ -154,12 +154,16 @@ def evaluate(
     RunFailed
         An attack left the threat model, or logits are not finite.
     """
-    from robflat_bench.data.own import own_splits
     from robflat_bench.evaluation.options import ModelOptions
 
     mean, std = normalize or ((), ())
     options = ModelOptions(backbone, network, arguments or {}, tuple(mean), tuple(std), classes, checkpoint)
     registry = open_registry(plugins)
+    model = str(model) if isinstance(model, Path) else model
+    check_request(registry, model, options, protocol, settings, store, attacks, measures)
+
+    from robflat_bench.data.own import own_splits
+
     with chosen_observer(progress) as observer:
         from robflat_bench.front.guard import undisturbed
 
@@ -167,20 +171,43 @@ def evaluate(
             source = data if data is None or isinstance(data, str | Path) else own_splits(data, examples)
             session = open_session(registry, protocol, settings, source, store, device, compile, observer=observer)
             found = found_model(session, model, options)
-            plan = chosen_plan(session.under(found.protocol), found, attacks, measures, examples, train)
+            plan = chosen_plan(session, found, options, attacks, measures, examples, train)
             return evaluated(session, found, plan)
 
 
-def found_model(session: Session, model: nn.Module | str | Path, options: ModelOptions) -> FoundModel:
+def check_request(
+    registry: Registry,
+    model: nn.Module | str,
+    options: ModelOptions,
+    protocol: str,
+    settings: Sequence[str] | Mapping[str, Any],
+    store: str | Path,
+    attacks: Sequence[str],
+    measures: Sequence[str],
+) -> None:
+    """Find every mistake of an evaluation that shows without torch; UsageError ends with the next thing to write."""
+    from robflat_bench.config.protocol import load
+    from robflat_bench.evaluation.options import check_model
+    from robflat_bench.evaluation.plan import choose_plan
+    from robflat_bench.records.store import Store
+
+    chosen = load(registry, protocol, written(settings))
+    if isinstance(model, str):
+        check_model(model, options, Store(Path(store)), registry)
+    choose_plan(registry, chosen.fixed, options.checkpoint, tuple(attacks), tuple(measures), None)
+
+
+def found_model(session: Session, model: nn.Module | str, options: ModelOptions) -> FoundModel:
     """The model that `evaluate` was given."""
     from robflat_bench.evaluation.model import find_model
 
-    return find_model(session, str(model) if isinstance(model, Path) else model, options)
+    return find_model(session, model, options)
 
 
 def chosen_plan(
     session: Session,
     found: FoundModel,
+    options: ModelOptions,
     attacks: Sequence[str],
     measures: Sequence[str],
     examples: int | None,
@@ -189,12 +216,12 @@ def chosen_plan(
     """The attacks and measures that `evaluate` was asked for; UsageError where there are too few examples."""
     from robflat_bench.evaluation.plan import choose_plan
 
-    protocol, splits = found.protocol, session.splits
+    fixed, splits = found.protocol.fixed, session.under(found.protocol).splits
     available = splits.available("test")
     if examples is not None and examples > available:
-        raise UsageError(f"examples={examples}: there are {available} test examples; ask for fewer")
-    registry, fixed = session.registry, protocol.fixed
-    return choose_plan(registry, fixed, found.name, tuple(attacks), tuple(measures), examples, train)
+        raise UsageError(f"--examples {examples}: there are {available:,} test examples; ask for fewer")
+    plan = choose_plan(session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
+    return plan.within(available, splits.available("train"))
 
 
 def evaluated(session: Session, found: FoundModel, plan: Plan) -> Evaluation:

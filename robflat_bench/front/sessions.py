@@ -54,7 +54,7 @@ def open_session(
     """
     from robflat_bench.config.protocol import load
 
-    chosen = load(registry, protocol, _written(settings))
+    chosen = load(registry, protocol, written(settings))
 
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
@@ -74,7 +74,7 @@ def open_session(
     )
 
 
-def _written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
+def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
     """Settings as after `--set`."""
     if not isinstance(settings, Mapping):
         return (settings,) if isinstance(settings, str) else tuple(settings)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from robflat_bench.config.protocol import Attacked, load
 from robflat_bench.core import Interrupted, Observer, UsageError
 from robflat_bench.evaluation.model import build_model, find_model, load_model
+from robflat_bench.evaluation.options import ModelOptions
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights, write_weights
@@ -125,7 +126,7 @@ def test_checkpoints_of_tied_weights_are_evaluated_as_saved(bench):
     run = bench("tied", "at+ema+swa", keep_every=1)
     record = execute(run)
     for name in ("initial", "epoch-0000", "epoch-0001", "best", "last"):
-        found = find_model(run.session, str(run.folder.path), checkpoint=name)
+        found = find_model(run.session, str(run.folder.path), ModelOptions(checkpoint=name))
         model = load_model(run.session, found).eval()
         saved = read_weights(run.folder.weights(name))
         assert torch.equal(saved["first.weight"], saved["second.weight"])
