@@ -54,6 +54,8 @@ def own_splits(data: Any, examples: int | None = None) -> OwnSplits:
         If these are no images in [0,1] with labels; it says what to write instead.
     """
     x, y, index = _tensors(data, examples)
+    if examples is not None and not 2 <= examples <= len(x):
+        raise UsageError(f"examples={examples}: the data have {len(x):,}; ask for 2 at least and for no more")
     given = Examples(*(part[:examples].clone() for part in (_images(x), _labels(y, len(x)), index)))
     classes = int(given.y.max()) + 1
     mean, std = given.x.mean((0, 2, 3), dtype=torch.float64), given.x.double().std((0, 2, 3), correction=0)
@@ -79,7 +81,7 @@ def _checksum(given: Examples) -> str:
 
 def _tensors(data: Any, examples: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and positions, not yet validated."""
-    if not isinstance(data, tuple | list):
+    if not _is_whole(data):
         batches = list(_batches(data, examples))
         if not batches:
             raise UsageError("there is no example in the data")
@@ -90,10 +92,15 @@ def _tensors(data: Any, examples: int | None) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, index[0].long() if index else torch.arange(len(x))
 
 
+def _is_whole(data: Any) -> bool:
+    """Whether the data are all images and all labels, in contrast to a list of pairs of one image and its label."""
+    return isinstance(data, tuple) or (isinstance(data, list) and len(data) > 0 and np.ndim(data[0]) > 2)
+
+
 def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of images [B,...] and labels [B] of a loader or dataset, until there are enough."""
     loader = isinstance(data, torch.utils.data.DataLoader)
-    if not loader and not isinstance(data, Iterable | torch.utils.data.Dataset):
+    if isinstance(data, str) or not (loader or isinstance(data, Iterable | torch.utils.data.Dataset)):
         raise UsageError(f"a {type(data).__name__} holds no examples; give (images, labels), a Dataset or a DataLoader")
     found = 0
     for item in data if loader else _items(data):

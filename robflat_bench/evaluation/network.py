@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.core import RobflatError, UsageError
+from robflat_bench.data.own import OwnSplits
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import uncounted
 
@@ -82,7 +83,7 @@ def _forward(model: nn.Module, images: Tensor, name: str) -> Any:
 
 def _check_logits(session: Session, logits: Any, x: Tensor, name: str) -> None:
     """UsageError unless these are logits of the images x, one for each class."""
-    expected = (len(x), session.splits.shape.classes)
+    expected = (len(x), _classes(session, logits))
     if not isinstance(logits, Tensor):
         raise UsageError(
             f"{name} returns a {type(logits).__name__}, not a tensor of logits; "
@@ -97,6 +98,13 @@ def _check_logits(session: Session, logits: Any, x: Tensor, name: str) -> None:
         )
     if not logits.is_floating_point():
         raise UsageError(f"{name} returns {logits.dtype}, not logits; return the scores before `argmax` or rounding")
+
+
+def _classes(session: Session, logits: Any) -> int:
+    """The number of logits that the data ask for; of examples without a dataset, the labels are a lower bound."""
+    known = session.splits.shape.classes
+    more = isinstance(session.splits, OwnSplits) and isinstance(logits, Tensor) and logits.ndim == 2
+    return max(known, logits.shape[1]) if more else known
 
 
 def _not_finite(model: nn.Module, logits: Tensor) -> str:

@@ -219,7 +219,7 @@ def chosen_plan(
     fixed, splits = found.protocol.fixed, session.under(found.protocol).splits
     available = splits.available("test")
     if examples is not None and examples > available:
-        raise UsageError(f"--examples {examples}: there are {available:,} test examples; ask for fewer")
+        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
     plan = choose_plan(session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
     return plan.within(available, splits.available("train"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,12 +78,9 @@ def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], ri
 
 def as_text(parts: Iterable[Grid | str]) -> str:
     """Grids and lines as plain text, at most 120 columns wide."""
-    from rich.console import Console
+    from robflat_bench.front.console import written
 
-    out = Console(file=io.StringIO(), width=120, no_color=True, highlight=False, force_jupyter=False)
-    for part in parts:
-        out.print(visible(part) if isinstance(part, str) else part, markup=False, soft_wrap=isinstance(part, str))
-    return out.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+    return written(parts)
 
 
 def as_html(parts: Iterable[Grid | str]) -> str:

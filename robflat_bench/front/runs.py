@@ -227,4 +227,4 @@ def load(
 
     with undisturbed():
         found = find_model(session, str(folder.path), ModelOptions(checkpoint=checkpoint))
-        return load_model(session.under(found.protocol), found), record
+        return load_model(session.under(found.protocol), found).eval(), record

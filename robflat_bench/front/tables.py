@@ -196,9 +196,7 @@ def board(
     """
     root = Path(leaderboard)
     if not root.is_dir() and store is None:
-        raise UsageError(
-            f"there is no folder {root} here; give leaderboard=DIR of a clone, or store='runs' of your own"
-        )
+        raise UsageError(f"there is no folder {root} here; give leaderboard=DIR of a clone, or store=DIR of your runs")
     registry = open_registry(plugins)
     standings = Standings.of(registry, (protocol,), root, None if store is None else Path(store))
     rows = [row for made in standings.boards for row in _board_rows(made, standings.mine)]

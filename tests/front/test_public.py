@@ -107,9 +107,9 @@ def test_an_interrupted_cell_resumes_where_it_stopped(tiny, finished, tmp_path, 
 
 def test_settings_are_given_as_a_mapping_or_as_text(tiny, tmp_path):
     here = {"protocol": str(tiny), "store": tmp_path, "progress": False}
-    changed = {"recipe.epochs": 1, "recipe.nesterov": True}
+    changed = {"recipe.epochs": 1, "recipe.optimizer": "sgd(nesterov=false)"}
     one = rb.run("at", settings=changed, **here)
-    assert rb.run("at", settings=["recipe.epochs=1", "recipe.nesterov=true"], **here).key == one.key
+    assert rb.run("at", settings=["recipe.epochs=1", "recipe.optimizer=sgd(nesterov=false)"], **here).key == one.key
     assert one.record.spec.recipe.epochs == 1
 
 
@@ -266,7 +266,7 @@ def test_an_attack_is_evaluates_and_stays_in_ball_and_box(net, natural, images, 
         with torch.no_grad():
             wrong = (net.eval()(x_adv).argmax(1) != y) | (net(x).argmax(1) != y)
         ((_, pair),) = result.robust_error.items()
-        assert pair.test == pytest.approx(float(wrong.float().mean()), abs=1e-9)
+        assert pair.test == pytest.approx(float(wrong.double().mean()), abs=1e-9)
 
 
 def test_an_epsilon_may_be_a_fraction_and_float64_images_are_attacked_in_float64(net, images):
@@ -299,7 +299,7 @@ def test_a_network_of_another_number_of_classes_is_read_by_its_logits(images):
         net = Net(classes=classes)
         found = rb.measure(net, (x, y % classes), "margin", epsilon=0.1, progress=False)
         assert found.value is not None
-    with pytest.raises(UsageError, match="labels go up to 9"):
+    with pytest.raises(UsageError, match=r"not logits \(30, 10\)"):
         rb.measure(Net(classes=3), images, "margin", epsilon=0.1, progress=False)
 
 
@@ -335,7 +335,7 @@ def test_a_measure_without_a_value_has_a_reason(net, images):
     found = rb.measure(net, images, "distance-from-init", epsilon=0.1, progress=False)
     assert found.value is None
     assert found.reason
-    assert found.reason in repr(found)
+    assert found.reason in " ".join(repr(found).split())
     with pytest.raises(ValueError, match="has no value"):
         float(found)
 
