@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robflat_bench.core import PluginError, UsageError
 from robflat_bench.front.grids import Grid, as_html, as_text, grid
+from robflat_bench.front.kinds import KINDS
 from robflat_bench.front.sessions import open_registry
 from robflat_bench.front.tables import Rows
 from robflat_bench.front.text import note
@@ -17,10 +18,6 @@ from robflat_bench.front.text import note
 if TYPE_CHECKING:
     from robflat_bench.registry.registry import Registry
 
-KINDS = (
-    *("methods", "modifiers", "attacks", "measures", "backbones", "datasets", "launchers"),
-    *("protocols", "studies", "experiments"),
-)
 _COLUMNS = {"measures": ("name", "summary", "couplings", "unchanged by rescaled", "provider")}
 """Columns of a kind whose parameters would fill the table."""
 _OWN = ("protocol", "study", "experiment")
