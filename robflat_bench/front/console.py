@@ -26,7 +26,7 @@ def console(stderr: bool = False) -> Console:
     return CleanConsole(file=stream, stderr=stderr, width=None if stream.isatty() else 200, highlight=False)
 
 
-def written(parts: Iterable[RenderableType], width: int = 120) -> str:
+def written(parts: Iterable[RenderableType], width: int = 200) -> str:
     """What a console without colours writes."""
     out = CleanConsole(file=io.StringIO(), width=width, no_color=True, highlight=False, force_jupyter=False)
     for part in parts:

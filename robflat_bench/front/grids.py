@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 
+_LEFT = "text-align: left; vertical-align: top"
+_RIGHT = "text-align: right; vertical-align: top; white-space: nowrap"
+
+
 @dataclass(frozen=True, repr=False)
 class Grid:
     """A table of text; `grid` makes one.
@@ -55,10 +59,10 @@ class Grid:
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: tuple[str, ...]) -> str:
-            aligned = ("right" if self.is_right(place) else "left" for place in range(len(self.columns)))
+            styles = (_RIGHT if self.is_right(place) else _LEFT for place in range(len(self.columns)))
             filled = (*cells, *[""] * (len(self.columns) - len(cells)))
-            pairs = zip(filled, aligned, strict=True)
-            inside = (f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for cell, side in pairs)
+            pairs = zip(filled, styles, strict=True)
+            inside = (f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell, style in pairs)
             return f"<tr>{''.join(inside)}</tr>"
 
         body = "\n".join(line("td", row) for row in self.rows)
@@ -77,7 +81,7 @@ def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], ri
 
 
 def as_text(parts: Iterable[Grid | str]) -> str:
-    """Grids and lines as plain text, at most 120 columns wide."""
+    """Grids and lines as plain text, at most 200 columns wide."""
     from robflat_bench.front.console import written
 
     return written(parts)
