@@ -55,11 +55,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _FRONT.items():
-        if name in names:
-            return getattr(importlib.import_module(f"robflat_bench.front.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers read the imports above, and see a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _FRONT.items():
+            if name in names:
+                return getattr(importlib.import_module(f"robflat_bench.front.{module}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> Any:
