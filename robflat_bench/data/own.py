@@ -88,13 +88,24 @@ def _tensors(data: Any, examples: int | None) -> tuple[Tensor, Tensor, Tensor]:
         data = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     if len(data) not in (2, 3):
         raise UsageError(f"the data have {len(data)} parts; give (images, labels), a Dataset or a DataLoader")
-    x, y, *index = (torch.as_tensor(part).detach().cpu() for part in data)
+    x, y, *index = map(_tensor, data)
+    if index and (index[0].shape != y.shape or index[0].is_floating_point()):
+        raise UsageError(f"the positions are {index[0].dtype}{[*index[0].shape]}; give one integer for each image")
     return x, y, index[0].long() if index else torch.arange(len(x))
+
+
+def _tensor(part: Any) -> Tensor:
+    """Images, labels or positions as a tensor on the CPU."""
+    try:
+        return torch.as_tensor(part).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        hint = "with torchvision's ToTensor() as the transform of the dataset, images are tensors in [0,1]"
+        raise UsageError(f"a {type(part).__name__} among the data is no tensor; {hint}") from None
 
 
 def _is_whole(data: Any) -> bool:
     """Whether the data are all images and all labels, in contrast to a list of pairs of one image and its label."""
-    return isinstance(data, tuple) or (isinstance(data, list) and len(data) > 0 and np.ndim(data[0]) > 2)
+    return isinstance(data, tuple) or (isinstance(data, list) and len(getattr(next(iter(data), None), "shape", ())) > 2)
 
 
 def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,7 +120,7 @@ def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]
                 f"the data yield a {type(item).__name__}, not pairs (images, labels); wrap them, e.g. "
                 "[(row['img'], row['label']) for row in data]"
             )
-        x, y = (torch.as_tensor(part).detach().cpu() for part in item[:2])
+        x, y = map(_tensor, item[:2])
         yield (x, y) if loader else (x[None], y[None])
         found += len(x) if loader else 1
         if examples is not None and found >= examples:

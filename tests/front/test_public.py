@@ -236,6 +236,7 @@ def test_every_form_of_the_data_is_the_same_examples(net, images):
         (*images, torch.arange(30)),
         dataset,
         DataLoader(dataset, batch_size=4),
+        [*dataset],
         _Unending(dataset),
     ]
     found = {rb.measure(net, form, "margin", epsilon=0.1, examples=20, progress=False).value for form in forms}
@@ -319,7 +320,9 @@ def test_a_network_of_another_number_of_classes_is_read_by_its_logits(images):
         ((torch.rand(0, 1, 8, 8), torch.zeros(0).long()), "shape"),
         ((torch.rand(4, 1, 8, 8),), "have 1 part"),
         (torch.rand(4, 1, 8, 8), "give \\(images, labels\\)|pairs"),
-        ([{"img": 1, "label": 2}] * 4, "dict|parts"),
+        ([{"img": 1, "label": 2}] * 4, r"row\['img'\]"),
+        ([(object(), 1)] * 4, "ToTensor"),
+        ((torch.rand(4, 1, 8, 8), torch.zeros(4).long(), torch.arange(3)), "one integer for each image"),
         (3, "int holds no examples"),
         ("nowhere", "str holds no examples"),
         (TensorDataset(torch.rand(4, 1, 8, 8)), "pairs"),
