@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     help="Measure, instead of the protocol's; repeatable. A pattern, e.g. '*': every measure whose name matches, "
     "under every coupling.",
 )
-@click.option("--examples", type=click.IntRange(min=2), help="Number of test examples [default: the protocol's].")
-@click.option("--train", type=click.IntRange(min=2), help="Number of training examples, read in addition.")
+@click.option("--examples", type=click.IntRange(min=2), help="At most so many test examples [default: the protocol's].")
+@click.option("--train", type=click.IntRange(min=2), help="At most so many training examples, in addition.")
 @output.set_option
 @output.store_option
 @output.data_option
@@ -60,7 +60,6 @@ def evaluate_checkpoint(
     (with random weights unless the run or file has some). The result is written beside the model's record.
     """
     from robflat_bench.config.protocol import load
-    from robflat_bench.core import UsageError
     from robflat_bench.evaluation.options import check_model
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.records.store import Store
@@ -68,7 +67,7 @@ def evaluate_checkpoint(
     registry = output.registry()
     chosen, runs = load(registry, protocol, settings), Store(store)
     check_model(model, options, runs, registry)
-    choose_plan(registry, chosen.fixed, options.checkpoint, attacks, measures, None)  # finds misspelt names
+    choose_plan(registry, chosen.fixed, options.checkpoint, attacks, measures)  # finds misspelt names
 
     from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.model import find_model
@@ -82,14 +81,9 @@ def evaluate_checkpoint(
     compilation = Compilation(place, progress.note) if compile else None
     session = Session(registry, chosen, data, runs, place, progress, compile=compilation)
     found = find_model(session, model, options)
-    available = found.protocol.fixed.data.test.count
-    if examples is not None and examples > available:
-        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
-    if (examples or train) and not attacks and not measures:
-        raise UsageError("--examples and --train apply to chosen attacks and measures: add --attack or --measure")
     for line in found.notes:
         output.note(line)
-    plan = choose_plan(registry, found.protocol.fixed, options.checkpoint, attacks, measures, examples, train or 0)
+    plan = choose_plan(registry, found.protocol.fixed, options.checkpoint, attacks, measures, examples, train)
     with faults(registry), progress:
         record, path = evaluate_model(session, found, plan)
     for problem in registry.plugins.problems(record.model_dump(mode="json")):

@@ -59,7 +59,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     protocol, observer = session.protocol, session.observer
     configure(protocol.fixed)
     subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
-    check_network(session, subject.model, found.name)
+    check_network(session, subject.model, found.name, found.classes)
     used = _components(session, found, plan)
     identity = _identity(session, found, subject, plan, used)
     key = content_hash(identity)[:16]
@@ -82,7 +82,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
             environment=environment.of(session),
-            provenance=environment.provenance(used),
+            provenance=environment.provenance(used) | ({"notes": [*found.notes]} if found.notes else {}),
         )
         folder.add(record, raw)
         shutil.rmtree(journal.folder, ignore_errors=True)
