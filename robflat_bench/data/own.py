@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robflat_bench.config.protocol import SplitName
+from robflat_bench.config.protocol import Fixed, SplitName
 from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core import Examples, ImageShape, Pool, UsageError
 from robflat_bench.data.splits import Splits
@@ -34,6 +34,12 @@ class OwnSplits(Splits):
             raise UsageError(f"there are no {split} examples: data given from Python are test examples")
         part = self.given[slice(count)]
         return Examples(part.x.to(device, dtype), part.y.to(device), part.index.to(device))
+
+
+def counted(fixed: Fixed, splits: Splits) -> Fixed:
+    """A protocol's fixed part with as many test examples as there are."""
+    test = fixed.data.test.model_copy(update={"count": splits.available("test")})
+    return fixed.model_copy(update={"data": fixed.data.model_copy(update={"test": test})})
 
 
 def own_splits(data: Any, examples: int | None = None) -> OwnSplits:

@@ -6,13 +6,17 @@ import ast
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+import sysconfig
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
-from robflat_bench.core import UsageError
+import robflat_bench
+from robflat_bench.core import UsageError, contained, one_line
 from robflat_bench.core.files import read_regular
-from robflat_bench.registry.files import MAX_BYTES
+from robflat_bench.registry.files import MAX_BYTES, load_file
 from robflat_bench.registry.validation import did_you_mean
 
 
@@ -85,3 +89,49 @@ def beside(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+
+
+def make(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Call the class or function that a text names, with these arguments.
+
+    Raises
+    ------
+    UsageError
+        The code cannot be imported or raises; the message names the line of the user's code.
+    """
+    place, _, attribute = name.rpartition(":")
+    file = Path(place) if place.endswith(".py") else None
+    folder = (file.parent if file else Path.cwd()).resolve()
+
+    def failed(error: BaseException) -> NoReturn:
+        raise UsageError(
+            f"--model {name}: {one_line(error):.300}{line_of(error)}; {_advice(error, attribute)}"
+        ) from error
+
+    with contained(failed), beside(folder):
+        module = load_file(file) if file else importlib.import_module(place)
+        return getattr(module, attribute)(**arguments)
+    raise AssertionError("`failed` raises")
+
+
+def _advice(error: BaseException, attribute: str) -> str:
+    if isinstance(error, TypeError) and f"{attribute}" in str(error) and "argument" in str(error):
+        return "give its arguments by --model-args NAME=VALUE"
+    return "mend that line, or name another class or function"
+
+
+def line_of(error: BaseException) -> str:
+    """` (line 12 of net.py)`: the last line of code that is neither installed nor Python's nor this package's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" (line {error.lineno} of {Path(error.filename).name})"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if not file.startswith(_FOREIGN)]
+    return f" (line {own[-1][1]} of {Path(own[-1][0]).name})" if own else ""
+
+
+_FOREIGN = (
+    "<frozen",
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    str(Path(robflat_bench.__file__).parent),
+)
+"""The beginnings of the files of code that is installed."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robflat_bench.core import UsageError
 from robflat_bench.front.grids import Grid, as_html, as_text
 from robflat_bench.front.sessions import chosen_observer, open_registry, open_session, written
 from robflat_bench.front.shown import measure_grid, result_grid
@@ -214,14 +213,15 @@ def chosen_plan(
     train: int,
 ) -> Plan:
     """The attacks and measures that `evaluate` was asked for; UsageError where there are too few examples."""
+    from robflat_bench.data.own import counted
     from robflat_bench.evaluation.plan import choose_plan
 
-    fixed, splits = found.protocol.fixed, session.under(found.protocol).splits
-    available = splits.available("test")
-    if examples is not None and examples > available:
-        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
-    plan = choose_plan(session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
-    return plan.within(available, splits.available("train"))
+    splits = session.under(found.protocol).splits
+    fixed = counted(found.protocol.fixed, splits)
+    plan = choose_plan(
+        session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train or None
+    )
+    return plan.limited(splits.available("test"), splits.available("train"))
 
 
 def evaluated(session: Session, found: FoundModel, plan: Plan) -> Evaluation:

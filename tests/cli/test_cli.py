@@ -485,6 +485,7 @@ def test_unknown_models_exit_with_2(command, tiny, tmp_path, model, says):
         (["--attack", "pdg"], "did you mean 'pgd'?"),
         (["--measure", "average-case(draws=0)"], "'draws' = 0"),
         (["--attack", "fgsm", "--examples", "31"], "has 30 test examples"),
+        (["--train", "61"], "has 60 train examples"),
         (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],
 )

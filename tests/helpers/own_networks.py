@@ -1,4 +1,4 @@
-"""Networks as people bring them, for 8x8 images of one channel, and files of their weights in the forms of the field."""
+"""Networks as people bring them, for 8x8 images of one channel."""
 
 from __future__ import annotations
 
