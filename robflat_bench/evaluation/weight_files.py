@@ -94,15 +94,15 @@ def _unpickled(path: Path) -> Any:
             unknown = _UNKNOWN.search(str(error))
             if unknown is None or unknown[1].startswith("torch._") or len(opaque) == _MOST_CLASSES:
                 raise CheckFailed(_unreadable(path, error)) from None
-            opaque.append((type(unknown[1], (Opaque,), {}), unknown[1]))
+            name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"  # torch leaves `builtins` out
+            opaque.append((type(name, (Opaque,), {}), name))
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    blocked = re.search(r"Trying to load unsupported GLOBAL ([\w.]+)", str(error))
+    blocked = re.search(r"Trying to load unsupported GLOBAL ([\w.]+)|Trying to call reduce for unrecogni", str(error))
     if blocked:
-        return (
-            f"{path} asks Python to call {blocked[1]}, which no weights need; nothing was called: do not use this file"
-        )
+        called = blocked[1] or "a function"
+        return f"{path} asks Python to call {called}, which no weights need; nothing was called: do not use this file"
     return f"{path} cannot be read ({one_line(error):.200}); copy it again, or {SAVE}"
 
 

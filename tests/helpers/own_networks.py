@@ -153,7 +153,7 @@ def make(depth: int = 1, **sizes: int) -> nn.Module:
 class Deeper(Plain):
     def __init__(self, depth: int, **sizes: int) -> None:
         super().__init__(**sizes)
-        self.more = nn.ModuleList(nn.Linear(6, 6) for _ in range(depth))
+        self.more = nn.ModuleList(nn.Linear(*2 * [self.head.in_features]) for _ in range(depth))
 
     def features(self, x: Tensor) -> Tensor:
         found = super().features(x)
