@@ -60,14 +60,15 @@ def evaluate_checkpoint(
     (with random weights unless the run or file has some). The result is written beside the model's record.
     """
     from robflat_bench.config.protocol import load
-    from robflat_bench.evaluation.options import check_model
+    from robflat_bench.evaluation.options import check_model, kind_of
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.records.store import Store
 
     registry = output.registry()
     chosen, runs = load(registry, protocol, settings), Store(store)
     check_model(model, options, runs, registry)
-    choose_plan(registry, chosen.fixed, options.checkpoint, attacks, measures)  # finds misspelt names
+    numbers = () if kind_of(model) == "run" else (examples, train)  # a run has the examples of its own protocol
+    choose_plan(registry, chosen.fixed, options.checkpoint, attacks, measures, *numbers)
 
     from robflat_bench.cli.progress import Progress
     from robflat_bench.evaluation.model import find_model

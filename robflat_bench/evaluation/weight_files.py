@@ -92,7 +92,7 @@ def _unpickled(path: Path) -> Any:
     """What torch.save saved: containers, numbers, texts and tensors; every other object is an `Opaque`."""
     opaque: dict[str, Any] = {}
     while True:
-        replaced = [(made, name) for name, made in opaque.items()]
+        replaced: list[Any] = [(made, name) for name, made in opaque.items()]
         try:
             with path.open("rb") as file, torch.serialization.safe_globals(replaced), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
