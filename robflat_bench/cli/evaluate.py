@@ -58,13 +58,13 @@ def evaluate_checkpoint(
     from robflat_bench.front.sessions import chosen_observer, open_session
 
     registry = output.registry()
-    check_request(registry, model, options, protocol, settings, store, attacks, measures)
+    check_request(registry, model, options, protocol, settings, store, attacks, measures, examples, train)
     progress = chosen_observer(True)
     session = open_session(registry, protocol, settings, data, store, device, compile, observer=progress)
     found = found_model(session, model, options)
     for line in found.notes:
         output.note(line)
-    plan = chosen_plan(session, found, options, attacks, measures, examples, train or 0)
+    plan = chosen_plan(session, found, options, attacks, measures, examples, train)
     with progress:
         made = evaluated(session, found, plan)
     for problem in registry.plugins.problems(made.record.model_dump(mode="json")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def own_network(
 
 def with_statistics(shape: ImageShape, options: ModelOptions) -> ImageShape:
     """The shape with the options' mean and std of each channel; without any, 0 and 1: images go in as they are."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, values, usual in (("mean", options.mean, 0.0), ("std", options.std, 1.0)):
         if len(values) not in (0, 1, shape.channels):
             raise UsageError(

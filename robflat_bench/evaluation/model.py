@@ -121,12 +121,11 @@ def _of_module(session: Session, module: nn.Module, options: ModelOptions, name:
 
 def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
     """A file of weights: of the network that the options name, or of the one that its names show."""
-    contents, protocol = read(file), session.protocol
+    contents, protocol, shape = read(file), session.protocol, image_shape(session, options.classes)
     if options.network:
         network, notes = own_network(contents, file, options, session.dtype)
         found = _of_module(session, network, options, file.stem)
         return replace(found, notes=(*contents.notes, *notes, *found.notes))
-    shape = image_shape(session, options.classes)
     backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
     own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()
     tensors, notes = for_backbone(contents.tensors, own, with_statistics(shape, options), options)

@@ -118,7 +118,7 @@ def _classes(session: Session, logits: Any) -> int:
 
 
 def _place(output: Any, expected: tuple[int, int]) -> str:
-    """Where in an output the logits are: an index or a key, in brackets; the first place where nothing has their shape."""
+    """Where in an output the logits are: an index or a key, in brackets; the first where nothing has their shape."""
     if not isinstance(output, tuple | list | Mapping) or not output:
         return "[0]"
     places = output.items() if isinstance(output, Mapping) else enumerate(output)

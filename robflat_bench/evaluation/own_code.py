@@ -97,7 +97,7 @@ def make(name: str, arguments: Mapping[str, Any]) -> Any:
     Raises
     ------
     UsageError
-        The code cannot be imported or raises; the message names the line of the user's code.
+        The code cannot be imported or raises (the message names the line of the user's code), or it makes nothing new.
     """
     place, _, attribute = name.rpartition(":")
     file = Path(place) if place.endswith(".py") else None
@@ -110,12 +110,14 @@ def make(name: str, arguments: Mapping[str, Any]) -> Any:
 
     with contained(failed), beside(folder):
         module = load_file(file) if file else importlib.import_module(place)
-        return getattr(module, attribute)(**arguments)
-    raise AssertionError("`failed` raises")
+        found = getattr(module, attribute)
+        if not hasattr(type(found), "state_dict"):  # else it is a network, which is callable too
+            return found(**arguments)
+    raise UsageError(f"--model {name} is a network already; name its class, or a function that returns a new one")
 
 
 def _advice(error: BaseException, attribute: str) -> str:
-    if isinstance(error, TypeError) and f"{attribute}" in str(error) and "argument" in str(error):
+    if isinstance(error, TypeError) and attribute in str(error) and "argument" in str(error):
         return "give its arguments by --model-args NAME=VALUE"
     return "mend that line, or name another class or function"
 

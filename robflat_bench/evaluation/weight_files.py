@@ -7,6 +7,7 @@ what is returned        {"conv1.weight": ...}, and notes that name "state_dict" 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robflat_bench.core import CheckFailed, UsageError, one_line
+from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.evaluation.inspection import MAX_BYTES, SAVE, inspect
 from robflat_bench.numerics.weights import read_weights
 
@@ -78,32 +79,39 @@ class Opaque:
 
     def __init__(self, *args: Any, **named: Any) -> None: ...
 
+    def __setstate__(self, state: Any) -> None:
+        vars(self).update(state if isinstance(state, dict) else {})
+
 
 _UNKNOWN = re.compile(r"GLOBAL ([\w.<>]+) was not an allowed global")
+_BLOCKED = re.compile(r"unsupported GLOBAL ([\w.<>]+) whose module")
 _MOST_CLASSES = 100
 
 
 def _unpickled(path: Path) -> Any:
     """What torch.save saved: containers, numbers, texts and tensors; every other object is an `Opaque`."""
-    opaque: list[Any] = []
+    opaque: dict[str, Any] = {}
     while True:
+        replaced: list[Any] = [(made, name) for name, made in opaque.items()]
         try:
-            with torch.serialization.safe_globals(opaque):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file, torch.serialization.safe_globals(replaced), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(file, map_location="cpu", weights_only=True)  # of a name, it would trust the suffix
         except Exception as error:  # a damaged file fails anywhere in torch
             unknown = _UNKNOWN.search(str(error))
-            if unknown is None or unknown[1].startswith("torch._") or len(opaque) == _MOST_CLASSES:
-                raise CheckFailed(_unreadable(path, error)) from None
-            name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"  # torch leaves `builtins` out
-            opaque.append((type(name, (Opaque,), {}), name))
+            name = unknown[1] if unknown else ""
+            if not name or name in opaque or name.startswith("torch._") or len(opaque) == _MOST_CLASSES:
+                raise CheckFailed(_unreadable(path, str(error), name if name in opaque else "")) from None
+            opaque[name] = type(name, (Opaque,), {})
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    blocked = re.search(r"Trying to load unsupported GLOBAL ([\w.]+)|Trying to call reduce for unrecogni", str(error))
-    if blocked:
-        called = blocked[1] or "a function"
-        return f"{path} asks Python to call {called}, which no weights need; nothing was called: do not use this file"
-    return f"{path} cannot be read ({one_line(error):.200}); copy it again, or {SAVE}"
+def _unreadable(path: Path, error: str, called: str) -> str:
+    """Why torch refuses a file; `called` is a function of Python itself, which torch lets nothing replace."""
+    blocked = _BLOCKED.search(error)
+    if called := called or (blocked[1] if blocked else ""):
+        return f"{path} asks Python to call {called}, which no weights need; it was not called: do not use this file"
+    essence = " ".join(error.rpartition("WeightsUnpickler error:")[2].split())
+    return f"{path} cannot be read ({essence:.200}); copy it again, or {SAVE}"
 
 
 def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ def evaluate(
     attacks: Sequence[str] = (),
     measures: Sequence[str] = (),
     examples: int | None = None,
-    train: int = 0,
+    train: int | None = None,
     normalize: Normalization | None = None,
     classes: int | None = None,
     network: str | None = None,
@@ -124,8 +124,8 @@ def evaluate(
         Instead of the protocol's; without both, all of the protocol's. "*" is every measure under every coupling.
     examples : int or None
         Number of test examples, the first ones; None: as many as the protocol sets.
-    train : int
-        Number of training examples, read in addition.
+    train : int or None
+        Number of training examples, read in addition; None: those of the protocol's attacks.
     normalize : pair or None
         (mean, std) of each channel, which the network expects in front; None: images go in as they are.
     classes : int or None
@@ -159,7 +159,9 @@ def evaluate(
     options = ModelOptions(backbone, network, arguments or {}, tuple(mean), tuple(std), classes, checkpoint)
     registry = open_registry(plugins)
     model = str(model) if isinstance(model, Path) else model
-    check_request(registry, model, options, protocol, settings, store, attacks, measures)
+    given = data is not None and not isinstance(data, str | Path)
+    counts = (None, None) if given else (examples, train)
+    check_request(registry, model, options, protocol, settings, store, attacks, measures, *counts)
 
     from robflat_bench.data.own import own_splits
 
@@ -167,7 +169,7 @@ def evaluate(
         from robflat_bench.front.guard import undisturbed
 
         with undisturbed():
-            source = data if data is None or isinstance(data, str | Path) else own_splits(data, examples)
+            source = own_splits(data, examples) if given else data
             session = open_session(registry, protocol, settings, source, store, device, compile, observer=observer)
             found = found_model(session, model, options)
             plan = chosen_plan(session, found, options, attacks, measures, examples, train)
@@ -183,17 +185,21 @@ def check_request(
     store: str | Path,
     attacks: Sequence[str],
     measures: Sequence[str],
+    examples: int | None = None,
+    train: int | None = None,
 ) -> None:
     """Find every mistake of an evaluation that shows without torch; UsageError ends with the next thing to write."""
     from robflat_bench.config.protocol import load
-    from robflat_bench.evaluation.options import check_model
+    from robflat_bench.evaluation.options import check_model, kind_of
     from robflat_bench.evaluation.plan import choose_plan
     from robflat_bench.records.store import Store
 
     chosen = load(registry, protocol, written(settings))
     if isinstance(model, str):
         check_model(model, options, Store(Path(store)), registry)
-    choose_plan(registry, chosen.fixed, options.checkpoint, tuple(attacks), tuple(measures), None)
+        if kind_of(model) == "run":  # it has the examples of its own protocol
+            examples = train = None
+    choose_plan(registry, chosen.fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
 
 
 def found_model(session: Session, model: nn.Module | str, options: ModelOptions) -> FoundModel:
@@ -210,7 +216,7 @@ def chosen_plan(
     attacks: Sequence[str],
     measures: Sequence[str],
     examples: int | None,
-    train: int,
+    train: int | None,
 ) -> Plan:
     """The attacks and measures that `evaluate` was asked for; UsageError where there are too few examples."""
     from robflat_bench.data.own import counted
@@ -218,9 +224,7 @@ def chosen_plan(
 
     splits = session.under(found.protocol).splits
     fixed = counted(found.protocol.fixed, splits)
-    plan = choose_plan(
-        session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train or None
-    )
+    plan = choose_plan(session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
     return plan.limited(splits.available("test"), splits.available("train"))
 
 
