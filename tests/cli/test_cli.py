@@ -12,9 +12,9 @@ import pytest
 from helpers.commands import promised
 
 import robflat_bench
-from robflat_bench.cli import progress
-from robflat_bench.cli.catalogue import KINDS
 from robflat_bench.core import Interrupted
+from robflat_bench.front import progress
+from robflat_bench.front.kinds import KINDS
 from robflat_bench.numerics.weights import digest, read_weights
 
 PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'

@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[Row, tuple[str, ...]]] = {
     "a corrupted file": (Row(write=corrupted), ("weights.pth",)),
     "a file that was cut": (Row(write=cut), ("weights.pth",)),
     "a web page": (Row(write=pages), ("web page", "download")),
-    "a hostile entry": (Row(write=hostile), ("asks Python to call", "nothing was called")),
+    "a hostile entry": (Row(write=hostile), ("asks Python to call", "it was not called")),
     "a hostile pickle": (Row(write=hostile_pickle), ("weights.pth",)),
     "a whole pickled network": (Row(write=whole), ("torch.save(model.state_dict()",)),
     "TorchScript": (Row(write=script, suffix=".pt"), ("TorchScript", "torch.save(model.state_dict()")),
