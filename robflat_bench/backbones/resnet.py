@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robflat_bench.core import BackboneInfo, ImageShape, Params, lazy_imports
 
@@ -38,6 +38,22 @@ class ResNet18Params(Params):
     )
 
 
+class WideParams(Params):
+    """Depth and width."""
+
+    depth: int = Field(default=28, ge=10, le=1000, description="Weight layers: 10, 16, 22, 28, ...")
+    factor: int = Field(
+        default=10, ge=1, le=64, description="Width factor k: stages have 16 k, 32 k and 64 k channels."
+    )
+
+    @field_validator("depth")
+    @classmethod
+    def _three_equal_stages(cls, depth: int) -> int:
+        if (depth - 4) % 6:
+            raise ValueError("three stages of n blocks with two layers each make a depth of 6 n + 4")
+        return depth
+
+
 _RESNET = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385"
 _PREACTIVATION = "He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv 1603.05027"
 _WIDE = "Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146"
@@ -50,6 +66,7 @@ INFO = tuple(
         ("preact-resnet18", "ResNet-18 of pre-activation blocks", ResNet18Params, _PREACTIVATION),
         ("wrn-28-10", "wide ResNet, depth 28, width factor 10", Params, _WIDE),
         ("wrn-34-10", "wide ResNet, depth 34, width factor 10", Params, _WIDE),
+        ("wrn", "wide ResNet of any depth and width factor", WideParams, _WIDE),
     )
 )
 
@@ -85,6 +102,11 @@ def _wide(depth: int, factor: int, shape: ImageShape, activation: str) -> nn.Mod
 def wrn_28_10(params: Params, shape: ImageShape, activation: str) -> nn.Module:
     """WRN-28-10."""
     return _wide(28, 10, shape, activation)
+
+
+def wrn(params: WideParams, shape: ImageShape, activation: str) -> nn.Module:
+    """WRN-depth-factor."""
+    return _wide(params.depth, params.factor, shape, activation)
 
 
 def wrn_34_10(params: Params, shape: ImageShape, activation: str) -> nn.Module:

@@ -7,7 +7,7 @@ Importing timm takes ten seconds, so only the factory imports it. Wightman, PyTo
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ class TimmParams(Params):
     """The architecture."""
 
     name: str = Field(description="Architecture of timm, e.g. resnet18, without a pretrained tag: it is untrained.")
+    stem: Literal["original"] | None = Field(
+        default=None, description="`original` keeps the 7x7 stem of a ResNet; by default, small images have a 3x3 one."
+    )
 
 
 INFO = BackboneInfo(
@@ -67,7 +70,7 @@ def timm_model(params: TimmParams, shape: ImageShape, activation: str) -> nn.Mod
     with construction():
         try:
             network = _create(params.name, shape)
-            if shape.size <= SMALL:
+            if shape.size <= SMALL and params.stem is None:
                 _keep_resolution(network)
             with torch.no_grad():  # in eval mode, so that no statistics move
                 network.eval()(torch.zeros(1, shape.channels, shape.size, shape.size))

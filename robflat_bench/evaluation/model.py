@@ -23,6 +23,7 @@ from robflat_bench.evaluation.fitting import (
     unwrapped,
     with_statistics,
 )
+from robflat_bench.evaluation.layouts import recognise
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
 from robflat_bench.evaluation.session import Session
 from robflat_bench.evaluation.weight_files import read
@@ -127,8 +128,13 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
         found = _of_module(session, network, options, file.stem)
         return replace(found, notes=(*contents.notes, *notes, *found.notes))
     backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
+    tensors, said = contents.tensors, contents.notes
+    if seen := recognise(tensors, contents.architecture):
+        tensors, said = seen.tensors, (*said, *seen.notes)
+        if not options.backbone:
+            backbone, activation = seen.backbone, "relu"
     own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()
-    tensors, notes = for_backbone(contents.tensors, own, with_statistics(shape, options), options)
+    tensors, notes = for_backbone(tensors, own, with_statistics(shape, options), options)
     check_fit(tensors, own, file.name, f"the backbone {backbone}", OTHER_NETWORK)
     return FoundModel(
         protocol,
@@ -137,7 +143,7 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
         activation,
         tensors,
         classes=options.classes,
-        notes=(*contents.notes, *notes),
+        notes=(*said, *notes),
     )
 
 

@@ -39,7 +39,7 @@ OWN: dict[str, tuple[Any, Params]] = {
     "resnet18": (resnet18, ResNet18Params()),
     "preact-resnet18": (preact_resnet18, ResNet18Params()),
     "wrn-28-10": (wrn_28_10, Params()),
-    "wrn-34-10": (wrn_34_10, Params()),
+    "wrn-34-10", "wrn": (wrn_34_10, Params()),
 }
 SLIM: dict[str, tuple[Any, Params]] = {
     "resnet8": (resnet8, ResNet8Params(width=4)),

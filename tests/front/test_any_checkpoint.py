@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import own_networks as own
+from helpers import public_networks as public
 from helpers.commands import run_here
 from safetensors.torch import save_file
 from torch import nn
@@ -334,3 +335,42 @@ def test_images_of_other_sizes_and_classes_are_measured_from_python(one_thread):
         for text in ("average-case(draws=2, steps=2)", "hessian-trace(probes=2)", "margin"):
             found = rb.measure(network, (x, y), text, epsilon=8 / 255, progress=False)
             assert found.value is not None, (shape, classes, text, found.reason)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Public layouts, without --model
+# ---------------------------------------------------------------------------------------------------------
+
+PUBLIC = {
+    "CIFAR ResNet": (public.CifarResNet, "resnet18(width=4)"),
+    "pre-activation ResNet": (public.PreActResNet, "preact-resnet18(width=4)"),
+    "wide ResNet": (public.WideResNet, "wrn(depth=10, factor=1)"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("normalize", [None, ((0.3,), (0.25,))])
+def test_a_public_layout_is_evaluated_without_its_code(name, normalize, protocol, images, tmp_path):
+    make, backbone = PUBLIC[name]
+    network, path = public.drawn(make()).float(), tmp_path / "weights.pth"
+    torch.save({"net": {f"module.{key}": value for key, value in network.state_dict().items()}, "acc": 95.0}, path)
+    told = rb.evaluate(path, protocol=protocol, normalize=normalize, store=tmp_path / "runs", progress=False)
+    live = rb.evaluate(network, protocol=protocol, normalize=normalize, store=tmp_path / "runs", progress=False)
+    (found,), (expected,) = told.record.results.values(), live.record.results.values()
+    assert found.clean_error == pytest.approx(clean_error(network, images, normalize), abs=1e-9)
+    for attack, pair in found.robust_loss.model_dump().items():
+        if pair is not None:
+            assert pair == pytest.approx(expected.robust_loss.model_dump()[attack], rel=1e-3)
+    assert any(f"read as {backbone}" in note for note in told.notes)
+
+
+def test_a_public_layout_under_a_backbone_of_the_command_line(protocol, tmp_path):
+    network, path = public.drawn(public.CifarResNet()).float(), tmp_path / "weights.pth"
+    torch.save(network.state_dict(), path)
+    here = ("--protocol", protocol, "--store", tmp_path / "runs", "--attack", "fgsm", "--json")
+    named = run_here("evaluate", path, "--backbone", "resnet18(width=4)", *here).document
+    seen = run_here("evaluate", path, *here).document
+    assert named["key"] == seen["key"]
+    other = run_here("evaluate", path, "--backbone", "resnet18(width=8)", *here)
+    assert other.code == 2
+    assert "--backbone" in other.err
