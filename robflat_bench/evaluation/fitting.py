@@ -63,8 +63,10 @@ def fitted(
 
 
 def _left_out(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that follow from the others: second names of one tensor, which safetensors drops, and counters of batches,
-    which old versions of torch did not save and no evaluation reads."""
+    """Tensors that a file may lack: second names of a tensor, and counters of batches, which no evaluation reads.
+
+    safetensors drops the former, old versions of torch the latter.
+    """
     given = {(tensor.data_ptr(), tensor.shape): named[name] for name, tensor in own.items() if name in named}
     missing = {name: tensor for name, tensor in own.items() if name not in named and tensor.numel()}
     ties = {name: given.get((tensor.data_ptr(), tensor.shape)) for name, tensor in missing.items()}
