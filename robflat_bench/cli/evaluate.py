@@ -56,9 +56,9 @@ def evaluate_checkpoint(
 ) -> None:
     """Attack and measure a trained MODEL without training it again.
 
-    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...): with --model or
-    --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says which
-    attacks and measures are used; the result is written beside the model's record.
+    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...); add --model or
+    --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
+    which attacks and measures are used. The result is written beside the model's record.
     """
     from robflat_bench.config.protocol import load
     from robflat_bench.evaluation.options import check_model, kind_of
