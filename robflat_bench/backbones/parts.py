@@ -85,7 +85,11 @@ def built(component: Component[BackboneInfo], shape: ImageShape, activation: str
 
 
 def check_tensors(model: nn.Module) -> None:
-    """UsageError where a tensor of the network has no shape yet, or is complex: networks are brought to real floats."""
+    """UsageError where a tensor of the network has no shape yet or is complex, or its state holds more than tensors."""
+    if extra := next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None):
+        raise UsageError(
+            f"'{extra}' is no tensor, so it cannot be saved with the weights; keep it out of the state dict"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise UsageError(f"'{name}' has no shape before the first pass; call the network once where it is built")

@@ -51,8 +51,9 @@ def evaluate_checkpoint(
 ) -> None:
     """Attack and measure a trained MODEL without training it again.
 
-    MODEL is a run's folder or key, a weights file (FILE.safetensors), or a timm model: 'timm(name=resnet18)'
-    (with random weights unless the run or file has some). The result is written beside the model's record.
+    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...); add --model or
+    --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
+    which attacks and measures are used. The result is written beside the model's record.
     """
     from robflat_bench.front.evaluations import check_request, chosen_plan, evaluated, found_model
     from robflat_bench.front.sessions import chosen_observer, open_session

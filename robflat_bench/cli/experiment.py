@@ -96,6 +96,8 @@ def _experiment(
 
     session = Session(registry, given, data, runs, choose_device(device))
     found = find_models(session, models, chosen.experiment.reads, options)
+    for line in dict.fromkeys(line for each in found for line in each.notes):
+        output.note(line)
     session = session.under(found[0].protocol)
     trained = [open_model(session, model) for model in found]
     with faults(registry), Progress() as progress:

@@ -54,16 +54,24 @@ def stripped(tensors: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor],
 def fitted(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The tensors under a network's own names, and notes; None where their names are others.
-
-    Counters of batches, which old versions of torch did not save and which no evaluation reads, are the network's own.
-    """
-    counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
+    """The tensors under a network's own names, and notes; None where their names are others."""
     for named, notes in stripped(tensors):
-        whole = {**{name: tensor for name, tensor in counters.items() if name not in named}, **named}
+        whole = named | _left_out(named, own)
         if whole.keys() == own.keys():
             return whole, notes
     return None
+
+
+def _left_out(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that a file may lack: second names of a tensor, and counters of batches, which no evaluation reads.
+
+    safetensors drops the former, old versions of torch the latter.
+    """
+    given = {(tensor.data_ptr(), tensor.shape): named[name] for name, tensor in own.items() if name in named}
+    missing = {name: tensor for name, tensor in own.items() if name not in named and tensor.numel()}
+    ties = {name: given.get((tensor.data_ptr(), tensor.shape)) for name, tensor in missing.items()}
+    counters = {name: tensor for name, tensor in missing.items() if name.endswith("num_batches_tracked")}
+    return counters | {name: tensor for name, tensor in ties.items() if tensor is not None}
 
 
 def nearest(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.backbones.parts import Normalized
 from robflat_bench.core import RobflatError, UsageError
+from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.own import OwnSplits
 from robflat_bench.evaluation.own_code import line_of
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.weights import digest
 
 PROBED = 32
 """Test images that a network is tried on."""
@@ -49,6 +51,16 @@ def check_network(session: Session, model: nn.Module, name: str, classes: int | 
             )
         with torch.no_grad():
             _check_rows(model, logits, x, name)
+
+
+def behaviour(session: Session, network: nn.Module) -> str:
+    """Digest of the network's logits and input gradients on a few test examples; stands for code that is unknown."""
+    examples = session.examples("test", MEMORY_BATCH)
+    with attacked(network):
+        images = examples.x.clone().requires_grad_()
+        logits = network(images)
+        (gradient,) = torch.autograd.grad(logits.sum(), images)
+    return digest({"logits": logits, "gradient": gradient})
 
 
 def check_trainable(session: Session, model: nn.Module, name: str) -> None:

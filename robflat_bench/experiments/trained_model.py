@@ -16,8 +16,9 @@ from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
+from robflat_bench.evaluation.network import behaviour, check_network
 from robflat_bench.evaluation.options import ModelOptions
-from robflat_bench.evaluation.session import Session
+from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.experiments.document import MeasuredValue, ModelRef
 from robflat_bench.numerics.weights import digest
 from robflat_bench.records.record import RunRecord
@@ -35,6 +36,8 @@ class TrainedModel:
     ----------
     weights
         Digest of the weights.
+    network
+        What else decides the function: backbone and activation, or the behaviour of a live module.
     home, record
         Folder and record of the model's run; None for a weights file.
     """
@@ -42,6 +45,7 @@ class TrainedModel:
     session: Session
     found: FoundModel
     weights: str
+    network: tuple[str, str]
     home: RunFolder | None
     record: RunRecord | None
 
@@ -172,10 +176,19 @@ def _rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
 
 
 def open_model(session: Session, found: FoundModel) -> TrainedModel:
-    """The model as experiments read it; its network is loaded once for the digest of its weights."""
-    home = RunFolder(found.home) if found.home else None
-    weights = digest(load_model(session, found).state_dict())
-    return TrainedModel(session, found, weights, home, home.record() if home else None)
+    """The model as experiments read it; its network is loaded once, tried on images and identified.
+
+    Raises
+    ------
+    UsageError
+        `check_network` refuses it.
+    """
+    configure(session.fixed)
+    home, network = RunFolder(found.home) if found.home else None, load_model(session, found).eval()
+    check_network(session, network, found.name, found.classes)
+    weights = digest(network.state_dict())
+    code = found.activation if found.module is None else behaviour(session, network)
+    return TrainedModel(session, found, weights, (found.backbone, code), home, home.record() if home else None)
 
 
 def short_title(component: Component, **instead: str) -> str:

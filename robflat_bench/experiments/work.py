@@ -61,7 +61,7 @@ def _read_once(chosen: Chosen, model: TrainedModel, store: Store, observer: Obse
         "experiment": chosen.canonical,
         "weights": model.weights,
         "initial": model.initial is not None,
-        "network": [model.found.backbone, model.found.activation],
+        "network": [*model.network],
         "protocol": model.found.protocol.hash,
         "dataset": model.session.splits.ref.checksum,
         "numerics": NUMERICS,

@@ -7,19 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robflat_bench import NUMERICS
-from robflat_bench.attacks.engine import attacked
 from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef, plugin_sources
 from robflat_bench.core import Kind
-from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.own import OwnSplits
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
-from robflat_bench.evaluation.network import check_network
+from robflat_bench.evaluation.network import behaviour, check_network
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.weights import digest
@@ -110,13 +107,13 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that can change a number of the evaluation; the key hashes it.
 
-    The code of a live module is unknown, so its logits and input gradients on a few examples stand for it.
+    The code of a live module is unknown, so its `behaviour` stands for it.
     """
     if found.module is None:
         backbone = resolve(session.registry, "backbone", found.backbone).canonical
         network = {"backbone": backbone, "activation": found.activation}
     else:
-        network = {"module": found.name, "behaviour": digest(_behaviour(session, subject.model))}
+        network = {"module": found.name, "behaviour": behaviour(session, subject.model)}
     initial = subject.initial if plan.measures else None  # attacks do not read them
     return network | {
         "name": found.name,
@@ -129,13 +126,3 @@ def _identity(
         "numerics": NUMERICS,
         "plugins": plugin_sources(used),
     }
-
-
-def _behaviour(session: Session, network: nn.Module) -> dict[str, Tensor]:
-    """Logits and input gradients of a live module on a few test examples."""
-    examples = session.examples("test", MEMORY_BATCH)
-    with attacked(network):
-        images = examples.x.clone().requires_grad_()
-        logits = network(images)
-        (gradient,) = torch.autograd.grad(logits.sum(), images)
-    return {"logits": logits, "gradient": gradient}

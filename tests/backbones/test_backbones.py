@@ -22,9 +22,11 @@ from robflat_bench.backbones.resnet import (
     PreActivation,
     ResNet8Params,
     ResNet18Params,
+    WideParams,
     preact_resnet18,
     resnet8,
     resnet18,
+    wrn,
     wrn_28_10,
     wrn_34_10,
 )
@@ -39,7 +41,8 @@ OWN: dict[str, tuple[Any, Params]] = {
     "resnet18": (resnet18, ResNet18Params()),
     "preact-resnet18": (preact_resnet18, ResNet18Params()),
     "wrn-28-10": (wrn_28_10, Params()),
-    "wrn-34-10", "wrn": (wrn_34_10, Params()),
+    "wrn-34-10": (wrn_34_10, Params()),
+    "wrn": (wrn, WideParams(depth=10, factor=2)),
 }
 SLIM: dict[str, tuple[Any, Params]] = {
     "resnet8": (resnet8, ResNet8Params(width=4)),

@@ -64,8 +64,12 @@ def test_a_figure_of_a_checkpoint_from_elsewhere(place, command, tiny):
     arguments = ["ckpt.pth.tar", "--model", "net.py:Net", "--model-args", "width=2", "--protocol", tiny]
     done = command("experiment", "landscape(points=3, directions=2, examples=10)", *arguments, "--json")
     assert done.code == 0, done.err
-    (model,) = done.document["models"]
-    assert model["label"] == "ckpt.pth"
+    (entry,) = done.document["readings"]
+    assert entry["model"]["label"] == "ckpt.pth"
+    assert "robflat-bench: the network is net.py:Net(width=2)" in done.err.splitlines()
+    Path("net.py").write_text(NET.replace("relu()", "tanh()"))
+    other = command("experiment", "landscape(points=3, directions=2, examples=10)", *arguments, "--json")
+    assert other.document["readings"] != done.document["readings"]
 
 
 # ---------------------------------------------------------------------------------------------------------

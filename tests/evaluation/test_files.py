@@ -296,6 +296,15 @@ def test_counters_that_old_versions_of_torch_did_not_save_are_the_networks():
     assert fitted({name: given[name] for name in ("weight", "bias")}, own) is None
 
 
+def test_a_file_may_name_a_tied_tensor_once():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[1].weight = network[0].weight
+    own = network.state_dict()
+    given = {name: torch.full_like(tensor, 3.0) for name, tensor in own.items() if name != "1.weight"}
+    assert torch.equal(fitted(given, own)[0]["1.weight"], given["0.weight"])
+    assert fitted({name: own[name] for name in own if name != "1.bias"}, own) is None
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Networks
 # ---------------------------------------------------------------------------------------------------------
