@@ -9,17 +9,19 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.networks import NET
+from helpers.public_networks import CifarResNet
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robflat_bench.config.protocol import Attacked, Measured, load
-from robflat_bench.core import Observer, RobflatError, UsageError
+from robflat_bench.core import BackboneInfo, Observer, Params, RobflatError, UsageError
 from robflat_bench.evaluation.fitting import fitted, stripped
 from robflat_bench.evaluation.model import find_model, load_model
 from robflat_bench.evaluation.options import ModelOptions, channel_values, named_values
@@ -29,6 +31,7 @@ from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.weights import digest, write_weights
 from robflat_bench.records.store import Store
 from robflat_bench.registry.files import load_file
+from robflat_bench.registry.registry import Registry
 from robflat_bench.runs.evaluation import evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -461,6 +464,38 @@ def test_a_misfit_names_five_of_each_side_their_numbers_and_the_option_to_type(s
         "1 have another shape ('conv.weight' is (2,) there and (4, 1, 3, 3) here); "
         "name the class that it was saved from by --model, and its arguments by --model-args NAME=VALUE"
     )
+
+
+def public(counts: tuple[int, ...] = (2, 2, 2, 2)) -> dict[str, Tensor]:
+    return CifarResNet(width=4, channels=1, counts=counts).state_dict()
+
+
+def test_public_names_are_those_of_the_backbone_that_they_show_or_that_is_named(session, tmp_path):
+    torch.save(public(), tmp_path / "w.pt")
+    one, other = (
+        numbers(session, str(tmp_path / "w.pt"), ModelOptions(backbone=text)) for text in (None, "resnet18(width=4)")
+    )
+    assert one == other
+
+
+class Public(Params):
+    pass
+
+
+def as_published(params: Public, shape: object, activation: str) -> nn.Module:
+    return CifarResNet(width=4, channels=1, counts=(1, 1, 1, 1))
+
+
+def test_a_backbone_with_public_names_of_its_own_keeps_its_files(registry, session, tmp_path):
+    """The protocol's or the named one is tried before any layout."""
+    extended = Registry(registry.plugins)
+    info = BackboneInfo("published", "-", f"{__name__}:as_published", Public)
+    extended.add(info, registry.get("attack", "fgsm").provider)
+    own = replace(session, registry=extended)
+    torch.save(public((1, 1, 1, 1)), tmp_path / "w.pt")
+    assert find_model(own, str(tmp_path / "w.pt"), ModelOptions(backbone="published")).backbone == "published"
+    with pytest.raises(UsageError, match=r"stages of 1, 1, 1, 1 basic blocks.*--model FILE.py:CLASS"):
+        find_model(own, str(tmp_path / "w.pt"))
 
 
 def test_a_file_of_no_known_network_says_how_to_name_one(session, net):
