@@ -168,6 +168,10 @@ def _no_run(model: str, registry: Registry) -> str | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
+PYTHON = {"True": True, "False": False, "None": None}
+"""Values as Python writes them, which a component's parameters have as words."""
+
+
 def named_values(pairs: Sequence[str]) -> dict[str, Any]:
     """['depth=28', 'widths=[16, 32]'] -> {'depth': 28, 'widths': [16, 32]}; values as in a component's parameters."""
     found: dict[str, Any] = {}
@@ -177,7 +181,8 @@ def named_values(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--model-args {pair}: write NAME=VALUE, e.g. --model-args depth=28")
         if name.strip() in found:
             raise UsageError(f"--model-args {pair}: '{name.strip()}' is given twice; leave one out")
-        found[name.strip()] = parse_value(value.strip(), f"--model-args {pair}")
+        text = value.strip()
+        found[name.strip()] = PYTHON[text] if text in PYTHON else parse_value(text, f"--model-args {pair}")
     return found
 
 

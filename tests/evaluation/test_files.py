@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -382,6 +383,23 @@ def test_arguments_reach_the_class_and_functions_make_networks_too(session, net)
         assert digest(load_model(session, found).state_dict()) == digest(made(net, width=2).state_dict())
 
 
+def test_a_network_s_file_imports_from_its_folder_and_from_the_current_one(session, net):
+    Path("own_models/deep").mkdir(parents=True)
+    Path("own_models/deep/net.py").write_text(
+        "from own_models.widths import WIDTH\nfrom own_parts.base import Net as Base\n"
+    )
+    with open("own_models/deep/net.py", "a") as file:
+        file.write("def Net():\n    from own_late import CLASSES\n    return Base(CLASSES, WIDTH)\n")
+    Path("own_models/widths.py").write_text("WIDTH = 3\n")
+    Path("own_models/deep/own_parts").mkdir()  # without __init__.py, as in many repositories
+    Path("own_models/deep/own_parts/base.py").write_text(NET)
+    Path("own_models/deep/own_late.py").write_text("CLASSES = 10\n")
+    torch.save(made(net, width=3).state_dict(), "w.pt")
+    before = [*sys.path]
+    assert find_model(session, "w.pt", ModelOptions(network="own_models/deep/net.py:Net")).module.conv.out_channels == 3
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     "wrap",
     [nn.DataParallel, lambda module: torch.compile(module, backend="eager"), AveragedModel],
@@ -549,9 +567,11 @@ def test_a_network_that_returns_more_than_logits_is_refused_with_the_line_that_w
 
 def test_statistics_and_arguments_are_read_from_text():
     assert channel_values("0.5, 125.5/255,1", "--mean") == (0.5, 125.5 / 255, 1.0)
-    assert named_values(["depth=28", "widths=[16, 32]", "act=relu", "name='a=b'"]) == {
+    assert named_values(["depth=28", "widths=[16, 32]", "act=relu", "name='a=b'", "bias=False", "cut=None"]) == {
         "depth": 28,
         "widths": [16, 32],
         "act": "relu",
         "name": "a=b",
+        "bias": False,
+        "cut": None,
     }
