@@ -41,17 +41,29 @@ def _catalogues(registry: Registry) -> dict[str, tuple[Iterable[str], Callable[[
     }
 
 
+def _singular(kind: str) -> str:
+    return "study" if kind == "studies" else kind.removesuffix("s")
+
+
 @click.command("list")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.argument("pattern", default="*", metavar="[GLOB]")
 @output.plugin_option
 @output.json_option
-def list_components(kind: str, pattern: str) -> None:
-    """List components of a KIND whose names match GLOB."""
+def list_components(kind: str | None, pattern: str) -> None:
+    """List components of a KIND whose names match GLOB; without a KIND, the kinds."""
     from robflat_bench.core import PluginError
 
     registry = output.registry()
-    names, describe = _catalogues(registry)["study" if kind == "studies" else kind.removesuffix("s")]
+    catalogues = {kind: _catalogues(registry)[_singular(kind)] for kind in KINDS}
+    if kind is None:
+        counts = [{"kind": kind, "count": len([*names])} for kind, (names, _) in catalogues.items()]
+        table = grid(
+            "the catalogue", ["kind", "number", ""], [[*row.values(), f"list {row['kind']}"] for row in counts]
+        )
+        output.report(counts, [table, "type e.g. `robflat-bench list methods`, then `robflat-bench info trades`"])
+        return
+    names, describe = catalogues[kind]
     rows = []
     for name in fnmatch.filter(names, pattern):
         try:
@@ -61,6 +73,8 @@ def list_components(kind: str, pattern: str) -> None:
                 output.note(str(error))
     for line in registry.duplicates():
         output.note(line)
+    if not rows:
+        output.note(f"no {kind} match '{pattern}'; type `robflat-bench list {kind}` for all of them")
     columns = _COLUMNS.get(kind, ("name", "summary", "parameters", "provider"))
     cells = [{**row, "parameters": ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"])} for row in rows]
     output.report(rows, [grid(kind, columns, [[row.get(name, "") for name in columns] for row in cells])])
@@ -85,7 +99,7 @@ def info(name: str) -> None:
         if registry.plugins.broken and wanted not in _OWN:  # the message names the plugin that may have it
             registry.get(wanted or "method", short)  # type: ignore[arg-type]
         known = [known for names, _ in catalogues.values() for known in names]
-        raise UsageError(f"nothing is called '{short}'" + did_you_mean(short, known))
+        raise UsageError(f"nothing is called '{short}'{did_you_mean(short, known)}; see `robflat-bench list`")
     if len(found) > 1:
         raise UsageError(f"'{short}' is " + " and ".join(f"{kind}:{short}" for kind in found) + "; name one of them")
     row = catalogues[found[0]][1](short)

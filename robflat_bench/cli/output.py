@@ -92,10 +92,20 @@ def plugin_options() -> list[str]:
 
 
 def registry() -> Registry:
-    """The registry with the plugin files of `--plugin`; every broken plugin is a line on stderr."""
+    """The registry with the plugin files of `--plugin`; every broken plugin is a line on stderr.
+
+    Raises
+    ------
+    PluginError
+        A file of `--plugin` is broken.
+    """
+    from robflat_bench.core import PluginError
     from robflat_bench.registry.registry import discover
 
     found = discover(plugin_files())
+    for broken in found.plugins.broken:
+        if broken.version == "file":
+            raise PluginError(f"{broken}; mend it, then type `robflat-bench plugin check {broken.distribution}`")
     note_broken(found.plugins)
     return found
 
