@@ -52,6 +52,7 @@ class _WithPlugins(click.RichGroup):
         if not metadata.entry_points(group="robflat_bench"):
             return {}  # the common case: `--help` stays fast
 
+        from robflat_bench.front.sessions import note_broken
         from robflat_bench.registry.registry import discover
 
         plugins, found = discover().plugins, dict[str, click.Command]()
@@ -64,7 +65,7 @@ class _WithPlugins(click.RichGroup):
 
         for _, commands in plugins.rows("robflat_bench_commands", check):
             found |= {command.name: command for command in commands}
-        output.note_broken(plugins)
+        note_broken(plugins)
         return found
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from robflat_bench.cli import boards, output
+from robflat_bench.cli import output
+from robflat_bench.front import boards
 from robflat_bench.front.grids import Grid, grid
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: P
     from robflat_bench.leaderboard.rows import group_seeds
 
     registry = output.registry()
-    rows = group_seeds(output.own_runs(store, registry, [protocol]))
+    rows = group_seeds(boards.own_runs(store, registry, [protocol]))
     one, other = (_row(rows, name, f"under {protocol} in {store}") for name in (a, b))
     measured = [row.networks[0][checkpoint].measures for row in (one, other)]
     measures = [name for name in measured[0] if name in measured[1]]
@@ -119,7 +120,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
     registry = output.registry()
-    runs = output.own_runs(store, registry, [protocol])
+    runs = boards.own_runs(store, registry, [protocol])
     correlations = [
         one
         for board in build_leaderboard(runs, store, registry).boards
@@ -158,7 +159,7 @@ def report_methods(protocols: tuple[str, ...], style: str, store: Path) -> None:
     from robflat_bench.leaderboard.build import build_leaderboard
 
     registry = output.registry()
-    runs = output.own_runs(store, registry, protocols)
+    runs = boards.own_runs(store, registry, protocols)
     made = [board for board in build_leaderboard(runs, store, registry).boards if board.rows]
 
     def texts() -> Iterator[str]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from robflat_bench.cli import output
-from robflat_bench.front.grids import Grid
-from robflat_bench.front.shown import measure_grid, result_grid
+from robflat_bench.cli.reading import model_options
 
 if TYPE_CHECKING:
-    from robflat_bench.records.record import EvaluationRecord
-    from robflat_bench.registry.registry import Registry
+    from robflat_bench.evaluation.options import ModelOptions
 
 
 @click.command("evaluate")
 @click.argument("model")
 @output.protocol_option
-@output.backbone_option
-@output.checkpoint_option
+@model_options
 @click.option("--attack", "attacks", multiple=True, help="Attack, instead of the protocol's; repeatable.")
 @click.option(
     "--measure",
@@ -42,8 +38,7 @@ if TYPE_CHECKING:
 def evaluate_checkpoint(
     model: str,
     protocol: str,
-    backbone: str | None,
-    checkpoint: str,
+    options: ModelOptions,
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
     examples: int | None,
@@ -59,45 +54,19 @@ def evaluate_checkpoint(
     MODEL is a run's folder or key, a weights file (FILE.safetensors), or a timm model: 'timm(name=resnet18)'
     (with random weights unless the run or file has some). The result is written beside the model's record.
     """
-    from robflat_bench.config.protocol import load
-    from robflat_bench.core import UsageError
+    from robflat_bench.front.evaluations import check_request, chosen_plan, evaluated, found_model
+    from robflat_bench.front.sessions import chosen_observer, open_session
 
     registry = output.registry()
-    chosen = load(registry, protocol, settings)
-
-    from robflat_bench.evaluation.model import find_model
-    from robflat_bench.evaluation.plan import choose_plan
-    from robflat_bench.evaluation.session import Session, choose_device
-    from robflat_bench.front.progress import Progress
-    from robflat_bench.numerics.compilation import Compilation
-    from robflat_bench.records.store import Store
-    from robflat_bench.registry.faults import faults
-    from robflat_bench.runs.evaluation import evaluate_model
-
-    place = choose_device(device)
-    progress = Progress()
-    compilation = Compilation(place, progress.note) if compile else None
-    session = Session(registry, chosen, data, Store(store), place, progress, compile=compilation)
-    found = find_model(session, model, backbone, checkpoint)
-    available = found.protocol.fixed.data.test.count
-    if examples is not None and examples > available:
-        raise UsageError(f"--examples {examples}: {found.protocol.name} has {available} test examples; ask for fewer")
-    if (examples or train) and not attacks and not measures:
-        raise UsageError("--examples and --train apply to chosen attacks and measures: add --attack or --measure")
-    plan = choose_plan(registry, found.protocol.fixed, checkpoint, attacks, measures, examples, train or 0)
-    with faults(registry), progress:
-        record, path = evaluate_model(session, found, plan)
-    for problem in registry.plugins.problems(record.model_dump(mode="json")):
+    check_request(registry, model, options, protocol, settings, store, attacks, measures, examples, train)
+    progress = chosen_observer(True)
+    session = open_session(registry, protocol, settings, data, store, device, compile, observer=progress)
+    found = found_model(session, model, options)
+    for line in found.notes:
+        output.note(line)
+    plan = chosen_plan(session, found, options, attacks, measures, examples, train)
+    with progress:
+        made = evaluated(session, found, plan)
+    for problem in registry.plugins.problems(made.record.model_dump(mode="json")):
         output.note(problem)
-    output.report(record, _parts(registry, record, path), stored=True)
-
-
-def _parts(registry: Registry, record: EvaluationRecord, path: Path) -> Iterator[Grid | str]:
-    from robflat_bench.records.store import read_outcomes
-
-    heading = f"{record.model}  |  {record.protocol.name} {record.protocol.version}, values ± standard error"
-    outcomes = read_outcomes(record, path.with_suffix(".npz"))
-    yield result_grid(heading, registry, record.results, outcomes, measures=False)
-    if measured := measure_grid(registry, list(record.results.values())):
-        yield measured
-    yield f"evaluation: {path}"
+    output.report(made.record, made.parts(), stored=True)

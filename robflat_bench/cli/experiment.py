@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from robflat_bench.cli import output
+from robflat_bench.cli.reading import model_options
 from robflat_bench.front.grids import grid
+
+if TYPE_CHECKING:
+    from robflat_bench.evaluation.options import ModelOptions
 
 OPTIONS: tuple[Callable[..., Any], ...] = (
     output.protocol_option,
-    output.backbone_option,
-    output.checkpoint_option,
+    model_options,
     click.option(
         "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of JSON, PNG, SVG [default: the store]."
     ),
@@ -67,8 +70,7 @@ def _experiment(
     name: str,
     models: tuple[str, ...],
     protocol: str,
-    backbone: str | None,
-    checkpoint: str,
+    options: ModelOptions,
     out: Path | None,
     settings: tuple[str, ...],
     store: Path,
@@ -76,22 +78,24 @@ def _experiment(
     device: str,
 ) -> None:
     from robflat_bench.config.protocol import load
+    from robflat_bench.evaluation.options import check_model
     from robflat_bench.experiments import choose
+    from robflat_bench.records.store import Store
 
     registry = output.registry()
     chosen = choose(name)
-    given = load(registry, protocol, settings)
+    given, runs = load(registry, protocol, settings), Store(store)
+    for model in models:
+        check_model(model, options, runs, registry)
 
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.experiments.work import run_experiment, write_document
     from robflat_bench.front.progress import Progress
-    from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
 
-    runs = Store(store)
     session = Session(registry, given, data, runs, choose_device(device))
-    found = find_models(session, models, chosen.experiment.reads, backbone, checkpoint)
+    found = find_models(session, models, chosen.experiment.reads, options)
     session = session.under(found[0].protocol)
     trained = [open_model(session, model) for model in found]
     with faults(registry), Progress() as progress:

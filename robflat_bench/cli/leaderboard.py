@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from robflat_bench.cli import boards, output
+from robflat_bench.cli import output
+from robflat_bench.front import boards
 from robflat_bench.front.grids import Grid, grid
 
 if TYPE_CHECKING:
-    from robflat_bench.leaderboard.entries import Submission
-    from robflat_bench.registry.registry import Registry
+    pass
 
 PATH = click.Path(path_type=Path)
 root_option = click.option(
@@ -24,7 +24,7 @@ root_option = click.option(
 site_option = click.option("--site", type=PATH, default=Path("site"), show_default=True, help="Folder of the pages.")
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def leaderboard() -> None:
     """Rank methods by robustness and by flatness, from committed evidence."""
 
@@ -37,35 +37,21 @@ def leaderboard() -> None:
 @output.json_option
 def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
     """Print the rankings: the committed entries, and your own finished runs (those of --store) beside them."""
-    from robflat_bench.leaderboard.build import build_leaderboard
+    from robflat_bench.front.boards import Standings
 
-    registry = output.registry()
-    names = {output.protocol(registry, text).name for text in protocols}
-    committed = _checked(root, registry) if root.exists() else []
-    known = {one.record.key: one.record.outcomes for one in committed}
-    found = output.own_runs(store, registry, protocols)
-    mine = [one for one in found if one.record.key not in known]
-    same = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
-    if same:
-        note = f", {same.count(False)} with other outcomes (another machine rounds differently)"
-        note = "" if all(same) else note
-        output.note(f"{len(same)} of your runs are in {root} already{note}; the committed entry is shown")
-    made = build_leaderboard([*committed, *mine], root, registry)
-    chosen = [board for board in made.boards if not names or board.protocol in names]
-    keys = {one.record.key for one in mine}
+    found = Standings.of(output.registry(), protocols, root, store)
 
     def parts() -> Iterator[Grid | str]:
-        filled = [board for board in chosen if board.rows]
+        filled = [board for board in found.boards if board.rows]
         for board in filled:
-            heading = f"{board.id} {board.version}, {board.checkpoint} checkpoint"
-            yield grid(heading, *boards.board_table(board, keys), right=2)
-            yield boards.LEGEND + ("; * yours, not submitted" if mine else "")
+            yield grid(found.heading(board), *boards.board_table(board, found.mine), right=2)
+            yield found.legend
         if not root.exists():
             output.note(f"there is no folder {root} here, so only your own runs count; name it with --leaderboard DIR")
         if not filled:
             output.note(f"{root} ranks no runs yet; `robflat-bench leaderboard submit RUN` adds a finished run")
 
-    output.report({**made.model_dump(mode="json"), "boards": chosen}, parts())
+    output.report({**found.leaderboard.model_dump(mode="json"), "boards": found.boards}, parts())
 
 
 @leaderboard.command("submit")
@@ -179,7 +165,7 @@ def build_site(only_check: bool, site: Path, root: Path) -> None:
     from robflat_bench.leaderboard.publish import differences, pages, write_site
 
     registry = output.registry()
-    committed = _checked(root, registry)
+    committed = boards.checked_entries(root, registry)
     if only_check:
         if found := differences(root, output.plugin_files()):
             raise CheckFailed(f"{found}; `robflat-bench leaderboard build` writes it again")
@@ -214,16 +200,3 @@ def serve(site: Path, port: int) -> None:
 
 def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-def _checked(root: Path, registry: Registry) -> list[Submission]:
-    """Every entry; CheckFailed if one cannot be trusted, because a board without it would differ."""
-    from robflat_bench.core import CheckFailed
-    from robflat_bench.leaderboard.publish import read_leaderboard
-
-    found, problems = read_leaderboard(root, registry)
-    for problem in problems:
-        output.note(problem.line)
-    if problems:
-        raise CheckFailed(f"{len(problems)} problems in {root} (listed above); a board has all entries or none")
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,7 @@ from robflat_bench.front.text import note as note
 from robflat_bench.front.text import visible
 
 if TYPE_CHECKING:
-    from robflat_bench.config.protocol import Protocol
     from robflat_bench.front.grids import Grid
-    from robflat_bench.leaderboard.entries import Submission
-    from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
 
 # ---------------------------------------------------------------------------------------------------------
@@ -68,12 +65,6 @@ set_option = click.option(
     help="Change the recipe (recipe.epochs=10), which shows in the run's name. A run with changed fixed.* is not "
     "ranked.",
 )
-backbone_option = click.option(
-    "--backbone", help="Backbone of a weights file, e.g. 'resnet18(width=64)' [default: the protocol's]."
-)
-checkpoint_option = click.option(
-    "--checkpoint", default="last", show_default=True, help="Checkpoint of a run: best, last, initial or epoch-N."
-)
 
 
 def _remembered(option: str, default: Any) -> Any:
@@ -92,54 +83,10 @@ def plugin_options() -> list[str]:
 
 
 def registry() -> Registry:
-    """The registry with the plugin files of `--plugin`; every broken plugin is a line on stderr.
+    """The registry with the plugin files of `--plugin`; every broken plugin is a line on stderr."""
+    from robflat_bench.front.sessions import open_registry
 
-    Raises
-    ------
-    PluginError
-        A file of `--plugin` is broken.
-    """
-    from robflat_bench.core import PluginError
-    from robflat_bench.registry.registry import discover
-
-    found = discover(plugin_files())
-    for broken in found.plugins.broken:
-        if broken.version == "file":
-            raise PluginError(f"{broken}; mend it, then type `robflat-bench plugin check {broken.distribution}`")
-    note_broken(found.plugins)
-    return found
-
-
-def note_broken(plugins: Plugins) -> None:
-    """One line on stderr for every broken plugin."""
-    for broken in plugins.broken:
-        note(f"{broken}; `robflat-bench plugin list` shows all")
-
-
-def protocol(registry: Registry, name: str) -> Protocol:
-    """Load a protocol by name or file; a file's protocol is known by its name afterwards."""
-    from robflat_bench.config.protocol import load
-
-    found = load(registry, name)
-    if name not in registry.protocols:
-        registry.admit_protocol(found.name, Path(name))
-    return found
-
-
-def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Submission]:
-    """The finished runs of a store under these protocols (names or files; none: all that are known here).
-
-    Runs under unknown protocols are named in a line on stderr, unless protocols were chosen and have runs.
-    """
-    from robflat_bench.leaderboard.entries import store_submissions
-
-    hashes = {protocol(registry, name).hash for name in names}
-    found, others = store_submissions(store, registry)
-    chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
-    if others and (not names or not chosen):
-        listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
-        note(f"left out, since their protocol is not known here: in {store} {listed}; add --protocol FILE.toml")
-    return chosen
+    return open_registry(plugin_files())
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,16 +10,15 @@ import rich_click as click
 
 from robflat_bench.cli import compare, output
 from robflat_bench.front.grids import Grid, grid
-from robflat_bench.front.shown import result_grid, run_parts
-from robflat_bench.front.text import number, percent
+from robflat_bench.front.shown import result_grid, run_parts, store_grid
 
 if TYPE_CHECKING:
     from robflat_bench.records.quantities import Outcomes
-    from robflat_bench.records.record import EvaluationRecord, RunRecord
+    from robflat_bench.records.record import EvaluationRecord
     from robflat_bench.records.store import RunFolder
 
 
-@click.group("results")
+@click.group("results", no_args_is_help=False)
 def results_group() -> None:
     """Look at your runs, finished and unfinished."""
 
@@ -38,19 +37,9 @@ def list_runs(store: Path) -> None:
     from robflat_bench.records.overview import overview
     from robflat_bench.records.store import Store
 
-    rows, problems = overview(Store(store))
-    cells = [
-        [
-            *(row[name] for name in ("key", "protocol", "run", "seed", "state")),
-            percent(row["clean_error"]),
-            ", ".join(percent(value) for value in row["robust_error"].values()) or "-",
-            ", ".join(number(value) for value in row["measures"].values()) or "-",
-        ]
-        for row in rows
-    ]
-    columns = ["key", "protocol", "run", "seed", "state", "clean error", "robust errors", "measures"]
-    heading = f"runs in {store} (last checkpoint, test examples)"
-    output.report(rows, [grid(heading, columns, cells, right=5)])
+    place = Store(store)
+    rows, problems = overview(place)
+    output.report(rows, [store_grid(place, rows)])
     for problem in problems:
         output.note(problem)
     if problems:
@@ -96,32 +85,10 @@ def export(file: Path | None, store: Path) -> None:
     import csv
     import io
 
-    from robflat_bench.records.quantities import quantity_values
-    from robflat_bench.records.store import Store, write_atomically
+    from robflat_bench.front.tables import results
+    from robflat_bench.records.store import write_atomically
 
-    rows = []
-    for run in Store(store).runs("record.json"):
-        record, outcomes = run.evidence()
-        spec = record.spec
-        parts: list[tuple[bool, RunRecord | EvaluationRecord, Outcomes]] = [(False, record, outcomes)]
-        parts += [(True, evaluation, arrays) for evaluation, arrays in run.evaluations()]
-        for added, one, arrays in parts:
-            rows += [
-                {
-                    "key": record.key,
-                    "protocol": spec.protocol.name,
-                    "version": spec.protocol.version,
-                    "protocol_hash": spec.protocol.hash,
-                    "canonical_data": spec.dataset.canonical,
-                    "run": spec.label,
-                    "seed": spec.seed,
-                    "checkpoint": checkpoint,
-                    "added": added,
-                    **value._asdict(),
-                }
-                for checkpoint, result in one.results.items()
-                for value in quantity_values(checkpoint, result, arrays)
-            ]
+    rows = results(store).rows
 
     def lines() -> Iterator[str]:
         if not rows:

@@ -7,7 +7,6 @@ from pathlib import Path
 import rich_click as click
 
 from robflat_bench.cli import output
-from robflat_bench.front.grids import grid
 from robflat_bench.front.shown import run_parts
 
 
@@ -42,41 +41,23 @@ def run(
 
     A finished run is shown from its record; an interrupted run continues where it stopped.
     """
-    from robflat_bench.config.protocol import load
-    from robflat_bench.registry.components import compose
+    from robflat_bench.front.runs import composed_method, planned_run, run_plan
+    from robflat_bench.front.sessions import chosen_observer, open_session
 
     registry = output.registry()
-    chosen = load(registry, protocol, settings)
-    composed = compose(registry, method)  # reports a mistake before torch is imported
+    composed = composed_method(registry, method)
+    progress = chosen_observer(True)
+    session = open_session(
+        registry, protocol, settings, data, store, device, compile, keep_every=keep_every or 0, observer=progress
+    )
 
-    from robflat_bench.evaluation.session import Session, choose_device
-    from robflat_bench.front.progress import Progress
-    from robflat_bench.numerics.compilation import Compilation
-    from robflat_bench.records.store import Store
-    from robflat_bench.runs.run import PlannedRun, execute
+    from robflat_bench.runs.run import execute
 
-    place = choose_device(device)
-    progress = Progress()
-    compilation = Compilation(place, progress.note) if compile else None
-    session = Session(registry, chosen, data, Store(store), place, progress, keep_every or 0, compilation)
-    planned = PlannedRun(session, composed, seed)
-    splits, spec, folder = session.splits, planned.spec, planned.folder
+    planned = planned_run(session, composed, seed)
+    folder = planned.folder
     if plan:
-        done = folder.record_file.is_file() and not fresh
-        state = "done" if done else "unfinished" if folder.checkpoints.is_dir() and not fresh else "new"
-        images = len(splits.pools["train"].y)
-        rows = [
-            ["run", f"{spec.label} under {spec.protocol.name} {spec.protocol.version}, seed {seed}"],
-            ["key", spec.key],
-            ["state", state],
-            ["folder", str(folder.path)],
-            ["data", f"{splits.ref.origin}, {'canonical' if splits.ref.canonical else 'not canonical'}"],
-            ["training", f"{spec.recipe.epochs} epochs on {images:,} images, device {place}"],
-            *(["attack", f"{row.attack} on {row.test} test, {row.train} train"] for row in chosen.fixed.attacks),
-            *(["measure", f"{row.measure} on {row.test} test"] for row in chosen.fixed.measures),
-        ]
-        document = {"key": spec.key, "state": state, "folder": folder.path, "spec": spec}
-        output.report(document, [grid("plan", ["", ""], rows)])
+        document, shown = run_plan(planned, fresh)
+        output.report(document, [shown])
         return
 
     if keep_every and folder.record_file.is_file() and not fresh and not folder.kept():

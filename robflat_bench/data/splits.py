@@ -41,6 +41,10 @@ class Splits:
     shape: ImageShape
     spare: Pool
 
+    def available(self, split: SplitName) -> int:
+        """The number of examples of a split."""
+        return len(self.pools[split].y)
+
     def images(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
         """The first `count` images, uint8 [N,C,H,W]."""
         return _images(self.pools[split].x[:count], device)

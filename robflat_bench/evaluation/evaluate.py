@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +100,19 @@ def evaluate(
     return work.result(), work.outcomes
 
 
+def adversarial_images(session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> Tensor:
+    """The test images that the plan's one attack finds, float [N,C,H,W]; arguments and errors as in `evaluate`."""
+    work = _Evaluation(session, plan, subject, journal)
+    (stage,) = plan.stages
+    try:
+        with work.keyed("clean"):
+            work.clean()
+        with work.keyed(*stage):
+            return work.images(stage, *work.prepared(stage)[:3])
+    finally:
+        work.counter.remove()
+
+
 class _Evaluation:
     """An evaluation in progress: each stage adds to outcomes, seconds, notes and measures."""
 
@@ -132,22 +146,31 @@ class _Evaluation:
 
     def run(self, stage: EvaluationStage) -> None:
         """Run one attack or one measure on one split."""
+        component, examples, workspace, units = self.prepared(stage)
+        work = self._attack if stage.kind == "attack" else self._measure
+        work(stage, component, examples, workspace)
+        self._ends(stage.name(stage.text), units.spent.seconds)
+
+    def prepared(self, stage: EvaluationStage) -> tuple[Any, Examples, Workspace, StoredJournal]:
+        """The component of a stage, its examples and workspace, and the journal of its units."""
         session = self.session
         examples = session.examples(stage.split, stage.examples)
         # Best and last may have equal weights but use other numbers of examples, so the section's name has the number.
         units = self.journal.section(f"{stage.kind} {stage.text}, {len(examples)} {stage.split} examples")
         journal = KeyedJournal(units, session.fixed.seed, *stage)
         workspace = Workspace(MEMORY_BATCH, session.fixed.seed, journal, self.subject.initial)
-        component = resolve(session.registry, stage.kind, stage.text).build(session.threat)
-        work = self._attack if stage.kind == "attack" else self._measure
-        work(stage, component, examples, workspace)
-        self._ends(stage.name(stage.text), units.spent.seconds)
+        return resolve(session.registry, stage.kind, stage.text).build(session.threat), examples, workspace, units
 
-    def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
+    def images(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> Tensor:
+        """The adversarial images of an attack; RunFailed if they leave the threat model."""
         with guarded(self.model) if self.flags.nonfinite_gradients else nullcontext():
             x_adv = attack.run(self.model, examples, workspace)
         self._check_unchanged(stage)
         _check_admissible(stage, x_adv, examples.x, self.session.threat)
+        return x_adv
+
+    def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
+        x_adv = self.images(stage, attack, examples, workspace)
         error, loss = _outcome(self.model, examples, x_adv, f"{len(examples)} {stage.split} images of {stage.text}")
         path = f"{self.checkpoint}/{stage.split}/{stage.text}"
         self.outcomes[f"{path}/error"] = error

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.backbones.parts import built, check_tensors
+from robflat_bench.backbones.parts import Normalized, built, check_tensors
 from robflat_bench.config.protocol import Protocol, load
-from robflat_bench.core import UsageError
+from robflat_bench.core import ImageShape, UsageError, one_line
+from robflat_bench.evaluation.fitting import (
+    OTHER_NETWORK,
+    check_fit,
+    for_backbone,
+    normalisation_note,
+    own_network,
+    unwrapped,
+    with_statistics,
+)
+from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
 from robflat_bench.evaluation.session import Session
+from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.logits import in_float32
 from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.weights import load_weights, read_weights
@@ -35,8 +47,9 @@ class FoundModel:
         The component text of the network; "" for a live module.
     activation : str
         The activation function of the network.
-    weights : Path or None
-        The file of its weights; None for a network as initialised, and for a live module.
+    weights : Path, mapping of str to Tensor, or None
+        The file of its weights, or the weights themselves, under the network's names; None for a network as
+        initialised, and for a live module.
     module : nn.Module or None
         A live module, evaluated as given.
     home : Path or None
@@ -45,22 +58,26 @@ class FoundModel:
         The epoch, counted from 0, that its weights are of.
     initial : Path or None
         The file of the weights before the first step of training.
+    classes : int or None
+        Number of its logits; None: the number of classes of the data.
+    notes : tuple of str
+        What the reader should know: what was looked through, left out or assumed.
     """
 
     protocol: Protocol
     name: str
     backbone: str = ""
     activation: str = ""
-    weights: Path | None = None
+    weights: Path | Mapping[str, Tensor] | None = None
     module: nn.Module | None = None
     home: Path | None = None
     epoch: int | None = None
     initial: Path | None = None
+    classes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
-def find_model(
-    session: Session, model: str | nn.Module, backbone: str | None = None, checkpoint: str = "last"
-) -> FoundModel:
+def find_model(session: Session, model: str | nn.Module, options: ModelOptions = USUAL) -> FoundModel:
     """Find a model to evaluate.
 
     Parameters
@@ -68,28 +85,60 @@ def find_model(
     session : Session
         Its store holds runs; its protocol is the one of models without a run.
     model : str or nn.Module
-        A run's folder or key, a file of weights (`*.safetensors`), a backbone with parameters such as
+        A run's folder or key, a file of weights (`inspection.SUFFIXES`), a backbone with parameters such as
         "timm(name=resnet18)", or a live module: images in [0,1], [N,C,H,W], in; logits [N,K] out.
-    backbone : str or None
-        The backbone of a file of weights (None: the protocol's).
-    checkpoint : str
-        Of a run: best, last, initial or epoch-N.
+    options : ModelOptions
+        How it is read.
 
     Raises
     ------
     UsageError
-        If there is no such run or checkpoint, or the run was made under a protocol that is not installed.
+        If there is no such run, checkpoint or file, the weights are of another network, or the run was made under a
+        protocol that is not installed.
+    CheckFailed
+        If the file is damaged.
     """
     protocol = session.protocol
     if isinstance(model, nn.Module):
-        return FoundModel(protocol, type(model).__name__, module=model)
-    if model.endswith(".safetensors"):
-        weights = Path(model)
-        network = backbone or protocol.fixed.backbone
-        return FoundModel(protocol, weights.stem, network, protocol.recipe.activation, weights)
-    if "(" in model:
+        return _of_module(session, model, options)
+    kind = kind_of(model)
+    if kind == "file":
+        return _of_file(session, Path(model), options)
+    if kind == "backbone":
         return FoundModel(protocol, resolve(session.registry, "backbone", model).brief, model, "relu")
-    return _of_run(session, model, checkpoint)
+    return _of_run(session, model, options.checkpoint)
+
+
+def _of_module(session: Session, module: nn.Module, options: ModelOptions, name: str = "") -> FoundModel:
+    """A live module, behind the normalisation that the options ask for."""
+    plain, notes = unwrapped(module)
+    shape = with_statistics(image_shape(session, options.classes), options)
+    front = Normalized(plain, shape) if options.mean else plain
+    notes = (*notes, normalisation_note(options))
+    name = name or type(plain).__name__
+    return FoundModel(session.protocol, name, module=front, classes=options.classes, notes=notes)
+
+
+def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
+    """A file of weights: of the network that the options name, or of the one that its names show."""
+    contents, protocol, shape = read(file), session.protocol, image_shape(session, options.classes)
+    if options.network:
+        network, notes = own_network(contents, file, options, session.dtype)
+        found = _of_module(session, network, options, file.stem)
+        return replace(found, notes=(*contents.notes, *notes, *found.notes))
+    backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
+    own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()
+    tensors, notes = for_backbone(contents.tensors, own, with_statistics(shape, options), options)
+    check_fit(tensors, own, file.name, f"the backbone {backbone}", OTHER_NETWORK)
+    return FoundModel(
+        protocol,
+        file.stem,
+        backbone,
+        activation,
+        tensors,
+        classes=options.classes,
+        notes=(*contents.notes, *notes),
+    )
 
 
 def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
@@ -127,23 +176,26 @@ def load_model(session: Session, found: FoundModel) -> nn.Module:
     if found.module is not None:
         model = _placed(session, _copied(found.module, found.name))
         return model.train().eval()  # what it derived from its weights on entering eval mode is derived anew
-    model = build_model(session, 0, found.backbone, found.activation)
+    model = build_model(session, 0, found.backbone, found.activation, found.classes)
     if found.weights is not None:
-        load_weights(model, read_weights(found.weights), found.weights.name)
+        given = found.weights
+        load_weights(model, read_weights(given) if isinstance(given, Path) else given, found.name)
     return model
 
 
 def _copied(module: nn.Module, name: str) -> nn.Module:
-    """A copy; UsageError where a layer holds a computed weight, as torch's old weight normalisation does."""
+    """A copy; computed tensors, such as the weight of torch's old weight normalisation, are copied as values."""
+    held = (value for part in module.modules() for value in vars(part).values())
+    computed = {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and value.grad_fn}
     try:
-        return copy.deepcopy(module)
-    except RuntimeError as error:
-        raise UsageError(
-            f"{name} cannot be copied ({str(error).splitlines()[0]}); call it once under torch.no_grad() before"
-        ) from None
+        return copy.deepcopy(module, computed)
+    except Exception as error:
+        raise UsageError(f"{name} cannot be copied ({one_line(error):.200}); pass a module without that") from None
 
 
-def build_model(session: Session, seed: int, backbone: str = "", activation: str = "") -> nn.Module:
+def build_model(
+    session: Session, seed: int, backbone: str = "", activation: str = "", classes: int | None = None
+) -> nn.Module:
     """Build a network, initialised from the seed unless it comes with its own weights.
 
     Parameters
@@ -154,10 +206,25 @@ def build_model(session: Session, seed: int, backbone: str = "", activation: str
         Key of the initial weights.
     backbone, activation : str
         Component text and activation function ("": the protocol's).
+    classes : int or None
+        Number of logits (None: the number of classes of the data).
     """
     protocol = session.protocol
     component = resolve(session.registry, "backbone", backbone or protocol.fixed.backbone)
-    return _placed(session, built(component, session.splits.shape, activation or protocol.recipe.activation, seed))
+    return _placed(
+        session, built(component, image_shape(session, classes), activation or protocol.recipe.activation, seed)
+    )
+
+
+def image_shape(session: Session, classes: int | None) -> ImageShape:
+    """The images of the session's data, for a network with this number of logits (None: one for each class)."""
+    shape = session.splits.shape
+    if classes is not None and classes < shape.classes:
+        raise UsageError(
+            f"--classes {classes}: {session.splits.ref.name} has {shape.classes} classes, and {classes} logits cannot "
+            f"predict them all; choose a protocol whose data have {classes} classes: --protocol FILE.toml"
+        )
+    return replace(shape, classes=classes or shape.classes)
 
 
 def _placed(session: Session, model: nn.Module) -> nn.Module:
@@ -184,8 +251,7 @@ def _placed(session: Session, model: nn.Module) -> nn.Module:
 
 def _runs(session: Session, model: nn.Module) -> bool:
     """Whether a pass of two black images ends without an error."""
-    shape = session.splits.shape
-    x = torch.zeros(2, shape.channels, shape.size, shape.size, device=session.device, dtype=session.dtype)
+    x = torch.zeros_like(session.examples("test", 2).x)
     try:
         with attacked(model), uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             model(x)

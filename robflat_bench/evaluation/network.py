@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
+from robflat_bench.backbones.parts import Normalized
 from robflat_bench.core import RobflatError, UsageError
+from robflat_bench.data.own import OwnSplits
+from robflat_bench.evaluation.own_code import line_of
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import uncounted
 
@@ -16,8 +20,10 @@ PROBED = 32
 """Test images that a network is tried on."""
 
 
-def check_network(session: Session, model: nn.Module, name: str) -> None:
+def check_network(session: Session, model: nn.Module, name: str, classes: int | None = None) -> None:
     """Try a network on a few test images. It is left as it was, and so is torch's random state.
+
+    `classes` is the number of its logits (None: the number of classes of the data).
 
     Raises
     ------
@@ -30,7 +36,7 @@ def check_network(session: Session, model: nn.Module, name: str) -> None:
         images = x.clone()
         with torch.no_grad():
             logits = _forward(model, images, name)
-        _check_logits(session, logits, x, name)
+        _check_logits(session, model, logits, x, name, classes)
         if not torch.equal(images, x):
             raise UsageError(f"{name} changes its images in place; write `x = 2 * x`, not `x.mul_(2)`, in its forward")
         if not logits.isfinite().all():
@@ -58,7 +64,7 @@ def check_trainable(session: Session, model: nn.Module, name: str) -> None:
     try:
         with uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             name = f"{name} in train mode"
-            _check_logits(session, _forward(model.train(), x.clone(), name), x, name)
+            _check_logits(session, model, _forward(model.train(), x.clone(), name), x, name)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -75,28 +81,49 @@ def _forward(model: nn.Module, images: Tensor, name: str) -> Any:
     except Exception as error:
         first = (str(error).strip() or "no reason given").splitlines()[0]
         raise UsageError(
-            f"{name} fails on images {_kind(images)}: {type(error).__name__}: {first:.300}; "
+            f"{name} fails on images {_kind(images)}: {type(error).__name__}: {first:.300}{line_of(error)}; "
             "pass a network for images of this shape and type"
         ) from error
 
 
-def _check_logits(session: Session, logits: Any, x: Tensor, name: str) -> None:
+def _check_logits(
+    session: Session, model: nn.Module, logits: Any, x: Tensor, name: str, classes: int | None = None
+) -> None:
     """UsageError unless these are logits of the images x, one for each class."""
-    expected = (len(x), session.splits.shape.classes)
+    expected = (len(x), classes or _classes(session, logits))
     if not isinstance(logits, Tensor):
+        own = type(model.network if isinstance(model, Normalized) else model).__name__
+        alone = f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){_place(logits, expected)}"
         raise UsageError(
-            f"{name} returns a {type(logits).__name__}, not a tensor of logits; "
-            f"pass a module whose forward returns the logits {expected} alone"
+            f"{name} returns a {type(logits).__name__}, not a tensor of logits {expected}; write `{alone}`"
         )
     if tuple(logits.shape) != expected:
         advice = f"pass a network for {session.splits.ref.name}"
         if tuple(logits.flatten(1).shape if logits.ndim > 1 else ()) == expected:
             advice = "end its forward with `.flatten(1)`"
+        elif logits.ndim == 2 and len(logits) == len(x) and logits.shape[1] > expected[1]:
+            advice = f"if it has {logits.shape[1]} classes, say so: --classes {logits.shape[1]}"
         raise UsageError(
             f"{name} makes {tuple(logits.shape)} of {tuple(x.shape)} images, not logits {expected}; {advice}"
         )
     if not logits.is_floating_point():
         raise UsageError(f"{name} returns {logits.dtype}, not logits; return the scores before `argmax` or rounding")
+
+
+def _classes(session: Session, logits: Any) -> int:
+    """The number of logits that the data ask for; of examples without a dataset, the labels are a lower bound."""
+    known = session.splits.shape.classes
+    more = isinstance(session.splits, OwnSplits) and isinstance(logits, Tensor) and logits.ndim == 2
+    return max(known, logits.shape[1]) if more else known
+
+
+def _place(output: Any, expected: tuple[int, int]) -> str:
+    """Where in an output the logits are: an index or a key, in brackets; the first where nothing has their shape."""
+    if not isinstance(output, tuple | list | Mapping) or not output:
+        return "[0]"
+    places = output.items() if isinstance(output, Mapping) else enumerate(output)
+    shapes = {key: tuple(getattr(part, "shape", ())) for key, part in places}
+    return f"[{next((key for key, shape in shapes.items() if shape == expected), next(iter(shapes)))!r}]"
 
 
 def _not_finite(model: nn.Module, logits: Tensor) -> str:

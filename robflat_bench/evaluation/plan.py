@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
 from robflat_bench.core import Kind, MeasureInfo, UsageError
 from robflat_bench.registry.components import resolve, title
 from robflat_bench.registry.registry import Registry
+
+Row = TypeVar("Row", Attacked, Measured)
 
 
 class EvaluationStage(NamedTuple):
@@ -48,6 +50,16 @@ class Plan:
             tuple(row for row in fixed.measures if checkpoint in row.checkpoints),
         )
 
+    def limited(self, examples: int | None, train: int | None) -> Plan:
+        """The plan on at most so many test and training examples (`train` None: as many as `examples`)."""
+        most = {"test": examples, "train": examples if train is None else train}
+
+        def few(row: Row) -> Row:
+            counts = {split: min(getattr(row, split), limit) for split, limit in most.items() if limit is not None}
+            return row.model_copy(update=counts)
+
+        return Plan(tuple(map(few, self.attacks)), tuple(map(few, self.measures)))
+
     @property
     def stages(self) -> Iterator[EvaluationStage]:
         """Every attack, then every measure; each on test examples, then on training examples if it has some."""
@@ -80,8 +92,8 @@ def choose_plan(
     checkpoint: str,
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
-    examples: int | None,
-    train: int = 0,
+    examples: int | None = None,
+    train: int | None = None,
 ) -> Plan:
     """The protocol's plan of a checkpoint, or a plan of the attacks and measures that are named.
 
@@ -95,26 +107,29 @@ def choose_plan(
         "best" has the protocol's plan of the best checkpoint, any other name that of the last.
     attacks, measures : tuple of str
         Component texts. A measure may be a pattern such as "*" or "flat*": every matching measure, under every
-        coupling. Without any, the protocol's plan is returned.
+        coupling. Without any, the protocol's plan is returned, each row on at most `examples` and `train` examples.
     examples : int or None
-        Number of test examples for the named components (None: as many as the protocol's plan uses).
-    train : int
-        Number of training examples for the named components.
+        Number of test examples (None: as many as the protocol's plan uses).
+    train : int or None
+        Number of training examples (None: for named components 0, for the protocol's rows `examples`).
 
     Raises
     ------
     UsageError
-        If a component is unknown, or no measure matches a pattern.
+        If a component is unknown, no measure matches a pattern, or the protocol has fewer examples.
     """
+    for option, count, split in (("--examples", examples, "test"), ("--train", train, "train")):
+        if count is not None and count > (available := getattr(fixed.data, split).count):
+            raise UsageError(f"{option} {count}: the protocol has {available} {split} examples; ask for fewer")
     own = Plan.of(fixed, "best" if checkpoint == "best" else "last")
     if not attacks and not measures:
-        return own
+        return own.limited(examples, train)
     test = examples or own.clean["test"]
     attacked = [resolve(registry, "attack", text).canonical for text in attacks]
     measured = [resolve(registry, "measure", text).canonical for text in _matching(registry, measures)]
     return Plan(
-        tuple(Attacked(attack=text, test=test, train=train) for text in attacked),
-        tuple(Measured(measure=text, test=test, train=train) for text in measured),
+        tuple(Attacked(attack=text, test=test, train=train or 0) for text in attacked),
+        tuple(Measured(measure=text, test=test, train=train or 0) for text in measured),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -14,6 +15,13 @@ from robflat_bench.numerics.compilation import Compilation
 from robflat_bench.records.store import Store
 from robflat_bench.registry.faults import faults
 from robflat_bench.registry.registry import Registry
+
+OPERATIONS: tuple[Any, ...] = (
+    torch.backends.cuda.matmul,
+    *(getattr(torch.backends.cudnn, name) for name in ("conv", "rnn")),
+    *(getattr(torch.backends.mkldnn, name) for name in ("conv", "rnn", "matmul")),
+)
+"""What torch computes in a reduced precision on request."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """torch's name of a protocol's precision."""
@@ -107,7 +115,11 @@ def choose_device(wanted: str) -> str:
 def configure(fixed: Fixed) -> None:
     """Set this process to the protocol's threads, to float32 without TF32 and to deterministic convolutions."""
     torch.set_num_threads(fixed.threads)
+    # torch has two interfaces to precision, and a notebook may have used either, for the CPU too.
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    for operation in OPERATIONS:
+        operation.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

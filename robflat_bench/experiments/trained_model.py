@@ -16,6 +16,7 @@ from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
+from robflat_bench.evaluation.options import ModelOptions
 from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments.document import MeasuredValue, ModelRef
 from robflat_bench.numerics.weights import digest
@@ -75,7 +76,7 @@ class TrainedModel:
 
     def examples(self, split: SplitName, count: int) -> Examples:
         """The first `count` examples of a split; 0 means `usual_count`."""
-        available = len(self.session.splits.pools[split].y)
+        available = self.session.splits.available(split)
         if count > available:
             raise UsageError(
                 f"examples={count}: {self.found.protocol.name} has {available} {split} examples; ask for fewer"
@@ -130,20 +131,19 @@ def find_models(
     session: Session,
     models: Sequence[str],
     reads: Literal["chosen", "both", "kept"],
-    backbone: str | None,
-    checkpoint: str,
+    options: ModelOptions,
 ) -> list[FoundModel]:
     """The weights that an experiment reads, in the order of `models`; UsageError unless all have one protocol."""
     found: list[FoundModel] = []
     for name in models:
-        first = find_model(session, name, backbone, checkpoint if reads == "chosen" else "last")
+        first = find_model(session, name, options if reads == "chosen" else replace(options, checkpoint="last"))
         if reads == "chosen":
             found.append(first)
             continue
         if first.home is None:
             raise UsageError(f"{name} is not a run; this experiment reads several checkpoints of a run: name runs")
         checkpoints = CHECKPOINTS if reads == "both" else kept_epochs(session.registry, first.protocol, first.home)
-        found += [find_model(session, name, backbone, each) for each in checkpoints]
+        found += [find_model(session, name, replace(options, checkpoint=each)) for each in checkpoints]
     protocols = {model.protocol.hash: f"{model.protocol.name} {model.protocol.version}" for model in found}
     if len(protocols) > 1:
         both = " and ".join(protocols.values())

@@ -1,8 +1,10 @@
 """The front door: what `import robflat_bench as rb` offers. The commands call the same functions.
 
-networks   evaluate, measure, attack         runs      run, load
-tables     results, board                    catalogue list, info
-sessions   what a call needs before it works guard     model, random state and flags stay as they were
-shown      results as grids                  grids     a table in a terminal and in a notebook
-progress   bars and lines                    text      numbers and foreign text as a person reads them
+evaluations   evaluate                       measurements  measure, attack
+runs          run, load                      tables        results, board
+catalogue     list, info                     guard         model, random state and flags stay as they were
+sessions      what a call needs before it works
+shown         results as grids               boards        boards as grids
+grids         a table in a terminal and in a notebook
+progress      bars and lines                 text          numbers and foreign text as a person reads them
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 
@@ -23,3 +24,11 @@ def console(stderr: bool = False) -> Console:
     """A console on stdout (or stderr); piped output is 200 columns wide."""
     stream = unfiltered(sys.stderr if stderr else sys.stdout)
     return CleanConsole(file=stream, stderr=stderr, width=None if stream.isatty() else 200, highlight=False)
+
+
+def written(parts: Iterable[RenderableType], width: int = 200) -> str:
+    """What a console without colours writes."""
+    out = CleanConsole(file=io.StringIO(), width=width, no_color=True, highlight=False, force_jupyter=False)
+    for part in parts:
+        out.print(part, markup=False, soft_wrap=isinstance(part, str))
+    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()).strip("\n")  # type: ignore[attr-defined]

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 
-@dataclass(frozen=True)
+_LEFT = "text-align: left; vertical-align: top"
+_RIGHT = "text-align: right; vertical-align: top; white-space: nowrap"
+
+
+@dataclass(frozen=True, repr=False)
 class Grid:
     """A table of text; `grid` makes one.
 
@@ -50,12 +54,15 @@ class Grid:
             made.add_row(*map(Text, row))
         yield made
 
+    def __repr__(self) -> str:
+        return as_text([self])
+
     def _repr_html_(self) -> str:
         def line(tag: str, cells: tuple[str, ...]) -> str:
-            aligned = ("right" if self.is_right(place) else "left" for place in range(len(self.columns)))
+            styles = (_RIGHT if self.is_right(place) else _LEFT for place in range(len(self.columns)))
             filled = (*cells, *[""] * (len(self.columns) - len(cells)))
-            pairs = zip(filled, aligned, strict=True)
-            inside = (f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for cell, side in pairs)
+            pairs = zip(filled, styles, strict=True)
+            inside = (f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell, style in pairs)
             return f"<tr>{''.join(inside)}</tr>"
 
         body = "\n".join(line("td", row) for row in self.rows)
@@ -71,3 +78,17 @@ def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], ri
 
     cells = tuple(tuple(map(text, row)) for row in rows)
     return Grid(visible(heading), tuple(map(visible, columns)), cells, right)
+
+
+def as_text(parts: Iterable[Grid | str]) -> str:
+    """Grids and lines as plain text, at most 200 columns wide."""
+    from robflat_bench.front.console import written
+
+    return written(parts)
+
+
+def as_html(parts: Iterable[Grid | str]) -> str:
+    """Grids as tables and lines as paragraphs of HTML."""
+    return "\n".join(
+        f"<p>{html.escape(visible(part))}</p>" if isinstance(part, str) else part._repr_html_() for part in parts
+    )

@@ -49,14 +49,15 @@ class Progress(Drawn, Observer):
 
     def __init__(self) -> None:
         screen = console(stderr=True)
+        self.quiet = screen.is_jupyter  # where every line of a log would stay in the document
         self.began = time.perf_counter()
         self.stages: list[str] = []
         self.units = 0
         self.bars = progress_bars(screen, TimeRemainingColumn()) if draws(screen) else None
 
     def line(self, text: str) -> None:
-        """Write one plain line, without a terminal."""
-        if not self.bars:
+        """Write one plain line, without a terminal and a notebook."""
+        if not self.bars and not self.quiet:
             texts.say(f"[{time.perf_counter() - self.began:6.1f} s] {text}")
 
     def note(self, text: str) -> None:

@@ -9,29 +9,45 @@ from robflat_bench.front.grids import Grid, grid
 from robflat_bench.front.text import number, percent
 
 if TYPE_CHECKING:
+    from robflat_bench.front.measurements import Measurement
     from robflat_bench.records.quantities import Outcomes, QuantityValue
-    from robflat_bench.records.record import Result
-    from robflat_bench.records.store import RunFolder
+    from robflat_bench.records.record import MeasureResult, Result
+    from robflat_bench.records.store import RunFolder, Store
     from robflat_bench.registry.registry import Registry
 
 
+MEASURE_COLUMNS = ("measure", "split", "value ± standard error", "n", "s", "image passes")
+MEASURE_HEADING = "measures; image passes: forward + backward"
+
+
 def measure_grid(registry: Registry, results: Sequence[Result]) -> Grid | None:
-    """The measures with their cost; None where nothing was measured."""
+    """The measures of results with their cost; None where nothing was measured."""
+    rows = [
+        row
+        for result in results
+        for split, measures in (("test", result.measures), ("train", result.measures_train))
+        for name, found in measures.items()
+        for row in _measure_rows(registry, name, split, found)
+    ]
+    return grid(MEASURE_HEADING, MEASURE_COLUMNS, rows, right=2) if rows else None
+
+
+def measured_grid(registry: Registry, found: Measurement) -> Grid:
+    """One measurement with its cost."""
+    return grid(MEASURE_HEADING, MEASURE_COLUMNS, _measure_rows(registry, found.measure, "test", found), right=2)
+
+
+def _measure_rows(registry: Registry, name: str, split: str, found: MeasureResult | Measurement) -> Iterator[list[Any]]:
     from robflat_bench.registry.components import title
 
-    rows: list[list[Any]] = []
-    for result in results:
-        for split, measures in (("test", result.measures), ("train", result.measures_train)):
-            for name, found in measures.items():
-                residual = found.details.get("residual")
-                value = "none" if found.value is None else number(found.value, found.standard_error)
-                if found.value is not None and found.standard_error is None and residual is not None:
-                    value += f" (residual {residual:.1e})"
-                passes = f"{found.forward:,} + {found.backward:,}"
-                row = [title(registry, "measure", name), split, value, found.n, f"{found.seconds:.1f}", passes]
-                rows += [row, *([[f"  none: {found.reason}"]] if found.reason else [])]
-    columns = ["measure", "split", "value ± standard error", "n", "s", "image passes"]
-    return grid("measures; image passes: forward + backward", columns, rows, right=2) if rows else None
+    residual = found.details.get("residual")
+    value = "none" if found.value is None else number(found.value, found.standard_error)
+    if found.value is not None and found.standard_error is None and residual is not None:
+        value += f" (residual {residual:.1e})"
+    passes = f"{found.forward:,} + {found.backward:,}"
+    yield [title(registry, "measure", name), split, value, found.n, f"{found.seconds:.1f}", passes]
+    if found.reason:
+        yield [f"  none: {found.reason}"]
 
 
 def quantity_text(found: QuantityValue) -> str:
@@ -58,6 +74,21 @@ def result_grid(
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
     filled = [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]
     return grid(heading, ["", *results], filled, right=1)
+
+
+def store_grid(store: Store, rows: Sequence[Mapping[str, Any]]) -> Grid:
+    """The runs of a store, one a line: rows of `records.overview.overview`."""
+    cells = [
+        [
+            *(row[name] for name in ("key", "protocol", "run", "seed", "state")),
+            percent(row["clean_error"]),
+            ", ".join(percent(value) for value in row["robust_error"].values()) or "-",
+            ", ".join(number(value) for value in row["measures"].values()) or "-",
+        ]
+        for row in rows
+    ]
+    columns = ["key", "protocol", "run", "seed", "state", "clean error", "robust errors", "measures"]
+    return grid(f"runs in {store.root} (last checkpoint, test examples)", columns, cells, right=5)
 
 
 def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:

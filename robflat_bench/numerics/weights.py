@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -60,25 +62,85 @@ def undamaged(path: Path) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """How tensors differ from those of a network; false where names and shapes are equal.
+
+    Parameters
+    ----------
+    unknown, missing : list of str
+        Names that the network has not, and names of the network that are not given.
+    reshaped : dict of str to (shape, shape)
+        The given shape and the network's own, where they differ.
+    given, own : int
+        Numbers of tensors.
+    """
+
+    unknown: list[str]
+    missing: list[str]
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    given: int
+    own: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Misfit:
+        shapes = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in sorted(tensors.keys() & own)}
+        return cls(
+            sorted(tensors.keys() - own.keys()),
+            sorted(own.keys() - tensors.keys()),
+            {name: pair for name, pair in shapes.items() if pair[0] != pair[1]},
+            len(tensors),
+            len(own),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.unknown or self.missing or self.reshaped)
+
+    def __str__(self) -> str:
+        parts = (
+            (self.unknown, f"of its {self.given} tensors are not in the network", _quoted),
+            (self.missing, f"of the network's {self.own} are not in it", _quoted),
+            (self.reshaped, "have another shape", self._shape),
+        )
+        return ", ".join(f"{len(names)} {says} ({_five(names, form)})" for names, says, form in parts if names)
+
+    def _shape(self, name: str) -> str:
+        there, here = self.reshaped[name]
+        return f"{_quoted(name)} is {there} there and {here} here"
+
+    @property
+    def rows(self) -> tuple[int, int] | None:
+        """The numbers of rows, given and own, if these are all that differs: two numbers of classes."""
+        if self.unknown or self.missing or not self.reshaped:
+            return None
+        pairs = {
+            (there[0], here[0]) if there and here and there[1:] == here[1:] else None
+            for there, here in self.reshaped.values()
+        }
+        return pairs.pop() if len(pairs) == 1 else None
+
+
+def _quoted(name: str) -> str:
+    return f"'{name:.100}'"
+
+
+def _five(names: Collection[str], form: Callable[[str], str]) -> str:
+    """The first five names; an ellipsis stands for the others."""
+    return ", ".join([*map(form, islice(names, 5)), *(["..."] if len(names) > 5 else [])])
+
+
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     """Load tensors into the model. `name` names their origin.
 
     Raises
     ------
     UsageError
-        With the first tensor whose shape or kind of number is not the model's, or that holds NaN or infinity where the
+        Names or shapes are not the model's; or a tensor has another kind of number, or holds NaN or infinity where the
         model's own tensor is finite (a mask may hold -inf).
     """
     own = model.state_dict()
-    expected = {key: tuple(value.shape) for key, value in own.items()}
-    given = {key: tuple(value.shape) for key, value in tensors.items()}
-    wrong = sorted(key for key in expected | given if expected.get(key) != given.get(key))
-    if wrong:
-        there, here = (shapes.get(wrong[0], "missing") for shapes in (given, expected))
-        raise UsageError(
-            f"{name} does not fit this backbone: '{wrong[0]}' is {there} there and {here} here; "
-            "name the backbone it was made with"
-        )
+    if misfit := Misfit.of(tensors, own):
+        raise UsageError(f"{name} does not fit this backbone: {misfit}; name the backbone it was made with")
     for key, theirs in sorted(tensors.items()):
         ours = own[key]
         if _kind(theirs) != _kind(ours):

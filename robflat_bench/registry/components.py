@@ -161,8 +161,9 @@ def parse(text: str, parameters: Callable[[str], Sequence[str]] = lambda name: (
     match = _SPEC.fullmatch(text)
     if match is None:
         lower = text.strip().lower()
-        meant = f"; did you mean '{lower}'?" if _SPEC.fullmatch(lower) else ": write name or name(key=value, ...)"
-        raise UsageError(f"'{text}' is not a component, whose name is in lower case{meant}")
+        if _SPEC.fullmatch(lower):
+            raise UsageError(f"'{text}' is not a component: names are in lower case; did you mean '{lower}'?")
+        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), e.g. 'trades(beta=6)'")
     values: dict[str, Any] = {}
     for argument in _split(match["arguments"] or "", ",", text):
         pair = _KEY.fullmatch(argument)

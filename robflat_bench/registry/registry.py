@@ -126,21 +126,28 @@ class Registry:
 
     def unknown(self, what: str, name: str, known: Iterable[str]) -> RobflatError:
         """The error for a name that nobody offers; PluginError while a plugin is broken, for it may offer the name."""
-        message = f"unknown {what} '{name}'" + (self._elsewhere(name) or did_you_mean(name, known))
+        message = f"unknown {what} '{name}'"
         if self.plugins.broken:
             traces = "\n".join(f"{broken}\n{broken.trace}" for broken in self.plugins.broken)
-            return PluginError(f"{message}; it may belong to a plugin that is broken:\n{traces}")
-        files = "; a plugin of one file needs --plugin FILE.py" if what in KINDS else ""
-        return UsageError(f"{message}; see `robflat-bench list {what}s`{files}")
+            hint = did_you_mean(name, known)
+            return PluginError(f"{message}{hint}; it may belong to a plugin that is broken:\n{traces}")
+        if hint := self._kind(name) or self.family(name):
+            return UsageError(message + hint)
+        files = f"; your own {what} needs --plugin FILE.py" if what in KINDS else ""
+        return UsageError(f"{message}{did_you_mean(name, known)}; see `robflat-bench list {what}s`{files}")
 
-    def _elsewhere(self, name: str) -> str:
-        """What a name is, where it is no component of the wanted kind: one of another kind, or a family."""
+    def _kind(self, name: str) -> str:
+        """`: it is an attack; type ...` for a name of another kind."""
         kind = next((kind for kind in KINDS if name in self._offers[kind]), None)
-        if kind is not None:
-            article = "an" if kind == "attack" else "a"
-            return f": it is {article} {kind}, type `robflat-bench {USES[kind].format(name=name)}`"
-        family = [offer.info.name for offer in self.offers("measure") if name in offer.info.factory.split(".")[:-1]]
-        return f": it is a family of measures, {', '.join(family)}" if family else ""
+        if kind is None:
+            return ""
+        article = "an" if kind == "attack" else "a"
+        return f": it is {article} {kind}; type `robflat-bench {USES[kind].format(name=name)}`"
+
+    def family(self, name: str) -> str:
+        """`: it is a family of measures, ...` for a family's name; else the empty string."""
+        members = [offer.info.name for offer in self.offers("measure") if name in offer.info.factory.split(".")[:-1]]
+        return f": it is a family of measures; name one: {', '.join(members)}" if members else ""
 
     def parameters(self, kind: Kind, name: str) -> list[str]:
         """The names of a component's parameters; none where nobody offers it."""

@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is nearest, whatever its case; the empty string where none is near."""
-    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)), "")
+    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)), "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -40,7 +40,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         *table, key = problem["loc"]
         known = [*_keys(model, tuple(table))]
-        listed = f"; there are {', '.join(known)}" if known else "; it has none"
+        listed = f"; its keys are {', '.join(known)}" if known else "; it has no keys"
         return f"unknown key {where!r}" + (did_you_mean(str(key), known) or listed)
     if problem["type"] == "missing":
         return f"{where!r} is missing"

@@ -16,6 +16,7 @@ from robflat_bench.config.protocol import content_hash
 from robflat_bench.config.spec import ProtocolRef, plugin_sources
 from robflat_bench.core import Kind
 from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.data.own import OwnSplits
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
 from robflat_bench.evaluation.network import check_network
@@ -57,9 +58,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     found = model if isinstance(model, FoundModel) else find_model(session, model)
     session = session.under(found.protocol)
     protocol, observer = session.protocol, session.observer
-    configure(protocol.fixed)
-    subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
-    check_network(session, subject.model, found.name)
+    subject = loaded(session, found)
     used = _components(session, found, plan)
     identity = _identity(session, found, subject, plan, used)
     key = content_hash(identity)[:16]
@@ -82,17 +81,27 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
             environment=environment.of(session),
-            provenance=environment.provenance(used),
+            provenance=environment.provenance(used) | ({"notes": [*found.notes]} if found.notes else {}),
         )
         folder.add(record, raw)
         shutil.rmtree(journal.folder, ignore_errors=True)
         return record, path
 
 
+def loaded(session: Session, found: FoundModel) -> EvaluatedModel:
+    """The network with its weights, ready to be evaluated; UsageError where `check_network` refuses it."""
+    configure(session.fixed)
+    subject = EvaluatedModel(load_model(session, found), found.name, found.epoch, initial_weights(found.initial))
+    check_network(session, subject.model, found.name, found.classes)
+    return subject
+
+
 def _components(session: Session, found: FoundModel, plan: Plan) -> list[Component]:
     """Every component that the evaluation uses."""
     texts: list[tuple[Kind, str]] = [("backbone", found.backbone)] if found.module is None else []
-    texts += [("dataset", session.fixed.data.dataset), *((stage.kind, stage.text) for stage in plan.stages)]
+    if not isinstance(session.splits, OwnSplits):
+        texts.append(("dataset", session.fixed.data.dataset))
+    texts += [(stage.kind, stage.text) for stage in plan.stages]
     return [resolve(session.registry, kind, text) for kind, text in dict.fromkeys(texts)]
 
 

@@ -12,9 +12,9 @@ import pytest
 from helpers.commands import promised
 
 import robflat_bench
+from robflat_bench.cli import progress
 from robflat_bench.cli.catalogue import KINDS
 from robflat_bench.core import Interrupted
-from robflat_bench.front import progress
 from robflat_bench.numerics.weights import digest, read_weights
 
 PGD = 'pgd(init="uniform", loss="ce", restarts=1, steps=2)'
@@ -485,7 +485,7 @@ def test_unknown_models_exit_with_2(command, tiny, tmp_path, model, says):
         (["--attack", "pdg"], "did you mean 'pgd'?"),
         (["--measure", "average-case(draws=0)"], "'draws' = 0"),
         (["--attack", "fgsm", "--examples", "31"], "has 30 test examples"),
-        (["--examples", "20"], "apply to chosen attacks"),
+        (["--train", "9999"], "train examples; ask for fewer"),
         (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],
 )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from robflat_bench.config.protocol import load
 from robflat_bench.core import CheckFailed, Observer, Workspace
 from robflat_bench.core.randomness import generator
+from robflat_bench.evaluation.options import ModelOptions
 from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import choose, experiments, figures, work
 from robflat_bench.experiments.best_last import BestLast
@@ -46,7 +47,7 @@ class Lab:
         protocol = load(self.registry, str(self.protocol))
         models = [str(self.runs[method]) for method in methods]
         session = Session(self.registry, protocol, None, self.store, "cpu")
-        return [open_model(session, model) for model in find_models(session, models, reads, None, "last")]
+        return [open_model(session, model) for model in find_models(session, models, reads, ModelOptions())]
 
     def options(self) -> list[object]:
         return ["--protocol", self.protocol, "--store", self.store.root]

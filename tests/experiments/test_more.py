@@ -13,6 +13,7 @@ from torch import nn
 
 from robflat_bench.config.protocol import load
 from robflat_bench.core import Observer, UsageError, Workspace
+from robflat_bench.evaluation.options import ModelOptions
 from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import ablation, choose, figures, scaling, spectrum, work
 from robflat_bench.experiments.trained_model import TrainedModel, find_models, open_model
@@ -37,7 +38,7 @@ ABLATION = (
 def subject(registry, finished, tiny, one_thread) -> TrainedModel:
     protocol = load(registry, str(tiny))
     session = Session(registry, protocol, None, Store(finished.store), "cpu")
-    (found,) = find_models(session, [str(finished.folder)], "chosen", None, "last")
+    (found,) = find_models(session, [str(finished.folder)], "chosen", ModelOptions())
     return open_model(session, found)
 
 

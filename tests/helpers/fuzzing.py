@@ -29,8 +29,8 @@ from helpers.commands import promised
 from helpers.fake_records import REGISTRY, fake_evaluation, fake_run, submitted
 from helpers.lies import LIES
 from helpers.mutations import MUTATIONS
-from robflat_bench.cli import boards
 from robflat_bench.core import CheckFailed
+from robflat_bench.front import boards
 from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.leaderboard.publish import BOARD, pages, read_leaderboard, write_site

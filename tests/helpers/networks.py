@@ -173,3 +173,40 @@ def with_networks() -> Registry:
     for name in FACTORIES:
         registry.add(BackboneInfo(name, name, f"networks:make_{name.replace('-', '_')}"), provider)
     return registry
+
+
+NET = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """Images [N,1,8,8] -> logits [N,classes]."""
+
+    def __init__(self, classes=10, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(64 * width, classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().flatten(1))
+
+
+class Pair(Net):
+    def forward(self, x):
+        return x, super().forward(x)
+
+
+def make(**arguments):
+    return Net(**arguments)
+
+
+def thing():
+    return [1]
+
+
+def broken():
+    return Net(width=1 // 0)
+'''
+"""A network's file, as a user has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,9 +13,10 @@ from helpers.commands import promised
 from helpers.networks import with_networks
 from torch.nn import functional as F
 
-from robflat_bench.config.protocol import Attacked, load
+from robflat_bench.config.protocol import Attacked, Measured, load
 from robflat_bench.core import Interrupted, Observer, UsageError
 from robflat_bench.evaluation.model import build_model, find_model, load_model
+from robflat_bench.evaluation.options import ModelOptions
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.weights import digest, read_weights, write_weights
@@ -73,15 +75,29 @@ def test_a_live_network_is_evaluated_with_what_its_own_weights_give(bench, backb
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
-def test_a_network_that_cannot_be_copied_is_refused_in_one_line(bench):
+def test_a_network_that_holds_computed_weights_is_copied_with_their_values(bench, tmp_path):
     session = bench("old-weight-norm", "at").session
-    model = build_model(session, 1)
+    model = build_model(session, 1).eval()
     model(torch.zeros(2, 1, 8, 8))
-    with pytest.raises(UsageError, match=r"Normalized cannot be copied \(.*\); call it once under torch\.no_grad\(\)"):
-        evaluate_model(session, model, Plan((), ()))
+    plan = Plan((Attacked(attack="fgsm", test=20),), (Measured(measure="average-case(draws=2, steps=2)", test=20),))
+    live, _ = evaluate_model(session, model, plan)
     with torch.no_grad():
         model(torch.zeros(2, 1, 8, 8))
-    evaluate_model(session, model, Plan((Attacked(attack="fgsm", test=20),), ()))
+    leaf, _ = evaluate_model(replace(session, store=Store(tmp_path)), copy.deepcopy(model), plan)
+    (one,), (other,) = live.results.values(), leaf.results.values()
+    assert one.robust_loss == other.robust_loss
+    assert [found.value for found in one.measures.values()] == [found.value for found in other.measures.values()]
+
+
+class Uncopied(torch.nn.Module):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("a socket")
+
+
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line(bench):
+    session = bench("derived", "at").session
+    with pytest.raises(UsageError, match=r"Uncopied cannot be copied \(RuntimeError: a socket\); pass a module"):
+        evaluate_model(session, Uncopied(), Plan((), ()))
 
 
 @pytest.mark.parametrize("backbone", ["derived", "derivedlazily"])
@@ -125,7 +141,7 @@ def test_checkpoints_of_tied_weights_are_evaluated_as_saved(bench):
     run = bench("tied", "at+ema+swa", keep_every=1)
     record = execute(run)
     for name in ("initial", "epoch-0000", "epoch-0001", "best", "last"):
-        found = find_model(run.session, str(run.folder.path), checkpoint=name)
+        found = find_model(run.session, str(run.folder.path), ModelOptions(checkpoint=name))
         model = load_model(run.session, found).eval()
         saved = read_weights(run.folder.weights(name))
         assert torch.equal(saved["first.weight"], saved["second.weight"])

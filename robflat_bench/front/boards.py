@@ -1,0 +1,210 @@
+"""Boards: of the committed entries and your own runs; as tables of text, in Markdown and in LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robflat_bench.core import CheckFailed
+from robflat_bench.front.text import note, number, percent
+
+if TYPE_CHECKING:
+    from robflat_bench.analysis.statistics import Place
+    from robflat_bench.config.protocol import Protocol
+    from robflat_bench.leaderboard.entries import Submission
+    from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow, Leaderboard
+    from robflat_bench.registry.registry import Registry
+
+SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
+LEGEND = (
+    "rank (lowest-highest): 95 % of bootstrap ranks; methods that share a letter do not differ significantly. "
+    "±: half the 95 % confidence interval over seeds and examples; in brackets: standard error of one network over "
+    "examples"
+)
+
+Cells = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Standings:
+    """Boards of committed entries with your own finished runs among them.
+
+    Parameters
+    ----------
+    leaderboard : Leaderboard
+        All boards.
+    boards : tuple of Board
+        The boards that were asked for.
+    mine : frozenset of str
+        Keys of your own runs that are not committed.
+    """
+
+    leaderboard: Leaderboard
+    boards: tuple[Board, ...]
+    mine: frozenset[str]
+
+    @classmethod
+    def of(cls, registry: Registry, protocols: Sequence[str], root: Path, store: Path | None) -> Standings:
+        """Read the entries below `root`, where it exists, and the runs of `store`.
+
+        Parameters
+        ----------
+        protocols : sequence of str
+            Names of protocols, or TOML files; none: all boards.
+
+        Raises
+        ------
+        CheckFailed
+            An entry or a record cannot be trusted.
+        """
+        from robflat_bench.leaderboard.build import build_leaderboard
+
+        names = {admitted(registry, text).name for text in protocols}
+        committed = checked_entries(root, registry) if root.exists() else []
+        known = {one.record.key: one.record.outcomes for one in committed}
+        found = own_runs(store, registry, protocols) if store else []
+        own = [one for one in found if one.record.key not in known]
+        same = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
+        if same:
+            others = f", {same.count(False)} with other outcomes (another machine rounds differently)"
+            others = "" if all(same) else others
+            note(f"{len(same)} of your runs are in {root} already{others}; the committed entry is shown")
+        made = build_leaderboard([*committed, *own], root, registry)
+        chosen = tuple(board for board in made.boards if not names or board.protocol in names)
+        return cls(made, chosen, frozenset(one.record.key for one in own))
+
+    def heading(self, board: Board) -> str:
+        """The line above a board's table."""
+        return f"{board.id} {board.version}, {board.checkpoint} checkpoint"
+
+    @property
+    def legend(self) -> str:
+        """The line below a board's table."""
+        return LEGEND + ("; * yours, not submitted" if self.mine else "")
+
+
+def checked_entries(root: Path, registry: Registry) -> list[Submission]:
+    """Every entry; CheckFailed if one cannot be trusted, because a board without it would differ."""
+    from robflat_bench.leaderboard.publish import read_leaderboard
+
+    found, problems = read_leaderboard(root, registry)
+    for problem in problems:
+        note(problem.line)
+    if problems:
+        raise CheckFailed(f"{len(problems)} problems in {root} (listed above); a board has all entries or none")
+    return found
+
+
+def admitted(registry: Registry, name: str) -> Protocol:
+    """Load a protocol by name or file; a file's protocol is known by its name afterwards."""
+    from robflat_bench.config.protocol import load
+
+    found = load(registry, name)
+    if name not in registry.protocols:
+        registry.admit_protocol(found.name, Path(name))
+    return found
+
+
+def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Submission]:
+    """The finished runs of a store under these protocols (names or files; none: all that are known here).
+
+    Runs under unknown protocols are named in a line on stderr, unless protocols were chosen and have runs.
+    """
+    from robflat_bench.leaderboard.entries import store_submissions
+
+    hashes = {admitted(registry, name).hash for name in names}
+    found, others = store_submissions(store, registry)
+    chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
+    if others and (not names or not chosen):
+        listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
+        note(f"left out, since their protocol is not known here: in {store} {listed}; add --protocol FILE.toml")
+    return chosen
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------
+
+
+def shown_quantities(board: Board) -> list[BoardColumn]:
+    """The quantity that ranks and those shown beside it; the site shows all."""
+    by_id = {quantity.id: quantity for quantity in board.quantities}
+    return [by_id[name] for name in (*SHOWN, *board.rankings[1:]) if name in by_id]
+
+
+def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Cells]:
+    """Columns and rows of the board.
+
+    Runs with a key of `mine` are marked. Versions of one method (of other plugin code, for example) carry the key of a
+    run.
+    """
+    shown = shown_quantities(board)
+    labels = Counter(row.label for row in board.rows)
+    rows = []
+    for row in board.rows:
+        version = f" {{{row.runs[0].key[:8]}}}" if labels[row.label] > 1 else ""
+        mark = " *" if any(run.key in mine for run in row.runs) else ""
+        place = row.places.get(board.rankings[0])
+        rank = f"{_place(place)} {place.letters}" if place else "-"
+        values = [_value(row, quantity, board, ranked=quantity is shown[0]) for quantity in shown]
+        rows.append([rank, row.label + version + mark, str(len(row.runs)), *values])
+    return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows
+
+
+def _place(place: Place) -> str:
+    return f"{place.rank} ({place.low}-{place.high})"
+
+
+def _value(row: BoardRow, quantity: BoardColumn, board: Board, ranked: bool) -> str:
+    """`35.0 ± 1.2 %`; of one seed, which has no interval, `35.0 % (2.1 %)`. A rank of its own follows in brackets."""
+    value = row.values[board.checkpoint].get(quantity.id)
+    place = "" if ranked or quantity.id not in row.places else f"  [{_place(row.places[quantity.id])}]"
+    if value is None:
+        return "-" + place
+    written = percent if quantity.unit == "fraction" else number
+    if value.low is not None and value.high is not None:
+        return written(value.mean, (value.high - value.low) / 2) + place
+    error = "" if value.standard_error is None else f" ({written(value.standard_error)})"
+    return written(value.mean) + error + place
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Reports
+# ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(names: Sequence[str], rows: Cells) -> str:
+    """A table in GitHub's Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(re.sub(r"([\\|`*_<\[])", r"\\\1", cell) for cell in cells) + " |"
+
+    return "\n".join([line(names), "|" + "---|" * len(names), *map(line, rows)])
+
+
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def latex(names: Sequence[str], rows: Cells) -> str:
+    """A `tabular` in the booktabs style."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+
+    body = [r"\toprule", line(names), r"\midrule", *map(line, rows), r"\bottomrule"]
+    return "\n".join([rf"\begin{{tabular}}{{{'l' * len(names)}}}", *body, r"\end{tabular}"])
+
+
+FORMATS = {"markdown": markdown, "latex": latex}

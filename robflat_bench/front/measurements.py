@@ -1,0 +1,262 @@
+"""`measure` and `attack`: one measure or one attack on a live module and examples of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robflat_bench.core import UsageError
+from robflat_bench.front.grids import as_html, as_text
+from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
+from robflat_bench.front.shown import measured_grid
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robflat_bench.evaluation.evaluate import EvaluatedModel
+    from robflat_bench.evaluation.plan import Plan
+    from robflat_bench.evaluation.session import Session
+    from robflat_bench.front.evaluations import Normalization
+    from robflat_bench.records.journal import StoredJournal
+
+
+@dataclass(frozen=True, repr=False)
+class Measurement:
+    """The value of one measure of one network; `float` of it is its value.
+
+    Parameters
+    ----------
+    measure : str
+        The measure with all its parameters.
+    value, standard_error : float or None
+        The number and its standard error, over examples or draws as the measure defines it. None where there is none.
+    n : int
+        Number of examples.
+    reason : str
+        Why there is no value.
+    details : mapping
+        Further numbers of the measure, such as the number of weights that were moved.
+    arrays : mapping
+        Numbers for each draw, example, ...
+    seconds, forward, backward
+        Time, and image passes through the network.
+    registry : Registry
+        Names the measure.
+    """
+
+    measure: str
+    value: float | None
+    standard_error: float | None
+    n: int
+    reason: str
+    details: Mapping[str, float]
+    seconds: float
+    forward: int
+    backward: int
+    registry: Registry
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __float__(self) -> float:
+        if self.value is None:
+            raise ValueError(f"{self.measure} has no value: {self.reason}")
+        return self.value
+
+    def __repr__(self) -> str:
+        return as_text([measured_grid(self.registry, self)])
+
+    def _repr_html_(self) -> str:
+        return as_html([measured_grid(self.registry, self)])
+
+
+def measure(
+    model: nn.Module,
+    data: Any,
+    measure: str = "average-case",
+    *,
+    epsilon: float | str | None = None,
+    normalize: Normalization | None = None,
+    examples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    plugins: Sequence[str | Path] = (),
+    progress: bool = True,
+) -> Measurement:
+    """One measure of one network on examples of your own.
+
+    It equals the value of `evaluate` bit for bit on the same examples, with the same threads. The network is measured
+    as a copy, in eval mode; everything is afterwards as before.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Images in [0,1], [N,C,H,W], in; logits [N,K] out.
+    data : pair, Dataset or DataLoader
+        (images, labels): images float [N,C,H,W] in [0,1], labels integers [N]. Or a Dataset or DataLoader of such
+        pairs, read in its order: do not shuffle. float64 images are measured in float64.
+    measure : str
+        A measure with its parameters, "average-case(xi=0.5)"; `list("measures")` has all.
+    epsilon : float or str
+        Radius of the threat, in pixels of [0,1]: 8 / 255. Measures without adversarial images need none.
+    normalize : pair or None
+        (mean, std) of each channel, which the network expects in front; None: images go in as they are.
+    examples : int or None
+        Only the first ones.
+    seed : int
+        Seed of all random numbers, keyed by the images' positions and the weights' names; protocols have 0.
+    device, plugins, progress
+        As in `run`.
+
+    Returns
+    -------
+    Measurement
+        Value, standard error, n and details. Where the measure is not defined for this network, value is None, and
+        `reason` says why.
+
+    Raises
+    ------
+    UsageError
+        A name or a value is wrong, or the network cannot be measured; the text says what to write.
+
+    Examples
+    --------
+    >>> rb.measure(model, loader, "average-case(xi=0.5)", epsilon=8 / 255)
+    """
+    from robflat_bench.config.protocol import Measured
+    from robflat_bench.evaluation.evaluate import evaluate as run
+    from robflat_bench.evaluation.plan import Plan
+    from robflat_bench.records.record import measure_path
+
+    registry = open_registry(plugins)
+    component = resolve(registry, "measure", measure)
+    if epsilon is None and component.info.couplings:
+        raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
+    with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as direct:
+        row = Measured(measure=component.canonical, test=direct.session.splits.available("test"))
+        plan = Plan((), (row,))
+        subject, journal = direct.ready(model, normalize, plan)
+        result, outcomes = run(direct.session, plan, subject, journal)
+    found, prefix = result.measures[row.measure], f"{measure_path(subject.checkpoint, 'test', row.measure)}/"
+    arrays = {name.removeprefix(prefix): array for name, array in outcomes.items() if name.startswith(prefix)}
+    return Measurement(row.measure, **found.model_dump(), registry=registry, arrays=arrays)
+
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: str = "pgd(steps=20)",
+    *,
+    epsilon: float | str,
+    normalize: Normalization | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    plugins: Sequence[str | Path] = (),
+    progress: bool = True,
+) -> Tensor:
+    """Adversarial images of one attack, as `evaluate` finds them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Images in [0,1], [N,C,H,W], in; logits [N,K] out. It is attacked as a copy, in eval mode.
+    x : Tensor
+        Images, float [N,C,H,W] in [0,1].
+    y : Tensor
+        Labels, integers [N].
+    attack : str
+        An attack with its parameters; `list("attacks")` has all.
+    epsilon : float or str
+        Radius of the l-infinity ball, in pixels of [0,1]: 8 / 255.
+    normalize, seed, device, plugins, progress
+        As in `measure`.
+
+    Returns
+    -------
+    Tensor
+        x_adv, [N,C,H,W], with x's dtype and device: within epsilon of x (up to rounding) and within [0,1].
+
+    Raises
+    ------
+    UsageError
+        A name or a value is wrong, or the network cannot be attacked; the text says what to write.
+    RunFailed
+        The attack left the threat model.
+
+    Examples
+    --------
+    >>> x_adv = rb.attack(model, x, y, "pgd(steps=20)", epsilon=8 / 255)
+    """
+    from robflat_bench.config.protocol import Attacked
+    from robflat_bench.evaluation.evaluate import adversarial_images
+    from robflat_bench.evaluation.plan import Plan
+
+    registry = open_registry(plugins)
+    component = resolve(registry, "attack", attack)
+    with _direct(registry, (x, y), epsilon, None, seed, device, progress) as direct:
+        plan = Plan((Attacked(attack=component.canonical, test=len(y)),), ())
+        return adversarial_images(direct.session, plan, *direct.ready(model, normalize, plan)).to(x)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Without a protocol
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """A call without a protocol's data and threat model; nothing is kept."""
+
+    session: Session
+
+    def ready(
+        self, model: nn.Module, normalize: Normalization | None, plan: Plan
+    ) -> tuple[EvaluatedModel, StoredJournal]:
+        """The network as `evaluate` would load it, and a journal."""
+        from robflat_bench.evaluation.model import find_model
+        from robflat_bench.evaluation.options import ModelOptions
+        from robflat_bench.records.journal import StoredJournal
+        from robflat_bench.runs.evaluation import loaded
+
+        session, (mean, std) = self.session, normalize or ((), ())
+        found = find_model(session, model, ModelOptions(mean=tuple(mean), std=tuple(std)))
+        subject = loaded(session, found)
+        session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
+        return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
+
+
+@contextlib.contextmanager
+def _direct(
+    registry: Registry,
+    data: Any,
+    epsilon: float | str,
+    examples: int | None,
+    seed: int,
+    device: str,
+    progress: bool,
+) -> Iterator[_Direct]:
+    """A block for one call: in a temporary store, with this process's threads, on the call's examples."""
+    import torch
+
+    from robflat_bench.config.protocol import Fixed, ThreatModel
+    from robflat_bench.data.own import own_splits
+    from robflat_bench.front.guard import undisturbed
+    from robflat_bench.registry.faults import faults
+    from robflat_bench.registry.validation import validate
+
+    threat = validate(ThreatModel, {"epsilon": epsilon}, "the threat model")
+    with undisturbed(), tempfile.TemporaryDirectory() as store, chosen_observer(progress) as observer:
+        splits = own_splits(data, examples)
+        session = open_session(registry, data=splits, store=store, device=device, observer=observer)
+        precision = str(splits.given.x.dtype).removeprefix("torch.")
+        chosen = {"threat": threat, "seed": seed, "threads": torch.get_num_threads(), "precision": precision}
+        fixed = validate(Fixed, {**session.fixed.model_dump(), **chosen}, "measure")
+        with faults(registry):
+            yield _Direct(replace(session, protocol=replace(session.protocol, fixed=fixed)))

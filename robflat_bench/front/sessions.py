@@ -1,0 +1,107 @@
+"""What a call needs before it works: the registry, the protocol, the data, a store, a device and an observer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robflat_bench.core import Observer, PluginError
+from robflat_bench.front.text import note
+
+if TYPE_CHECKING:
+    from robflat_bench.data.splits import Splits
+    from robflat_bench.evaluation.session import Session
+    from robflat_bench.registry.plugins import Plugins
+    from robflat_bench.registry.registry import Registry
+
+
+def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
+    """The registry with the one-file plugins `plugins`; every broken installed plugin is a line on stderr.
+
+    Raises
+    ------
+    PluginError
+        One of `plugins` is broken: what the user named must work.
+    """
+    from robflat_bench.registry.registry import discover
+
+    found = discover(tuple(map(Path, plugins)))
+    for broken in found.plugins.broken:
+        if broken.version == "file":
+            raise PluginError(f"{broken}; mend it, then type `robflat-bench plugin check {broken.distribution}`")
+    note_broken(found.plugins)
+    return found
+
+
+def note_broken(plugins: Plugins) -> None:
+    """One line on stderr for every broken plugin."""
+    for broken in plugins.broken:
+        note(f"{broken}; `robflat-bench plugin list` shows all")
+
+
+def open_session(
+    registry: Registry,
+    protocol: str = "digits-linf",
+    settings: Sequence[str] | Mapping[str, Any] = (),
+    data: str | Path | Splits | None = None,
+    store: str | Path = "runs",
+    device: str = "auto",
+    compile: bool = False,
+    keep_every: int = 0,
+    observer: Observer | None = None,
+) -> Session:
+    """A session under a protocol; mistakes in its name and settings are reported before torch is imported.
+
+    Parameters
+    ----------
+    settings : sequence of str, or mapping
+        As after `--set`: ("recipe.epochs=3",) or {"recipe.epochs": 3}.
+    data : str, Path, Splits or None
+        Folder of the data sets, None for the usual places, or the examples themselves (`data.own.own_splits`).
+    """
+    from robflat_bench.config.protocol import load
+
+    chosen = load(registry, protocol, written(settings))
+
+    from robflat_bench.evaluation.session import Session, choose_device
+    from robflat_bench.numerics.compilation import Compilation
+    from robflat_bench.records.store import Store
+
+    place, observer = choose_device(device), observer or Observer()
+    compilation = Compilation(place, observer.note) if compile else None
+    return Session(
+        registry,
+        chosen,
+        str(data) if isinstance(data, Path) else data,
+        Store(Path(store)),
+        place,
+        observer,
+        keep_every,
+        compilation,
+    )
+
+
+def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings as after `--set`."""
+    if not isinstance(settings, Mapping):
+        return (settings,) if isinstance(settings, str) else tuple(settings)
+    return tuple(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
+
+
+def chosen_observer(progress: bool) -> Any:
+    """The observer of a call, as a context: bars and lines, or nothing."""
+    if not progress:
+        return _Silent()
+    from robflat_bench.front.progress import Progress
+
+    return Progress()
+
+
+class _Silent(Observer):
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
