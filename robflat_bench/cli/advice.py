@@ -25,6 +25,7 @@ EXAMPLES = {
     "results compare": "results compare trades at",
     "leaderboard": "leaderboard show",
     "leaderboard submit": "leaderboard submit RUN",
+    "leaderboard verify": "leaderboard verify RUN",
     "plugin": "plugin list",
     "plugin new": "plugin new robflat-my-at",
     "plugin check": "plugin check FILE.py",

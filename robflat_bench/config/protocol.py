@@ -272,7 +272,8 @@ def read_text(path: Path, what: str) -> str:
     try:
         return read_regular(path, MAX_BYTES).decode()
     except (OSError, ValueError) as error:  # not UTF-8, or a NUL in the path
-        raise UsageError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what} {path} cannot be read: {reason}; give a TOML file, or the name of a {what}") from None
 
 
 def _tables(fixed: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:
