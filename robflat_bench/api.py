@@ -35,6 +35,7 @@ from robflat_bench.core import (
     Modifier,
     ModifierInfo,
     Moment,
+    NoValue,
     Number,
     Params,
     Passes,
@@ -68,10 +69,10 @@ if TYPE_CHECKING:
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.shared import OracleParams, WeightSpaceParams
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
-    from robflat_bench.numerics.weight_space import WeightSpace
+    from robflat_bench.numerics.weight_space import Ball, WeightSpace
     from robflat_bench.registry.components import parse
 
-API_VERSION = "1.2"
+API_VERSION = "1.3"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments; implementations may
 leave arguments out. A major version removes what was deprecated, with a warning at each use, for at least one minor
 version."""
@@ -94,6 +95,7 @@ __all__ = [
     "Attack",
     "AttackInfo",
     "BackboneInfo",
+    "Ball",
     "Batch",
     "Dataset",
     "DatasetInfo",
@@ -114,6 +116,7 @@ __all__ = [
     "Modifier",
     "ModifierInfo",
     "Moment",
+    "NoValue",
     "Normalized",
     "Number",
     "Oracle",

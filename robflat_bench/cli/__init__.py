@@ -17,6 +17,7 @@ import rich_click as click
 
 from robflat_bench import __version__
 from robflat_bench.cli import (
+    advice,
     catalogue,
     doctor,
     evaluate,
@@ -130,7 +131,10 @@ def main() -> None:
         _require_folder()
         code = cli.main(prog_name="robflat-bench", standalone_mode=False)
     except click.ClickException as error:
-        error.show(sys.stderr)  # named, since click by itself writes to the bytes below where the encoding is ASCII
+        if len(sys.argv) == 1:
+            error.show(sys.stderr)  # the help; named, since click writes to the bytes below where the encoding is ASCII
+        else:
+            output.note(advice.answer(error, sys.argv[1:]))
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         output.note("interrupted; run the same command again, it resumes")

@@ -9,16 +9,23 @@ from robflat_bench.front.kinds import KINDS
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.argument("pattern", default="*", metavar="[GLOB]")
 @output.plugin_option
 @output.json_option
-def list_components(kind: str, pattern: str) -> None:
-    """List components of a KIND whose names match GLOB."""
-    from robflat_bench.front.catalogue import list_grid, listed
+def list_components(kind: str | None, pattern: str) -> None:
+    """List components of a KIND whose names match GLOB; without a KIND, the kinds."""
+    from robflat_bench.front.catalogue import kinds_grid, list_grid, listed, listed_kinds
 
-    rows = listed(output.registry(), kind, pattern)
-    output.report(rows, [list_grid(kind, rows)])
+    registry = output.registry()
+    if kind is None:
+        counts = listed_kinds(registry)
+        output.report(counts, [kinds_grid(counts), "type e.g. `robflat-bench list methods`"])
+        return
+    rows = listed(registry, kind, pattern)
+    if not rows:
+        output.note(f"no {kind} match '{pattern}'; type `robflat-bench list {kind}` for all of them")
+    output.report(rows, [list_grid(kind, rows)] if rows else [])
 
 
 @click.command()

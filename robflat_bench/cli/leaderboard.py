@@ -24,7 +24,7 @@ root_option = click.option(
 site_option = click.option("--site", type=PATH, default=Path("site"), show_default=True, help="Folder of the pages.")
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def leaderboard() -> None:
     """Rank methods by robustness and by flatness, from committed evidence."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robflat_bench.testing.audit import Audit
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def plugin() -> None:
     """List plugins, make one, check one."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robflat_bench.records.store import RunFolder
 
 
-@click.group("results")
+@click.group("results", no_args_is_help=False)
 def results_group() -> None:
     """Look at your runs, finished and unfinished."""
 

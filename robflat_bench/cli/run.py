@@ -48,7 +48,16 @@ def run(
     composed = composed_method(registry, method)
     progress = chosen_observer(True)
     session = open_session(
-        registry, protocol, settings, data, store, device, compile, keep_every=keep_every or 0, observer=progress
+        registry,
+        protocol,
+        settings,
+        data,
+        store,
+        device,
+        compile,
+        keep_every=keep_every or 0,
+        observer=progress,
+        trains=True,
     )
 
     from robflat_bench.runs.run import execute

@@ -57,12 +57,15 @@ def sweep(
     from robflat_bench.config.protocol import load
     from robflat_bench.config.study import load_study
     from robflat_bench.core import Resources
+    from robflat_bench.front.sessions import require_data, require_folder
     from robflat_bench.registry.components import resolve
 
     registry = output.registry()
     chosen = load_study(study)
     protocol = load(registry, chosen.protocol)
     component = resolve(registry, "launcher", launcher)
+    require_folder(store)
+    require_data(registry, protocol, data)
 
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared

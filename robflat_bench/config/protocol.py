@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from robflat_bench.core import MAX_INTEGER, Kind, Number, PluginError, Seed, Str
 from robflat_bench.core.files import read_regular
 from robflat_bench.registry.components import parse_value, resolve, without_negative_zeros
 from robflat_bench.registry.registry import Registry
-from robflat_bench.registry.validation import validate
+from robflat_bench.registry.validation import nearest, validate
 
 DEFAULT = "digits-linf"
 MAX_BYTES = 64 * 1024
@@ -271,7 +272,8 @@ def read_text(path: Path, what: str) -> str:
     try:
         return read_regular(path, MAX_BYTES).decode()
     except (OSError, ValueError) as error:  # not UTF-8, or a NUL in the path
-        raise UsageError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what} {path} cannot be read: {reason}; give a TOML file, or the name of a {what}") from None
 
 
 def _tables(fixed: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:
@@ -298,7 +300,7 @@ def _apply(content: dict[str, Any], setting: str) -> None:
     path, equals, value = setting.partition("=")
     steps = path.strip().split(".")
     if not equals or len(steps) < 2 or steps[0] not in ("recipe", "fixed"):
-        raise UsageError(f"--set {setting}: write recipe.KEY=VALUE (or fixed.KEY=VALUE, which leaves the board)")
+        raise _unreadable(setting)
     node = content
     for step in steps[:-1]:
         node = node.setdefault(step, {})
@@ -307,6 +309,14 @@ def _apply(content: dict[str, Any], setting: str) -> None:
     text = value.strip()
     component = "(" in text and not text.startswith(('"', "'", "["))
     node[steps[-1]] = text if component else parse_value(text, setting)
+
+
+def _unreadable(setting: str) -> UsageError:
+    """The error of a setting that is not recipe.KEY=VALUE or fixed.KEY=VALUE; it names the recipe's key in it."""
+    name, *value = re.split(r"[\s=]+", setting.strip(), maxsplit=1)
+    key = nearest(name.removeprefix("recipe."), Recipe.model_fields)
+    meant = f"--set recipe.{key}={''.join(value) or 'VALUE'}" if key else f"keys are {', '.join(Recipe.model_fields)}"
+    return UsageError(f"--set {setting}: write recipe.KEY=VALUE, or fixed.KEY=VALUE, which leaves the board; {meant}")
 
 
 def components(protocol: Protocol) -> list[tuple[Kind, str]]:

@@ -67,6 +67,17 @@ def listed(registry: Registry, kind: str, pattern: str) -> tuple[dict[str, Any],
     return tuple(rows)
 
 
+def listed_kinds(registry: Registry) -> tuple[dict[str, Any], ...]:
+    """The kinds of `KINDS`, each with its number of entries."""
+    entries = catalogues(registry)
+    return tuple({"kind": kind, "entries": len([*entries[singular(kind)][0]])} for kind in KINDS)
+
+
+def kinds_grid(rows: Sequence[dict[str, Any]]) -> Grid:
+    """The kinds as a table."""
+    return grid("the catalogue", ["kind", "entries"], [[*row.values()] for row in rows], right=1)
+
+
 def singular(kind: str) -> str:
     """methods -> method."""
     return "study" if kind == "studies" else kind.removesuffix("s")
@@ -92,7 +103,8 @@ def found(registry: Registry, name: str) -> Description:
         if registry.plugins.broken and wanted not in _OWN:  # the message names the plugin that may have it
             registry.get(wanted or "method", short)  # type: ignore[arg-type]
         known = [known for names, _ in entries.values() for known in names]
-        raise UsageError(f"nothing is called '{short}'" + did_you_mean(short, known))
+        hint = registry.family(short) or did_you_mean(short, known)
+        raise UsageError(f"nothing is called '{short}'{hint}; see `robflat-bench list`")
     if len(kinds) > 1:
         raise UsageError(f"'{short}' is " + " and ".join(f"{kind}:{short}" for kind in kinds) + "; name one of them")
     row = Description(entries[kinds[0]][1](short))

@@ -129,7 +129,16 @@ def run(
     composed = composed_method(registry, method)
     with chosen_observer(progress) as observer:
         session = open_session(
-            registry, protocol, settings, data, store, device, compile, keep_every=keep_every, observer=observer
+            registry,
+            protocol,
+            settings,
+            data,
+            store,
+            device,
+            compile,
+            keep_every=keep_every,
+            observer=observer,
+            trains=True,
         )
         planned = planned_run(session, composed, seed)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robflat_bench.core import Observer
+from robflat_bench.core import Observer, PluginError, UsageError
 from robflat_bench.front.text import note
 
 if TYPE_CHECKING:
+    from robflat_bench.config.protocol import Protocol
     from robflat_bench.data.splits import Splits
     from robflat_bench.evaluation.session import Session
     from robflat_bench.registry.plugins import Plugins
@@ -18,10 +20,19 @@ if TYPE_CHECKING:
 
 
 def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
-    """The registry with the one-file plugins `plugins`; every broken installed plugin is a line on stderr."""
+    """The registry with the one-file plugins `plugins`; every broken installed plugin is a line on stderr.
+
+    Raises
+    ------
+    PluginError
+        One of `plugins` is broken: what the user named must work.
+    """
     from robflat_bench.registry.registry import discover
 
     found = discover(tuple(map(Path, plugins)))
+    for broken in found.plugins.broken:
+        if broken.version == "file":
+            raise PluginError(f"{broken}; mend it, then type `robflat-bench plugin check {broken.distribution}`")
     note_broken(found.plugins)
     return found
 
@@ -42,8 +53,9 @@ def open_session(
     compile: bool = False,
     keep_every: int = 0,
     observer: Observer | None = None,
+    trains: bool = False,
 ) -> Session:
-    """A session under a protocol; mistakes in its name and settings are reported before torch is imported.
+    """A session under a protocol; mistakes in its name, settings and store are reported before torch is imported.
 
     Parameters
     ----------
@@ -51,10 +63,15 @@ def open_session(
         As after `--set`: ("recipe.epochs=3",) or {"recipe.epochs": 3}.
     data : str, Path, Splits or None
         Folder of the data sets, None for the usual places, or the examples themselves (`data.own.own_splits`).
+    trains : bool
+        The session reads the protocol's data, so they are looked for before torch is imported.
     """
     from robflat_bench.config.protocol import load
 
     chosen = load(registry, protocol, written(settings))
+    require_folder(Path(store))
+    if trains:
+        require_data(registry, chosen, data)
 
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
@@ -72,6 +89,26 @@ def open_session(
         keep_every,
         compilation,
     )
+
+
+def require_folder(store: Path) -> None:
+    """UsageError where a store cannot be made; one that exists may be read-only, and its finished runs are shown."""
+    place = next(place for place in (store, *store.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise UsageError(f"cannot write {store}: {place} is not a folder; choose another folder with --store DIR")
+    if place != store and not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {store}: {place} is read-only; choose another folder with --store DIR")
+
+
+def require_data(registry: Registry, protocol: Protocol, data: Any) -> None:
+    """UsageError where the dataset of a protocol is nowhere; its images are not read."""
+    from robflat_bench.registry.components import resolve
+    from robflat_bench.registry.faults import faults
+
+    if data is None or isinstance(data, str | Path):
+        with faults(registry):
+            dataset = resolve(registry, "dataset", protocol.fixed.data.dataset).build()
+            dataset.sources(None if data is None else str(data))
 
 
 def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:

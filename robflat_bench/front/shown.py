@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robflat_bench.front.grids import Grid, grid
@@ -11,7 +13,7 @@ from robflat_bench.front.text import number, percent
 if TYPE_CHECKING:
     from robflat_bench.front.measurements import Measurement
     from robflat_bench.records.quantities import Outcomes, QuantityValue
-    from robflat_bench.records.record import MeasureResult, Result
+    from robflat_bench.records.record import MeasureResult, Result, RunRecord
     from robflat_bench.records.store import RunFolder, Store
     from robflat_bench.registry.registry import Registry
 
@@ -72,7 +74,7 @@ def result_grid(
     epochs = ["epoch", *("-" if result.epoch is None else str(result.epoch + 1) for result in results.values())]
     shown = [[name, *(cells.get(checkpoint, "-") for checkpoint in results)] for name, cells in rows.items()]
     flags = ["flags", *(", ".join(result.flags.reasons()) or "none" for result in results.values())]
-    filled = [row for row in (epochs, *shown, flags) if set(row[1:]) != {"-"}]
+    filled = [row for row in (*shown, epochs, flags) if set(row[1:]) != {"-"}]
     return grid(heading, ["", *results], filled, right=1)
 
 
@@ -104,8 +106,28 @@ def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:
         f"{budget.peak_memory_bytes / 1e9:.2f} GB peak, training {budget.forward:,} forward and "
         f"{budget.backward:,} backward image passes"
     )
-    yield (
-        "values ± standard error over examples, of this one network; another seed may differ by more: "
-        "no ranking follows from one run"
-    )
+    yield "values ± standard error over examples, of this one network; another seed may differ by more"
     yield f"record: {folder.record_file}"
+    yield from _next_lines(registry, folder, record)
+
+
+def _next_lines(registry: Registry, folder: RunFolder, record: RunRecord) -> Iterator[str]:
+    """Whether a board ranks a run, and the lines to type next."""
+    from robflat_bench.config.protocol import DEFAULT
+
+    spec, store = record.spec, folder.path.parents[2]
+    options = ["--protocol", spec.protocol.name] if spec.protocol.name != DEFAULT else []
+    options += ["--store", str(store)] if store != Path("runs") else []
+    if spec.protocol.name not in registry.protocols:
+        yield f"not ranked: {spec.protocol.name} is no protocol of `robflat-bench list protocols`; next"
+        options = options[2:]
+        lines = [["results", "show", record.key[:8]]]
+    else:
+        yield "no ranking follows from one run: boards rank three seeds; next, the same command with another --seed, or"
+        other = "trades" if spec.label == "at" else "at"
+        lines = [
+            ["evaluate", record.key[:8], "--measure", "average-case(xi=0.25)"],
+            ["results", "compare", spec.label, other],
+            ["leaderboard", "show"],
+        ]
+    yield from (f"    {shlex.join(['robflat-bench', *line, *options])}" for line in lines)

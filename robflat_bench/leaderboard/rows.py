@@ -17,7 +17,7 @@ from robflat_bench.config.protocol import Checkpoint, Protocol
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.model import TIERS, BoardColumn, BoardRow, BoardRun, RowValue
-from robflat_bench.records.quantities import WORST_CASE, Samples, column_id, mean, result_samples, worst_case
+from robflat_bench.records.quantities import WORST_CASE, Samples, column_id, mean, result_samples
 from robflat_bench.records.record import MeasureResult
 
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
@@ -74,9 +74,9 @@ def submitted_network(submission: Submission, checkpoint: Checkpoint, sizes: Map
     result = results[checkpoint]
     found = result_samples(checkpoint, result, outcomes)
     samples = {column_id(name, of): arrays for (name, of, split), arrays in found.items() if split != "train"}
-    worst = worst_case(outcomes, checkpoint, result.robust_error)
-    if len(result.robust_error) == max(len(each.robust_error) for each in results.values()):
-        samples[WORST_CASE] = (worst,)  # a checkpoint that met fewer attacks has an easier worst case: not comparable
+    (worst,) = samples[WORST_CASE]
+    if len(result.robust_error) < max(len(each.robust_error) for each in results.values()):
+        del samples[WORST_CASE]  # a checkpoint that met fewer attacks has an easier worst case: not comparable
     measures = dict(result.measures)
     for evaluation, _ in submission.evaluations:
         if checkpoint in evaluation.results:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 Outcomes = Mapping[str, np.ndarray]
 Samples = tuple[NDArray[Any], ...]
 Unit = Literal["fraction", "nats", ""]
-Name = Literal["clean_error", "robust_error", "robust_loss", "gap_robust_error", "gap_robust_loss", "measure"]
+Name = Literal[
+    "worst_case", "clean_error", "robust_error", "robust_loss", "gap_robust_error", "gap_robust_loss", "measure"
+]
 Split = Literal["test", "train", "test-train"]
 SPLITS: tuple[Literal["test", "train"], ...] = ("test", "train")
 
@@ -36,7 +38,8 @@ class Quantity(NamedTuple):
 
     Attributes
     ----------
-    label : heading in the terminal; `{of}` is the title of the attack or measure, `{split}` the examples.
+    label : heading in the terminal; `{of}` is the title of the attack or measure, `{split}` the examples, `{n}` their
+        number.
     column : identifier of its column on the board; `{of}` is the canonical text of the attack or measure.
     heading : heading of that column; `{of}` as in `label`.
     unit : "fraction" in [0,1], "nats", or "" for a measure: see `quantity_unit`.
@@ -51,7 +54,14 @@ class Quantity(NamedTuple):
 
 
 MEASURE = "measure:"
+BOTH = " and "
+"""Joins the attacks of a worst case."""
+WORST_CASE = "robust_error"
+"""The board's column of the per-example worst case over clean images and all attacks: see `worst_case`."""
 QUANTITIES: dict[Name, Quantity] = {
+    "worst_case": Quantity(
+        "worst case of {of}, {split}, n={n} (boards rank it)", WORST_CASE, "robust error", "fraction", "error"
+    ),
     "clean_error": Quantity("clean error, {split}", "clean_error", "clean error", "fraction", "error"),
     "robust_error": Quantity("robust error, {split}: {of}", "attack:{of}", "{of}", "fraction", "error"),
     "robust_loss": Quantity("robust loss, {split} (nats)", "robust_loss", "robust loss, {of}", "nats", "loss"),
@@ -63,8 +73,6 @@ QUANTITIES: dict[Name, Quantity] = {
     ),
     "measure": Quantity("{of}, {split}", MEASURE + "{of}", "{of}", "", ""),
 }
-WORST_CASE = "robust_error"
-"""The board's column of the per-example worst case over clean images and all attacks: see `worst_case`."""
 MEASURES_IN_NATS = ("average-case", "worst-case")
 """Measures whose value is a rise of the robust loss."""
 
@@ -75,7 +83,7 @@ class QuantityValue(NamedTuple):
     Attributes
     ----------
     quantity : key of `QUANTITIES`.
-    of : canonical text of the attack or measure; "" for the clean error.
+    of : canonical text of the attack or measure, of the worst case those of all attacks; "" for the clean error.
     split : the examples; "test-train" for a gap.
     value : in the quantity's unit; None for a measure without a value.
     standard_error : over examples, of this one network: another seed may differ by more. None where undefined.
@@ -106,14 +114,17 @@ def quantity_unit(quantity: Name, of: str = "") -> Unit:
 
 
 def component_title(registry: Registry, quantity: Name, of: str) -> str:
-    """The title of the attack or measure that a quantity is about."""
+    """The title of the attack or measure that a quantity is about; of the worst case, the number of its attacks."""
+    if quantity == "worst_case":
+        count = len(of.split(BOTH))
+        return f"{count} attack{'s' * (count > 1)}"
     return title(registry, "measure" if quantity == "measure" else "attack", of) if of else ""
 
 
 def quantity_label(registry: Registry, found: QuantityValue) -> str:
     """The heading of a value in the terminal: `robust error, test: PGD-20`."""
     of = component_title(registry, found.quantity, found.of)
-    return QUANTITIES[found.quantity].label.format(of=of, split=found.split)
+    return QUANTITIES[found.quantity].label.format(of=of, split=found.split, n=found.n)
 
 
 def heading(registry: Registry, quantity: Name, of: str) -> str:
@@ -159,6 +170,8 @@ def example_outcomes(outcomes: Outcomes, checkpoint: str, split: str, attack: st
 
 def samples(outcomes: Outcomes, checkpoint: str, quantity: Name, of: str, split: Split) -> Samples:
     """Per-example outcomes whose mean is the quantity: ([n],), of a gap ([n of test], [n of train]); () if missing."""
+    if quantity == "worst_case":
+        return (worst_case(outcomes, checkpoint, of.split(BOTH)),)
     splits = SPLITS if split == "test-train" else (split,)
     outcome = QUANTITIES[quantity].outcome
     found = [example_outcomes(outcomes, checkpoint, each, of or "clean", outcome) for each in splits]
@@ -223,11 +236,13 @@ def standard_error(*means: np.ndarray) -> float | None:
 
 
 def result_samples(checkpoint: str, result: Result, outcomes: Outcomes) -> dict[tuple[Name, str, Split], Samples]:
-    """(quantity, attack, split) -> `samples` of every error, loss and gap of a result. The first attack is the
+    """(quantity, attack, split) -> `samples` of every error, loss and gap of a result; first the worst case, which the
+    board ranks. The first attack is the
     reference: losses and gaps are under it."""
     attacks = list(result.robust_error)
     reference = attacks[0] if attacks else "no attack"
-    rows: list[tuple[Name, str, Split]] = [("clean_error", "", split) for split in SPLITS]
+    rows: list[tuple[Name, str, Split]] = [("worst_case", BOTH.join(attacks), "test")] if attacks else []
+    rows += [("clean_error", "", split) for split in SPLITS]
     rows += [("robust_error", attack, split) for attack in attacks for split in SPLITS]
     rows += [("robust_loss", reference, split) for split in SPLITS]
     rows += [("gap_robust_error", reference, "test-train"), ("gap_robust_loss", reference, "test-train")]

@@ -21,7 +21,9 @@ import json
 import re
 import string
 import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, Literal, get_args, overload
 
@@ -141,8 +143,15 @@ class Composed:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse(text: str, parameters: Callable[[str], Sequence[str]] = lambda name: ()) -> tuple[str, dict[str, Any]]:
     """Split a component's text into its name and its values: 'trades(beta=6)' -> ('trades', {'beta': 6}).
+
+    Parameters
+    ----------
+    text : str
+        `name` or `name(key=value, ...)`.
+    parameters : callable
+        The parameters of a name, for the error of a value without its key.
 
     Raises
     ------
@@ -151,12 +160,18 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     match = _SPEC.fullmatch(text)
     if match is None:
-        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), the name in lower case")
+        lower = text.strip().lower()
+        if _SPEC.fullmatch(lower):
+            raise UsageError(f"'{text}' is not a component: names are in lower case; did you mean '{lower}'?")
+        raise UsageError(f"'{text}' is not a component: write name or name(key=value, ...), e.g. 'trades(beta=6)'")
     values: dict[str, Any] = {}
     for argument in _split(match["arguments"] or "", ",", text):
         pair = _KEY.fullmatch(argument)
         if pair is None:
-            raise UsageError(f"'{text}': write '{argument.strip()}' as key=value")
+            keys = parameters(match["name"])
+            example = f"'{match['name']}({keys[0] if keys else 'key'}={argument.strip().removeprefix('=')})'"
+            known = f"; its parameters are {', '.join(keys)}" if keys else ""
+            raise UsageError(f"'{text}': a value needs its parameter's name, e.g. {example}{known}")
         if pair["key"] in values:
             raise UsageError(f"'{text}': parameter '{pair['key']}' is given twice")
         values[pair["key"]] = parse_value(pair["value"].strip(), text)
@@ -231,7 +246,7 @@ def resolve(registry: Registry, kind: Kind, text: str) -> Component[Any]:
     PluginError
         Two plugins offer the name, or a plugin that did not load may offer it.
     """
-    name, values = parse(text)
+    name, values = parse(text, partial(registry.parameters, kind))
     offer = registry.get(kind, name)
     return Component(offer, validate(offer.info.params, values, f"{kind} {name}"))
 
@@ -260,7 +275,7 @@ def compose(registry: Registry, text: str) -> Composed:
     first, *rest = members(text)
     kinds: tuple[Kind, Kind] = ("method", "modifier")
     for part, (own, other) in [(first, kinds), *((part, kinds[::-1]) for part in rest)]:
-        name, _ = parse(part)
+        name, _ = parse(part, partial(registry.parameters, own))
         if name not in registry.names(own) and name in registry.names(other):
             raise UsageError(f"'{text}': {name} is a {other}; write METHOD+MODIFIER, e.g. at+awp")
     method = resolve(registry, "method", first)

@@ -161,7 +161,7 @@ class Plugins:
 
         def failed(error: BaseException) -> None:
             names = provider.distribution, provider.version, provider.entry_point
-            self.broken.append(Broken(*names, one_line(error), traceback.format_exc()))
+            self.broken.append(Broken(*names, one_line(error) + _line(error, provider), traceback.format_exc()))
 
         with contained(failed):
             yield
@@ -222,6 +222,18 @@ class Plugins:
             with contained(lambda error: answers.append(failed(one_line(error)))):
                 answers.append(read(call(**copy.deepcopy(arguments))))
             yield provider, answers.pop()
+
+
+def _line(error: BaseException, provider: Provider) -> str:
+    """The line of a one-file plugin at which it failed."""
+    if provider.version != "file":
+        return ""
+    lines = [
+        at.lineno for at in traceback.extract_tb(error.__traceback__) if Path(at.filename).name == provider.distribution
+    ]
+    if isinstance(error, SyntaxError) and Path(error.filename or "").name == provider.distribution:
+        lines.append(error.lineno)
+    return f" ({provider.distribution}, line {lines[-1]})" if lines else ""
 
 
 def normalized(distribution: str) -> str:

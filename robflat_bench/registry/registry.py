@@ -22,6 +22,16 @@ from robflat_bench.registry.plugins import Plugins, Provider, load_plugins
 from robflat_bench.registry.validation import did_you_mean
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+USES: dict[Kind, str] = {
+    "method": "run --method {name}",
+    "modifier": "run --method at+{name}",
+    "attack": "evaluate RUN --attack {name}",
+    "measure": "evaluate RUN --measure {name}",
+    "backbone": "evaluate FILE --backbone {name}",
+    "dataset": "info dataset:{name}",
+    "launcher": "sweep paper-digits --launcher {name}",
+}
+"""Kind -> the command that takes a component of it."""
 _NAME = r"[a-z0-9][a-z0-9-]*"
 AnyInfo = TypeVar("AnyInfo", bound=Info, covariant=True, default=Info)
 
@@ -116,11 +126,33 @@ class Registry:
 
     def unknown(self, what: str, name: str, known: Iterable[str]) -> RobflatError:
         """The error for a name that nobody offers; PluginError while a plugin is broken, for it may offer the name."""
-        message = f"unknown {what} '{name}'" + did_you_mean(name, known)
+        message = f"unknown {what} '{name}'"
         if self.plugins.broken:
             traces = "\n".join(f"{broken}\n{broken.trace}" for broken in self.plugins.broken)
-            return PluginError(f"{message}; it may belong to a plugin that is broken:\n{traces}")
-        return UsageError(f"{message}; see `robflat-bench list {what}s`")
+            hint = did_you_mean(name, known)
+            return PluginError(f"{message}{hint}; it may belong to a plugin that is broken:\n{traces}")
+        if hint := self._kind(name) or self.family(name):
+            return UsageError(message + hint)
+        files = f"; your own {what} needs --plugin FILE.py" if what in KINDS else ""
+        return UsageError(f"{message}{did_you_mean(name, known)}; see `robflat-bench list {what}s`{files}")
+
+    def _kind(self, name: str) -> str:
+        """`: it is an attack; type ...` for a name of another kind."""
+        kind = next((kind for kind in KINDS if name in self._offers[kind]), None)
+        if kind is None:
+            return ""
+        article = "an" if kind == "attack" else "a"
+        return f": it is {article} {kind}; type `robflat-bench {USES[kind].format(name=name)}`"
+
+    def family(self, name: str) -> str:
+        """`: it is a family of measures, ...` for a family's name; else the empty string."""
+        members = [offer.info.name for offer in self.offers("measure") if name in offer.info.factory.split(".")[:-1]]
+        return f": it is a family of measures; name one: {', '.join(members)}" if members else ""
+
+    def parameters(self, kind: Kind, name: str) -> list[str]:
+        """The names of a component's parameters; none where nobody offers it."""
+        offers = self._offers[kind].get(name, [])
+        return [*offers[0].info.params.model_fields] if offers else []
 
     def offers(self, *kinds: Kind) -> list[Offer]:
         """Every component of these kinds (default: of all), by name; names that two plugins offer occur twice."""

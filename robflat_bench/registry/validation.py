@@ -13,10 +13,15 @@ from robflat_bench.core import UsageError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest, whatever its case; the empty string where none is near."""
+    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)), "")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'trades'?` with the known name that is nearest, or the empty string where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    near = nearest(name, known)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def validate(model: type[Model], values: dict[str, Any], owner: str) -> Model:
@@ -33,7 +38,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}" + did_you_mean(str(problem["loc"][-1]), _keys(model, problem["loc"][:-1]))
+        *table, key = problem["loc"]
+        known = [*_keys(model, tuple(table))]
+        listed = f"; its keys are {', '.join(known)}" if known else "; it has no keys"
+        return f"unknown key {where!r}" + (did_you_mean(str(key), known) or listed)
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
