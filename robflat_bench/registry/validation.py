@@ -15,7 +15,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is nearest, whatever its case; the empty string where none is near."""
-    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)), "")
+    lower = {one.lower(): one for one in known}
+    return next((lower[near] for near in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)), "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
