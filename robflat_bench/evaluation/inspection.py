@@ -80,7 +80,7 @@ def _check_members(path: Path, size: int) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckFailed(f"{path} is damaged ({error}); copy it again, or {SAVE}") from None
     names = {member.filename.partition("/")[2] for member in members}
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+    if "constants.pkl" in names:
         raise UsageError(f"{path} is TorchScript, whose passes cannot be counted, nor its layers told apart; {SAVE}")
     if "data.pkl" not in names:
         raise UsageError(f"{path} is a zip archive that torch.save did not write; {SAVE}")
