@@ -50,6 +50,7 @@ def _catalogues(registry: Registry) -> dict[str, tuple[Iterable[str], Callable[[
 def list_components(kind: str, pattern: str) -> None:
     """List components of a KIND whose names match GLOB."""
     from robflat_bench.core import PluginError
+    from robflat_bench.registry.describe import written
 
     registry = output.registry()
     names, describe = _catalogues(registry)["study" if kind == "studies" else kind.removesuffix("s")]
@@ -63,7 +64,10 @@ def list_components(kind: str, pattern: str) -> None:
     for line in registry.duplicates():
         output.note(line)
     columns = _COLUMNS.get(kind, ("name", "summary", "parameters", "provider"))
-    cells = [{**row, "parameters": ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"])} for row in rows]
+    cells = [
+        {**row, "parameters": ", ".join(f"{p['name']}={written(p['default'])}" for p in row["parameters"])}
+        for row in rows
+    ]
     output.report(rows, [output.table(kind, columns, [[row.get(name, "") for name in columns] for row in cells])])
 
 
@@ -96,7 +100,10 @@ def info(name: str) -> None:
 
 
 def _tables(name: str, row: dict[str, Any]) -> Iterator[Table]:
+    from robflat_bench.registry.describe import allowed, written
+
     yield output.table(name, ["", ""], [(key, value) for key, value in row.items() if isinstance(value, str) and value])
     if row.get("parameters"):
-        columns = ["name", "type", "default", "range", "description"]
-        yield output.table("parameters", columns, [[str(p[column]) for column in columns] for p in row["parameters"]])
+        columns = ["name", "default", "values", "description"]
+        cells = [[p["name"], written(p["default"]), allowed(p), p["description"]] for p in row["parameters"]]
+        yield output.table("parameters", columns, cells)
