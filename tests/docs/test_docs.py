@@ -275,6 +275,12 @@ def test_a_citation_links_to_its_paper(citation, link):
     assert shown(component_pages.linked(citation)) == citation
 
 
+@pytest.mark.parametrize("kind", component_pages.EQUATIONS)
+def test_every_paper_has_a_link(registry, kind):
+    cited = [registry.get(kind, name).info.citation for name in registry.names(kind)]
+    assert not [text for text in cited if text and "](https://" not in component_pages.linked(text)]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # reference/protocol-keys.md, glossary.md: written by hand, complete
 # ---------------------------------------------------------------------------------------------------------
