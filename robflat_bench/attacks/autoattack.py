@@ -55,8 +55,8 @@ INFO = AttackInfo(
     factory=f"{__name__}:AutoAttack",
     params=AutoAttackParams,
     citation=(
-        "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse "
-        "parameter-free attacks. ICML 2020"
+        "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+        "attacks. ICML 2020, arXiv 2003.01690"
     ),
     title="{version} tier of AutoAttack",
     example={"version": "apgd"},

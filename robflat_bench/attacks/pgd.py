@@ -46,7 +46,7 @@ INFO = AttackInfo(
     summary="projected sign-gradient ascent with restarts; keeps the highest loss per example",
     factory=f"{__name__}:PGD",
     params=PGDParams,
-    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018",
+    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
     title="PGD-{steps} x {restarts}",
     passes=Passes("restarts * (steps + 1)", "restarts * steps"),
 )

@@ -44,7 +44,10 @@ INFO = MethodInfo(
     summary="one-step adversarial training with input gradients kept aligned within the ball",
     factory=f"{__name__}:GradAlign",
     params=GradAlignParams,
-    citation="Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+    citation=(
+        "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020, arXiv "
+        "2007.02617"
+    ),
     attack=Passes("1", "1"),
     loss=Passes("3", "4"),
     claims=("attack",),

@@ -34,8 +34,8 @@ INFO = MethodInfo(
     factory=f"{__name__}:HAT",
     params=HATParams,
     citation=(
-        "Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness "
-        "trade-off. ICLR 2022"
+        "Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness trade-off. "
+        "ICLR 2022, OpenReview Azh9QBQ4tR7"
     ),
     attack=Passes("T + 2", "T"),
     loss=Passes("4", "3"),

@@ -36,7 +36,9 @@ INFO = MethodInfo(
     summary="adversarial training that raises small losses to a threshold",
     factory=f"{__name__}:MLCAT",
     params=MLCATParams,
-    citation="Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022",
+    citation=(
+        "Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022, arXiv 2206.08675"
+    ),
     attack=Passes("T + 1", "T"),
 )
 

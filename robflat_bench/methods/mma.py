@@ -50,7 +50,8 @@ INFO = MethodInfo(
     factory=f"{__name__}:MMA",
     params=MMAParams,
     citation=(
-        "Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR 2020"
+        "Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR "
+        "2020, arXiv 1812.02637"
     ),
     example={"steps": 2, "bisections": 2},
     attack=Passes("steps + bisections + 3", "steps"),

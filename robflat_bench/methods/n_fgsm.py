@@ -35,7 +35,8 @@ INFO = MethodInfo(
     factory=f"{__name__}:NFGSM",
     params=NFGSMParams,
     citation=(
-        "de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022"
+        "de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022, "
+        "arXiv 2202.01181"
     ),
     attack=Passes("1", "1"),
     claims=("attack",),

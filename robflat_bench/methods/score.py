@@ -31,7 +31,9 @@ INFO = MethodInfo(
     summary="squared errors of the predictions instead of cross-entropy and divergence",
     factory=f"{__name__}:SCORE",
     params=SCOREParams,
-    citation="Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022",
+    citation=(
+        "Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022, arXiv 2202.10103"
+    ),
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     random_start=True,

@@ -37,7 +37,10 @@ INFO = MethodInfo(
     summary="TRADES with labels that move towards the network's own predictions",
     factory=f"{__name__}:SelfAdaptive",
     params=SelfAdaptiveParams,
-    citation="Huang, Zhang, Zhang: Self-adaptive training: beyond empirical risk minimization. NeurIPS 2020",
+    citation=(
+        "Huang, Zhang, Zhang: Self-adaptive training: beyond empirical risk minimization. NeurIPS 2020, arXiv "
+        "2002.10319"
+    ),
     example={"start": 0},
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),

@@ -29,8 +29,8 @@ INFO = ModifierInfo(
     factory=f"{__name__}:ASAM",
     params=ASAMParams,
     citation=(
-        "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep "
-        "neural networks. ICML 2021"
+        "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep neural "
+        "networks. ICML 2021, arXiv 2102.11600"
     ),
     joints=("backward",),
     losses="2",

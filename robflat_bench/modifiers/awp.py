@@ -36,7 +36,9 @@ INFO = ModifierInfo(
     summary="adversarial weight perturbation: descends the loss at the worst weights nearby",
     factory=f"{__name__}:AWP",
     params=AWPParams,
-    citation="Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. NeurIPS 2020",
+    citation=(
+        "Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. NeurIPS 2020, arXiv 2004.05884"
+    ),
     joints=("backward",),
     losses="1 + steps",
 )

@@ -34,7 +34,8 @@ INFO = ModifierInfo(
     factory=f"{__name__}:CutMix",
     params=CutMixParams,
     citation=(
-        "Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV 2019"
+        "Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV "
+        "2019, arXiv 1905.04899"
     ),
     joints=("batch",),
     rank=20,

@@ -32,7 +32,7 @@ INFO = ModifierInfo(
     summary="evaluates an exponential moving average of the weights",
     factory=f"{__name__}:EMA",
     params=EMAParams,
-    citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021",
+    citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021, arXiv 2111.05328",
     joints=("after_step", "model"),
     rank=20,
 )

@@ -27,7 +27,7 @@ INFO = ModifierInfo(
     summary="labels drawn anew at random, in the loss only",
     factory=f"{__name__}:LabelNoise",
     params=LabelNoiseParams,
-    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
     joints=("target",),
     rank=10,
 )

@@ -25,7 +25,7 @@ INFO = ModifierInfo(
     summary="a part of each target goes to all classes equally",
     factory=f"{__name__}:LabelSmoothing",
     params=LabelSmoothingParams,
-    citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016",
+    citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016, arXiv 1512.00567",
     joints=("target",),
     rank=20,
 )

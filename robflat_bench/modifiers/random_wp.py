@@ -31,7 +31,9 @@ INFO = ModifierInfo(
     summary="random weight perturbation: descends the loss at weights a random step away",
     factory=f"{__name__}:RandomWP",
     params=RandomWPParams,
-    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation=(
+        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
+    ),
     joints=("backward",),
 )
 

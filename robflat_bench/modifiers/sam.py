@@ -32,7 +32,10 @@ INFO = ModifierInfo(
     summary="sharpness-aware minimisation: descends the loss one gradient step uphill",
     factory=f"{__name__}:SAM",
     params=SAMParams,
-    citation="Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021",
+    citation=(
+        "Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021, arXiv "
+        "2010.01412"
+    ),
     joints=("backward",),
     losses="2",
 )

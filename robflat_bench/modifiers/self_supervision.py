@@ -41,7 +41,8 @@ INFO = ModifierInfo(
     factory=f"{__name__}:SelfSupervision",
     params=SelfSupervisionParams,
     citation=(
-        "Hendrycks et al.: Using self-supervised learning can improve model robustness and uncertainty. NeurIPS 2019"
+        "Hendrycks et al.: Using self-supervised learning can improve model robustness and uncertainty. NeurIPS "
+        "2019, arXiv 1906.12340"
     ),
     joints=("loss",),
     attack=Passes("T + 1", "T"),

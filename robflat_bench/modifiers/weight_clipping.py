@@ -30,7 +30,9 @@ INFO = ModifierInfo(
     summary="keeps all parameters within a small box",
     factory=f"{__name__}:WeightClipping",
     params=WeightClippingParams,
-    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation=(
+        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
+    ),
     joints=("after_step",),
     rank=10,
 )

@@ -72,7 +72,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             "robflat_fastat.gat:GAT",
             GATParams,
             "Sriramanan et al.: Guided adversarial attack for evaluating and enhancing adversarial defenses. "
-            "NeurIPS 2020",
+            "NeurIPS 2020, arXiv 2011.14969",
             attack=Passes("2", "1"),
             loss=Passes("2", "2"),
             claims=("attack",),

@@ -47,7 +47,8 @@ def robflat_bench_backbones() -> list[BackboneInfo]:
             "any CIFAR model of RobustBench with its weights; keeps its own activation",
             "robflat_robustbench.zoo:robustbench_model",
             RobustBenchParams,
-            "Croce et al.: RobustBench: a standardized adversarial robustness benchmark. NeurIPS 2021",
+            "Croce et al.: RobustBench: a standardized adversarial robustness benchmark. NeurIPS 2021, "
+            "arXiv 2010.09670",
             "RobustBench {name}",
             {"name": "Wong2020Fast", "weights": "random"},
             pretrained=True,

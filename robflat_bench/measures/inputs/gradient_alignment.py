@@ -40,7 +40,10 @@ INFO = MeasureInfo(
     summary="cosine of the loss's gradients at an image and at a random one in its ball",
     factory=f"{__name__}:GradientAlignment",
     params=GradientAlignmentParams,
-    citation="Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+    citation=(
+        "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020, arXiv "
+        "2007.02617"
+    ),
     title="gradient alignment, {draws} draws",
     couplings=("clean",),
     passes={"clean": Passes("1 + draws", "1 + draws")},

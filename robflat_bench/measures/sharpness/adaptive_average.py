@@ -42,7 +42,10 @@ INFO = MeasureInfo(
     summary="mean rise of the loss under random moves, each weight in proportion to its magnitude",
     factory=f"{__name__}:AdaptiveAverage",
     params=AdaptiveAverageParams,
-    citation="Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
+    citation=(
+        "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML "
+        "2023, arXiv 2302.07011"
+    ),
     title="average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

@@ -61,8 +61,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:AdaptiveWorst",
     params=AdaptiveWorstParams,
     citation=(
-        "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between "
-        "sharpness and generalization. ICML 2023"
+        "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between sharpness "
+        "and generalization. ICML 2023, arXiv 2302.07011"
     ),
     title="adaptive worst-case sharpness ({coupling}), {ball}, rho={rho:g}",
     example={"steps": 2, "iterations": 3, "starts": 2},

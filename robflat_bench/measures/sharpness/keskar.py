@@ -46,7 +46,10 @@ INFO = MeasureInfo(
     summary="highest loss in a box around the weights, relative to the loss there, in per cent",
     factory=f"{__name__}:Keskar",
     params=KeskarParams,
-    citation="Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017",
+    citation=(
+        "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017, "
+        "arXiv 1609.04836"
+    ),
     title="Keskar sharpness ({coupling}), eps={epsilon:g}",
     example={"steps": 2, "iterations": 3},
     couplings=("clean", "frozen"),

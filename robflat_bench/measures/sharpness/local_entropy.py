@@ -48,7 +48,7 @@ INFO = MeasureInfo(
     summary="minus the logarithm of the mean of exp(-loss) in a Gaussian window around the weights",
     factory=f"{__name__}:LocalEntropy",
     params=LocalEntropyParams,
-    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
+    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017, arXiv 1611.01838",
     title="negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
     example={"draws": 8, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

@@ -39,8 +39,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:LPF",
     params=LPFParams,
     citation=(
-        "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning"
-        " optimization landscape. AISTATS 2022"
+        "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning "
+        "optimization landscape. AISTATS 2022, arXiv 2201.08025"
     ),
     title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
     example={"draws": 2, "steps": 2},
