@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from robflat_bench.core import Attack, Dataset, Kind, Launcher, Measure, Method, Modifier, Params
-from robflat_bench.registry.components import Component, parse
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.validation import validate
 from robflat_bench.testing.expectations import CheckFailure, expect
 
