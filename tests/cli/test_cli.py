@@ -124,7 +124,7 @@ def test_everything_listed_has_information(command, kind):
 
 
 def test_a_list_is_narrowed_by_a_glob(command):
-    assert [row["name"] for row in command("list", "backbones", "wrn-*", "--json").document] == [
+    assert [row["name"] for row in command("list", "backbones", "wrn-*-10", "--json").document] == [
         "wrn-28-10",
         "wrn-34-10",
     ]
