@@ -25,6 +25,14 @@ _OTHERS = (
 """First bytes of files that are often mistaken for weights, and what to say of them."""
 
 
+def name_of(path: Path) -> str:
+    """The file's name without these endings: ckpt.pth.tar -> ckpt."""
+    name = path.name
+    while Path(name).suffix.lower() in SUFFIXES:
+        name = Path(name).stem
+    return name
+
+
 def inspect(path: Path) -> Literal["safetensors", "torch"]:
     """The library that reads a file of weights.
 

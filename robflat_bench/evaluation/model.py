@@ -23,6 +23,7 @@ from robflat_bench.evaluation.fitting import (
     unwrapped,
     with_statistics,
 )
+from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
 from robflat_bench.evaluation.session import Session
@@ -125,7 +126,7 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
     contents, protocol, shape = read(file), session.protocol, image_shape(session, options.classes)
     if options.network:
         network, notes = own_network(contents, file, options, session.dtype)
-        found = _of_module(session, network, options, file.stem)
+        found = _of_module(session, network, options, name_of(file))
         return replace(found, notes=(*contents.notes, *notes, *found.notes))
 
     backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
@@ -135,7 +136,7 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
         named, said = for_backbone(tensors, own, with_statistics(shape, options), options)
         check_fit(named, own, file.name, f"the backbone {backbone}", OTHER_NETWORK)
         notes = (*contents.notes, *notes, *said)
-        return FoundModel(protocol, file.stem, backbone, activation, named, classes=options.classes, notes=notes)
+        return FoundModel(protocol, name_of(file), backbone, activation, named, classes=options.classes, notes=notes)
 
     try:
         return fitting(contents.tensors, backbone, activation, ())

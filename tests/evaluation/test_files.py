@@ -516,6 +516,19 @@ def test_a_backbone_with_public_names_of_its_own_keeps_its_files(registry, sessi
         find_model(own, str(tmp_path / "w.pt"))
 
 
+def test_a_file_of_one_s_own_run_brings_its_normalisation_and_may_have_prefixes(session, finished, tmp_path):
+    own = finished.folder / "checkpoints" / "last.safetensors"
+    state = read(own).tensors
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "last.pt")
+    found = find_model(session, str(own))
+    assert found.notes == ()
+    again = find_model(session, str(tmp_path / "last.pt"))
+    assert again.notes == ("names are read without their prefix 'module.'",)
+    assert digest(load_model(session, again).state_dict()) == digest(load_model(session, found).state_dict())
+    with pytest.raises(UsageError, match="holds the normalisation that it was trained with; leave out --mean"):
+        find_model(session, str(own), ModelOptions(mean=(0.5,), std=(0.5,)))
+
+
 def test_a_file_of_no_known_network_says_how_to_name_one(session, net):
     torch.save(made(net).state_dict(), "w.pt")
     with pytest.raises(UsageError, match=r"does not fit the backbone resnet8.* --backbone .* --model net.py:NAME"):
@@ -550,6 +563,13 @@ def test_a_failure_of_the_user_s_code_is_one_line_with_its_place(network, says, 
     assert "hello" not in capsys.readouterr().out
 
 
+def test_a_failure_in_forward_names_the_line(session, net):
+    torch.save(made(net).state_dict(), "w.pt")
+    Path("net.py").write_text(NET.replace(".flatten(1))", ")"))
+    with pytest.raises(UsageError, match=r"w fails on images .*RuntimeError: .*mat1.* \(line 16 of net.py\); pass"):
+        evaluate_model(session, find_model(session, "w.pt", OWN), PLAN)
+
+
 def test_a_network_that_returns_more_than_logits_is_refused_with_the_line_that_wraps_it(session, net):
     torch.save(made(net).state_dict(), "w.pt")
     with pytest.raises(UsageError, match="returns a tuple, not a tensor of logits") as caught:
@@ -563,6 +583,16 @@ def test_a_network_that_returns_more_than_logits_is_refused_with_the_line_that_w
 # ---------------------------------------------------------------------------------------------------------
 # Values of options
 # ---------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_on_another_scale_are_refused_wherever_they_come_from():
+    for mean, std, says in (
+        ((125.3,), (63.0,), "as 125.3/255"),
+        ((0.5,), (), "add --std"),
+        ((0.5,), (0.0,), "--std: 0"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            ModelOptions(mean=mean, std=std)
 
 
 def test_statistics_and_arguments_are_read_from_text():
