@@ -23,16 +23,12 @@ Width = Annotated[int, Field(ge=1, le=1024)]
 
 
 class ResNet8Params(Params):
-    """Width and resolution of the stages."""
-
     width: Width = Field(default=16, description="Channels of the first stage; each later stage doubles them.")
     strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="Strides of the three stages.")
     stem_stride: Stride = Field(default=1, description="Stride of the first convolution.")
 
 
 class ResNet18Params(Params):
-    """Width of the stages."""
-
     width: Width = Field(
         default=64, description="Channels of the first stage; each later stage doubles them. The paper has 64."
     )

@@ -23,8 +23,6 @@ with lazy_imports():
 
 
 class TimmParams(Params):
-    """The architecture."""
-
     name: str = Field(description="Architecture of timm, e.g. resnet18, without a pretrained tag: it is untrained.")
 
 
