@@ -31,8 +31,6 @@ with lazy_imports():
 
 
 class AutoAttackParams(Params):
-    """The version, and what its random draws depend on."""
-
     version: Literal["standard", "apgd"] = Field(
         default="standard",
         description='"standard": APGD-CE, APGD-T, FAB-T and Square. "apgd": the first two, which is not "AutoAttack".',

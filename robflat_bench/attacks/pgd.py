@@ -24,8 +24,6 @@ with lazy_imports():
 
 
 class PGDParams(Params):
-    """Number, size and start of the steps."""
-
     steps: PositiveInt = Field(default=20, description="Number of gradient steps of each restart.")
     restarts: PositiveInt = Field(default=1, description="Number of restarts; the best of them counts.")
     step: Number | None = Field(

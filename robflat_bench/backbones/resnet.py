@@ -24,16 +24,12 @@ Depth = Literal[10, 16, 22, 28, 34, 40, 46, 52, 58, 64, 70, 106]
 
 
 class ResNet8Params(Params):
-    """Width and resolution of the stages."""
-
     width: Width = Field(default=16, description="Channels of the first stage; each later stage doubles them.")
     strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="Strides of the three stages.")
     stem_stride: Stride = Field(default=1, description="Stride of the first convolution.")
 
 
 class ResNet18Params(Params):
-    """Width of the stages."""
-
     width: Width = Field(
         default=64, description="Channels of the first stage; each later stage doubles them. The paper has 64."
     )

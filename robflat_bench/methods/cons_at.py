@@ -26,8 +26,14 @@ with lazy_imports():
 
 
 class ConsATParams(Params):
-    weight: float = Field(default=1.0, ge=0, description="Weight of the divergence between the views (lambda).")
-    temperature: float = Field(default=0.5, gt=0, description="Divides the logits in the divergence (T).")
+    weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="Weight of the divergence between the views (lambda). Default: the released code's.",
+    )
+    temperature: float = Field(
+        default=0.5, gt=0, description="Divides the logits in the divergence (T). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(

@@ -24,7 +24,7 @@ with lazy_imports():
 
 
 class FGSMRSParams(Params):
-    alpha: float = Field(default=1.25, gt=0, description="Size of the step, as a multiple of the radius.")
+    alpha: float = Field(default=1.25, gt=0, description="Size of the step, in radii. Default: the paper's.")
 
 
 INFO = MethodInfo(

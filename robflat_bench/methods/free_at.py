@@ -25,7 +25,9 @@ with lazy_imports():
 
 
 class FreeATParams(Params):
-    repeats: PositiveInt = Field(default=8, description="Updates per batch (m): an epoch costs m times as much.")
+    repeats: PositiveInt = Field(
+        default=8, description="Updates per batch (m): an epoch costs m times as much. Default: the released code's."
+    )
 
 
 INFO = MethodInfo(

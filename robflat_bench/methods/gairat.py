@@ -28,8 +28,15 @@ with lazy_imports():
 
 
 class GAIRATParams(Params):
-    lam: float = Field(default=-1.0, ge=-10, le=10, description="Larger values make the weights more even (lambda).")
-    warmup: float = Field(default=0.5, ge=0, lt=1, description="Fraction of training before weights are used.")
+    lam: float = Field(
+        default=-1.0,
+        ge=-10,
+        le=10,
+        description="Larger values make the weights more even (lambda). Default: the released code's.",
+    )
+    warmup: float = Field(
+        default=0.5, ge=0, lt=1, description="Fraction of training before weights are used; until then it is AT."
+    )
 
 
 INFO = MethodInfo(

@@ -26,7 +26,9 @@ with lazy_imports():
 
 
 class MARTParams(Params):
-    beta: float = Field(default=6.0, ge=0, description="Weight of the divergence (lambda in some papers).")
+    beta: float = Field(
+        default=6.0, ge=0, description="Weight of the divergence (lambda in some papers). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(

@@ -25,7 +25,9 @@ with lazy_imports():
 
 
 class MLCATParams(Params):
-    threshold: float = Field(default=1.5, gt=0, description="Loss below which an example is changed (tau).")
+    threshold: float = Field(
+        default=1.5, gt=0, description="Loss below which an example is changed (tau). Default: the released code's."
+    )
     form: Literal["scaled", "as-released"] = Field(
         default="scaled", description="scaled: such examples count more, as intended. as-released: they are left out."
     )

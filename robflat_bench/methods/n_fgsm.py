@@ -25,8 +25,10 @@ with lazy_imports():
 
 
 class NFGSMParams(Params):
-    k: float = Field(default=2.0, ge=0, description="Half-width of the uniform noise, as a multiple of the radius.")
-    alpha: float = Field(default=1.0, gt=0, description="Size of the step, as a multiple of the radius.")
+    k: float = Field(
+        default=2.0, ge=0, description="Half-width of the uniform noise, in radii. Default: the released code's."
+    )
+    alpha: float = Field(default=1.0, gt=0, description="Size of the step, in radii. Default: the released code's.")
 
 
 INFO = MethodInfo(

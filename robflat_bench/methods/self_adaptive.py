@@ -28,7 +28,12 @@ with lazy_imports():
 
 
 class SelfAdaptiveParams(TRADESParams):
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Weight of the label so far in its average (m).")
+    momentum: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Weight of the label so far in its average (m). Default: the released code's.",
+    )
     start: float = Field(default=0.7, ge=0, lt=1, description="Fraction of training before labels move.")
 
 

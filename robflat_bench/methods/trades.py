@@ -27,7 +27,9 @@ with lazy_imports():
 
 
 class TRADESParams(Params):
-    beta: float = Field(default=6.0, ge=0, description="Weight of the divergence (lambda in some papers).")
+    beta: float = Field(
+        default=6.0, ge=0, description="Weight of the divergence (lambda in some papers). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(

@@ -25,7 +25,9 @@ with lazy_imports():
 
 
 class CutMixParams(Params):
-    alpha: float = Field(default=1.0, gt=0, description="Areas are drawn from Beta(alpha, alpha); 1 is uniform.")
+    alpha: float = Field(
+        default=1.0, gt=0, description="Areas are drawn from Beta(alpha, alpha); 1 is uniform, as published."
+    )
 
 
 INFO = ModifierInfo(

@@ -19,7 +19,9 @@ with lazy_imports():
 
 
 class LabelNoiseParams(Params):
-    tau: Number = Field(default=0.1, ge=0, le=1, description="Probability that a label is drawn anew.")
+    tau: Number = Field(
+        default=0.1, ge=0, le=1, description="Probability that a label is drawn anew. Stutz et al. try 0.05 to 0.5."
+    )
 
 
 INFO = ModifierInfo(

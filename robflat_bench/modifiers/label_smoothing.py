@@ -17,7 +17,12 @@ with lazy_imports():
 
 
 class LabelSmoothingParams(Params):
-    tau: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target that all classes share equally.")
+    tau: Number = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Part of the target that all classes share equally. Stutz et al. try 0.01 to 0.5.",
+    )
 
 
 INFO = ModifierInfo(

@@ -23,7 +23,11 @@ with lazy_imports():
 
 
 class RandomWPParams(Params):
-    xi: Number = Field(default=0.5, gt=0, description="Length relative to each layer's norm, as in average-case.")
+    xi: Number = Field(
+        default=0.5,
+        gt=0,
+        description="Length relative to each layer's norm, as in average-case. Stutz et al. try 0.05 to 1.",
+    )
 
 
 INFO = ModifierInfo(

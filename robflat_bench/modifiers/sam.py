@@ -24,7 +24,11 @@ with lazy_imports():
 
 
 class SAMParams(Params):
-    rho: Number = Field(default=0.05, gt=0, description="Radius, in the l2 norm of all parameters together.")
+    rho: Number = Field(
+        default=0.05,
+        gt=0,
+        description="Radius, in the l2 norm of all parameters together. Default: the released code's.",
+    )
 
 
 INFO = ModifierInfo(

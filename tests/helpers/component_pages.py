@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -37,8 +38,10 @@ def _parts(registry: Registry, kind: Kind, name: str) -> Iterator[str]:
     row = describe_component(registry, kind, name)
     yield f"{row['summary'][0].upper()}{escaped(row['summary'][1:])}."
     equation, notes = opening(docstring(registry.get(kind, name))) if kind in EQUATIONS else ("", "")
-    if equation:
-        yield f"```text\n{equation}\n```"
+    if kind in ("method", "modifier"):
+        yield _block(equation)
+    elif equation:
+        yield from map(_paragraph, equation.split("\n\n"))
     if row["parameters"]:
         yield _table(row["parameters"])
     facts = [(key, row[key]) for key in FACTS.get(kind, ()) if row.get(key)]
@@ -66,7 +69,11 @@ def _cell(text: str) -> str:
 
 def _paragraph(text: str) -> str:
     """A paragraph of a docstring; indented lines are an equation."""
-    return f"```text\n{text}\n```" if text.startswith("    ") else escaped(text)
+    return _block(inspect.cleandoc(text)) if text.startswith("    ") else escaped(text)
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text}\n```"
 
 
 def escaped(text: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Number, Params
 from robflat_bench.registry.describe import allowed, describe_parameters, written
+from robflat_bench.registry.registry import KINDS
 
 
 class Shown(Params):
@@ -54,3 +55,13 @@ def test_a_parameter_is_shown_as_one_types_it(name, type_, range_, default, cell
 )
 def test_a_number_of_pixels_is_a_fraction_of_255(value, text):
     assert written(value) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_built_in_parameter_has_a_description(registry, kind):
+    fields = {
+        f"{name}({parameter})": field.description or ""
+        for name in registry.names(kind)
+        for parameter, field in registry.get(kind, name).info.params.model_fields.items()
+    }
+    assert not [name for name, text in fields.items() if not text.endswith(".") or "\n" in text]

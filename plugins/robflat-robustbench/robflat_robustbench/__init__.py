@@ -22,8 +22,6 @@ MODELS = "ROBFLAT_BENCH_MODELS"
 
 
 class RobustBenchParams(Params):
-    """The model, and the place of its weights."""
-
     name: str = Field(description="Name of the model, as RobustBench spells it.")
     dataset: Literal["cifar10", "cifar100"] = Field(default="cifar10", description="Dataset that it was trained on.")
     threat: Literal["Linf", "L2", "corruptions"] = Field(

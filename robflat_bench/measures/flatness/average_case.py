@@ -31,7 +31,9 @@ with lazy_imports():
 
 
 class AverageCaseParams(shared.WeightSpaceParams, shared.OracleParams):
-    coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=shared.COUPLING)
+    coupling: Literal["clean", "frozen", "reattack"] = Field(
+        default="reattack", description=shared.couplings("clean", "frozen", "reattack")
+    )
     xi: shared.Xi = 0.5
     ball: shared.Shape = "layer"
     norm: shared.Norm = "l2"

@@ -32,7 +32,9 @@ with lazy_imports():
 
 
 class GradientAlignmentParams(Params):
-    draws: PositiveInt = Field(default=1, description="Random draws of the noise for each example.")
+    draws: PositiveInt = Field(
+        default=1, description="Random draws of the noise for each example. Default: the paper's."
+    )
 
 
 INFO = MeasureInfo(

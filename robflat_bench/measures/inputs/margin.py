@@ -33,7 +33,7 @@ with lazy_imports():
 
 
 class MarginParams(FixedImagesParams):
-    kind: Literal["probability", "logit"] = Field(default="probability", description="Scores whose margin is measured.")
+    kind: Literal["probability", "logit"] = Field(default="probability", description="Scores whose margin is reported.")
 
 
 INFO = MeasureInfo(

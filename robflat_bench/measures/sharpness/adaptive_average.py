@@ -33,7 +33,11 @@ with lazy_imports():
 class AdaptiveAverageParams(WeightSpaceParams, OracleParams):
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
-    rho: Number = Field(default=0.1, ge=0, description="Size of the moves, relative to |w_i| with `adaptive`.")
+    rho: Number = Field(
+        default=0.1,
+        ge=0,
+        description="Size of the moves, relative to |w_i| with `adaptive`. The paper tries 0.05 to 0.8.",
+    )
     draws: Draws = 20
 
 

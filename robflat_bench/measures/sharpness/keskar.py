@@ -37,8 +37,10 @@ with lazy_imports():
 
 
 class KeskarParams(SlopesParams):
-    epsilon: Number = Field(default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1.")
-    iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B.")
+    epsilon: Number = Field(
+        default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1. The paper has 1e-3 and 5e-4."
+    )
+    iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B. Default: the paper's.")
 
 
 INFO = MeasureInfo(

@@ -39,7 +39,11 @@ with lazy_imports():
 
 
 class LocalEntropyParams(WeightSpaceParams, OracleParams):
-    gamma: Number = Field(default=10.0, gt=0, description="Moves have about 1/sqrt(gamma) of each layer's norm.")
+    gamma: Number = Field(
+        default=10.0,
+        gt=0,
+        description="Moves have about 1/sqrt(gamma) of each layer's norm. Default: that of the LPF paper's code.",
+    )
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
 
 

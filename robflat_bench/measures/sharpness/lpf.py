@@ -28,7 +28,9 @@ with lazy_imports():
 
 
 class LPFParams(WeightSpaceParams, OracleParams):
-    std: Number = Field(default=0.01, ge=0, description="Standard deviation of the Gaussian filter.")
+    std: Number = Field(
+        default=0.01, ge=0, description="Standard deviation of the Gaussian filter. Default: the released code's."
+    )
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100
 

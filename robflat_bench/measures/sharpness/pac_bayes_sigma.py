@@ -45,7 +45,7 @@ with lazy_imports():
 class PacBayesSigmaParams(WeightSpaceParams, OracleParams):
     target: Target = 0.1
     draws: Draws = 10
-    largest: Number = Field(default=2.0, gt=0, description="Noise s tried first.")
+    largest: Number = Field(default=2.0, gt=0, description="Noise s tried first, and the largest.")
     tolerance: Tolerance = 0.01
     magnitude: Magnitude = False
     e: E = 1e-3
