@@ -158,6 +158,10 @@ def test_a_run_shows_its_result_on_stdout_and_its_progress_on_stderr(finished):
         "average-case flatness (reattack), xi=0.5, 2 draws",
         "worst-case flatness (joint), xi=0.03, 1 restarts",
         "gap in robust error",
+        "worst case of 1 attack, test, n=30 (boards rank it)",
+        "worst case of 2 attacks, test, n=20 (boards rank it)",
+        "not ranked: tiny is no protocol of `robflat-bench list protocols`; next",
+        f"    robflat-bench results show {finished.key[:8]} --store ",
         "±",
         f"record: {finished.folder / 'record.json'}",
     ):
