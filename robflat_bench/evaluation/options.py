@@ -11,7 +11,8 @@ from robflat_bench.core import UsageError, parse_fraction
 from robflat_bench.evaluation.inspection import SAVE, SUFFIXES, inspect
 from robflat_bench.evaluation.own_code import check_name
 from robflat_bench.records.store import Store
-from robflat_bench.registry.components import parse_value, resolve
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.grammar import parse_value
 from robflat_bench.registry.registry import Registry
 
 _USUAL = {"--mean": "0.4914,0.4822,0.4465", "--std": "0.2470,0.2435,0.2616"}
