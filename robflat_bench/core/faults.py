@@ -60,13 +60,14 @@ def contained(failed: Callable[[BaseException], None]) -> Iterator[None]:
 
     Only the user's Ctrl-C leaves the block.
     """
-    try:
-        with interruptible(), contextlib.redirect_stdout(sys.stderr):
-            yield
-    except Interrupted:
-        raise
-    except BaseException as error:
-        failed(error)
+    with interruptible():  # around all: in the block, every Ctrl-C is `Interrupted`
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except Interrupted:
+            raise
+        except BaseException as error:
+            failed(error)
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import backends
 
 from robflat_bench.core import uninterrupted
 from robflat_bench.evaluation.session import OPERATIONS
+
+Entered = TypeVar("Entered")
 
 Setting = tuple[Callable[[], Any], Callable[[Any], Any], Any]
 """How to read it, how to write it, and its value in a new process; None: a call sets it itself, or draws from it."""
@@ -48,18 +50,28 @@ _SETTINGS: tuple[Setting, ...] = (
 the first."""
 
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> contextlib.AbstractContextManager[None]:
     """A block that computes as a new process would, and after which everything global is as before.
 
     It may be entered under `torch.no_grad`, `torch.inference_mode`, `torch.autocast`, another default dtype or device
     or NumPy's `seterr`, from any thread, and left by any exception.
     """
+    return _entered(_enter)
+
+
+def temporary_folder() -> contextlib.AbstractContextManager[str]:
+    """A folder that is gone after the block, after Ctrl-C too."""
+    return _entered(lambda left: left.enter_context(tempfile.TemporaryDirectory()))
+
+
+@contextlib.contextmanager
+def _entered(enter: Callable[[contextlib.ExitStack], Entered]) -> Iterator[Entered]:
+    """A block that Ctrl-C interrupts neither while it is entered nor while it is left."""
     with contextlib.ExitStack() as left:
         with uninterrupted():
-            _enter(left)
+            found = enter(left)
         try:
-            yield
+            yield found
         finally:
             with uninterrupted():
                 left.close()
@@ -82,15 +94,3 @@ def _enter(left: contextlib.ExitStack) -> None:
             left.enter_context(torch.autocast(kind, enabled=False))
     if torch.get_default_device().type != "cpu":
         left.enter_context(torch.device("cpu"))
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[str]:
-    """A folder that is gone after the block, after Ctrl-C too."""
-    with uninterrupted():
-        folder = tempfile.TemporaryDirectory()
-    try:
-        yield folder.name
-    finally:
-        with uninterrupted():
-            folder.cleanup()

@@ -460,6 +460,7 @@ def test_a_precision_that_followed_the_precision_of_all_still_follows_it(images,
     assert changes(*found) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that Python's library had open
 def test_ctrl_c_at_any_moment_leaves_no_trace(calls, images):
     net, ends = network(with_hooks), set()
     before = surroundings.process() | surroundings.network(net)
