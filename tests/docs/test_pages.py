@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from helpers.commands import REPOSITORY, TINY, run_here
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from robflat_bench.core import ImageShape
-from robflat_bench.numerics.weights import load_weights
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import KINDS, discover
 from robflat_bench.testing import run_checks
@@ -42,7 +42,8 @@ def files(language: str, suffix: str) -> dict[str, str]:
     return found
 
 
-PLUGINS, TOMLS = files("python", "py"), files("toml", "toml")
+CODE, TOMLS = files("python", "py"), files("toml", "toml")
+PLUGINS = {name: text for name, text in CODE.items() if "@hookimpl" in text}
 
 
 class Line(NamedTuple):
@@ -85,6 +86,9 @@ def finished_runs(tmp_path_factory):
         for method in ("at", "trades", "entropy-at"):
             done = run_here("run", "--method", method, "--protocol", "tiny.toml", "--plugin", "entropy_at.py")
             assert done.code == 0, done.err
+        for name in ("net.py", "train.py"):
+            (folder / name).write_text(CODE[name])
+        subprocess.run([sys.executable, "train.py"], check=True)
     return folder / "runs"
 
 
@@ -94,9 +98,11 @@ def place(finished_runs, tmp_path, monkeypatch, make_site):
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
-    for name, text in {**PLUGINS, **TOMLS}.items():
+    for name, text in {**CODE, **TOMLS}.items():
         (home / name).write_text(text)
     shutil.copytree(finished_runs, home / "runs")
+    for name in ("net.pth", "resnet18.pth"):
+        shutil.copy(finished_runs.parent / "net.pth", home / name)
     save_file(network("resnet8(width=8)", DIGITS).state_dict(), home / "weights.safetensors")
     for row in ("at", "trades"):
         entries = f"leaderboard/records/digits-linf/{row}"
@@ -268,14 +274,3 @@ def test_links_lead_to_a_file_and_a_heading(page):
 
 def test_the_index_names_every_page():
     assert set(PAGES) - {"README"} <= set(re.findall(r"\((\S+)\.md\)", TEXTS["README"]))
-
-
-def test_the_conversion_of_a_pickle_gives_weights_that_fit(tmp_path, monkeypatch):
-    """The script of your-checkpoint.md, on the weights of a network without this package's normalisation."""
-    monkeypatch.chdir(tmp_path)
-    shape = ImageShape(channels=3, size=32, classes=10, mean=(0.0,) * 3, std=(1.0,) * 3)
-    model = network("resnet18(width=4)", shape)
-    torch.save(model.network.state_dict(), "mine.pt")
-    (script,) = re.findall(r"```python\n(.*?)```", TEXTS["your-checkpoint"], re.DOTALL)
-    exec(compile(script, "your-checkpoint.md", "exec"), {})
-    load_weights(model, load_file("weights.safetensors"), "weights.safetensors")
