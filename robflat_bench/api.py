@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from robflat_bench.measures.shared import OracleParams, WeightSpaceParams
     from robflat_bench.methods.losses import divergence, soft_cross_entropy
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
-    from robflat_bench.registry.components import parse
+    from robflat_bench.registry.grammar import parse
 
 API_VERSION = "1.3"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments; implementations may

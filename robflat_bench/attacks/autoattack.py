@@ -31,8 +31,6 @@ with lazy_imports():
 
 
 class AutoAttackParams(Params):
-    """The version, and what its random draws depend on."""
-
     version: Literal["standard", "apgd"] = Field(
         default="standard",
         description='"standard": APGD-CE, APGD-T, FAB-T and Square. "apgd": the first two, which is not "AutoAttack".',
@@ -55,8 +53,8 @@ INFO = AttackInfo(
     factory=f"{__name__}:AutoAttack",
     params=AutoAttackParams,
     citation=(
-        "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse "
-        "parameter-free attacks. ICML 2020"
+        "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+        "attacks. ICML 2020, arXiv 2003.01690"
     ),
     title="{version} tier of AutoAttack",
     example={"version": "apgd"},

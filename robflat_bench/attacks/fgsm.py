@@ -19,7 +19,7 @@ INFO = AttackInfo(
     name="fgsm",
     summary="one step of the whole radius along the sign of the gradient",
     factory=f"{__name__}:FGSM",
-    citation="Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples. ICLR 2015",
+    citation="Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples. ICLR 2015, arXiv 1412.6572",
     title="FGSM",
     passes=Passes("1", "1"),
 )

@@ -24,8 +24,6 @@ with lazy_imports():
 
 
 class PGDParams(Params):
-    """Number, size and start of the steps."""
-
     steps: PositiveInt = Field(default=20, description="Number of gradient steps of each restart.")
     restarts: PositiveInt = Field(default=1, description="Number of restarts; the best of them counts.")
     step: Number | None = Field(
@@ -46,7 +44,7 @@ INFO = AttackInfo(
     summary="projected sign-gradient ascent with restarts; keeps the highest loss per example",
     factory=f"{__name__}:PGD",
     params=PGDParams,
-    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018",
+    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
     title="PGD-{steps} x {restarts}",
     passes=Passes("restarts * (steps + 1)", "restarts * steps"),
 )

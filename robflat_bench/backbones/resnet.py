@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from robflat_bench.core import BackboneInfo, ImageShape, Params, lazy_imports
 
@@ -20,19 +20,16 @@ with lazy_imports():
 
 Stride = Literal[1, 2]
 Width = Annotated[int, Field(ge=1, le=1024)]
+Depth = Literal[10, 16, 22, 28, 34, 40, 46, 52, 58, 64, 70, 106]
 
 
 class ResNet8Params(Params):
-    """Width and resolution of the stages."""
-
     width: Width = Field(default=16, description="Channels of the first stage; each later stage doubles them.")
     strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="Strides of the three stages.")
     stem_stride: Stride = Field(default=1, description="Stride of the first convolution.")
 
 
 class ResNet18Params(Params):
-    """Width of the stages."""
-
     width: Width = Field(
         default=64, description="Channels of the first stage; each later stage doubles them. The paper has 64."
     )
@@ -41,17 +38,8 @@ class ResNet18Params(Params):
 class WideParams(Params):
     """Depth and width."""
 
-    depth: int = Field(default=28, ge=10, le=1000, description="Weight layers: 10, 16, 22, 28, ...")
-    factor: int = Field(
-        default=10, ge=1, le=64, description="Width factor k: stages have 16 k, 32 k and 64 k channels."
-    )
-
-    @field_validator("depth")
-    @classmethod
-    def _three_equal_stages(cls, depth: int) -> int:
-        if (depth - 4) % 6:
-            raise ValueError("three stages of n blocks with two layers each make a depth of 6 n + 4")
-        return depth
+    depth: Depth = Field(default=28, description="Weight layers: 6 n + 4, of which each of three stages has 2 n.")
+    factor: int = Field(default=10, ge=1, le=64, description="Width factor k: stages of 16 k, 32 k and 64 k channels.")
 
 
 _RESNET = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385"

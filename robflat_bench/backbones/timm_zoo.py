@@ -23,8 +23,6 @@ with lazy_imports():
 
 
 class TimmParams(Params):
-    """The architecture."""
-
     name: str = Field(description="Architecture of timm, e.g. resnet18, without a pretrained tag: it is untrained.")
     stem: Literal["original"] | None = Field(
         default=None, description="`original` keeps the 7x7 stem of a ResNet; by default, small images have a 3x3 one."

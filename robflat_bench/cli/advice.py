@@ -60,8 +60,7 @@ def answer(error: click.ClickException, words: Sequence[str]) -> str:
     """
     context = getattr(error, "ctx", None)
     if context is None:
-        known = (" ".join(words[:count]) for count in (2, 1))
-        path = next((path for path in known if path in EXAMPLES), "")
+        path = next((path for count in (2, 1) if (path := " ".join(words[:count])) in EXAMPLES), "")
         message = error.format_message()
         return f"{message.rstrip('.')}; {_example(path)}" if isinstance(error, click.UsageError) else message
     path = context.command_path.removeprefix(PROGRAM).strip()

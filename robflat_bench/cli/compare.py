@@ -120,7 +120,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     from robflat_bench.leaderboard.build import build_leaderboard
     from robflat_bench.leaderboard.correlations import TARGETS
     from robflat_bench.records.quantities import MEASURE, column_label
-    from robflat_bench.registry.components import parse
+    from robflat_bench.registry.grammar import parse
 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")

@@ -70,4 +70,4 @@ def evaluate_checkpoint(
         made = evaluated(session, found, plan)
     for problem in registry.plugins.problems(made.record.model_dump(mode="json")):
         output.note(problem)
-    output.report(made.record, made.parts(), stored=True)
+    output.report(made.record, made.parts(notes=False), stored=True)

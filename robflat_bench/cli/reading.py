@@ -20,8 +20,8 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--backbone",
-        help="Backbone of a weights file, e.g. 'resnet18(width=64)' or 'timm(name=resnet18)' [default: what its names "
-        "show, else the protocol's].",
+        help="Backbone of a weights file, e.g. 'resnet18(width=64)' or 'timm(name=resnet18)' [default: the "
+        "protocol's where it fits, else what its names show].",
     ),
     click.option(
         "--mean",

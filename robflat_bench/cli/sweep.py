@@ -54,29 +54,24 @@ def sweep(
     Finished runs are skipped, interrupted runs resume, and the sweep waits for runs of another process. After a failed
     run the sweep goes on, lists the failure at the end and exits with 1.
     """
-    from robflat_bench.config.protocol import load
     from robflat_bench.config.study import load_study
     from robflat_bench.core import Resources
-    from robflat_bench.front.sessions import require_data, require_folder
+    from robflat_bench.front.sessions import open_session
     from robflat_bench.registry.components import resolve
 
     registry = output.registry()
     chosen = load_study(study)
-    protocol = load(registry, chosen.protocol)
     component = resolve(registry, "launcher", launcher)
-    require_folder(store)
-    require_data(registry, protocol, data)
+    session = open_session(registry, chosen.protocol, (), data, store, device, trains=True)
+    protocol = session.protocol
 
     from robflat_bench.cli.progress import SweepProgress
     from robflat_bench.config.cost import undeclared
-    from robflat_bench.evaluation.session import Session, choose_device
-    from robflat_bench.records.store import Store
     from robflat_bench.registry.faults import faults
     from robflat_bench.runs.agenda import Agenda, outcome, refusal
     from robflat_bench.runs.sweep import Sweep
     from robflat_bench.runs.tasks import pace, tasks
 
-    session = Session(registry, protocol, data, Store(store), choose_device(device))
     launching = component.build(Resources(jobs, protocol.fixed.threads, session.device))
     wanted, refused = tasks(session, chosen, seeds)
     for variant in refused:

@@ -21,7 +21,8 @@ from pydantic import AfterValidator, Field, model_validator
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import MAX_INTEGER, Kind, Number, PluginError, Seed, Strict, UsageError
 from robflat_bench.core.files import read_regular
-from robflat_bench.registry.components import parse_value, resolve, without_negative_zeros
+from robflat_bench.registry.components import resolve, without_negative_zeros
+from robflat_bench.registry.grammar import parse_value
 from robflat_bench.registry.registry import Registry
 from robflat_bench.registry.validation import nearest, validate
 

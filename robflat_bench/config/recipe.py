@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt
 
 from robflat_bench.core import Number, Params, UsageError
-from robflat_bench.registry.components import brief_text, canonical_text, parse
+from robflat_bench.registry.components import brief_text, canonical_text
+from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.validation import did_you_mean, validate
 
 

@@ -25,6 +25,14 @@ _OTHERS = (
 """First bytes of files that are often mistaken for weights, and what to say of them."""
 
 
+def name_of(path: Path) -> str:
+    """The file's name without these endings: ckpt.pth.tar -> ckpt."""
+    name = path.name
+    while Path(name).suffix.lower() in SUFFIXES:
+        name = Path(name).stem
+    return name
+
+
 def inspect(path: Path) -> Literal["safetensors", "torch"]:
     """The library that reads a file of weights.
 
@@ -80,7 +88,7 @@ def _check_members(path: Path, size: int) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckFailed(f"{path} is damaged ({error}); copy it again, or {SAVE}") from None
     names = {member.filename.partition("/")[2] for member in members}
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+    if "constants.pkl" in names:
         raise UsageError(f"{path} is TorchScript, whose passes cannot be counted, nor its layers told apart; {SAVE}")
     if "data.pkl" not in names:
         raise UsageError(f"{path} is a zip archive that torch.save did not write; {SAVE}")

@@ -23,6 +23,7 @@ from robflat_bench.evaluation.fitting import (
     unwrapped,
     with_statistics,
 )
+from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
 from robflat_bench.evaluation.session import Session
@@ -125,26 +126,26 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
     contents, protocol, shape = read(file), session.protocol, image_shape(session, options.classes)
     if options.network:
         network, notes = own_network(contents, file, options, session.dtype)
-        found = _of_module(session, network, options, file.stem)
+        found = _of_module(session, network, options, name_of(file))
         return replace(found, notes=(*contents.notes, *notes, *found.notes))
+
     backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
-    tensors, said = contents.tensors, contents.notes
-    if seen := recognise(tensors, contents.architecture):
-        tensors, said = seen.tensors, (*said, *seen.notes)
-        if not options.backbone:
-            backbone, activation = seen.backbone, "relu"
-    own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()
-    tensors, notes = for_backbone(tensors, own, with_statistics(shape, options), options)
-    check_fit(tensors, own, file.name, f"the backbone {backbone}", OTHER_NETWORK)
-    return FoundModel(
-        protocol,
-        file.stem,
-        backbone,
-        activation,
-        tensors,
-        classes=options.classes,
-        notes=(*said, *notes),
-    )
+
+    def fitting(tensors: Mapping[str, Tensor], backbone: str, activation: str, notes: tuple[str, ...]) -> FoundModel:
+        own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()
+        named, said = for_backbone(tensors, own, with_statistics(shape, options), options)
+        check_fit(named, own, file.name, f"the backbone {backbone}", OTHER_NETWORK)
+        notes = (*contents.notes, *notes, *said)
+        return FoundModel(protocol, name_of(file), backbone, activation, named, classes=options.classes, notes=notes)
+
+    try:
+        return fitting(contents.tensors, backbone, activation, ())
+    except UsageError:
+        if (seen := recognise(contents.tensors, contents.architecture)) is None:
+            raise
+    if not options.backbone:
+        backbone, activation = seen.backbone, "relu"
+    return fitting(seen.tensors, backbone, activation, seen.notes)
 
 
 def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:

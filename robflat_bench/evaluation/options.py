@@ -11,8 +11,28 @@ from robflat_bench.core import UsageError, parse_fraction
 from robflat_bench.evaluation.inspection import SAVE, SUFFIXES, inspect
 from robflat_bench.evaluation.own_code import check_name
 from robflat_bench.records.store import Store
-from robflat_bench.registry.components import parse_value, resolve
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.grammar import parse_value
 from robflat_bench.registry.registry import Registry
+
+_USUAL = {"--mean": "0.4914,0.4822,0.4465", "--std": "0.2470,0.2435,0.2616"}
+"""Examples: CIFAR-10's."""
+
+
+def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """UsageError unless mean and std are both there or both not, on the scale [0,1]."""
+    given = {"--mean": mean, "--std": std}
+    for option, other in (("--mean", "--std"), ("--std", "--mean")):
+        if given[option] and not given[other]:
+            raise UsageError(f"{option} without {other}; add {other}, e.g. {other} {_USUAL[other]}")
+    for option, values in given.items():
+        lowest = 0.0 if option == "--mean" else 1e-6
+        for value in values:
+            if not lowest <= value <= 1:
+                raise UsageError(
+                    f"{option}: {value:g} is out of range: images are in [0,1], so write {option} on that scale "
+                    f"(a number on the scale 0 to 255 as {value:g}/255)"
+                )
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class ModelOptions:
     Parameters
     ----------
     backbone : str or None
-        The backbone of a file of weights (None: the one that its names show, else the protocol's).
+        The backbone of a file of weights (None: the protocol's where it fits, else the one that its names show).
     network : str or None
         The class of a file of weights, or a function that makes the network: "net.py:Net" or "package.module:factory".
     arguments : mapping of str to values
@@ -34,6 +54,11 @@ class ModelOptions:
         Number of logits (None: the number of classes of the data).
     checkpoint : str
         Of a run: best, last, initial or epoch-N.
+
+    Raises
+    ------
+    UsageError
+        One of mean and std is missing, or not on the scale [0,1].
     """
 
     backbone: str | None = None
@@ -43,6 +68,9 @@ class ModelOptions:
     std: tuple[float, ...] = ()
     classes: int | None = None
     checkpoint: str = "last"
+
+    def __post_init__(self) -> None:
+        _check_statistics(self.mean, self.std)
 
 
 USUAL = ModelOptions()
@@ -81,7 +109,6 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
     kind = kind_of(model)
     if kind != "file":
         _check_unused(model, options)
-    _check_statistics(options)
     if options.network is not None:
         if options.backbone is not None:
             raise UsageError("--model and --backbone both name a network; leave one out")
@@ -142,6 +169,10 @@ def _no_run(model: str, registry: Registry) -> str | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
+PYTHON = {"True": True, "False": False, "None": None}
+"""Values as Python writes them, which a component's parameters have as words."""
+
+
 def named_values(pairs: Sequence[str]) -> dict[str, Any]:
     """['depth=28', 'widths=[16, 32]'] -> {'depth': 28, 'widths': [16, 32]}; values as in a component's parameters."""
     found: dict[str, Any] = {}
@@ -151,7 +182,8 @@ def named_values(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--model-args {pair}: write NAME=VALUE, e.g. --model-args depth=28")
         if name.strip() in found:
             raise UsageError(f"--model-args {pair}: '{name.strip()}' is given twice; leave one out")
-        found[name.strip()] = parse_value(value.strip(), f"--model-args {pair}")
+        text = value.strip()
+        found[name.strip()] = PYTHON[text] if text in PYTHON else parse_value(text, f"--model-args {pair}")
     return found
 
 
@@ -164,23 +196,3 @@ def channel_values(text: str, option: str) -> tuple[float, ...]:
         raise UsageError(
             f"{option} {text}: write one number for each channel, e.g. {option} {_USUAL[option]}"
         ) from None
-
-
-_USUAL = {"--mean": "0.4914,0.4822,0.4465", "--std": "0.2470,0.2435,0.2616"}
-"""Examples: CIFAR-10's."""
-
-
-def _check_statistics(options: ModelOptions) -> None:
-    """UsageError unless mean and std are both there or both not, on the scale [0,1]."""
-    given = {"--mean": options.mean, "--std": options.std}
-    for option, other in (("--mean", "--std"), ("--std", "--mean")):
-        if given[option] and not given[other]:
-            raise UsageError(f"{option} without {other}; add {other}, e.g. {other} {_USUAL[other]}")
-    for option, values in given.items():
-        lowest = 0.0 if option == "--mean" else 1e-6
-        for value in values:
-            if not lowest <= value <= 1:
-                raise UsageError(
-                    f"{option}: {value:g} is out of range: images are in [0,1], so write {option} on that scale "
-                    f"(a number on the scale 0 to 255 as {value:g}/255)"
-                )

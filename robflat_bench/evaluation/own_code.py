@@ -82,13 +82,15 @@ def _importable(top: str) -> bool:
 
 
 @contextmanager
-def beside(folder: Path) -> Iterator[None]:
-    """A block in which the modules of a folder can be imported, as for a program in that folder."""
-    sys.path.insert(0, str(folder))
+def beside(*folders: Path) -> Iterator[None]:
+    """A block in which the modules of these folders can be imported, as for a program that lies there."""
+    added = [str(folder) for folder in folders]
+    sys.path[:0] = added
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        for folder in added:
+            sys.path.remove(folder)
 
 
 def make(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -101,14 +103,14 @@ def make(name: str, arguments: Mapping[str, Any]) -> Any:
     """
     place, _, attribute = name.rpartition(":")
     file = Path(place) if place.endswith(".py") else None
-    folder = (file.parent if file else Path.cwd()).resolve()
+    folders = [*([file.parent.resolve()] if file else []), Path.cwd()]
 
     def failed(error: BaseException) -> NoReturn:
         raise UsageError(
             f"--model {name}: {one_line(error):.300}{line_of(error)}; {_advice(error, attribute)}"
         ) from error
 
-    with contained(failed), beside(folder):
+    with contained(failed), beside(*folders):
         module = load_file(file) if file else importlib.import_module(place)
         found = getattr(module, attribute)
         if not hasattr(type(found), "state_dict"):  # else it is a network, which is callable too

@@ -10,6 +10,7 @@ import torch
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Observer, Threat, UsageError
+from robflat_bench.data.own import OwnSplits
 from robflat_bench.data.splits import Splits, load_splits
 from robflat_bench.numerics.compilation import Compilation
 from robflat_bench.records.store import Store
@@ -90,10 +91,11 @@ class Session:
         return self.splits.examples(split, self.device, self.dtype, count)
 
     def under(self, protocol: Protocol) -> Session:
-        """This session under another protocol. Examples are shared if both protocols select the same."""
+        """This session under another protocol. Examples are shared if both protocols select the same, or none of them
+        does."""
         if protocol == self.protocol:
             return self
-        if protocol.fixed.data == self.fixed.data:
+        if protocol.fixed.data == self.fixed.data or isinstance(self.data, OwnSplits):
             return replace(self, protocol=protocol, data=self.splits)
         return replace(self, protocol=protocol, data=None if isinstance(self.data, Splits) else self.data)
 

@@ -14,8 +14,9 @@ from robflat_bench import __version__
 from robflat_bench.core import Params, UsageError
 from robflat_bench.core.catalogue import catalogue_rows
 from robflat_bench.experiments.document import Experiment
-from robflat_bench.registry.components import parse, write
+from robflat_bench.registry.components import write
 from robflat_bench.registry.describe import describe_parameters
+from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.validation import did_you_mean, validate
 
 

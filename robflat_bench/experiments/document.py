@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, Params, Strict, UsageError
 from robflat_bench.core.files import read_regular
-from robflat_bench.registry.components import parse
+from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.validation import explain, validate
 
 if TYPE_CHECKING:

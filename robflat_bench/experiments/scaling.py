@@ -28,7 +28,8 @@ with lazy_imports():
     from robflat_bench.measures.rescaling import alone, louder, rescaled
     from robflat_bench.numerics.folding import pairs
     from robflat_bench.records.journal import StoredJournal
-    from robflat_bench.registry.components import Component, non_defaults, parse, resolve, write
+    from robflat_bench.registry.components import Component, non_defaults, resolve, write
+    from robflat_bench.registry.grammar import parse
 
 STAYS = 0.01
 """Exponents below this are rounding, or within an iteration's tolerance."""

@@ -14,6 +14,7 @@ from robflat_bench.front.kinds import KINDS
 from robflat_bench.front.sessions import open_registry
 from robflat_bench.front.tables import Rows
 from robflat_bench.front.text import note
+from robflat_bench.registry.describe import allowed, written
 
 if TYPE_CHECKING:
     from robflat_bench.registry.registry import Registry
@@ -86,7 +87,10 @@ def singular(kind: str) -> str:
 def list_grid(kind: str, rows: Sequence[dict[str, Any]]) -> Grid:
     """Entries of one kind as a table."""
     columns = _COLUMNS.get(kind, ("name", "summary", "parameters", "provider"))
-    cells = [{**row, "parameters": ", ".join(f"{p['name']}={p['default']}" for p in row["parameters"])} for row in rows]
+    cells = [
+        {**row, "parameters": ", ".join(f"{p['name']}={written(p['default'])}" for p in row["parameters"])}
+        for row in rows
+    ]
     return grid(kind, columns, [[row.get(name, "") for name in columns] for row in cells])
 
 
@@ -117,8 +121,9 @@ def description_grids(row: dict[str, Any]) -> Iterator[Grid]:
     """An entry's fields, and its parameters."""
     yield grid(row["name"], ["", ""], [(key, value) for key, value in row.items() if isinstance(value, str) and value])
     if row.get("parameters"):
-        columns = ["name", "type", "default", "range", "description"]
-        yield grid("parameters", columns, [[str(p[column]) for column in columns] for p in row["parameters"]])
+        columns = ["name", "default", "values", "description"]
+        cells = [[p["name"], written(p["default"]), allowed(p), p["description"]] for p in row["parameters"]]
+        yield grid("parameters", columns, cells)
 
 
 def list(kind: str = "methods", pattern: str = "*", *, plugins: Sequence[str | Path] = ()) -> Rows:

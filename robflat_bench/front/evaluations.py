@@ -72,14 +72,14 @@ class Evaluation:
     def _repr_html_(self) -> str:
         return as_html(self.parts())
 
-    def parts(self) -> Iterator[Grid | str]:
-        """The grids and lines that a terminal and a notebook show."""
+    def parts(self, notes: bool = True) -> Iterator[Grid | str]:
+        """The grids and lines that a terminal and a notebook show; the command prints the notes before it begins."""
         record = self.record
         heading = f"{record.model}  |  {record.protocol.name} {record.protocol.version}, values ± standard error"
         yield result_grid(heading, self.registry, record.results, self.outcomes, measures=False)
         if measured := measure_grid(self.registry, [*record.results.values()]):
             yield measured
-        yield from self.notes
+        yield from self.notes if notes else ()
         yield f"evaluation: {self.path}"
 
 

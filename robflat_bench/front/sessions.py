@@ -55,7 +55,7 @@ def open_session(
     observer: Observer | None = None,
     trains: bool = False,
 ) -> Session:
-    """A session under a protocol; mistakes in its name, settings and store are reported before torch is imported.
+    """A session under a protocol; mistakes in its name and settings are reported before torch is imported.
 
     Parameters
     ----------
@@ -64,14 +64,13 @@ def open_session(
     data : str, Path, Splits or None
         Folder of the data sets, None for the usual places, or the examples themselves (`data.own.own_splits`).
     trains : bool
-        The session reads the protocol's data, so they are looked for before torch is imported.
+        It trains, so the store and the protocol's data are looked for before torch is imported.
     """
     from robflat_bench.config.protocol import load
 
     chosen = load(registry, protocol, written(settings))
-    require_folder(Path(store))
     if trains:
-        require_data(registry, chosen, data)
+        require_places(registry, chosen, Path(store), data)
 
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation
@@ -91,20 +90,24 @@ def open_session(
     )
 
 
-def require_folder(store: Path) -> None:
-    """UsageError where a store cannot be made; one that exists may be read-only, and its finished runs are shown."""
+def require_places(registry: Registry, protocol: Protocol, store: Path, data: Any) -> None:
+    """Find, before torch is imported, that a store cannot be made or that a protocol's dataset is nowhere.
+
+    A store that exists may be read-only, for its finished runs are only shown. No image is read.
+
+    Raises
+    ------
+    UsageError
+        What is wrong with the place, and the option that names another.
+    """
+    from robflat_bench.registry.components import resolve
+    from robflat_bench.registry.faults import faults
+
     place = next(place for place in (store, *store.absolute().parents) if place.exists())
     if not place.is_dir():
         raise UsageError(f"cannot write {store}: {place} is not a folder; choose another folder with --store DIR")
     if place != store and not os.access(place, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {store}: {place} is read-only; choose another folder with --store DIR")
-
-
-def require_data(registry: Registry, protocol: Protocol, data: Any) -> None:
-    """UsageError where the dataset of a protocol is nowhere; its images are not read."""
-    from robflat_bench.registry.components import resolve
-    from robflat_bench.registry.faults import faults
-
     if data is None or isinstance(data, str | Path):
         with faults(registry):
             dataset = resolve(registry, "dataset", protocol.fixed.data.dataset).build()

@@ -11,7 +11,7 @@ from robflat_bench.analysis.models import Model
 from robflat_bench.leaderboard.model import BoardColumn, BoardRow, Correlation, CorrelationValue
 from robflat_bench.leaderboard.rows import CHECKPOINTS, SeedGroup
 from robflat_bench.records.quantities import MEASURE
-from robflat_bench.registry.components import members, parse
+from robflat_bench.registry.grammar import members, parse
 
 TARGETS = ("robust_loss", "robust_error", "gap_robust_loss", "gap_robust_error")
 PAIRS = 10_000_000

@@ -11,10 +11,18 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from robflat_bench.core import BallNorm, BallShape, Number, Params, Passes, Rescaling
 
-COUPLING = (
-    "How adversarial images follow the weights: `clean` has none, `frozen` finds them once at the weights w and keeps "
-    "them, `reattack` attacks afresh at every w', `joint` lets images and weights climb together."
-)
+_COUPLINGS = {
+    "clean": "`clean` has none",
+    "frozen": "`frozen` finds them once at the weights w and keeps them",
+    "reattack": "`reattack` attacks afresh at every w'",
+    "joint": "`joint` lets images and weights climb together",
+}
+
+
+def couplings(*names: str) -> str:
+    """The description of a parameter `coupling` with these choices."""
+    return f"How adversarial images follow the weights: {', '.join(_COUPLINGS[name] for name in names)}."
+
 
 Steps = Annotated[PositiveInt, Field(description="Steps of the PGD attack.")]
 Step = Annotated[Number | None, Field(gt=0, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")]
@@ -63,7 +71,9 @@ class WeightSpaceParams(Params):
 class OracleParams(Params):
     """Which loss a measure reads: the coupling, the attack, and the scale of the logits."""
 
-    coupling: Literal["clean", "frozen", "reattack"] = Field(default="frozen", description=COUPLING)
+    coupling: Literal["clean", "frozen", "reattack"] = Field(
+        default="frozen", description=couplings("clean", "frozen", "reattack")
+    )
     steps: Steps = 20
     step: Step = None
     restarts: Restarts = 1
@@ -74,7 +84,7 @@ class OracleParams(Params):
 class FixedImagesParams(OracleParams):
     """Parameters of a measure that differentiates the loss by the weights: the images stay while the weights move."""
 
-    coupling: Literal["clean", "frozen"] = Field(default="frozen", description=COUPLING)
+    coupling: Literal["clean", "frozen"] = Field(default="frozen", description=couplings("clean", "frozen"))
     warm: Literal[False] = Field(default=False, description="No effect: no attack is repeated.")
 
 

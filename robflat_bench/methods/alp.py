@@ -27,7 +27,7 @@ with lazy_imports():
 
 class ALPParams(Params):
     weight: float = Field(default=0.5, ge=0, description="Weight of the mean squared difference of the logits.")
-    clean: bool = Field(default=True, description="Whether clean images are half of the cross-entropy.")
+    clean: bool = Field(default=True, description="Whether clean images are half of the cross-entropy, as published.")
 
 
 INFO = MethodInfo(

@@ -20,7 +20,7 @@ INFO = MethodInfo(
     name="at",
     summary="adversarial training: cross-entropy on PGD examples",
     factory=f"{__name__}:AT",
-    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018",
+    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
     attack=Passes("T + 1", "T"),
 )
 

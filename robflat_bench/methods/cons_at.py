@@ -26,8 +26,14 @@ with lazy_imports():
 
 
 class ConsATParams(Params):
-    weight: float = Field(default=1.0, ge=0, description="Weight of the divergence between the views (lambda).")
-    temperature: float = Field(default=0.5, gt=0, description="Divides the logits in the divergence (T).")
+    weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="Weight of the divergence between the views (lambda). Default: the released code's.",
+    )
+    temperature: float = Field(
+        default=0.5, gt=0, description="Divides the logits in the divergence (T). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(
@@ -35,7 +41,7 @@ INFO = MethodInfo(
     summary="adversarial training on two augmentations of each image, with a penalty where their predictions differ",
     factory=f"{__name__}:ConsAT",
     params=ConsATParams,
-    citation="Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022",
+    citation="Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022, arXiv 2103.04623",
     attack=Passes("2 * (T + 1)", "2 * T"),
     loss=Passes("2", "2"),
     claims=("attack", "batch"),

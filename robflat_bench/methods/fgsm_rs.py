@@ -24,7 +24,7 @@ with lazy_imports():
 
 
 class FGSMRSParams(Params):
-    alpha: float = Field(default=1.25, gt=0, description="Size of the step, as a multiple of the radius.")
+    alpha: float = Field(default=1.25, gt=0, description="Size of the step, in radii. Default: the paper's.")
 
 
 INFO = MethodInfo(
@@ -32,7 +32,9 @@ INFO = MethodInfo(
     summary="fast adversarial training: one step from a random start",
     factory=f"{__name__}:FGSMRS",
     params=FGSMRSParams,
-    citation="Wong, Rice, Kolter: Fast is better than free: revisiting adversarial training. ICLR 2020",
+    citation=(
+        "Wong, Rice, Kolter: Fast is better than free: revisiting adversarial training. ICLR 2020, arXiv 2001.03994"
+    ),
     attack=Passes("1", "1"),
     claims=("attack",),
 )

@@ -25,7 +25,9 @@ with lazy_imports():
 
 
 class FreeATParams(Params):
-    repeats: PositiveInt = Field(default=8, description="Updates per batch (m): an epoch costs m times as much.")
+    repeats: PositiveInt = Field(
+        default=8, description="Updates per batch (m): an epoch costs m times as much. Default: the released code's."
+    )
 
 
 INFO = MethodInfo(
@@ -33,7 +35,7 @@ INFO = MethodInfo(
     summary="uses each batch several times; one backward pass moves weights and perturbation, which is carried over",
     factory=f"{__name__}:FreeAT",
     params=FreeATParams,
-    citation="Shafahi et al.: Adversarial training for free! NeurIPS 2019",
+    citation="Shafahi et al.: Adversarial training for free! NeurIPS 2019, arXiv 1904.12843",
     example={"repeats": 3},
     updates="repeats",
     claims=("attack",),

@@ -28,8 +28,15 @@ with lazy_imports():
 
 
 class GAIRATParams(Params):
-    lam: float = Field(default=-1.0, ge=-10, le=10, description="Larger values make the weights more even (lambda).")
-    warmup: float = Field(default=0.5, ge=0, lt=1, description="Fraction of training before weights are used.")
+    lam: float = Field(
+        default=-1.0,
+        ge=-10,
+        le=10,
+        description="Larger values make the weights more even (lambda). Default: the released code's.",
+    )
+    warmup: float = Field(
+        default=0.5, ge=0, lt=1, description="Fraction of training before weights are used; until then it is AT."
+    )
 
 
 INFO = MethodInfo(
@@ -37,7 +44,7 @@ INFO = MethodInfo(
     summary="adversarial training that weights examples by how soon the attack fools them",
     factory=f"{__name__}:GAIRAT",
     params=GAIRATParams,
-    citation="Zhang et al.: Geometry-aware instance-reweighted adversarial training. ICLR 2021",
+    citation="Zhang et al.: Geometry-aware instance-reweighted adversarial training. ICLR 2021, arXiv 2010.01736",
     example={"warmup": 0},
     attack=Passes("T + 1", "T"),
     claims=("attack",),

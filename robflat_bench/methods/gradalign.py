@@ -32,8 +32,14 @@ with lazy_imports():
 
 
 class GradAlignParams(Params):
-    weight: float = Field(default=0.2, ge=0, description="Weight of the alignment term (lambda).")
-    alpha: float = Field(default=1.25, gt=0, description="Size of the attack's step, as a multiple of the radius.")
+    weight: float = Field(
+        default=0.2, ge=0, description="Weight of the alignment term (lambda). Default: the authors' at 8/255."
+    )
+    alpha: float = Field(
+        default=1.25,
+        gt=0,
+        description="Size of the attack's step, in radii. Default: the released code's for a random start.",
+    )
     start: Literal["zero", "uniform"] = Field(
         default="zero", description="Start of the attack: the image, or a point drawn uniformly from the ball."
     )
@@ -44,7 +50,10 @@ INFO = MethodInfo(
     summary="one-step adversarial training with input gradients kept aligned within the ball",
     factory=f"{__name__}:GradAlign",
     params=GradAlignParams,
-    citation="Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+    citation=(
+        "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020, arXiv "
+        "2007.02617"
+    ),
     attack=Passes("1", "1"),
     loss=Passes("3", "4"),
     claims=("attack",),

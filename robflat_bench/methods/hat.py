@@ -24,7 +24,11 @@ with lazy_imports():
 
 class HATParams(TRADESParams):
     beta: float = Field(default=2.5, ge=0, description="Weight of the divergence.")
-    h: float = Field(default=2.0, gt=0, description="Where helper images lie: 0 is the image, 1 the adversarial one.")
+    h: float = Field(
+        default=2.0,
+        gt=0,
+        description="Where helper images lie: 0 is the image, 1 the adversarial one. Default: the released command's.",
+    )
     gamma: float = Field(default=0.5, ge=0, description="Weight of the cross-entropy of the helper images.")
 
 
@@ -34,8 +38,8 @@ INFO = MethodInfo(
     factory=f"{__name__}:HAT",
     params=HATParams,
     citation=(
-        "Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness "
-        "trade-off. ICLR 2022"
+        "Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness trade-off. "
+        "ICLR 2022, OpenReview Azh9QBQ4tR7"
     ),
     attack=Passes("T + 2", "T"),
     loss=Passes("4", "3"),

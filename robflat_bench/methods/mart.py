@@ -26,7 +26,9 @@ with lazy_imports():
 
 
 class MARTParams(Params):
-    beta: float = Field(default=6.0, ge=0, description="Weight of the divergence (lambda in some papers).")
+    beta: float = Field(
+        default=6.0, ge=0, description="Weight of the divergence (lambda in some papers). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(
@@ -34,7 +36,10 @@ INFO = MethodInfo(
     summary="boosted cross-entropy on PGD examples plus divergence, more of it where the clean image is doubtful",
     factory=f"{__name__}:MART",
     params=MARTParams,
-    citation="Wang et al.: Improving adversarial robustness requires revisiting misclassified examples. ICLR 2020",
+    citation=(
+        "Wang et al.: Improving adversarial robustness requires revisiting misclassified examples. ICLR 2020, "
+        "OpenReview rklOg6EFwS"
+    ),
     attack=Passes("T + 1", "T"),
     loss=Passes("2", "2"),
 )

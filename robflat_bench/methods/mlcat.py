@@ -25,7 +25,9 @@ with lazy_imports():
 
 
 class MLCATParams(Params):
-    threshold: float = Field(default=1.5, gt=0, description="Loss below which an example is changed (tau).")
+    threshold: float = Field(
+        default=1.5, gt=0, description="Loss below which an example is changed (tau). Default: the released code's."
+    )
     form: Literal["scaled", "as-released"] = Field(
         default="scaled", description="scaled: such examples count more, as intended. as-released: they are left out."
     )
@@ -36,7 +38,9 @@ INFO = MethodInfo(
     summary="adversarial training that raises small losses to a threshold",
     factory=f"{__name__}:MLCAT",
     params=MLCATParams,
-    citation="Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022",
+    citation=(
+        "Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022, arXiv 2206.08675"
+    ),
     attack=Passes("T + 1", "T"),
 )
 

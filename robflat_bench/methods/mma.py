@@ -40,8 +40,12 @@ class MMAParams(Params):
     max_margin: Number = Field(
         default=12 / 255, gt=0, lt=1, description="Margins beyond it are large enough (paper: 12, 20, 32 of 255)."
     )
-    steps: PositiveInt = Field(default=10, description="PGD steps that find the direction (T).")
-    bisections: PositiveInt = Field(default=10, description="Bisections that find the margin along it.")
+    steps: PositiveInt = Field(
+        default=10, description="PGD steps that find the direction (T). Default: the released code's."
+    )
+    bisections: PositiveInt = Field(
+        default=10, description="Bisections that find the margin along it. Default: the released code's."
+    )
 
 
 INFO = MethodInfo(
@@ -50,7 +54,8 @@ INFO = MethodInfo(
     factory=f"{__name__}:MMA",
     params=MMAParams,
     citation=(
-        "Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR 2020"
+        "Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR "
+        "2020, arXiv 1812.02637"
     ),
     example={"steps": 2, "bisections": 2},
     attack=Passes("steps + bisections + 3", "steps"),

@@ -25,8 +25,10 @@ with lazy_imports():
 
 
 class NFGSMParams(Params):
-    k: float = Field(default=2.0, ge=0, description="Half-width of the uniform noise, as a multiple of the radius.")
-    alpha: float = Field(default=1.0, gt=0, description="Size of the step, as a multiple of the radius.")
+    k: float = Field(
+        default=2.0, ge=0, description="Half-width of the uniform noise, in radii. Default: the released code's."
+    )
+    alpha: float = Field(default=1.0, gt=0, description="Size of the step, in radii. Default: the released code's.")
 
 
 INFO = MethodInfo(
@@ -35,7 +37,8 @@ INFO = MethodInfo(
     factory=f"{__name__}:NFGSM",
     params=NFGSMParams,
     citation=(
-        "de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022"
+        "de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022, "
+        "arXiv 2202.01181"
     ),
     attack=Passes("1", "1"),
     claims=("attack",),

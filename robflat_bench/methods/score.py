@@ -22,8 +22,12 @@ with lazy_imports():
 
 
 class SCOREParams(Params):
-    beta: float = Field(default=3.0, ge=0, description="Weight of the distance between the predictions.")
-    smoothing: float = Field(default=0.1, ge=0, lt=1, description="Target of all wrong classes together (s).")
+    beta: float = Field(
+        default=3.0, ge=0, description="Weight of the distance between the predictions. The released code has 3 to 4."
+    )
+    smoothing: float = Field(
+        default=0.1, ge=0, lt=1, description="Target of all wrong classes together (s). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(
@@ -31,7 +35,9 @@ INFO = MethodInfo(
     summary="squared errors of the predictions instead of cross-entropy and divergence",
     factory=f"{__name__}:SCORE",
     params=SCOREParams,
-    citation="Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022",
+    citation=(
+        "Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022, arXiv 2202.10103"
+    ),
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     random_start=True,

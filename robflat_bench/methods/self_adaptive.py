@@ -28,7 +28,12 @@ with lazy_imports():
 
 
 class SelfAdaptiveParams(TRADESParams):
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Weight of the label so far in its average (m).")
+    momentum: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Weight of the label so far in its average (m). Default: the released code's.",
+    )
     start: float = Field(default=0.7, ge=0, lt=1, description="Fraction of training before labels move.")
 
 
@@ -37,7 +42,10 @@ INFO = MethodInfo(
     summary="TRADES with labels that move towards the network's own predictions",
     factory=f"{__name__}:SelfAdaptive",
     params=SelfAdaptiveParams,
-    citation="Huang, Zhang, Zhang: Self-adaptive training: beyond empirical risk minimization. NeurIPS 2020",
+    citation=(
+        "Huang, Zhang, Zhang: Self-adaptive training: beyond empirical risk minimization. NeurIPS 2020, arXiv "
+        "2002.10319"
+    ),
     example={"start": 0},
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),

@@ -27,7 +27,9 @@ with lazy_imports():
 
 
 class TRADESParams(Params):
-    beta: float = Field(default=6.0, ge=0, description="Weight of the divergence (lambda in some papers).")
+    beta: float = Field(
+        default=6.0, ge=0, description="Weight of the divergence (lambda in some papers). Default: the released code's."
+    )
 
 
 INFO = MethodInfo(
@@ -35,7 +37,9 @@ INFO = MethodInfo(
     summary="clean cross-entropy plus divergence between clean and adversarial predictions",
     factory=f"{__name__}:TRADES",
     params=TRADESParams,
-    citation="Zhang et al.: Theoretically principled trade-off between robustness and accuracy. ICML 2019",
+    citation=(
+        "Zhang et al.: Theoretically principled trade-off between robustness and accuracy. ICML 2019, arXiv 1901.08573"
+    ),
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     random_start=True,

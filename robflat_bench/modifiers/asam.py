@@ -19,8 +19,12 @@ with lazy_imports():
 
 
 class ASAMParams(SAMParams):
-    rho: Number = Field(default=0.5, gt=0, description="Radius, in units of the weights.")
-    eta: float = Field(default=0.01, ge=0, description="Added to the size of each weight, so that small ones move.")
+    rho: Number = Field(default=0.5, gt=0, description="Radius, relative to the size of each weight.")
+    eta: float = Field(
+        default=0.01,
+        ge=0,
+        description="Added to the size of each weight, so that small ones move. Default: the released code's.",
+    )
 
 
 INFO = ModifierInfo(
@@ -29,8 +33,8 @@ INFO = ModifierInfo(
     factory=f"{__name__}:ASAM",
     params=ASAMParams,
     citation=(
-        "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep "
-        "neural networks. ICML 2021"
+        "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep neural "
+        "networks. ICML 2021, arXiv 2102.11600"
     ),
     joints=("backward",),
     losses="2",

@@ -21,7 +21,7 @@ INFO = ModifierInfo(
     name="autoaugment",
     summary="the augmentation policy found on CIFAR-10, image by image",
     factory=f"{__name__}:AutoAugment",
-    citation="Cubuk et al.: AutoAugment: Learning augmentation strategies from data. CVPR 2019",
+    citation="Cubuk et al.: AutoAugment: Learning augmentation strategies from data. CVPR 2019, arXiv 1805.09501",
     joints=("augment",),
     rank=10,
 )

@@ -25,7 +25,12 @@ with lazy_imports():
 
 
 class AWPParams(Params):
-    gamma: Number = Field(default=0.01, gt=0, lt=1, description="Radius of the ball, relative to each layer's norm.")
+    gamma: Number = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Radius of the ball, relative to each layer's norm. Default: the released code's for AT.",
+    )
     steps: PositiveInt = Field(default=1, description="Steps of the ascent.")
     step: Number | None = Field(default=None, gt=0, description="Size of a step, relative as gamma; None is gamma.")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="Fraction of training without perturbation.")
@@ -36,7 +41,9 @@ INFO = ModifierInfo(
     summary="adversarial weight perturbation: descends the loss at the worst weights nearby",
     factory=f"{__name__}:AWP",
     params=AWPParams,
-    citation="Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. NeurIPS 2020",
+    citation=(
+        "Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. NeurIPS 2020, arXiv 2004.05884"
+    ),
     joints=("backward",),
     losses="1 + steps",
 )

@@ -25,7 +25,9 @@ with lazy_imports():
 
 
 class CutMixParams(Params):
-    alpha: float = Field(default=1.0, gt=0, description="Areas are drawn from Beta(alpha, alpha); 1 is uniform.")
+    alpha: float = Field(
+        default=1.0, gt=0, description="Areas are drawn from Beta(alpha, alpha); 1 is uniform, as published."
+    )
 
 
 INFO = ModifierInfo(
@@ -34,7 +36,8 @@ INFO = ModifierInfo(
     factory=f"{__name__}:CutMix",
     params=CutMixParams,
     citation=(
-        "Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV 2019"
+        "Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV "
+        "2019, arXiv 1905.04899"
     ),
     joints=("batch",),
     rank=20,

@@ -23,7 +23,9 @@ with lazy_imports():
 
 
 class EMAParams(Params):
-    decay: float = Field(default=0.995, ge=0, lt=1, description="Weight of the average so far (d).")
+    decay: float = Field(
+        default=0.995, ge=0, lt=1, description="Weight of the average so far (d). Default: Rebuffi et al.'s."
+    )
     warmup: bool = Field(default=True, description="Whether the decay after k updates is at most (1 + k) / (10 + k).")
 
 
@@ -32,7 +34,7 @@ INFO = ModifierInfo(
     summary="evaluates an exponential moving average of the weights",
     factory=f"{__name__}:EMA",
     params=EMAParams,
-    citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021",
+    citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021, arXiv 2111.05328",
     joints=("after_step", "model"),
     rank=20,
 )

@@ -34,12 +34,20 @@ with lazy_imports():
 
 
 class EntropySGDParams(Params):
-    steps: PositiveInt = Field(default=5, description="Inner steps per outer step (L).")
-    rate: float = Field(default=0.1, gt=0, description="Learning rate of the inner steps (eta').")
-    gamma: float = Field(default=1e-4, ge=0, description="Strength of the pull towards the outer weights.")
-    noise: float = Field(default=1e-4, ge=0, description="Noise of the inner steps (n).")
-    scoping: float = Field(default=1e-3, ge=0, description="The pull grows by 1 + scoping per outer step (sigma).")
-    averaging: float = Field(default=0.75, ge=0, lt=1, description="Weight of the average so far (a).")
+    steps: PositiveInt = Field(default=5, description="Inner steps per outer step (L). Stutz et al. try 1, 2, 3, 5.")
+    rate: float = Field(
+        default=0.1, gt=0, description="Learning rate of the inner steps (eta'). Default: Stutz et al.'s."
+    )
+    gamma: float = Field(
+        default=1e-4, ge=0, description="Strength of the pull towards the outer weights. Default: Stutz et al.'s."
+    )
+    noise: float = Field(default=1e-4, ge=0, description="Noise of the inner steps (n). Default: Stutz et al.'s.")
+    scoping: float = Field(
+        default=1e-3, ge=0, description="The pull grows by 1 + scoping per outer step (sigma). Default: Stutz et al.'s."
+    )
+    averaging: float = Field(
+        default=0.75, ge=0, lt=1, description="Weight of the average so far (a). Default: Stutz et al.'s."
+    )
 
 
 INFO = ModifierInfo(
@@ -47,7 +55,7 @@ INFO = ModifierInfo(
     summary="descends the local entropy of the loss, estimated by Langevin dynamics around the weights",
     factory=f"{__name__}:EntropySGD",
     params=EntropySGDParams,
-    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
+    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017, arXiv 1611.01838",
     example={"steps": 2},
     joints=("backward", "model"),
     rank=10,

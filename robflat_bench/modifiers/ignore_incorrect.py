@@ -19,7 +19,7 @@ INFO = ModifierInfo(
     name="ignore-incorrect",
     summary="examples that are misclassified anyway stay clean",
     factory=f"{__name__}:IgnoreIncorrect",
-    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
     joints=("attack",),
     attack=Passes("1", "0"),
 )

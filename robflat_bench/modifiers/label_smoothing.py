@@ -17,7 +17,12 @@ with lazy_imports():
 
 
 class LabelSmoothingParams(Params):
-    tau: Number = Field(default=0.1, ge=0, lt=1, description="Part of the target that all classes share equally.")
+    tau: Number = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Part of the target that all classes share equally. Stutz et al. try 0.01 to 0.5.",
+    )
 
 
 INFO = ModifierInfo(
@@ -25,7 +30,7 @@ INFO = ModifierInfo(
     summary="a part of each target goes to all classes equally",
     factory=f"{__name__}:LabelSmoothing",
     params=LabelSmoothingParams,
-    citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016",
+    citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016, arXiv 1512.00567",
     joints=("target",),
     rank=20,
 )

@@ -31,7 +31,10 @@ INFO = ModifierInfo(
     summary="friendly attack: each example stops soon after it is misclassified",
     factory=f"{__name__}:PGDTau",
     params=PGDTauParams,
-    citation="Zhang et al.: Attacks which do not kill training make adversarial learning stronger. ICML 2020",
+    citation=(
+        "Zhang et al.: Attacks which do not kill training make adversarial learning stronger. ICML 2020, arXiv "
+        "2002.11242"
+    ),
     joints=("attack",),
 )
 

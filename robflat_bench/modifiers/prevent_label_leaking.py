@@ -20,7 +20,7 @@ INFO = ModifierInfo(
     name="prevent-label-leaking",
     summary="the attack sees the predicted label instead of the true one",
     factory=f"{__name__}:PreventLabelLeaking",
-    citation="Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017",
+    citation="Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017, arXiv 1611.01236",
     joints=("attack",),
     attack=Passes("1", "0"),
 )

@@ -23,7 +23,11 @@ with lazy_imports():
 
 
 class RandomWPParams(Params):
-    xi: Number = Field(default=0.5, gt=0, description="Length relative to each layer's norm, as in average-case.")
+    xi: Number = Field(
+        default=0.5,
+        gt=0,
+        description="Length relative to each layer's norm, as in average-case. Stutz et al. try 0.05 to 1.",
+    )
 
 
 INFO = ModifierInfo(
@@ -31,7 +35,9 @@ INFO = ModifierInfo(
     summary="random weight perturbation: descends the loss at weights a random step away",
     factory=f"{__name__}:RandomWP",
     params=RandomWPParams,
-    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation=(
+        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
+    ),
     joints=("backward",),
 )
 

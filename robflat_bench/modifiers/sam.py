@@ -24,7 +24,11 @@ with lazy_imports():
 
 
 class SAMParams(Params):
-    rho: Number = Field(default=0.05, gt=0, description="Radius, in the l2 norm of all parameters together.")
+    rho: Number = Field(
+        default=0.05,
+        gt=0,
+        description="Radius, in the l2 norm of all parameters together. Default: the released code's.",
+    )
 
 
 INFO = ModifierInfo(
@@ -32,7 +36,10 @@ INFO = ModifierInfo(
     summary="sharpness-aware minimisation: descends the loss one gradient step uphill",
     factory=f"{__name__}:SAM",
     params=SAMParams,
-    citation="Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021",
+    citation=(
+        "Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021, arXiv "
+        "2010.01412"
+    ),
     joints=("backward",),
     losses="2",
 )

@@ -35,7 +35,9 @@ INFO = ModifierInfo(
     summary="evaluates the equal average of the weights of late epochs",
     factory=f"{__name__}:SWA",
     params=SWAParams,
-    citation="Izmailov et al.: Averaging weights leads to wider optima and better generalization. UAI 2018",
+    citation=(
+        "Izmailov et al.: Averaging weights leads to wider optima and better generalization. UAI 2018, arXiv 1803.05407"
+    ),
     joints=("model",),
     rank=30,
 )

@@ -22,7 +22,11 @@ with lazy_imports():
 
 
 class WeightClippingParams(Params):
-    limit: Number = Field(default=0.005, gt=0, description="Largest size of a weight; for scales, of scale - 1 (c).")
+    limit: Number = Field(
+        default=0.005,
+        gt=0,
+        description="Largest size of a weight; for scales, of scale - 1 (c). Stutz et al. try 0.005 to 0.02.",
+    )
 
 
 INFO = ModifierInfo(
@@ -30,7 +34,9 @@ INFO = ModifierInfo(
     summary="keeps all parameters within a small box",
     factory=f"{__name__}:WeightClipping",
     params=WeightClippingParams,
-    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation=(
+        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
+    ),
     joints=("after_step",),
     rank=10,
 )

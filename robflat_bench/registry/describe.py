@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from robflat_bench.core import AttackInfo, Kind, MeasureInfo, MethodInfo, ModifierInfo, Params
+from robflat_bench.core.params import MAX_INTEGER
 from robflat_bench.registry.registry import KINDS, Registry
 
 _LISTS = ("couplings", "joints", "claims")
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 _BOUNDS |= {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}  # pydantic's own words, where an alternative has a validator
+_DIGITS = 12
+"""A float with more characters than this was written as a fraction."""
 
 
 def describe_component(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
@@ -50,10 +54,45 @@ def describe_parameters(params: type[Params]) -> dict[str, Any]:
 def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     options = schema.get("anyOf", [schema])
     main = next((option for option in options if option.get("type") != "null"), schema)
-    choices = main.get("enum") or ([main["const"]] if "const" in main else [])
-    bounds = ", ".join(f"{sign} {main[key]:g}" for key, sign in _BOUNDS.items() if key in main)
-    found = {"name": name, "type": main.get("type", "any"), "default": schema.get("default", "required")}
-    return found | {"range": " | ".join(map(str, choices)) or bounds, "description": schema.get("description", "")}
+    types = list(dict.fromkeys(map(_type, options)))
+    found = {"name": name, "type": " or ".join(types), "default": schema.get("default", "required")}
+    return found | {"range": _range(main), "description": schema.get("description", "")}
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """`number`, `none`, `list of strings`, `list of 3 integers`."""
+    found = schema.get("type", "any")
+    if found != "array":
+        return "none" if found == "null" else str(found)
+    parts = schema.get("prefixItems", [])
+    inner = " or ".join(dict.fromkeys(f"{_type(part)}s" for part in parts or [schema.get("items", {})]))
+    return f"list of {len(parts)} {inner}" if parts else f"list of {inner}"
+
+
+def _range(schema: dict[str, Any]) -> str:
+    """Choices, else bounds (of a list: of its items). The bound that every integer has is left out."""
+    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
+        return " | ".join(map(written, choices))
+    if inner := {_range(part) for part in schema.get("prefixItems", [])}:
+        return inner.pop() if len(inner) == 1 else ""
+    bounds = [(sign, schema[key]) for key, sign in _BOUNDS.items() if key in schema]
+    return ", ".join(f"{sign} {written(bound)}" for sign, bound in bounds if (sign, bound) != ("<=", MAX_INTEGER))
+
+
+def allowed(parameter: dict[str, Any]) -> str:
+    """Type and range of a described parameter in one cell: `number >= 0`, `plain | normalised`, `string`."""
+    kind, values = parameter["type"].removesuffix(" or none"), parameter["range"]
+    return f"{kind} {values}".strip() if kind.startswith("list") or values[:1] in ("", "<", ">") else values
+
+
+def written(value: Any) -> str:
+    """A parameter's value as one types it: 12/255, true, [1, 2, 2], none."""
+    if isinstance(value, float):
+        pixels = round(value * 255)
+        return f"{pixels}/255" if len(repr(value)) > _DIGITS and value == pixels / 255 else f"{value:.12g}"
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def describe_plugins(registry: Registry) -> list[dict[str, Any]]:

@@ -231,8 +231,6 @@ def _line(error: BaseException, provider: Provider) -> str:
     lines = [
         at.lineno for at in traceback.extract_tb(error.__traceback__) if Path(at.filename).name == provider.distribution
     ]
-    if isinstance(error, SyntaxError) and Path(error.filename or "").name == provider.distribution:
-        lines.append(error.lineno)
     return f" ({provider.distribution}, line {lines[-1]})" if lines else ""
 
 

@@ -15,7 +15,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is nearest, whatever its case; the empty string where none is near."""
-    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)), "")
+    written = {each.lower(): each for each in known}
+    return next((written[near] for near in difflib.get_close_matches(name.lower(), written, n=1)), "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -59,7 +59,8 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     used = _components(session, found, plan)
     identity = _identity(session, found, subject, plan, used)
     key = content_hash(identity)[:16]
-    folder = RunFolder(found.home or session.store.root / protocol.name / "external" / identity["weights"][:16])
+    home = None if isinstance(session.splits, OwnSplits) else found.home  # a run's folder holds its protocol's data
+    folder = RunFolder(home or session.store.root / protocol.name / "external" / identity["weights"][:16])
     path = folder.evaluation_file(key)
     if path.is_file():
         return folder.evaluation(key), path  # without the lock: the store may be read-only

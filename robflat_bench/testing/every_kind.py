@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from robflat_bench.core import Attack, Dataset, Kind, Launcher, Measure, Method, Modifier, Params
-from robflat_bench.registry.components import Component, parse
+from robflat_bench.registry.components import Component
+from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.validation import validate
 from robflat_bench.testing.expectations import CheckFailure, expect
 
@@ -19,8 +20,8 @@ BASES: dict[Kind, type] = {
 """The base class of each kind's factories; a backbone's factory is any function."""
 
 
-def check_description(component: Component) -> None:
-    """Its summary is one line, and its title names parameters only."""
+def check_description(component: Component) -> str | None:
+    """Its summary is one line, and its title names parameters only. A note names parameters without a description."""
     info = component.info
     expect(bool(info.summary) and "\n" not in info.summary, "the summary is one line")
     try:
@@ -28,6 +29,8 @@ def check_description(component: Component) -> None:
     except (LookupError, ValueError) as error:
         raise CheckFailure(f"the title cannot be filled in: {type(error).__name__}: {error}") from None
     expect("{" not in title, "the title names parameters only")
+    silent = [name for name, field in info.params.model_fields.items() if not field.description]
+    return f"no description: {', '.join(silent)}; write Field(description=...), which `info` shows" if silent else None
 
 
 def check_factory(component: Component) -> None:

@@ -41,7 +41,7 @@ def test_a_checkpoint_from_elsewhere_is_evaluated_and_every_assumption_is_said(p
         "robflat-bench: names are read without their prefix 'module.'",
         "robflat-bench: no normalisation: images in [0,1] go in as they are; --mean and --std put one in front",
     ]
-    assert "ckpt.pth  |  tiny" in done.out
+    assert "ckpt  |  tiny" in done.out
     front = command(*arguments, "--mean", "0.3", "--std", "75/255", "--protocol", tiny, *FGSM, "--json")
     assert front.code == 0, front.err
     assert "images are normalised: mean 0.3, std 0.294118" in front.document["provenance"]["notes"]
@@ -65,7 +65,7 @@ def test_a_figure_of_a_checkpoint_from_elsewhere(place, command, tiny):
     done = command("experiment", "landscape(points=3, directions=2, examples=10)", *arguments, "--json")
     assert done.code == 0, done.err
     (entry,) = done.document["readings"]
-    assert entry["model"]["label"] == "ckpt.pth"
+    assert entry["model"]["label"] == "ckpt"
     assert "robflat-bench: the network is net.py:Net(width=2)" in done.err.splitlines()
     Path("net.py").write_text(NET.replace("relu()", "tanh()"))
     other = command("experiment", "landscape(points=3, directions=2, examples=10)", *arguments, "--json")

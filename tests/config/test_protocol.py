@@ -174,7 +174,7 @@ def test_files_that_cannot_be_read(registry, tmp_path):
 def test_a_protocol_that_is_no_regular_file_is_refused_at_once(registry, tmp_path, kind):
     path = tmp_path / "odd.toml"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    assert refusal(registry, path).endswith("odd.toml cannot be read: it is not a regular file")
+    assert "odd.toml cannot be read: it is not a regular file; give a TOML file" in refusal(registry, path)
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,29 @@ import inspect
 import itertools
 import json
 import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
 from robflat_bench import api
 from robflat_bench.config import protocol, study
 from robflat_bench.config.recipe import Recipe
+from robflat_bench.core import Kind, params
 from robflat_bench.core import hooks as markers
-from robflat_bench.core import params
 from robflat_bench.registry import hookspecs
 from robflat_bench.registry.components import resolve
-from robflat_bench.registry.registry import Registry, discover
+from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS
+
+sys.path.append(str(Path(__file__).parents[1]))  # run as a script, Python finds this folder only
+from helpers import component_pages
 
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE = DOCS / "reference"
@@ -88,7 +96,7 @@ def test_every_method_and_modifier_is_named(registry, kind):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# reference/: hooks, api and conformance kit are written from the code
+# reference/: hooks, api, conformance kit and the components of each kind are written from the code
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +172,17 @@ def _promise(check: Any) -> str:
     return f"- `{check.__name__.removeprefix('check_')}`: {' '.join((inspect.getdoc(check) or '').split())}\n"
 
 
-GENERATED = {"hooks": hooks, "api": names, "conformance-kit": checks}
+def components(kind: Kind) -> str:
+    """Every built-in component of a kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBFLAT_BENCH_PLUGINS", "")
+        return component_pages.page(discover(), kind)
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    **{"hooks": hooks, "api": names, "conformance-kit": checks},
+    **{f"{kind}s": partial(components, kind) for kind in KINDS},
+}
 """Page of the reference -> what stands between its markers."""
 
 
@@ -193,6 +211,74 @@ def test_every_hook_and_every_name_is_there():
     specified = {name for name, value in vars(hookspecs).items() if hasattr(value, "robflat_bench_spec")}
     assert specified == set(re.findall(r"^### `(\w+)`$", _page("hooks"), re.MULTILINE))
     assert set(api.__all__) == set(re.findall(r"^\| `(\w+)` \| .+ \|$", _page("api"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_component_and_every_parameter_is_there(registry, kind):
+    sections = dict(re.findall(r"(?ms)^## `([\w-]+)`\n(.*?)(?=^## |\Z)", _page(f"{kind}s")))
+    assert list(sections) == list(registry.names(kind))
+    for name, text in sections.items():
+        fields = registry.get(kind, name).info.params.model_fields
+        assert list(fields) == re.findall(r"(?m)^\| `(\w+)` \| \S.* \| `.+` \| .*\| \S.* \|$", text), name
+        assert kind not in ("method", "measure") or "```text\n" in text, f"{name} lacks its equation"
+
+
+def shown(markdown: str) -> str:
+    """The text that a reader of a rendered page sees, without line breaks."""
+    page = HTMLParser(convert_charrefs=True)
+    seen: list[str] = []
+    page.handle_data = seen.append  # type: ignore[method-assign]
+    page.feed(MarkdownIt().enable("table").render(markdown))
+    return " ".join("".join(seen).split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a | b `c | d` <b>e</b> &lt; *f* __g__ ~~h~~ [i](j) ![k](l) \\nu \\\\ <https://m.n> # o",
+        "# no heading",
+        "- no list",
+        "+ no list",
+        "w_i and w_j, |w_i| * |w_j|, [0,1], E_{u}[ L(w + u) ] <= 1",
+    ],
+)
+def test_plain_text_keeps_its_characters_on_a_page(text):
+    plain = text.replace("`", "")
+    assert shown(component_pages.escaped(text)) == plain
+    table = f"| a |\n|---|\n| {component_pages._cell(text)} |"
+    assert shown(table).removeprefix("a").strip() == plain
+
+
+def test_every_description_reads_on_its_page_as_in_the_code(registry):
+    for kind in KINDS:
+        page = shown(_page(f"{kind}s"))
+        for name in registry.names(kind):
+            info = registry.get(kind, name).info
+            assert info.citation in page
+            for field in info.params.model_fields.values():
+                assert " ".join((field.description or "").replace("`", "").split()) in page, (name, field)
+
+
+@pytest.mark.parametrize(
+    ("citation", "link"),
+    [
+        ("A: B. arXiv 1803.06373, 2018", "[arXiv 1803.06373](https://arxiv.org/abs/1803.06373)"),
+        (
+            "A: B. 2019, doi 10.5281/zenodo.4414861",
+            "[doi 10.5281/zenodo.4414861](https://doi.org/10.5281/zenodo.4414861)",
+        ),
+        ("A: B. ICLR 2020, OpenReview rklOg6EFwS", "(https://openreview.net/forum?id=rklOg6EFwS)"),
+    ],
+)
+def test_a_citation_links_to_its_paper(citation, link):
+    assert link in component_pages.linked(citation)
+    assert shown(component_pages.linked(citation)) == citation
+
+
+@pytest.mark.parametrize("kind", component_pages.EQUATIONS)
+def test_every_paper_has_a_link(registry, kind):
+    cited = [registry.get(kind, name).info.citation for name in registry.names(kind)]
+    assert not [text for text in cited if text and "](https://" not in component_pages.linked(text)]
 
 
 # ---------------------------------------------------------------------------------------------------------

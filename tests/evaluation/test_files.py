@@ -7,19 +7,22 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.networks import NET
+from helpers.public_networks import CifarResNet
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robflat_bench.config.protocol import Attacked, Measured, load
-from robflat_bench.core import Observer, RobflatError, UsageError
+from robflat_bench.core import BackboneInfo, Observer, Params, RobflatError, UsageError
 from robflat_bench.evaluation.fitting import fitted, stripped
 from robflat_bench.evaluation.model import find_model, load_model
 from robflat_bench.evaluation.options import ModelOptions, channel_values, named_values
@@ -29,6 +32,7 @@ from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.weights import digest, write_weights
 from robflat_bench.records.store import Store
 from robflat_bench.registry.files import load_file
+from robflat_bench.registry.registry import Registry
 from robflat_bench.runs.evaluation import evaluate_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -379,6 +383,23 @@ def test_arguments_reach_the_class_and_functions_make_networks_too(session, net)
         assert digest(load_model(session, found).state_dict()) == digest(made(net, width=2).state_dict())
 
 
+def test_a_network_s_file_imports_from_its_folder_and_from_the_current_one(session, net):
+    Path("own_models/deep").mkdir(parents=True)
+    Path("own_models/deep/net.py").write_text(
+        "from own_models.widths import WIDTH\nfrom own_parts.base import Net as Base\n"
+    )
+    with open("own_models/deep/net.py", "a") as file:
+        file.write("def Net():\n    from own_late import CLASSES\n    return Base(CLASSES, WIDTH)\n")
+    Path("own_models/widths.py").write_text("WIDTH = 3\n")
+    Path("own_models/deep/own_parts").mkdir()  # without __init__.py, as in many repositories
+    Path("own_models/deep/own_parts/base.py").write_text(NET)
+    Path("own_models/deep/own_late.py").write_text("CLASSES = 10\n")
+    torch.save(made(net, width=3).state_dict(), "w.pt")
+    before = [*sys.path]
+    assert find_model(session, "w.pt", ModelOptions(network="own_models/deep/net.py:Net")).module.conv.out_channels == 3
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     "wrap",
     [nn.DataParallel, lambda module: torch.compile(module, backend="eager"), AveragedModel],
@@ -463,6 +484,51 @@ def test_a_misfit_names_five_of_each_side_their_numbers_and_the_option_to_type(s
     )
 
 
+def public(counts: tuple[int, ...] = (2, 2, 2, 2)) -> dict[str, Tensor]:
+    return CifarResNet(width=4, channels=1, counts=counts).state_dict()
+
+
+def test_public_names_are_those_of_the_backbone_that_they_show_or_that_is_named(session, tmp_path):
+    torch.save(public(), tmp_path / "w.pt")
+    one, other = (
+        numbers(session, str(tmp_path / "w.pt"), ModelOptions(backbone=text)) for text in (None, "resnet18(width=4)")
+    )
+    assert one == other
+
+
+class Public(Params):
+    pass
+
+
+def as_published(params: Public, shape: object, activation: str) -> nn.Module:
+    return CifarResNet(width=4, channels=1, counts=(1, 1, 1, 1))
+
+
+def test_a_backbone_with_public_names_of_its_own_keeps_its_files(registry, session, tmp_path):
+    """The protocol's or the named one is tried before any layout."""
+    extended = Registry(registry.plugins)
+    info = BackboneInfo("published", "-", f"{__name__}:as_published", Public)
+    extended.add(info, registry.get("attack", "fgsm").provider)
+    own = replace(session, registry=extended)
+    torch.save(public((1, 1, 1, 1)), tmp_path / "w.pt")
+    assert find_model(own, str(tmp_path / "w.pt"), ModelOptions(backbone="published")).backbone == "published"
+    with pytest.raises(UsageError, match=r"stages of 1, 1, 1, 1 basic blocks.*--model FILE.py:CLASS"):
+        find_model(own, str(tmp_path / "w.pt"))
+
+
+def test_a_file_of_one_s_own_run_brings_its_normalisation_and_may_have_prefixes(session, finished, tmp_path):
+    own = finished.folder / "checkpoints" / "last.safetensors"
+    state = read(own).tensors
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "last.pt")
+    found = find_model(session, str(own))
+    assert found.notes == ()
+    again = find_model(session, str(tmp_path / "last.pt"))
+    assert again.notes == ("names are read without their prefix 'module.'",)
+    assert digest(load_model(session, again).state_dict()) == digest(load_model(session, found).state_dict())
+    with pytest.raises(UsageError, match="holds the normalisation that it was trained with; leave out --mean"):
+        find_model(session, str(own), ModelOptions(mean=(0.5,), std=(0.5,)))
+
+
 def test_a_file_of_no_known_network_says_how_to_name_one(session, net):
     torch.save(made(net).state_dict(), "w.pt")
     with pytest.raises(UsageError, match=r"does not fit the backbone resnet8.* --backbone .* --model net.py:NAME"):
@@ -497,6 +563,13 @@ def test_a_failure_of_the_user_s_code_is_one_line_with_its_place(network, says, 
     assert "hello" not in capsys.readouterr().out
 
 
+def test_a_failure_in_forward_names_the_line(session, net):
+    torch.save(made(net).state_dict(), "w.pt")
+    Path("net.py").write_text(NET.replace(".flatten(1))", ")"))
+    with pytest.raises(UsageError, match=r"w fails on images .*RuntimeError: .*mat1.* \(line 16 of net.py\); pass"):
+        evaluate_model(session, find_model(session, "w.pt", OWN), PLAN)
+
+
 def test_a_network_that_returns_more_than_logits_is_refused_with_the_line_that_wraps_it(session, net):
     torch.save(made(net).state_dict(), "w.pt")
     with pytest.raises(UsageError, match="returns a tuple, not a tensor of logits") as caught:
@@ -512,11 +585,23 @@ def test_a_network_that_returns_more_than_logits_is_refused_with_the_line_that_w
 # ---------------------------------------------------------------------------------------------------------
 
 
+def test_statistics_on_another_scale_are_refused_wherever_they_come_from():
+    for mean, std, says in (
+        ((125.3,), (63.0,), "as 125.3/255"),
+        ((0.5,), (), "add --std"),
+        ((0.5,), (0.0,), "--std: 0"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            ModelOptions(mean=mean, std=std)
+
+
 def test_statistics_and_arguments_are_read_from_text():
     assert channel_values("0.5, 125.5/255,1", "--mean") == (0.5, 125.5 / 255, 1.0)
-    assert named_values(["depth=28", "widths=[16, 32]", "act=relu", "name='a=b'"]) == {
+    assert named_values(["depth=28", "widths=[16, 32]", "act=relu", "name='a=b'", "bias=False", "cut=None"]) == {
         "depth": 28,
         "widths": [16, 32],
         "act": "relu",
         "name": "a=b",
+        "bias": False,
+        "cut": None,
     }

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import promised, run_here
+from helpers.commands import TINY, promised, run_here
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -327,7 +327,7 @@ def test_a_network_of_another_number_of_classes_is_read_by_its_logits(images):
         ("nowhere", "str holds no examples"),
         (TensorDataset(torch.rand(4, 1, 8, 8)), "pairs"),
     ],
-    ids=str,
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_data_that_are_no_examples_are_refused_with_what_to_give(net, data, says):
     with pytest.raises(UsageError, match=says):
@@ -361,3 +361,22 @@ def test_objects_show_their_numbers_and_escape_what_is_hostile(net, natural, ima
     assert "robust error" in repr(told)
     assert "robust error" in told._repr_html_()
     assert repr(told.rows)
+
+
+def test_a_run_is_evaluated_on_data_of_ones_own_outside_its_folder(finished_copy, images):
+    x, y = images
+    before = sorted(finished_copy.folder.rglob("*"))
+    here = {"protocol": "digits-linf", "store": finished_copy.store, "attacks": ["fgsm"], "progress": False}
+    with pytest.raises(UsageError, match="pass the original file"):
+        rb.evaluate(finished_copy.key, data=(x, y), **here)
+    here["protocol"] = str(finished_copy.store.parent / "tiny.toml")
+    (finished_copy.store.parent / "tiny.toml").write_text(TINY)
+    told = rb.evaluate(finished_copy.key, data=(x[:20], y[:20]), **here)
+    assert told.record.dataset.name == "own"
+    assert "external" in told.path.parts
+    assert sorted(finished_copy.folder.rglob("*")) == before
+    network, _ = rb.load(finished_copy.key, store=finished_copy.store, protocol=here["protocol"])
+    with torch.no_grad():
+        wrong = float((network(x[:20]).argmax(1) != y[:20]).double().mean())
+    ((result),) = told.record.results.values()
+    assert result.clean_error == pytest.approx(wrong, abs=1e-9)

@@ -32,7 +32,8 @@ def test_a_citation_becomes_a_bibtex_entry():
     assert cards.bibtex(info) == (
         "@inproceedings{zhang2019trades,\n"
         "  title = {{Theoretically principled trade-off between robustness and accuracy}},\n"
-        "  author = {Zhang and others},\n  year = {2019},\n  booktitle = {ICML}\n}"
+        "  author = {Zhang and others},\n  year = {2019},\n  booktitle = {ICML},\n"
+        "  eprint = {1901.08573},\n  archivePrefix = {arXiv}\n}"
     )
 
 

@@ -43,7 +43,9 @@ def test_losses_are_means_in_float64():
 def test_every_number_has_the_standard_error_of_its_examples():
     """A fraction p of n: sqrt(p (1 - p) / (n - 1)); a difference of independent means: in quadrature."""
     found = {value[:3]: value for value in quantity_values("best", small_result(), OUTCOMES)}
+    assert next(iter(found)) == ("worst_case", "pgd and fgsm", "test"), "the number that boards rank comes first"
     assert set(found) == {
+        ("worst_case", "pgd and fgsm", "test"),
         *(("clean_error", "", split) for split in ("test", "train")),
         *(("robust_error", "pgd", split) for split in ("test", "train")),
         ("robust_error", "fgsm", "test"),
@@ -57,6 +59,8 @@ def test_every_number_has_the_standard_error_of_its_examples():
     fgsm = found["robust_error", "fgsm", "test"]
     assert (fgsm.value, fgsm.n) == (2 / 3, 3)
     assert fgsm.standard_error == pytest.approx(math.sqrt(2 / 3 * 1 / 3 / 2))
+    worst = found["worst_case", "pgd and fgsm", "test"]
+    assert (worst.value, worst.standard_error, worst.n) == (1.0, 0.0, 3), "PGD breaks the second, FGSM the third"
     gap = found["gap_robust_error", "pgd", "test-train"]
     assert gap.standard_error == pytest.approx(math.sqrt(0.5 * 0.5 / 3 + 0.5 * 0.5 / 1))
     loss = found["robust_loss", "pgd", "test"]
@@ -99,6 +103,7 @@ def test_a_gap_needs_both_splits():
 def test_columns_of_the_board_are_named_once_and_differ():
     columns = [column_id(name, PGD) for name in QUANTITIES]
     assert columns == [
+        WORST_CASE,
         "clean_error",
         f"attack:{PGD}",
         "robust_loss",
@@ -106,16 +111,17 @@ def test_columns_of_the_board_are_named_once_and_differ():
         "gap_robust_loss",
         f"measure:{PGD}",
     ]
-    assert WORST_CASE not in columns
+    assert len(set(columns)) == len(columns)
 
 
 def test_labels_and_units_say_what_is_counted():
     labels = {value[:3]: quantity_label(REGISTRY, value) for value in quantity_values("best", small_result(), OUTCOMES)}
+    assert labels["worst_case", "pgd and fgsm", "test"] == "worst case of 2 attacks, test, n=3 (boards rank it)"
     assert labels["robust_error", "pgd", "train"].startswith("robust error, train: PGD")
     assert labels["robust_loss", "pgd", "test"] == "robust loss, test (nats)"
     assert labels["gap_robust_loss", "pgd", "test-train"] == "gap in robust loss (test - train)"
     assert column_label(REGISTRY, "gap_robust_error") == "gap robust error"
     assert column_label(REGISTRY, column_id("measure", PGD)) == PGD
     assert heading(REGISTRY, "gap_robust_error", PGD) == "gap in error, PGD-20 x 3"
-    assert [quantity_unit(name) for name in QUANTITIES] == ["fraction", "fraction", "nats", "fraction", "nats", ""]
+    assert [quantity_unit(name) for name in QUANTITIES] == [*["fraction"] * 3, "nats", "fraction", "nats", ""]
     assert (quantity_unit("measure", AVERAGE), quantity_unit("measure", "hessian-lambda-max")) == ("nats", "")

@@ -17,7 +17,8 @@ from robflat_bench.data import robflat_bench_datasets
 from robflat_bench.measures import robflat_bench_measures
 from robflat_bench.methods import robflat_bench_methods
 from robflat_bench.modifiers import robflat_bench_modifiers
-from robflat_bench.registry.components import parse, resolve, slug, title, write
+from robflat_bench.registry.components import resolve, slug, title, write
+from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.registry import KINDS
 
 # ---------------------------------------------------------------------------------------------------------

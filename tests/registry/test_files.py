@@ -129,8 +129,8 @@ def test_files_that_import_each_other_and_the_plugin(tmp_path):
 def test_a_file_beside_that_is_broken_is_a_broken_plugin(tmp_path, command):
     file = write(tmp_path, {"mine.py": text("import mybody"), "mybody.py": "1 +"})
     done = command("list", "methods", "--plugin", file)
-    assert done.code == 0
-    assert "plugin mine.py file (mine) is broken: SyntaxError" in done.err
+    assert done.code == 4
+    assert "plugin mine.py file (mine) is broken: SyntaxError" in done.complaint
 
 
 def test_a_run_has_a_new_key_when_a_file_beside_its_plugin_changes(tmp_path, command):

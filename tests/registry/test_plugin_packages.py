@@ -34,6 +34,28 @@ def test_a_package_imports_the_api_only(package):
     assert {name for _, name in core} == {"robflat_bench.api"}, core
 
 
+def undescribed(file: Path) -> list[str]:
+    """Parameters of a file's classes `...Params` that are declared without `Field(description=...)`."""
+    classes = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]
+    fields = [
+        (made.name, node)
+        for made in classes
+        for node in made.body
+        if made.name.endswith("Params") and isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.dump(node)
+    ]
+    return [
+        f"{name}.{ast.unparse(node.target)}"
+        for name, node in fields
+        if not (isinstance(node.value, ast.Call) and "description" in {word.arg for word in node.value.keywords})
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_every_parameter_of_a_package_has_a_description(package):
+    module = package.name.replace("-", "_")
+    assert not [name for file in (package / module).glob("*.py") for name in undescribed(file)]
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_is_a_member_and_an_extra(package):
     own = tomllib.loads((package / "pyproject.toml").read_text("utf-8"))

@@ -514,7 +514,8 @@ def test_a_file_that_is_missing_or_broken(command, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")
     done = command("list", "methods", "--json", "--plugin", broken)
-    assert done.code == 0
-    assert "plugin broken.py file (broken) is broken: ZeroDivisionError" in done.err
+    assert done.code == 4
+    assert "plugin broken.py file (broken) is broken: ZeroDivisionError" in done.complaint
+    assert "(broken.py, line 1)" in done.complaint
     with pytest.raises(UsageError):
         resolve(discover(), "method", "mine")

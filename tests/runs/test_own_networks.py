@@ -91,6 +91,19 @@ def test_complex_weights_are_refused(measured):
         measured(Filtered(), "margin")
 
 
+class Remembering(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_of_more_than_tensors_is_refused(measured):
+    with pytest.raises(UsageError, match=r"'1._extra_state' is no tensor"):
+        measured(nn.Sequential(nn.Flatten(), Remembering(64, 10)), "margin")
+
+
 def test_lazy_weights_are_refused(measured):
     with pytest.raises(UsageError, match=r"has no shape before the first pass"):
         measured(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "margin")

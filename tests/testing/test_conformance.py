@@ -93,6 +93,26 @@ def test_every_check_of_every_kind_has_bitten():
     assert bitten == {(kind, check.__name__) for kind, checks in CHECKS.items() for check in checks}
 
 
+SILENT = """
+from robflat_bench.api import BackboneInfo, Params, hookimpl
+
+class SilentParams(Params):
+    depth: int = 2
+    width: int = 8
+
+@hookimpl
+def robflat_bench_backbones():
+    return [BackboneInfo("silent", "a network", "silent:SilentParams", SilentParams)]
+"""
+
+
+def test_parameters_without_a_description_are_noted_and_fail_nothing(tmp_path):
+    (tmp_path / "silent.py").write_text(SILENT)
+    (found, *_) = run_checks(discover((tmp_path / "silent.py",)), "backbone", "silent")
+    assert (found.check, found.outcome) == ("check_description", "passed")
+    assert found.reason == "no description: depth, width; write Field(description=...), which `info` shows"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The kit as pytest cases
 # ---------------------------------------------------------------------------------------------------------

@@ -20,8 +20,6 @@ LIBRARIES = ("torchattacks", "foolbox")
 
 
 class LibraryParams(Params):
-    """An attack of a library, and what it is given."""
-
     name: str = Field(description="Name of the attack, as the library spells it.")
     steps: PositiveInt | None = Field(
         default=None, description="Iterations (queries of Square, tries of noise); by default the library's number."
@@ -71,15 +69,11 @@ class LibraryParams(Params):
 
 
 class TorchattacksParams(LibraryParams):
-    """An attack of torchattacks, and what it is given."""
-
     library = "torchattacks"
     table = TORCHATTACKS
 
 
 class FoolboxParams(LibraryParams):
-    """An attack of foolbox, and what it is given."""
-
     library = "foolbox"
     table = FOOLBOX
 

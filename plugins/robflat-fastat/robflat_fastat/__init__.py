@@ -16,22 +16,16 @@ from robflat_fastat.cost import training_cost
 
 
 class GuidedParams(Params):
-    """Size of the guided step."""
-
     noise: float = Field(default=0.5, ge=0, le=1, description="Size of the random start, in radii.")
     alpha: float = Field(default=1.0, gt=0, description="Size of the step, in radii.")
 
 
 class NuATParams(GuidedParams):
-    """Weight of the nuclear norm, and size of the guided step."""
-
     weight: float = Field(default=4.5, ge=0, description="Final weight (lambda) of the nuclear norm.")
     ramp: float = Field(default=0.9, ge=0, le=1, description="Fraction of training over which it rises from 0.")
 
 
 class GATParams(GuidedParams):
-    """Weight of the squared distance, and size of the guided step."""
-
     weight: float = Field(default=10.0, ge=0, description="Weight (lambda) of the squared distance.")
     late: float = Field(
         default=0.86, ge=0, le=1, description="Fraction of training after which `boost` multiplies the weight."
@@ -40,8 +34,6 @@ class GATParams(GuidedParams):
 
 
 class ZeroGradParams(Params):
-    """The pixels that step, and how far."""
-
     q: float = Field(
         default=0.35,
         ge=0,
@@ -72,7 +64,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             "robflat_fastat.gat:GAT",
             GATParams,
             "Sriramanan et al.: Guided adversarial attack for evaluating and enhancing adversarial defenses. "
-            "NeurIPS 2020",
+            "NeurIPS 2020, arXiv 2011.14969",
             attack=Passes("2", "1"),
             loss=Passes("2", "2"),
             claims=("attack",),

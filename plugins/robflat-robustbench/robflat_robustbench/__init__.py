@@ -22,8 +22,6 @@ MODELS = "ROBFLAT_BENCH_MODELS"
 
 
 class RobustBenchParams(Params):
-    """The model, and the place of its weights."""
-
     name: str = Field(description="Name of the model, as RobustBench spells it.")
     dataset: Literal["cifar10", "cifar100"] = Field(default="cifar10", description="Dataset that it was trained on.")
     threat: Literal["Linf", "L2", "corruptions"] = Field(
@@ -47,7 +45,8 @@ def robflat_bench_backbones() -> list[BackboneInfo]:
             "any CIFAR model of RobustBench with its weights; keeps its own activation",
             "robflat_robustbench.zoo:robustbench_model",
             RobustBenchParams,
-            "Croce et al.: RobustBench: a standardized adversarial robustness benchmark. NeurIPS 2021",
+            "Croce et al.: RobustBench: a standardized adversarial robustness benchmark. NeurIPS 2021, "
+            "arXiv 2010.09670",
             "RobustBench {name}",
             {"name": "Wong2020Fast", "weights": "random"},
             pretrained=True,

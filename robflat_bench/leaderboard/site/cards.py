@@ -117,22 +117,25 @@ def opening(text: str) -> tuple[str, str]:
 
 _CITATION = re.compile(
     r"(?P<authors>[^:]+): (?P<title>.+?[!?]?)\.? "
-    r"(?:arXiv (?P<eprint>\d{4}\.\d{4,5})(?:, \d{4})?|(?P<venue>[^., ]+) (?P<year>(?:19|20)\d\d))"
+    r"(?:arXiv (?P<only>\d{4}\.\d{4,5})(?:, \d{4})?"
+    r"|(?P<venue>[^., ]+) (?P<year>(?:19|20)\d\d)(?:, arXiv (?P<eprint>\d{4}\.\d{4,5})|, OpenReview [\w-]+)?)"
 )
 
 
 def bibtex(info: Info) -> str:
-    """A BibTeX entry made from the citation; "" where the citation is not `Authors: Title. Venue Year`."""
+    """A BibTeX entry made from the citation; "" where the citation is not `Authors: Title. Venue Year, arXiv ID`."""
     match = _CITATION.fullmatch(info.citation.strip().rstrip("."))
     if match is None:
         return ""
     found = {key: re.sub(r"[{}\\@]", "", value or "").strip() for key, value in match.groupdict().items()}
-    year = found["year"] or f"20{found['eprint'][:2]}"
+    eprint = found["only"] or found["eprint"]
+    year = found["year"] or f"20{eprint[:2]}"
     authors = found["authors"].replace(" et al.", ", others").replace(", ", " and ")
     first = re.sub(r"[^a-z]", "", authors.split(" and ")[0].split()[-1].lower())
-    kind = "misc" if found["eprint"] else "inproceedings"
+    kind = "misc" if found["only"] else "inproceedings"
     rows = {"title": f"{{{found['title']}}}", "author": authors, "year": year}
-    rows |= {"eprint": found["eprint"], "archivePrefix": "arXiv"} if found["eprint"] else {"booktitle": found["venue"]}
+    rows |= {"booktitle": found["venue"]} if found["venue"] else {}
+    rows |= {"eprint": eprint, "archivePrefix": "arXiv"} if eprint else {}
     lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in rows.items())
     return f"@{kind}{{{first}{year}{info.name},\n{lines}\n}}"
 

@@ -38,7 +38,10 @@ INFO = MeasureInfo(
     summary="squared Fisher-Rao norm of the weights: <w, F w>, exact by Jacobian-vector products",
     factory=f"{__name__}:FisherRao",
     params=SlopesParams,
-    citation="Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS 2019",
+    citation=(
+        "Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS "
+        "2019, arXiv 1711.01530"
+    ),
     title="Fisher-Rao norm, squared ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -43,7 +43,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:HessianLambdaMax",
     params=HessianLambdaMaxParams,
     citation=(
-        "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData 2020"
+        "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData "
+        "2020, arXiv 1912.07145"
     ),
     title="largest Hessian eigenvalue ({coupling})",
     example={"steps": 2, "tolerance": 0.5, "vectors": 3},

@@ -34,7 +34,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:HessianTrace",
     params=HessianTraceParams,
     citation=(
-        "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData 2020"
+        "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData "
+        "2020, arXiv 1912.07145"
     ),
     title="Hessian trace ({coupling}), {probes} probes",
     example={"steps": 2, "probes": 2},

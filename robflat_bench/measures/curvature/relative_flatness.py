@@ -41,7 +41,10 @@ INFO = MeasureInfo(
     summary="relative flatness of the last linear layer: traces of its Hessian times products of its weights, exact",
     factory=f"{__name__}:RelativeFlatness",
     params=FixedImagesParams,
-    citation="Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021",
+    citation=(
+        "Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021, arXiv "
+        "2001.00939"
+    ),
     title="relative flatness ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -37,7 +37,10 @@ INFO = MeasureInfo(
     summary="curvature along each weight times its square, summed: the small-radius limit of adaptive sharpness",
     factory=f"{__name__}:WeightedCurvature",
     params=WeightedCurvatureParams,
-    citation="Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
+    citation=(
+        "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML "
+        "2023, arXiv 2302.07011"
+    ),
     title="weighted curvature ({coupling}), {probes} probes",
     example={"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
     couplings=("clean", "frozen"),

@@ -31,7 +31,9 @@ with lazy_imports():
 
 
 class AverageCaseParams(shared.WeightSpaceParams, shared.OracleParams):
-    coupling: Literal["clean", "frozen", "reattack"] = Field(default="reattack", description=shared.COUPLING)
+    coupling: Literal["clean", "frozen", "reattack"] = Field(
+        default="reattack", description=shared.couplings("clean", "frozen", "reattack")
+    )
     xi: shared.Xi = 0.5
     ball: shared.Shape = "layer"
     norm: shared.Norm = "l2"
@@ -47,7 +49,9 @@ INFO = MeasureInfo(
     summary="average-case flatness of the robust loss: its mean rise over random weights at distance xi",
     factory=f"{__name__}:AverageCase",
     params=AverageCaseParams,
-    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation=(
+        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
+    ),
     title="average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

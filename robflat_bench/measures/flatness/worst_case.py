@@ -59,12 +59,19 @@ with lazy_imports():
 
 
 class WorstCaseParams(shared.WeightSpaceParams):
-    coupling: Literal["clean", "frozen", "joint"] = Field(default="joint", description=shared.COUPLING)
+    coupling: Literal["clean", "frozen", "joint"] = Field(
+        default="joint", description=shared.couplings("clean", "frozen", "joint")
+    )
     xi: shared.Xi = 0.003
     ball: shared.Shape = "layer"
     norm: shared.Norm = "l2"
-    restarts: PositiveInt = Field(default=10, description="Ascents, each from random weights and images of the balls.")
-    steps: PositiveInt = Field(default=20, description="Steps of each ascent, and of the attack of `frozen`.")
+    restarts: PositiveInt = Field(
+        default=10,
+        description="Ascents, each from random weights and images of the balls. Default: the released code's.",
+    )
+    steps: PositiveInt = Field(
+        default=20, description="Steps of each ascent, and of the attack of `frozen`. Default: the released code's."
+    )
     step: shared.Step = None
     weight_step: shared.Step = Field(
         default=None, description="Step size of the weights, in units of xi=1; by default 2.5 xi / updates."
@@ -75,7 +82,9 @@ class WorstCaseParams(shared.WeightSpaceParams):
         "Gaussian direction, not clipped to [0,1].",
     )
     batch: NonNegativeInt = Field(default=0, description="Examples per update of the weights; 0: all of them.")
-    keep: Literal["best", "last"] = Field(default="best", description="Iterate of an ascent that counts.")
+    keep: Literal["best", "last"] = Field(
+        default="best", description="Iterate of an ascent that counts; the released code takes the last."
+    )
     warm: bool = Field(default=False, description="Under `joint`: one more ascent, from where `frozen` ends.")
     strong_steps: PositiveInt = Field(default=40, description="Steps of the attack at the end of each ascent.")
     logits: shared.Logits = "plain"
@@ -99,7 +108,9 @@ INFO = MeasureInfo(
     summary="worst-case flatness of the robust loss: its highest rise over weights within xi",
     factory=f"{__name__}:WorstCase",
     params=WorstCaseParams,
-    citation="Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021",
+    citation=(
+        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
+    ),
     title="worst-case flatness ({coupling}), xi={xi:g}, {restarts} restarts",
     example={"restarts": 2, "steps": 2, "strong_steps": 2},
     couplings=("clean", "frozen", "joint"),

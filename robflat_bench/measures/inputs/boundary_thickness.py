@@ -45,8 +45,12 @@ with lazy_imports():
 
 
 class BoundaryThicknessParams(Params):
-    a: Number = Field(default=0.0, ge=-1, le=1, description="Lower level of the difference of probabilities.")
-    b: Number = Field(default=0.75, ge=-1, le=1, description="Upper level of the difference of probabilities.")
+    a: Number = Field(
+        default=0.0, ge=-1, le=1, description="Lower level of the difference of probabilities. Default: the paper's."
+    )
+    b: Number = Field(
+        default=0.75, ge=-1, le=1, description="Upper level of the difference of probabilities. Default: the paper's."
+    )
     points: PositiveInt = Field(default=128, description="Points of the segment that are read.")
     attack: Literal["untargeted", "targeted"] = Field(
         default="untargeted", description="The attack leaves the predicted class, or seeks a random other class."
@@ -61,7 +65,7 @@ INFO = MeasureInfo(
     summary="length over which the network is undecided on the way to an adversarial image",
     factory=f"{__name__}:BoundaryThickness",
     params=BoundaryThicknessParams,
-    citation="Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020",
+    citation="Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020, arXiv 2007.05086",
     title="boundary thickness, {a:g} to {b:g}, {attack}",
     example={"steps": 2, "points": 8},
     couplings=("clean",),

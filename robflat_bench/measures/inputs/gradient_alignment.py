@@ -32,7 +32,9 @@ with lazy_imports():
 
 
 class GradientAlignmentParams(Params):
-    draws: PositiveInt = Field(default=1, description="Random draws of the noise for each example.")
+    draws: PositiveInt = Field(
+        default=1, description="Random draws of the noise for each example. Default: the paper's."
+    )
 
 
 INFO = MeasureInfo(
@@ -40,7 +42,10 @@ INFO = MeasureInfo(
     summary="cosine of the loss's gradients at an image and at a random one in its ball",
     factory=f"{__name__}:GradientAlignment",
     params=GradientAlignmentParams,
-    citation="Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020",
+    citation=(
+        "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020, arXiv "
+        "2007.02617"
+    ),
     title="gradient alignment, {draws} draws",
     couplings=("clean",),
     passes={"clean": Passes("1 + draws", "1 + draws")},

@@ -39,7 +39,10 @@ INFO = MeasureInfo(
     summary="mean length of the loss's gradient in the pixels",
     factory=f"{__name__}:InputGradientNorm",
     params=InputGradientNormParams,
-    citation="Kim et al.: Fantastic robustness measures: the secrets of robust generalization. NeurIPS 2023",
+    citation=(
+        "Kim et al.: Fantastic robustness measures: the secrets of robust generalization. NeurIPS 2023, "
+        "OpenReview AGVBqJuL0T"
+    ),
     title="input-gradient l{p} norm ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -47,7 +47,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:LocalLipschitz",
     params=LocalLipschitzParams,
     citation=(
-        "Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: A closer look at accuracy vs. robustness. NeurIPS 2020"
+        "Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: A closer look at accuracy vs. robustness. NeurIPS "
+        "2020, arXiv 2003.02460"
     ),
     title="local Lipschitz constant of {target}",
     example={"steps": 2},

@@ -33,7 +33,7 @@ with lazy_imports():
 
 
 class MarginParams(FixedImagesParams):
-    kind: Literal["probability", "logit"] = Field(default="probability", description="Scores whose margin is measured.")
+    kind: Literal["probability", "logit"] = Field(default="probability", description="Scores whose margin is reported.")
 
 
 INFO = MeasureInfo(
@@ -41,7 +41,9 @@ INFO = MeasureInfo(
     summary="by how much the label wins over the next class",
     factory=f"{__name__}:Margin",
     params=MarginParams,
-    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    citation=(
+        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
+    ),
     title="{kind} margin ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -28,8 +28,8 @@ INFO = MeasureInfo(
     summary="distance of the weights from those that training began with",
     factory=f"{__name__}:DistanceFromInit",
     params=WeightSpaceParams,
-    citation="Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017; "
-    "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    citation="Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017, arXiv 1703.11008; "
+    "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178",
     title="distance from initialisation",
     passes={"": Passes()},
 )

@@ -47,7 +47,9 @@ INFO = MeasureInfo(
     name="path-norm",
     summary="log-sum of squared weights along all paths (normalisation folded in)",
     factory=f"{__name__}:PathNorm",
-    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    citation=(
+        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
+    ),
     title="log path norm",
     passes={"": Passes()},
     powers=FUNCTION,

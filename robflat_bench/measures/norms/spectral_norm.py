@@ -64,7 +64,9 @@ INFO = MeasureInfo(
     summary="log-sum of the operator norms of convolutions (normalisation folded in) and linear layers",
     factory=f"{__name__}:SpectralNorm",
     params=SpectralNormParams,
-    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    citation=(
+        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
+    ),
     title="log-sum of operator norms",
     example={"iterations": 20},
     passes={"": Passes()},

@@ -38,7 +38,9 @@ INFO = MeasureInfo(
     summary="length of the loss's gradient in the weights",
     factory=f"{__name__}:WeightGradientNorm",
     params=SlopesParams,
-    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    citation=(
+        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
+    ),
     title="weight-gradient norm ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

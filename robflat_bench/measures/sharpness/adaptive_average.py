@@ -33,7 +33,11 @@ with lazy_imports():
 class AdaptiveAverageParams(WeightSpaceParams, OracleParams):
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
-    rho: Number = Field(default=0.1, ge=0, description="Size of the moves, relative to |w_i| with `adaptive`.")
+    rho: Number = Field(
+        default=0.1,
+        ge=0,
+        description="Size of the moves, relative to |w_i| with `adaptive`. The paper tries 0.05 to 0.8.",
+    )
     draws: Draws = 20
 
 
@@ -42,7 +46,10 @@ INFO = MeasureInfo(
     summary="mean rise of the loss under random moves, each weight in proportion to its magnitude",
     factory=f"{__name__}:AdaptiveAverage",
     params=AdaptiveAverageParams,
-    citation="Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML 2023",
+    citation=(
+        "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML "
+        "2023, arXiv 2302.07011"
+    ),
     title="average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

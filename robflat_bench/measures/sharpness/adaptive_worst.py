@@ -47,7 +47,11 @@ with lazy_imports():
 
 
 class AdaptiveWorstParams(SlopesParams):
-    rho: Number = Field(default=0.5, ge=0, description="Radius in units of c; for a box, about a hundredth of that.")
+    rho: Number = Field(
+        default=0.5,
+        ge=0,
+        description="Radius in units of c; for a box, about a hundredth of that. The paper tries 0.25 to 2 (l2).",
+    )
     ball: Literal["l2", "linf"] = Field(default="l2", description="Ellipsoid (l2) or box (linf).")
     adaptive: Adaptive = True
     eta: Number = Field(default=0.0, ge=0, description="Added to |w_i|, so that weights of 0 move too.")
@@ -61,8 +65,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:AdaptiveWorst",
     params=AdaptiveWorstParams,
     citation=(
-        "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between "
-        "sharpness and generalization. ICML 2023"
+        "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between sharpness "
+        "and generalization. ICML 2023, arXiv 2302.07011"
     ),
     title="adaptive worst-case sharpness ({coupling}), {ball}, rho={rho:g}",
     example={"steps": 2, "iterations": 3, "starts": 2},

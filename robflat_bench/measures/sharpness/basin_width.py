@@ -52,8 +52,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:BasinWidth",
     params=BasinWidthParams,
     citation=(
-        "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997; Li et al.: Visualizing the loss "
-        "landscape of neural nets. NeurIPS 2018"
+        "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997, doi 10.1162/neco.1997.9.1.1; Li et al.: "
+        "Visualizing the loss landscape of neural nets. NeurIPS 2018, arXiv 1712.09913"
     ),
     title="basin width by {normalisation} ({coupling}), target={target:g}, {directions} directions",
     example={"directions": 2, "steps": 2, "tolerance": 0.25},

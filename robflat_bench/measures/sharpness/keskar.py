@@ -37,8 +37,10 @@ with lazy_imports():
 
 
 class KeskarParams(SlopesParams):
-    epsilon: Number = Field(default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1.")
-    iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B.")
+    epsilon: Number = Field(
+        default=1e-3, ge=0, description="Half-width of the box, relative to |w_i| + 1. The paper has 1e-3 and 5e-4."
+    )
+    iterations: PositiveInt = Field(default=10, description="Iterations of L-BFGS-B. Default: the paper's.")
 
 
 INFO = MeasureInfo(
@@ -46,7 +48,10 @@ INFO = MeasureInfo(
     summary="highest loss in a box around the weights, relative to the loss there, in per cent",
     factory=f"{__name__}:Keskar",
     params=KeskarParams,
-    citation="Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017",
+    citation=(
+        "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017, "
+        "arXiv 1609.04836"
+    ),
     title="Keskar sharpness ({coupling}), eps={epsilon:g}",
     example={"steps": 2, "iterations": 3},
     couplings=("clean", "frozen"),

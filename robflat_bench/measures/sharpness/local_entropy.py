@@ -39,7 +39,11 @@ with lazy_imports():
 
 
 class LocalEntropyParams(WeightSpaceParams, OracleParams):
-    gamma: Number = Field(default=10.0, gt=0, description="Moves have about 1/sqrt(gamma) of each layer's norm.")
+    gamma: Number = Field(
+        default=10.0,
+        gt=0,
+        description="Moves have about 1/sqrt(gamma) of each layer's norm. Default: that of the LPF paper's code.",
+    )
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
 
 
@@ -48,7 +52,7 @@ INFO = MeasureInfo(
     summary="minus the logarithm of the mean of exp(-loss) in a Gaussian window around the weights",
     factory=f"{__name__}:LocalEntropy",
     params=LocalEntropyParams,
-    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017",
+    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017, arXiv 1611.01838",
     title="negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
     example={"draws": 8, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

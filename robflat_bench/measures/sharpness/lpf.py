@@ -28,7 +28,9 @@ with lazy_imports():
 
 
 class LPFParams(WeightSpaceParams, OracleParams):
-    std: Number = Field(default=0.01, ge=0, description="Standard deviation of the Gaussian filter.")
+    std: Number = Field(
+        default=0.01, ge=0, description="Standard deviation of the Gaussian filter. Default: the released code's."
+    )
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100
 
@@ -39,8 +41,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:LPF",
     params=LPFParams,
     citation=(
-        "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning"
-        " optimization landscape. AISTATS 2022"
+        "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning "
+        "optimization landscape. AISTATS 2022, arXiv 2201.08025"
     ),
     title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
     example={"draws": 2, "steps": 2},

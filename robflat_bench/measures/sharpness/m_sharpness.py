@@ -44,7 +44,9 @@ INFO = MeasureInfo(
     summary="highest rise of the loss of m examples over weights within rho, mean over batches",
     factory=f"{__name__}:MSharpness",
     params=MSharpnessParams,
-    citation="Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022",
+    citation=(
+        "Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022, arXiv 2206.06232"
+    ),
     title="m-sharpness ({coupling}), m={m}, rho={rho:g}",
     example={"steps": 2, "m": 6, "iterations": 2},
     couplings=("clean", "frozen"),

@@ -56,7 +56,9 @@ INFO = MeasureInfo(
     summary="1/alpha^2, alpha the half-width of the box of weights whose worst case adds `target` errors",
     factory=f"{__name__}:PacBayesSharpness",
     params=PacBayesSharpnessParams,
-    citation="Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020",
+    citation=(
+        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
+    ),
     title="PAC-Bayes sharpness ({coupling}), target={target:g}",
     example={"steps": 2, "iterations": 2, "bisections": 2},
     couplings=("clean", "frozen"),

@@ -45,7 +45,7 @@ with lazy_imports():
 class PacBayesSigmaParams(WeightSpaceParams, OracleParams):
     target: Target = 0.1
     draws: Draws = 10
-    largest: Number = Field(default=2.0, gt=0, description="Noise s tried first.")
+    largest: Number = Field(default=2.0, gt=0, description="Noise s tried first, and the largest.")
     tolerance: Tolerance = 0.01
     magnitude: Magnitude = False
     e: E = 1e-3
@@ -58,8 +58,8 @@ INFO = MeasureInfo(
     factory=f"{__name__}:PacBayesSigma",
     params=PacBayesSigmaParams,
     citation=(
-        "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020; Dziugaite et "
-        "al.: In search of robust measures of generalization. NeurIPS 2020"
+        "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020, arXiv 1912.02178; "
+        "Dziugaite et al.: In search of robust measures of generalization. NeurIPS 2020, arXiv 2010.11924"
     ),
     title="PAC-Bayes 1/sigma^2 ({coupling}), target={target:g}, magnitude={magnitude}, {draws} draws",
     example={"draws": 2, "steps": 2, "tolerance": 0.25},

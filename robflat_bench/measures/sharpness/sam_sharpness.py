@@ -35,7 +35,7 @@ INFO = MeasureInfo(
     summary="rise of the loss after one step of length rho along its gradient in weight space",
     factory=f"{__name__}:SamSharpness",
     params=SamSharpnessParams,
-    citation="Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021",
+    citation="Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021, arXiv 2010.01412",
     title="SAM sharpness ({coupling}), rho={rho:g}",
     example={"steps": 2},
     couplings=("clean", "frozen"),
