@@ -9,16 +9,20 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from helpers.commands import REPOSITORY, TINY, run_here
+from helpers.pages import trained
 from safetensors.torch import save_file
+from timm.layers import LayerScale
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from robflat_bench.core import ImageShape
+from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import KINDS, discover
 from robflat_bench.testing import run_checks
@@ -86,9 +90,6 @@ def finished_runs(tmp_path_factory):
         for method in ("at", "trades", "entropy-at"):
             done = run_here("run", "--method", method, "--protocol", "tiny.toml", "--plugin", "entropy_at.py")
             assert done.code == 0, done.err
-        for name in ("net.py", "train.py"):
-            (folder / name).write_text(CODE[name])
-        subprocess.run([sys.executable, "train.py"], check=True)
     return folder / "runs"
 
 
@@ -102,7 +103,7 @@ def place(finished_runs, tmp_path, monkeypatch, make_site):
         (home / name).write_text(text)
     shutil.copytree(finished_runs, home / "runs")
     for name in ("net.pth", "resnet18.pth"):
-        shutil.copy(finished_runs.parent / "net.pth", home / name)
+        (home / name).write_bytes(trained())
     save_file(network("resnet8(width=8)", DIGITS).state_dict(), home / "weights.safetensors")
     for row in ("at", "trades"):
         entries = f"leaderboard/records/digits-linf/{row}"
@@ -274,3 +275,48 @@ def test_links_lead_to_a_file_and_a_heading(page):
 
 def test_the_index_names_every_page():
     assert set(PAGES) - {"README"} <= set(re.findall(r"\((\S+)\.md\)", TEXTS["README"]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Which weights move
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(4))
+
+
+class DeclaredGain(Gain):
+    fixed_in_weight_space = ("gamma",)
+
+
+class Odd(nn.Module):
+    """A layer for each sentence of the list in your-checkpoint-details.md."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(4))
+        self.zeros = nn.Parameter(torch.zeros(4))
+        self.register_buffer("statistic", torch.ones(4))
+        self.batch, self.layer, self.group, self.rms = (
+            *(nn.BatchNorm1d(4), nn.LayerNorm(4)),
+            *(nn.GroupNorm(1, 4), nn.RMSNorm(4)),
+        )
+        self.plain, self.tied = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.plain.weight
+        self.weight_norm = parametrizations.weight_norm(nn.Linear(4, 4, bias=False))
+        self.spectral_norm = parametrizations.spectral_norm(nn.Linear(4, 4, bias=False))
+        self.gain, self.declared, self.scale = Gain(), DeclaredGain(), LayerScale(4)
+        self.frozen = nn.Linear(4, 4, bias=False).requires_grad_(False)
+
+
+def test_the_weights_that_move_are_those_of_the_list():
+    computed = "parametrizations.weight"
+    moved = {"token", "plain.weight", f"weight_norm.{computed}.original0", f"weight_norm.{computed}.original1"}
+    assert {*WeightSpace(Odd()).layers} == moved | {
+        f"spectral_norm.{computed}.original",
+        "gain.gamma",
+        "frozen.weight",
+    }

@@ -6,56 +6,24 @@ After a change of an output, write it into the pages again:    uv run python tes
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import os
 import re
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from helpers.commands import REPOSITORY, run_here
+from helpers.pages import DOCS, beside_the_files
 from helpers.shown import differences
 
-DOCS = REPOSITORY / "docs"
 PAGES = {
     "your-checkpoint": DOCS / "your-checkpoint.md",
     "from-python": DOCS / "from-python.md",
     "README": REPOSITORY / "README.md",
 }
-FILES = {
-    name: body
-    for page in ("your-checkpoint", "protocol-and-rules")
-    for name, body in re.findall(
-        r"(?s)```\w+\n# ([\w-]+\.(?:py|toml))\n(.*?)```", (DOCS / f"{page}.md").read_text("utf-8")
-    )
-}
-"""The pages' files, which lie beside the snippets when they run."""
 SHOWN = r"((?:    .*\n|\n(?=    ))+)"
 SNIPPET = rf"```python\n(?!# \w+\.py\n|from robflat_bench\.api)((?:(?!```).*\n)+)```\n(?:\n{SHOWN})?"
 """A block of Python that is neither a file nor a plugin, and the output below it."""
 COMMAND = rf"(?s:    robflat-bench (evaluate net\.pth [^\n]*)\n.*?It prints:\n\n){SHOWN}"
-
-
-@contextlib.contextmanager
-def beside_the_files() -> Iterator[None]:
-    """A block in a folder with the pages' files and `net.pth`, which `train.py` makes."""
-    before, modules = Path.cwd(), ("net", "train")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in FILES.items():
-            (Path(folder) / name).write_text(text)
-        os.chdir(folder)
-        sys.path.insert(0, folder)
-        try:
-            importlib.import_module("train")
-            yield
-        finally:
-            os.chdir(before)
-            sys.path.remove(folder)
-            for name in modules:
-                sys.modules.pop(name, None)
 
 
 def snippets(text: str) -> Iterator[tuple[re.Match[str], str]]:
