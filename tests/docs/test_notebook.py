@@ -1,6 +1,6 @@
 """The notebook's outputs are what its cells print.
 
-After a change, execute it again and write its outputs:    uv run python tests/docs/test_notebook.py
+After a change, execute it again and write its outputs:    PYTHONPATH=tests uv run python tests/docs/test_notebook.py
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def test_the_outputs_are_what_the_cells_print(notebook, tmp_path, child_environm
         monkeypatch.setenv(name, value)
     now = executed(tmp_path)
     assert [*map(outputs, now.cells)] == [*map(outputs, notebook.cells)]
-    assert not [found for pair in zip(notebook.cells, now.cells, strict=True) for found in differences(*map(text, pair))]
+    assert not [
+        found for pair in zip(notebook.cells, now.cells, strict=True) for found in differences(*map(text, pair))
+    ]
 
 
 def test_the_notebook_is_executed_and_knows_no_machine(notebook):
