@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     help="Measure, instead of the protocol's; repeatable. A pattern, e.g. '*': every measure whose name matches, "
     "under every coupling.",
 )
-@click.option("--examples", type=click.IntRange(min=2), help="Number of test examples [default: the protocol's].")
-@click.option("--train", type=click.IntRange(min=2), help="Number of training examples, read in addition.")
+@click.option("--examples", type=click.IntRange(min=2), help="Test examples; alone, at most so many of each row.")
+@click.option("--train", type=click.IntRange(min=2), help="Training examples, read in addition; alone, at most.")
 @output.set_option
 @output.store_option
 @output.data_option

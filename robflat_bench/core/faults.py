@@ -38,18 +38,36 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """In this block, Ctrl-C waits until its end. For moments, such as restoring a state."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    waiting: list[tuple[int, FrameType | None]] = []
+    if callable(before):
+        signal.signal(signal.SIGINT, lambda *call: waiting.append(call))
+    try:
+        yield
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGINT, before)
+            for call in waiting[:1]:
+                before(*call)
+
+
+@contextlib.contextmanager
 def contained(failed: Callable[[BaseException], None]) -> Iterator[None]:
     """Run a plugin's code: what it prints goes to stderr, and what it raises, SystemExit included, goes to `failed`.
 
     Only the user's Ctrl-C leaves the block.
     """
-    try:
-        with interruptible(), contextlib.redirect_stdout(sys.stderr):
-            yield
-    except Interrupted:
-        raise
-    except BaseException as error:
-        failed(error)
+    with interruptible():  # around all: in the block, every Ctrl-C is `Interrupted`
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except Interrupted:
+            raise
+        except BaseException as error:
+            failed(error)
 
 
 def one_line(error: BaseException) -> str:

@@ -120,7 +120,7 @@ def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]
     if isinstance(data, str) or not (loader or isinstance(data, Iterable | torch.utils.data.Dataset)):
         raise UsageError(f"a {type(data).__name__} holds no examples; give (images, labels), a Dataset or a DataLoader")
     found = 0
-    for item in data if loader else _items(data):
+    for item in _read(data) if loader else _items(data):
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise UsageError(
                 f"the data yield a {type(item).__name__}, not pairs (images, labels); wrap them, e.g. "
@@ -131,6 +131,18 @@ def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]
         found += len(x) if loader else 1
         if examples is not None and found >= examples:
             return
+
+
+def _read(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader, whose random generators are afterwards as before."""
+    owners = (loader, loader.sampler, loader.batch_sampler)
+    found = {id(one): one for one in (getattr(owner, "generator", None) for owner in owners) if one is not None}
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield from loader
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _items(data: Any) -> Iterable[Any]:

@@ -7,6 +7,7 @@ what is returned        {"conv1.weight": ...}, and notes that name "state_dict" 
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,8 +70,10 @@ def read(path: Path) -> Contents:
     tensors, entries, others = _looked_through(content, path)
     notes = [f"{path.name}: tensors of {_written(entries)}"] if entries else []
     if others:
-        command = f"torch.save(torch.load({path.name!r}, weights_only=True)[{others[0]!r}], 'other.pt')"
-        notes = [f'{notes[0]}, not of {_written(others)}; for these: python -c "import torch; {command}"']
+        place = "".join(f"[{name!r}]" for name in others[0])
+        command = f"import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=True){place}, 'other.pt')"
+        names = _written([other[-1] for other in others])
+        notes = [f"{notes[0]}, not of {names}; for these: python -c {shlex.quote(command)} {shlex.quote(str(path))}"]
     return Contents(_checked(tensors, path), _architecture(content), tuple(notes))
 
 
@@ -129,10 +132,10 @@ def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _looked_through(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """The named tensors in nested dictionaries, the entries that lead to them, and the entries beside the last one."""
+def _looked_through(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str], list[list[str]]]:
+    """The named tensors in nested dictionaries, the entries that lead to them, and those that lead to others."""
     entries: list[str] = []
-    others: list[str] = []
+    others: list[list[str]] = []
     while isinstance(content, Mapping) and len(entries) < DEEPEST:
         names = [name for name in ENTRIES if _holds_tensors(content.get(name))]
         if not names:
@@ -142,8 +145,8 @@ def _looked_through(content: Any, path: Path) -> tuple[dict[str, Tensor], list[s
                 return tensors, entries, others
             if len(names) != 1:
                 break
+        others = others or [[*entries, name] for name in names[1:]]
         entries.append(names[0])
-        others = others or names[1:]
         content = content[names[0]]
     raise UsageError(f"{path} holds {_described(content)}, and no tensors by name; {SAVE}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,12 +246,12 @@ def _direct(
 
     from robflat_bench.config.protocol import Fixed, ThreatModel
     from robflat_bench.data.own import own_splits
-    from robflat_bench.front.guard import undisturbed
+    from robflat_bench.front.guard import temporary_folder, undisturbed
     from robflat_bench.registry.faults import faults
     from robflat_bench.registry.validation import validate
 
     threat = validate(ThreatModel, {"epsilon": epsilon}, "the threat model")
-    with undisturbed(), tempfile.TemporaryDirectory() as store, chosen_observer(progress) as observer:
+    with undisturbed(), temporary_folder() as store, chosen_observer(progress) as observer:
         splits = own_splits(data, examples)
         session = open_session(registry, data=splits, store=store, device=device, observer=observer)
         precision = str(splits.given.x.dtype).removeprefix("torch.")

@@ -26,20 +26,20 @@ def faults(registry: Registry) -> Iterator[None]:
     Exception
         Every other exception, unchanged.
     """
-    try:
-        with interruptible():
+    with interruptible():  # around all: in the block, every Ctrl-C is `Interrupted`
+        try:
             yield
-    except Interrupted:
-        raise
-    except BaseException as error:
-        if isinstance(error, Exception) and not _ends_quietly(error):
-            if (plain := out_of_memory(error)) is None:
-                raise
-            raise plain from error
-        raise RunFailed(
-            f"{culprit(registry, error)} raised {one_line(error)}, which would end the process; "
-            "a component that cannot go on must raise an Exception, such as RuntimeError"
-        ) from error
+        except Interrupted:
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and not _ends_quietly(error):
+                if (plain := out_of_memory(error)) is None:
+                    raise
+                raise plain from error
+            raise RunFailed(
+                f"{culprit(registry, error)} raised {one_line(error)}, which would end the process; "
+                "a component that cannot go on must raise an Exception, such as RuntimeError"
+            ) from error
 
 
 def _ends_quietly(error: Exception) -> bool:

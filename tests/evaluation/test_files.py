@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import pickle
+import shlex
 import struct
 import sys
 import zipfile
@@ -127,12 +128,15 @@ def test_tensors_are_found_in_what_a_training_program_saves(case, legacy, tmp_pa
 def test_of_several_networks_the_plain_one_is_read_and_the_note_has_the_line_for_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     averaged = {name: tensor + 1 for name, tensor in weights().items()}
-    torch.save({"ema": averaged, "state_dict": weights()}, "w.pt")
-    found = read(Path("w.pt"))
+    torch.save({"net": {"ema": averaged, "state_dict": weights()}}, "$(touch hacked) w.pt")
+    found = read(Path("$(touch hacked) w.pt"))
     assert torch.equal(found.tensors["conv.bias"], torch.ones(2))
     (note,) = found.notes
-    assert "tensors of 'state_dict', not of 'ema'; for these: python -c" in note
-    exec(note.partition('python -c "')[2].rstrip('"'))
+    assert "tensors of 'net', 'state_dict', not of 'ema'; for these: python -c" in note
+    *_, code, file = shlex.split(note.partition("for these: ")[2])  # as a shell reads the line
+    monkeypatch.setattr(sys, "argv", ["-c", file])
+    exec(code)
+    assert file == "$(touch hacked) w.pt"
     assert torch.equal(read(Path("other.pt")).tensors["conv.bias"], torch.full((2,), 2.0))
 
 
