@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench.front.grids import Grid, as_html, as_text
-from robflat_bench.front.sessions import chosen_observer, open_registry, open_session, written
+from robflat_bench.front.sessions import (
+    Normalization,
+    chosen_observer,
+    open_registry,
+    open_session,
+    several,
+    statistics,
+    written,
+)
 from robflat_bench.front.shown import measure_grid, result_grid
 from robflat_bench.front.tables import Rows, evaluation_rows
 from robflat_bench.records.record import EvaluationRecord, MeasureResult
@@ -24,9 +32,6 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.options import ModelOptions
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
-
-Normalization = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of each channel of images in [0,1]."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,8 +160,9 @@ def evaluate(
     """
     from robflat_bench.evaluation.options import ModelOptions
 
-    mean, std = normalize or ((), ())
-    options = ModelOptions(backbone, network, arguments or {}, tuple(mean), tuple(std), classes, checkpoint)
+    mean, std = statistics(normalize)
+    options = ModelOptions(backbone, network, arguments or {}, mean, std, classes, checkpoint)
+    attacks, measures = several(attacks), several(measures)
     registry = open_registry(plugins)
     model = str(model) if isinstance(model, Path) else model
     given = data is not None and not isinstance(data, str | Path)

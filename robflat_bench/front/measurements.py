@@ -12,7 +12,7 @@ import numpy as np
 
 from robflat_bench.core import UsageError
 from robflat_bench.front.grids import as_html, as_text
-from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
+from robflat_bench.front.sessions import Normalization, chosen_observer, open_registry, open_session, statistics
 from robflat_bench.front.shown import measured_grid
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.evaluate import EvaluatedModel
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
-    from robflat_bench.front.evaluations import Normalization
     from robflat_bench.records.journal import StoredJournal
 
 
@@ -219,13 +218,17 @@ class _Direct:
         self, model: nn.Module, normalize: Normalization | None, plan: Plan
     ) -> tuple[EvaluatedModel, StoredJournal]:
         """The network as `evaluate` would load it, and a journal."""
+        import torch
+
         from robflat_bench.evaluation.model import find_model
         from robflat_bench.evaluation.options import ModelOptions
         from robflat_bench.records.journal import StoredJournal
         from robflat_bench.runs.evaluation import loaded
 
-        session, (mean, std) = self.session, normalize or ((), ())
-        found = find_model(session, model, ModelOptions(mean=tuple(mean), std=tuple(std)))
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(f"{model!r} is no nn.Module; checkpoints and runs are read by evaluate, and by load")
+        session, (mean, std) = self.session, statistics(normalize)
+        found = find_model(session, model, ModelOptions(mean=mean, std=std))
         subject = loaded(session, found)
         session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
         return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)

@@ -19,6 +19,27 @@ if TYPE_CHECKING:
     from robflat_bench.registry.registry import Registry
 
 
+Normalization = tuple[Any, Any]
+"""Mean and standard deviation of images in [0,1]: a number for each channel, or one for all."""
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """A tuple of what was given; one text or path is a tuple of one."""
+    return (given,) if isinstance(given, str | Path) else tuple(given)
+
+
+def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, empty without any; UsageError where these are no such pair."""
+    import numpy as np
+
+    try:
+        mean, std = (tuple(map(float, np.atleast_1d(part))) for part in (((), ()) if normalize is None else normalize))
+    except (TypeError, ValueError):
+        usual = "((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))"
+        raise UsageError(f"normalize={normalize!r} is no pair (mean, std); give CIFAR-10's as {usual}") from None
+    return mean, std
+
+
 def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
     """The registry with the one-file plugins `plugins`; every broken installed plugin is a line on stderr.
 
@@ -29,7 +50,7 @@ def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
     """
     from robflat_bench.registry.registry import discover
 
-    found = discover(tuple(map(Path, plugins)))
+    found = discover(tuple(map(Path, several(plugins))))
     for broken in found.plugins.broken:
         if broken.version == "file":
             raise PluginError(f"{broken}; mend it, then type `robflat-bench plugin check {broken.distribution}`")

@@ -1,6 +1,6 @@
 """The notebook's outputs are what its cells print.
 
-After a change, execute it again and write its outputs:    uv run python tests/docs/test_notebook.py
+After a change, execute it again and write its outputs:    PYTHONPATH=tests uv run python tests/docs/test_notebook.py
 """
 
 from __future__ import annotations

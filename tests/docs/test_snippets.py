@@ -1,6 +1,6 @@
 """Python on the pages runs, block after block, and prints what the page shows below it; so does the first command.
 
-After a change of an output, write it into the pages again:    uv run python tests/docs/test_snippets.py
+Write the outputs of today into the pages:    PYTHONPATH=tests uv run python tests/docs/test_snippets.py
 """
 
 from __future__ import annotations
