@@ -12,7 +12,7 @@ import numpy as np
 
 from robflat_bench.core import UsageError
 from robflat_bench.front.grids import as_html, as_text
-from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
+from robflat_bench.front.sessions import Normalization, chosen_observer, open_registry, open_session, statistics
 from robflat_bench.front.shown import measured_grid
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.evaluate import EvaluatedModel
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
-    from robflat_bench.front.evaluations import Normalization
     from robflat_bench.records.journal import StoredJournal
 
 
@@ -137,11 +136,11 @@ def measure(
     component = resolve(registry, "measure", measure)
     if epsilon is None and component.info.couplings:
         raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
-    with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as direct:
-        row = Measured(measure=component.canonical, test=direct.session.splits.available("test"))
+    with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as session:
+        row = Measured(measure=component.canonical, test=session.splits.available("test"))
         plan = Plan((), (row,))
-        subject, journal = direct.ready(model, normalize, plan)
-        result, outcomes = run(direct.session, plan, subject, journal)
+        subject, journal = _ready(session, model, normalize, plan)
+        result, outcomes = run(session, plan, subject, journal)
     found, prefix = result.measures[row.measure], f"{measure_path(subject.checkpoint, 'test', row.measure)}/"
     arrays = {name.removeprefix(prefix): array for name, array in outcomes.items() if name.startswith(prefix)}
     return Measurement(row.measure, **found.model_dump(), registry=registry, arrays=arrays)
@@ -199,9 +198,9 @@ def attack(
 
     registry = open_registry(plugins)
     component = resolve(registry, "attack", attack)
-    with _direct(registry, (x, y), epsilon, None, seed, device, progress) as direct:
+    with _direct(registry, (x, y), epsilon, None, seed, device, progress) as session:
         plan = Plan((Attacked(attack=component.canonical, test=len(y)),), ())
-        return adversarial_images(direct.session, plan, *direct.ready(model, normalize, plan)).to(x)
+        return adversarial_images(session, plan, *_ready(session, model, normalize, plan)).to(x)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -209,26 +208,20 @@ def attack(
 # ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Direct:
-    """A call without a protocol's data and threat model; nothing is kept."""
+def _ready(
+    session: Session, model: nn.Module, normalize: Normalization | None, plan: Plan
+) -> tuple[EvaluatedModel, StoredJournal]:
+    """The network as `evaluate` would load it, and a journal."""
+    from robflat_bench.evaluation.model import find_model
+    from robflat_bench.evaluation.options import ModelOptions
+    from robflat_bench.records.journal import StoredJournal
+    from robflat_bench.runs.evaluation import loaded
 
-    session: Session
-
-    def ready(
-        self, model: nn.Module, normalize: Normalization | None, plan: Plan
-    ) -> tuple[EvaluatedModel, StoredJournal]:
-        """The network as `evaluate` would load it, and a journal."""
-        from robflat_bench.evaluation.model import find_model
-        from robflat_bench.evaluation.options import ModelOptions
-        from robflat_bench.records.journal import StoredJournal
-        from robflat_bench.runs.evaluation import loaded
-
-        session, (mean, std) = self.session, normalize or ((), ())
-        found = find_model(session, model, ModelOptions(mean=tuple(mean), std=tuple(std)))
-        subject = loaded(session, found)
-        session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
-        return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
+    mean, std = statistics(normalize)
+    found = find_model(session, model, ModelOptions(mean=mean, std=std))
+    subject = loaded(session, found)
+    session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
+    return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
 
 
 @contextlib.contextmanager
@@ -240,8 +233,8 @@ def _direct(
     seed: int,
     device: str,
     progress: bool,
-) -> Iterator[_Direct]:
-    """A block for one call: in a temporary store, with this process's threads, on the call's examples."""
+) -> Iterator[Session]:
+    """The session of one call, on the call's examples, with this process's threads. Its store is gone afterwards."""
     import torch
 
     from robflat_bench.config.protocol import Fixed, ThreatModel
@@ -258,4 +251,4 @@ def _direct(
         chosen = {"threat": threat, "seed": seed, "threads": torch.get_num_threads(), "precision": precision}
         fixed = validate(Fixed, {**session.fixed.model_dump(), **chosen}, "measure")
         with faults(registry):
-            yield _Direct(replace(session, protocol=replace(session.protocol, fixed=fixed)))
+            yield replace(session, protocol=replace(session.protocol, fixed=fixed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.session import Session
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each channel of images in [0,1]."""
 
 
 def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
@@ -121,18 +125,16 @@ def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
 
 
-def chosen_observer(progress: bool) -> Any:
+def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The means and standard deviations of the channels; both empty for None."""
+    mean, std = normalize or ((), ())
+    return tuple(mean), tuple(std)
+
+
+def chosen_observer(progress: bool) -> AbstractContextManager[Observer]:
     """The observer of a call, as a context: bars and lines, or nothing."""
     if not progress:
-        return _Silent()
+        return nullcontext(Observer())
     from robflat_bench.front.progress import Progress
 
     return Progress()
-
-
-class _Silent(Observer):
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
