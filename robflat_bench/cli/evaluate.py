@@ -55,19 +55,16 @@ def evaluate_checkpoint(
     --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
     which attacks and measures are used. The result is written beside the model's record.
     """
-    from robflat_bench.front.evaluations import check_request, chosen_plan, evaluated, found_model
-    from robflat_bench.front.sessions import chosen_observer, open_session
+    from robflat_bench.config.protocol import load
+    from robflat_bench.front.evaluations import Request, evaluated
+    from robflat_bench.front.progress import Progress
+    from robflat_bench.front.sessions import open_session
 
-    registry = output.registry()
-    check_request(registry, model, options, protocol, settings, store, attacks, measures, examples, train)
-    progress = chosen_observer(True)
-    session = open_session(registry, protocol, settings, data, store, device, compile, observer=progress)
-    found = found_model(session, model, options)
-    for line in found.notes:
-        output.note(line)
-    plan = chosen_plan(session, found, options, attacks, measures, examples, train)
-    with progress:
-        made = evaluated(session, found, plan)
+    registry, request = output.registry(), Request(model, options, attacks, measures, examples, train)
+    request.check(registry, load(registry, protocol, settings), store)
+    with Progress() as progress:
+        session = open_session(registry, protocol, settings, data, store, device, compile, observer=progress)
+        made = evaluated(session, request, progress.note)
     for problem in registry.plugins.problems(made.record.model_dump(mode="json")):
         output.note(problem)
     output.report(made.record, made.parts(notes=False), stored=True)

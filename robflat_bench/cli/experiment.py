@@ -79,24 +79,23 @@ def _experiment(
     data: str | None,
     device: str,
 ) -> None:
-    from robflat_bench.config.protocol import load
     from robflat_bench.evaluation.options import check_model
     from robflat_bench.experiments import choose
+    from robflat_bench.front.sessions import open_session
     from robflat_bench.records.store import Store
 
     registry = output.registry()
     chosen = choose(name)
-    given, runs = load(registry, protocol, settings), Store(store)
+    runs = Store(store)
     for model in models:
         check_model(model, options, runs, registry)
+    session = open_session(registry, protocol, settings, data, store, device)
 
-    from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.experiments.trained_model import find_models, open_model
     from robflat_bench.experiments.work import run_experiment, write_document
     from robflat_bench.front.progress import Progress
     from robflat_bench.registry.faults import faults
 
-    session = Session(registry, given, data, runs, choose_device(device))
     found = find_models(session, models, chosen.experiment.reads, options)
     for line in dict.fromkeys(line for each in found for line in each.notes):
         output.note(line)

@@ -6,16 +6,12 @@ import datetime
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from robflat_bench.cli import output
 from robflat_bench.front import boards
 from robflat_bench.front.grids import Grid, grid
-
-if TYPE_CHECKING:
-    pass
 
 PATH = click.Path(path_type=Path)
 root_option = click.option(

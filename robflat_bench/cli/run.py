@@ -41,12 +41,14 @@ def run(
 
     A finished run is shown from its record; an interrupted run continues where it stopped.
     """
-    from robflat_bench.front.runs import composed_method, planned_run, run_plan
-    from robflat_bench.front.sessions import chosen_observer, open_session
+    from robflat_bench.front.progress import Progress
+    from robflat_bench.front.runs import planned_run, run_plan
+    from robflat_bench.front.sessions import open_session
+    from robflat_bench.registry.components import compose
 
     registry = output.registry()
-    composed = composed_method(registry, method)
-    progress = chosen_observer(True)
+    composed = compose(registry, method)
+    progress = Progress()
     session = open_session(
         registry,
         protocol,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ def kind_of(model: str) -> Literal["file", "backbone", "run"]:
     """What the name of a model names: a file of weights, a backbone with parameters, or a run."""
     if Path(model).suffix.lower() in SUFFIXES:
         return "file"
-    return "backbone" if "(" in model else "run"
+    return "backbone" if "(" in model and not os.path.isdir(model) else "run"
 
 
 def check_model(model: str, options: ModelOptions, store: Store, registry: Registry) -> None:

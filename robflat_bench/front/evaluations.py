@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from robflat_bench.registry.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-    from robflat_bench.evaluation.model import FoundModel
+    from robflat_bench.config.protocol import Fixed, Protocol
     from robflat_bench.evaluation.options import ModelOptions
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
@@ -158,16 +158,16 @@ def evaluate(
     RunFailed
         An attack left the threat model, or logits are not finite.
     """
+    from robflat_bench.config.protocol import load
     from robflat_bench.evaluation.options import ModelOptions
 
-    mean, std = statistics(normalize)
-    options = ModelOptions(backbone, network, arguments or {}, mean, std, classes, checkpoint)
-    attacks, measures = several(attacks), several(measures)
-    registry = open_registry(plugins)
+    options = ModelOptions(backbone, network, arguments or {}, *statistics(normalize), classes, checkpoint)
     model = str(model) if isinstance(model, Path) else model
+    request = Request(model, options, several(attacks), several(measures), examples, train)
+    registry = open_registry(plugins)
     given = data is not None and not isinstance(data, str | Path)
-    counts = (None, None) if given else (examples, train)
-    check_request(registry, model, options, protocol, settings, store, attacks, measures, *counts)
+    counted = replace(request, examples=None, train=None) if given else request  # of the protocol's examples
+    counted.check(registry, load(registry, protocol, written(settings)), Path(store))
 
     from robflat_bench.data.own import own_splits
 
@@ -177,69 +177,65 @@ def evaluate(
         with undisturbed():
             source = own_splits(data, examples) if given else data
             session = open_session(registry, protocol, settings, source, store, device, compile, observer=observer)
-            found = found_model(session, model, options)
-            plan = chosen_plan(session, found, options, attacks, measures, examples, train)
-            return evaluated(session, found, plan)
+            return evaluated(session, request)
 
 
-def check_request(
-    registry: Registry,
-    model: nn.Module | str,
-    options: ModelOptions,
-    protocol: str,
-    settings: Sequence[str] | Mapping[str, Any],
-    store: str | Path,
-    attacks: Sequence[str],
-    measures: Sequence[str],
-    examples: int | None = None,
-    train: int | None = None,
-) -> None:
-    """Find every mistake of an evaluation that shows without torch; UsageError ends with the next thing to write."""
-    from robflat_bench.config.protocol import load
-    from robflat_bench.evaluation.options import check_model, kind_of
-    from robflat_bench.evaluation.plan import choose_plan
-    from robflat_bench.records.store import Store
+@dataclass(frozen=True)
+class Request:
+    """What `evaluate`, and the command of that name, is asked for.
 
-    chosen = load(registry, protocol, written(settings))
-    if isinstance(model, str):
-        check_model(model, options, Store(Path(store)), registry)
-        if kind_of(model) == "run":  # it has the examples of its own protocol
-            examples = train = None
-    choose_plan(registry, chosen.fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
+    Parameters
+    ----------
+    model : nn.Module or str
+        A live network, or the text by which `find_model` finds one.
+    options : ModelOptions
+        How it is read.
+    attacks, measures : tuple of str
+        Instead of the protocol's.
+    examples, train : int or None
+        Numbers of test and training examples.
+    """
+
+    model: nn.Module | str
+    options: ModelOptions
+    attacks: tuple[str, ...]
+    measures: tuple[str, ...]
+    examples: int | None
+    train: int | None
+
+    def check(self, registry: Registry, protocol: Protocol, store: Path) -> None:
+        """Find every mistake that shows without torch; UsageError ends with the next thing to write."""
+        from robflat_bench.evaluation.options import check_model, kind_of
+        from robflat_bench.records.store import Store
+
+        asked = self
+        if isinstance(self.model, str):
+            check_model(self.model, self.options, Store(store), registry)
+            if kind_of(self.model) == "run":  # it has the examples of its own protocol
+                asked = replace(self, examples=None, train=None)
+        asked.plan(registry, protocol.fixed)
+
+    def plan(self, registry: Registry, fixed: Fixed) -> Plan:
+        """The attacks and measures; UsageError for an unknown one, and for more examples than there are."""
+        from robflat_bench.evaluation.plan import choose_plan
+
+        named = self.attacks, self.measures
+        return choose_plan(registry, fixed, self.options.checkpoint, *named, self.examples, self.train)
 
 
-def found_model(session: Session, model: nn.Module | str, options: ModelOptions) -> FoundModel:
-    """The model that `evaluate` was given."""
-    from robflat_bench.evaluation.model import find_model
-
-    return find_model(session, model, options)
-
-
-def chosen_plan(
-    session: Session,
-    found: FoundModel,
-    options: ModelOptions,
-    attacks: Sequence[str],
-    measures: Sequence[str],
-    examples: int | None,
-    train: int | None,
-) -> Plan:
-    """The attacks and measures that `evaluate` was asked for; UsageError where there are too few examples."""
+def evaluated(session: Session, request: Request, say: Callable[[str], None] = lambda note: None) -> Evaluation:
+    """The evaluation that is asked for, made or read from its file; `say` has the network's notes before the work."""
     from robflat_bench.data.own import counted
-    from robflat_bench.evaluation.plan import choose_plan
-
-    splits = session.under(found.protocol).splits
-    fixed = counted(found.protocol.fixed, splits)
-    plan = choose_plan(session.registry, fixed, options.checkpoint, tuple(attacks), tuple(measures), examples, train)
-    return plan.limited(splits.available("test"), splits.available("train"))
-
-
-def evaluated(session: Session, found: FoundModel, plan: Plan) -> Evaluation:
-    """The evaluation of a model under a plan, made or read from its file."""
+    from robflat_bench.evaluation.model import find_model
     from robflat_bench.registry.faults import faults
     from robflat_bench.runs.evaluation import evaluate_model
 
-    registry = session.registry
+    registry, found = session.registry, find_model(session, request.model, request.options)
+    for note in found.notes:
+        say(note)
+    splits = session.under(found.protocol).splits
+    plan = request.plan(registry, counted(found.protocol.fixed, splits))
+    plan = plan.limited(splits.available("test"), splits.available("train"))
     with faults(registry):
         record, path = evaluate_model(session, found, plan)
     return Evaluation(record, path, found.notes, registry)

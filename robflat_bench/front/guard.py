@@ -78,11 +78,11 @@ def _entered(enter: Callable[[contextlib.ExitStack], Entered]) -> Iterator[Enter
 
 
 def _enter(left: contextlib.ExitStack) -> None:
-    for read, write, new in _SETTINGS:
+    for read, assign, new in _SETTINGS:
         with contextlib.suppress(RuntimeError):  # torch refuses to read the older interface after use of the newer one
-            left.callback(write, found := read())
+            left.callback(assign, found := read())
             if new not in (None, found):
-                write(new)
+                assign(new)
     if torch.cuda.is_initialized():
         left.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     left.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))

@@ -136,11 +136,11 @@ def measure(
     component = resolve(registry, "measure", measure)
     if epsilon is None and component.info.couplings:
         raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
-    with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as direct:
-        row = Measured(measure=component.canonical, test=direct.session.splits.available("test"))
+    with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as session:
+        row = Measured(measure=component.canonical, test=session.splits.available("test"))
         plan = Plan((), (row,))
-        subject, journal = direct.ready(model, normalize, plan)
-        result, outcomes = run(direct.session, plan, subject, journal)
+        subject, journal = _ready(session, model, normalize, plan)
+        result, outcomes = run(session, plan, subject, journal)
     found, prefix = result.measures[row.measure], f"{measure_path(subject.checkpoint, 'test', row.measure)}/"
     arrays = {name.removeprefix(prefix): array for name, array in outcomes.items() if name.startswith(prefix)}
     return Measurement(row.measure, **found.model_dump(), registry=registry, arrays=arrays)
@@ -198,9 +198,9 @@ def attack(
 
     registry = open_registry(plugins)
     component = resolve(registry, "attack", attack)
-    with _direct(registry, (x, y), epsilon, None, seed, device, progress) as direct:
+    with _direct(registry, (x, y), epsilon, None, seed, device, progress) as session:
         plan = Plan((Attacked(attack=component.canonical, test=len(y)),), ())
-        return adversarial_images(direct.session, plan, *direct.ready(model, normalize, plan)).to(x)
+        return adversarial_images(session, plan, *_ready(session, model, normalize, plan)).to(x)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -208,30 +208,24 @@ def attack(
 # ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Direct:
-    """A call without a protocol's data and threat model; nothing is kept."""
+def _ready(
+    session: Session, model: nn.Module, normalize: Normalization | None, plan: Plan
+) -> tuple[EvaluatedModel, StoredJournal]:
+    """The network as `evaluate` would load it, and a journal."""
+    import torch
 
-    session: Session
+    from robflat_bench.evaluation.model import find_model
+    from robflat_bench.evaluation.options import ModelOptions
+    from robflat_bench.records.journal import StoredJournal
+    from robflat_bench.runs.evaluation import loaded
 
-    def ready(
-        self, model: nn.Module, normalize: Normalization | None, plan: Plan
-    ) -> tuple[EvaluatedModel, StoredJournal]:
-        """The network as `evaluate` would load it, and a journal."""
-        import torch
-
-        from robflat_bench.evaluation.model import find_model
-        from robflat_bench.evaluation.options import ModelOptions
-        from robflat_bench.records.journal import StoredJournal
-        from robflat_bench.runs.evaluation import loaded
-
-        if not isinstance(model, torch.nn.Module):
-            raise UsageError(f"{model!r} is no nn.Module; checkpoints and runs are read by evaluate, and by load")
-        session, (mean, std) = self.session, statistics(normalize)
-        found = find_model(session, model, ModelOptions(mean=mean, std=std))
-        subject = loaded(session, found)
-        session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
-        return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"{model!r} is no nn.Module; checkpoints and runs are read by evaluate, and by load")
+    mean, std = statistics(normalize)
+    found = find_model(session, model, ModelOptions(mean=mean, std=std))
+    subject = loaded(session, found)
+    session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
+    return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
 
 
 @contextlib.contextmanager
@@ -243,8 +237,8 @@ def _direct(
     seed: int,
     device: str,
     progress: bool,
-) -> Iterator[_Direct]:
-    """A block for one call: in a temporary store, with this process's threads, on the call's examples."""
+) -> Iterator[Session]:
+    """The session of one call, on the call's examples, with this process's threads. Its store is gone afterwards."""
     import torch
 
     from robflat_bench.config.protocol import Fixed, ThreatModel
@@ -261,4 +255,4 @@ def _direct(
         chosen = {"threat": threat, "seed": seed, "threads": torch.get_num_threads(), "precision": precision}
         fixed = validate(Fixed, {**session.fixed.model_dump(), **chosen}, "measure")
         with faults(registry):
-            yield _Direct(replace(session, protocol=replace(session.protocol, fixed=fixed)))
+            yield replace(session, protocol=replace(session.protocol, fixed=fixed))

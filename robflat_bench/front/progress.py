@@ -62,7 +62,7 @@ class Progress(Drawn, Observer):
 
     def note(self, text: str) -> None:
         if self.bars:
-            self.bars.console.print(f"robflat-bench: {text}", markup=False)
+            self.bars.console.print(f"robflat-bench: {text}", markup=False, soft_wrap=True)
         else:
             texts.note(text)
 

@@ -14,12 +14,12 @@ from robflat_bench.front.shown import run_parts
 from robflat_bench.front.tables import Rows, run_rows
 from robflat_bench.records.record import RunRecord
 from robflat_bench.records.store import RunFolder, Store
+from robflat_bench.registry.components import Composed, compose
 
 if TYPE_CHECKING:
     from torch import nn
 
     from robflat_bench.evaluation.session import Session
-    from robflat_bench.registry.components import Composed
     from robflat_bench.registry.registry import Registry
     from robflat_bench.runs.run import PlannedRun
 
@@ -126,7 +126,7 @@ def run(
         Training diverged, or another process works on the run.
     """
     registry = open_registry(plugins)
-    composed = composed_method(registry, method)
+    composed = compose(registry, method)
     with chosen_observer(progress) as observer:
         session = open_session(
             registry,
@@ -148,13 +148,6 @@ def run(
         with undisturbed():
             record = execute(planned, fresh)
     return Run(record, planned.folder.path, registry)
-
-
-def composed_method(registry: Registry, method: str) -> Composed:
-    """The method with its modifiers; UsageError, before torch is imported, where a name or value is wrong."""
-    from robflat_bench.registry.components import compose
-
-    return compose(registry, method)
 
 
 def planned_run(session: Session, composed: Composed, seed: int) -> PlannedRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.session import Session
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
-
 
 Normalization = tuple[Any, Any]
 """Mean and standard deviation of images in [0,1]: a number for each channel, or one for all."""
@@ -138,22 +138,14 @@ def require_places(registry: Registry, protocol: Protocol, store: Path, data: An
 def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
     """Settings as after `--set`."""
     if not isinstance(settings, Mapping):
-        return (settings,) if isinstance(settings, str) else tuple(settings)
+        return several(settings)
     return tuple(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
 
 
-def chosen_observer(progress: bool) -> Any:
+def chosen_observer(progress: bool) -> AbstractContextManager[Observer]:
     """The observer of a call, as a context: bars and lines, or nothing."""
     if not progress:
-        return _Silent()
+        return nullcontext(Observer())
     from robflat_bench.front.progress import Progress
 
     return Progress()
-
-
-class _Silent(Observer):
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -131,6 +132,12 @@ def test_the_network_of_a_run_computes_the_outcomes_of_its_record(tiny, finished
         with torch.no_grad():
             errors = network(examples.x).argmax(1) != examples.y
         assert float(errors.float().mean()) == pytest.approx(record.results[checkpoint].clean_error, abs=1e-6)
+
+
+def test_a_run_in_a_folder_with_brackets_in_its_name_is_a_run(tiny, finished, tmp_path):
+    store = shutil.copytree(finished.store, tmp_path / "runs (copy)")
+    _, record = rb.load(store / finished.folder.relative_to(finished.store), protocol=str(tiny))
+    assert record.key == finished.record["key"]
 
 
 def test_results_are_tidy_rows_with_a_data_frame(finished):
