@@ -12,7 +12,7 @@ VARYING = (
 )
 """What another machine or another minute prints differently, and a word for it."""
 NUMBER = r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w])"
-RELATIVE, UNITS = 0.02, 5
+RELATIVE, UNITS = 0.02, 15
 """Numbers with decimals may differ by this share of theirs and this many units of the last decimal."""
 
 
