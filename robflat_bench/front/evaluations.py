@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robflat_bench.core import UsageError
 from robflat_bench.front.grids import Grid, as_html, as_text
 from robflat_bench.front.sessions import chosen_observer, open_registry, open_session, written
 from robflat_bench.front.shown import measure_grid, result_grid
@@ -25,8 +26,22 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
 
-Normalization = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of each channel of images in [0,1]."""
+Normalization = tuple[Sequence[float] | float, Sequence[float] | float]
+"""Mean and standard deviation of each channel of images in [0,1], or one number for all."""
+
+
+def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation as numbers; UsageError unless they are."""
+    if normalize is None:
+        return (), ()
+    try:
+        mean, std = (tuple(map(float, part)) for part in (np.ravel(np.asarray(part)) for part in normalize))
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"normalize={normalize!r:.100} is no pair (mean, std); give two lists with one number for each channel, "
+            "e.g. normalize=([0.5], [0.25])"
+        ) from None
+    return mean, std
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,8 +170,8 @@ def evaluate(
     """
     from robflat_bench.evaluation.options import ModelOptions
 
-    mean, std = normalize or ((), ())
-    options = ModelOptions(backbone, network, arguments or {}, tuple(mean), tuple(std), classes, checkpoint)
+    mean, std = statistics(normalize)
+    options = ModelOptions(backbone, network, arguments or {}, mean, std, classes, checkpoint)
     registry = open_registry(plugins)
     model = str(model) if isinstance(model, Path) else model
     given = data is not None and not isinstance(data, str | Path)

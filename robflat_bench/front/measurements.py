@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench.core import UsageError
+from robflat_bench.front.evaluations import Normalization, statistics
 from robflat_bench.front.grids import as_html, as_text
 from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
 from robflat_bench.front.shown import measured_grid
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from robflat_bench.evaluation.evaluate import EvaluatedModel
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
-    from robflat_bench.front.evaluations import Normalization
     from robflat_bench.records.journal import StoredJournal
 
 
@@ -194,6 +194,8 @@ def attack(
     --------
     >>> x_adv = rb.attack(model, x, y, "pgd(steps=20)", epsilon=8 / 255)
     """
+    import torch
+
     from robflat_bench.config.protocol import Attacked
     from robflat_bench.evaluation.evaluate import adversarial_images
     from robflat_bench.evaluation.plan import Plan
@@ -201,8 +203,9 @@ def attack(
     registry = open_registry(plugins)
     component = resolve(registry, "attack", attack)
     with _direct(registry, (x, y), epsilon, None, seed, device, progress) as direct:
-        plan = Plan((Attacked(attack=component.canonical, test=len(y)),), ())
-        return adversarial_images(direct.session, plan, *direct.ready(model, normalize, plan)).to(x)
+        count = direct.session.splits.available("test")
+        plan = Plan((Attacked(attack=component.canonical, test=count),), ())
+        return adversarial_images(direct.session, plan, *direct.ready(model, normalize, plan)).to(torch.as_tensor(x))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -225,8 +228,10 @@ class _Direct:
         from robflat_bench.records.journal import StoredJournal
         from robflat_bench.runs.evaluation import loaded
 
-        session, (mean, std) = self.session, normalize or ((), ())
-        found = find_model(session, model, ModelOptions(mean=tuple(mean), std=tuple(std)))
+        if isinstance(model, str | Path):
+            raise UsageError(f"the model is the name {str(model)!r:.200}; give an nn.Module, or use rb.evaluate for it")
+        session, (mean, std) = self.session, statistics(normalize)
+        found = find_model(session, model, ModelOptions(mean=mean, std=std))
         subject = loaded(session, found)
         session.observer.evaluation_starts(plan.stage_names(session.registry, found.name))
         return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
