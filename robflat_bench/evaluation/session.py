@@ -106,9 +106,14 @@ def choose_device(wanted: str) -> str:
     Raises
     ------
     UsageError
-        If `wanted` is "cuda" and torch finds no CUDA device.
+        If `wanted` is another name, or "cuda" where torch finds no CUDA device.
     """
-    found = torch.cuda.is_available()
+    wanted, found = str(wanted), torch.cuda.is_available()
+    if wanted not in {"auto", "cpu", "cuda"}:
+        raise UsageError(
+            f"device {wanted!r:.50} is none of auto, cpu, cuda; of several GPUs, the environment variable "
+            "CUDA_VISIBLE_DEVICES=1 chooses the second"
+        )
     if wanted == "cuda" and not found:
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu (or auto)")
     return ("cuda" if found else "cpu") if wanted == "auto" else wanted
