@@ -95,14 +95,16 @@ def find_model(session: Session, model: str | nn.Module, options: ModelOptions =
     Raises
     ------
     UsageError
-        If there is no such run, checkpoint or file, the weights are of another network, or the run was made under a
-        protocol that is not installed.
+        If it is no network, there is no such run, checkpoint or file, the weights are of another network, or the run
+        was made under a protocol that is not installed.
     CheckFailed
         If the file is damaged.
     """
     protocol = session.protocol
     if isinstance(model, nn.Module):
         return _of_module(session, model, options)
+    if not isinstance(model, str):
+        raise UsageError(f"a {type(model).__name__} is no network; give an nn.Module, or the path of a file of weights")
     kind = kind_of(model)
     if kind == "file":
         return _of_file(session, Path(model), options)

@@ -106,8 +106,10 @@ def choose_device(wanted: str) -> str:
     Raises
     ------
     UsageError
-        If `wanted` is "cuda" and torch finds no CUDA device.
+        If it is another name, or "cuda" where torch finds no CUDA device.
     """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"there is no device {wanted!r}; give auto, cpu or cuda")
     found = torch.cuda.is_available()
     if wanted == "cuda" and not found:
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu (or auto)")

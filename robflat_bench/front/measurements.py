@@ -134,7 +134,8 @@ def measure(
 
     registry = open_registry(plugins)
     component = resolve(registry, "measure", measure)
-    if epsilon is None and component.info.couplings:
+    attacked = component.info.couplings and getattr(component.params, "coupling", "") != "clean"
+    if epsilon is None and attacked:
         raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
     with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as session:
         row = Measured(measure=component.canonical, test=session.splits.available("test"))
@@ -192,6 +193,8 @@ def attack(
     --------
     >>> x_adv = rb.attack(model, x, y, "pgd(steps=20)", epsilon=8 / 255)
     """
+    import torch
+
     from robflat_bench.config.protocol import Attacked
     from robflat_bench.evaluation.evaluate import adversarial_images
     from robflat_bench.evaluation.plan import Plan
@@ -200,7 +203,7 @@ def attack(
     component = resolve(registry, "attack", attack)
     with _direct(registry, (x, y), epsilon, None, seed, device, progress) as session:
         plan = Plan((Attacked(attack=component.canonical, test=len(y)),), ())
-        return adversarial_images(session, plan, *_ready(session, model, normalize, plan)).to(x)
+        return adversarial_images(session, plan, *_ready(session, model, normalize, plan)).to(torch.as_tensor(x))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -212,11 +215,15 @@ def _ready(
     session: Session, model: nn.Module, normalize: Normalization | None, plan: Plan
 ) -> tuple[EvaluatedModel, StoredJournal]:
     """The network as `evaluate` would load it, and a journal."""
+    from torch import nn
+
     from robflat_bench.evaluation.model import find_model
     from robflat_bench.evaluation.options import ModelOptions
     from robflat_bench.records.journal import StoredJournal
     from robflat_bench.runs.evaluation import loaded
 
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a {type(model).__name__} is no nn.Module; give the network itself (`evaluate` reads files)")
     mean, std = statistics(normalize)
     found = find_model(session, model, ModelOptions(mean=mean, std=std))
     subject = loaded(session, found)

@@ -156,7 +156,8 @@ def planned_run(session: Session, composed: Composed, seed: int) -> PlannedRun:
 
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UsageError(f"seed={seed!r} is no seed; give an integer from 0 to 2**63 - 1")
-
+    if session.keep_every < 0:
+        raise UsageError(f"keep_every={session.keep_every}: give a number of epochs, or 0")
     return PlannedRun(session, composed, seed)
 
 

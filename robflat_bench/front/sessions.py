@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from robflat_bench.core import Observer, PluginError, UsageError
 from robflat_bench.front.text import note
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
 
-Normalization = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of each channel of images in [0,1]."""
+Normalization = tuple[Sequence[float] | float, Sequence[float] | float]
+"""Mean and standard deviation of each channel of images in [0,1]; a single number is that of every channel."""
+Name = TypeVar("Name", bound=str | Path)
 
 
 def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
@@ -33,7 +36,7 @@ def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
     """
     from robflat_bench.registry.registry import discover
 
-    found = discover(tuple(map(Path, plugins)))
+    found = discover(tuple(map(Path, several(plugins))))
     for broken in found.plugins.broken:
         if broken.version == "file":
             raise PluginError(f"{broken}; mend it, then type `robflat-bench plugin check {broken.distribution}`")
@@ -121,14 +124,32 @@ def require_places(registry: Registry, protocol: Protocol, store: Path, data: An
 def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
     """Settings as after `--set`."""
     if not isinstance(settings, Mapping):
-        return (settings,) if isinstance(settings, str) else tuple(settings)
+        return several(settings)
     return tuple(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
 
 
+def several(names: Sequence[Name] | Name) -> tuple[Name, ...]:
+    """The names; a single text or path is one name, not a sequence of letters."""
+    return (names,) if isinstance(names, str | Path) else tuple(names)
+
+
 def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The means and standard deviations of the channels; both empty for None."""
-    mean, std = normalize or ((), ())
-    return tuple(mean), tuple(std)
+    """The means and standard deviations of the channels; both empty for None.
+
+    Raises
+    ------
+    UsageError
+        It is no pair of numbers.
+    """
+    if normalize is None:
+        return (), ()
+    try:
+        mean, std = (tuple(np.ravel(part).astype(float).tolist()) for part in normalize)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"normalize={normalize!r:.100}: give (mean, std), each one number, or one for each channel"
+        ) from None
+    return mean, std
 
 
 def chosen_observer(progress: bool) -> AbstractContextManager[Observer]:

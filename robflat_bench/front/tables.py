@@ -195,6 +195,8 @@ def board(
         There is no such folder or protocol.
     """
     root = Path(leaderboard)
+    if store is not None and not Path(store).is_dir():
+        raise UsageError(f"there is no folder {store} here; give store=DIR of your runs, or leave it out")
     if not root.is_dir() and store is None:
         raise UsageError(f"there is no folder {root} here; give leaderboard=DIR of a clone, or store=DIR of your runs")
     registry = open_registry(plugins)
