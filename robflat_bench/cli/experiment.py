@@ -19,7 +19,9 @@ OPTIONS: tuple[Callable[..., Any], ...] = (
     output.protocol_option,
     model_options,
     click.option(
-        "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of JSON, PNG, SVG [default: the store]."
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder of JSON, PNG, SVG \\[default: the store].",
     ),
     output.set_option,
     output.store_option,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -28,7 +29,8 @@ def console(stderr: bool = False) -> Console:
 
 def written(parts: Iterable[RenderableType], width: int = 200) -> str:
     """What a console without colours writes."""
-    out = CleanConsole(file=io.StringIO(), width=width, no_color=True, highlight=False, force_jupyter=False)
+    plain: dict[str, Any] = {"no_color": True, "highlight": False, "force_terminal": False, "force_jupyter": False}
+    out = CleanConsole(file=io.StringIO(), width=width, **plain)
     for part in parts:
         out.print(part, markup=False, soft_wrap=isinstance(part, str))
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()).strip("\n")  # type: ignore[attr-defined]

@@ -87,8 +87,7 @@ def _enter(left: contextlib.ExitStack) -> None:
         left.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     left.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
     left.enter_context(torch.autograd.set_detect_anomaly(False))
-    left.enter_context(torch.inference_mode(False))
-    left.enter_context(torch.enable_grad())
+    left.enter_context(torch.inference_mode(False))  # records gradients, under `no_grad` too
     for kind in ("cpu", "cuda"):
         if torch.is_autocast_enabled(kind):
             left.enter_context(torch.autocast(kind, enabled=False))

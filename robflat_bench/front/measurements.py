@@ -223,7 +223,8 @@ def _ready(
     from robflat_bench.runs.evaluation import loaded
 
     if not isinstance(model, nn.Module):
-        raise UsageError(f"a {type(model).__name__} is no nn.Module; give the network itself (`evaluate` reads files)")
+        made = type(model).__name__
+        raise UsageError(f"a {made} is no nn.Module; checkpoints and runs are read by `evaluate`, and by `load`")
     mean, std = statistics(normalize)
     found = find_model(session, model, ModelOptions(mean=mean, std=std))
     subject = loaded(session, found)

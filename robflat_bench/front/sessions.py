@@ -7,9 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from robflat_bench.core import Observer, PluginError, UsageError
 from robflat_bench.front.text import note
@@ -21,9 +19,25 @@ if TYPE_CHECKING:
     from robflat_bench.registry.plugins import Plugins
     from robflat_bench.registry.registry import Registry
 
-Normalization = tuple[Sequence[float] | float, Sequence[float] | float]
-"""Mean and standard deviation of each channel of images in [0,1]; a single number is that of every channel."""
-Name = TypeVar("Name", bound=str | Path)
+Normalization = tuple[Any, Any]
+"""Mean and standard deviation of images in [0,1]: a number for each channel, or one for all."""
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """A tuple of what was given; one text or path is a tuple of one."""
+    return (given,) if isinstance(given, str | Path) else tuple(given)
+
+
+def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, empty without any; UsageError where these are no such pair."""
+    import numpy as np
+
+    try:
+        mean, std = (tuple(map(float, np.atleast_1d(part))) for part in (((), ()) if normalize is None else normalize))
+    except (TypeError, ValueError):
+        usual = "((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))"
+        raise UsageError(f"normalize={normalize!r:.100} is no pair (mean, std); give CIFAR-10's as {usual}") from None
+    return mean, std
 
 
 def open_registry(plugins: Sequence[str | Path] = ()) -> Registry:
@@ -126,30 +140,6 @@ def written(settings: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(settings, Mapping):
         return several(settings)
     return tuple(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
-
-
-def several(names: Sequence[Name] | Name) -> tuple[Name, ...]:
-    """The names; a single text or path is one name, not a sequence of letters."""
-    return (names,) if isinstance(names, str | Path) else tuple(names)
-
-
-def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The means and standard deviations of the channels; both empty for None.
-
-    Raises
-    ------
-    UsageError
-        It is no pair of numbers.
-    """
-    if normalize is None:
-        return (), ()
-    try:
-        mean, std = (tuple(np.ravel(part).astype(float).tolist()) for part in normalize)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"normalize={normalize!r:.100}: give (mean, std), each one number, or one for each channel"
-        ) from None
-    return mean, std
 
 
 def chosen_observer(progress: bool) -> AbstractContextManager[Observer]:

@@ -45,6 +45,11 @@ def test_it_runs_as_a_module(program, child_environment, tmp_path):
     assert done.stdout == f"robflat-bench, version {robflat_bench.__version__}\n"
 
 
+def test_help_shows_its_square_brackets(command):
+    for name, words in (("evaluate", "[default: the data's classes]"), ("landscape", "[default: the store]")):
+        assert words in " ".join(command(name, "--help").out.replace("│", " ").split())
+
+
 def test_help_names_every_command(command):
     done = command("--help")
     assert done.code == 0

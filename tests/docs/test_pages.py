@@ -15,10 +15,14 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers.commands import REPOSITORY, TINY, run_here
-from safetensors.torch import load_file, save_file
+from helpers.pages import trained
+from safetensors.torch import save_file
+from timm.layers import LayerScale
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from robflat_bench.core import ImageShape
-from robflat_bench.numerics.weights import load_weights
+from robflat_bench.numerics.weight_space import WeightSpace
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import KINDS, discover
 from robflat_bench.testing import run_checks
@@ -42,7 +46,8 @@ def files(language: str, suffix: str) -> dict[str, str]:
     return found
 
 
-PLUGINS, TOMLS = files("python", "py"), files("toml", "toml")
+CODE, TOMLS = files("python", "py"), files("toml", "toml")
+PLUGINS = {name: text for name, text in CODE.items() if "@hookimpl" in text}
 
 
 class Line(NamedTuple):
@@ -94,9 +99,11 @@ def place(finished_runs, tmp_path, monkeypatch, make_site):
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
-    for name, text in {**PLUGINS, **TOMLS}.items():
+    for name, text in {**CODE, **TOMLS}.items():
         (home / name).write_text(text)
     shutil.copytree(finished_runs, home / "runs")
+    for name in ("net.pth", "resnet18.pth"):
+        (home / name).write_bytes(trained())
     save_file(network("resnet8(width=8)", DIGITS).state_dict(), home / "weights.safetensors")
     for row in ("at", "trades"):
         entries = f"leaderboard/records/digits-linf/{row}"
@@ -270,12 +277,46 @@ def test_the_index_names_every_page():
     assert set(PAGES) - {"README"} <= set(re.findall(r"\((\S+)\.md\)", TEXTS["README"]))
 
 
-def test_the_conversion_of_a_pickle_gives_weights_that_fit(tmp_path, monkeypatch):
-    """The script of your-checkpoint.md, on the weights of a network without this package's normalisation."""
-    monkeypatch.chdir(tmp_path)
-    shape = ImageShape(channels=3, size=32, classes=10, mean=(0.0,) * 3, std=(1.0,) * 3)
-    model = network("resnet18(width=4)", shape)
-    torch.save(model.network.state_dict(), "mine.pt")
-    (script,) = re.findall(r"```python\n(.*?)```", TEXTS["your-checkpoint"], re.DOTALL)
-    exec(compile(script, "your-checkpoint.md", "exec"), {})
-    load_weights(model, load_file("weights.safetensors"), "weights.safetensors")
+# ---------------------------------------------------------------------------------------------------------
+# Which weights move
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(4))
+
+
+class DeclaredGain(Gain):
+    fixed_in_weight_space = ("gamma",)
+
+
+class Odd(nn.Module):
+    """A layer for each sentence of the list in your-checkpoint-details.md."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(4))
+        self.zeros = nn.Parameter(torch.zeros(4))
+        self.register_buffer("statistic", torch.ones(4))
+        self.batch, self.layer, self.group, self.rms = (
+            *(nn.BatchNorm1d(4), nn.LayerNorm(4)),
+            *(nn.GroupNorm(1, 4), nn.RMSNorm(4)),
+        )
+        self.plain, self.tied = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.plain.weight
+        self.weight_norm = parametrizations.weight_norm(nn.Linear(4, 4, bias=False))
+        self.spectral_norm = parametrizations.spectral_norm(nn.Linear(4, 4, bias=False))
+        self.gain, self.declared, self.scale = Gain(), DeclaredGain(), LayerScale(4)
+        self.frozen = nn.Linear(4, 4, bias=False).requires_grad_(False)
+
+
+def test_the_weights_that_move_are_those_of_the_list():
+    computed = "parametrizations.weight"
+    moved = {"token", "plain.weight", f"weight_norm.{computed}.original0", f"weight_norm.{computed}.original1"}
+    assert {*WeightSpace(Odd()).layers} == moved | {
+        f"spectral_norm.{computed}.original",
+        "gain.gamma",
+        "frozen.weight",
+    }

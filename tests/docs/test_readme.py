@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import REPOSITORY
+from helpers.pages import FILES, trained
 
 from robflat_bench.registry.registry import discover
 from robflat_bench.testing import run_checks
@@ -23,7 +24,7 @@ COMMANDS = [
     shlex.split(line.partition("#")[0])
     for line in re.findall(r"^    (?:.*&& )?uv run robflat-bench (.*)$", README, re.MULTILINE)
 ]
-PLUGIN, SCRIPT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(PLUGIN,) = re.findall(r"```python\n(from robflat_bench.api.*?)```", README, re.DOTALL)
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
 FIGURES = REPOSITORY / "docs" / "figures"
 
@@ -37,17 +38,12 @@ def board():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty folder with the README's plugin and weights of the default protocol's network in it."""
-    from safetensors.torch import save_file
-
-    from robflat_bench.core import ImageShape
-    from robflat_bench.registry.components import resolve
-
+    """A folder with the README's plugin, and the network and weights of your-checkpoint.md."""
     monkeypatch.chdir(tmp_path)
     Path("my_at.py").write_text(PLUGIN)
-    network = resolve(discover(), "backbone", "resnet8(width=8)")
-    shape = ImageShape(channels=1, size=8, classes=10, mean=(0.5,), std=(0.5,))
-    save_file(network.build(shape, "relu").state_dict(), "weights.safetensors")
+    Path("net.py").write_text(FILES["net.py"])
+    for name in ("net.pth", "resnet18.pth"):
+        Path(name).write_bytes(trained())
     return tmp_path
 
 
@@ -92,14 +88,6 @@ def test_the_plugin_passes_the_kit(place):
     assert not registry.plugins.broken
     outcomes = {result.check: result.outcome for result in run_checks(registry, "method", "half-at")}
     assert set(outcomes.values()) == {"passed"}, outcomes
-
-
-def test_the_script_prints_what_is_shown_below_it(monkeypatch, capsys):
-    monkeypatch.chdir(REPOSITORY)
-    exec(compile(SCRIPT, "README.md", "exec"), {})
-    shown = re.search(re.escape(SCRIPT) + r"```\n\n((?:    .*\n)+)", README)
-    assert shown is not None
-    assert capsys.readouterr().out == re.sub("(?m)^    ", "", shown[1])
 
 
 def test_the_top_five_are_those_of_the_board(board):

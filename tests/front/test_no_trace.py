@@ -294,7 +294,7 @@ def calls(tiny, finished, tmp_path_factory) -> dict[str, Callable]:
         "run": lambda net, data: rb.run("at", protocol=str(tiny), store=finished.store, **quiet),
         "load": lambda net, data: rb.load(finished.folder, protocol=str(tiny)),
         "results": lambda net, data: repr(rb.results(finished.store)),
-        "board": lambda net, data: rb.board("digits-linf")._repr_html_(),
+        "board": lambda net, data: rb.board(str(tiny), store=finished.store, leaderboard="none")._repr_html_(),
         "list": lambda net, data: repr(rb.list("measures")),
         "info": lambda net, data: repr(rb.info("awp")),
         "wrong measure": lambda net, data: rb.measure(net, data, "mergin", epsilon=EPSILON, **quiet),
@@ -552,3 +552,15 @@ def test_a_loaded_network_is_a_plain_module(calls, images, tmp_path, around):
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert next(twin.to("meta").parameters()).is_meta
+
+
+def test_within_a_call_errors_of_numpy_and_autograd_are_those_of_a_new_process():
+    from robflat_bench.front.guard import undisturbed
+
+    with np.errstate(all="raise"), torch.autograd.set_detect_anomaly(True), torch.no_grad():
+        with undisturbed():
+            within = np.geterr(), torch.is_anomaly_enabled(), torch.is_grad_enabled()
+        after = np.geterr(), torch.is_anomaly_enabled(), torch.is_grad_enabled()
+    usual = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+    assert within == (usual, False, True)
+    assert after == (dict.fromkeys(usual, "raise"), True, False)

@@ -5,10 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import TINY, promised, run_here
+from helpers.commands import REPOSITORY, TINY, promised, run_here
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -160,15 +161,17 @@ def test_without_pandas_the_line_to_type_is_named(monkeypatch):
         rb.list("methods").to_pandas()
 
 
-def test_the_board_is_the_commands(monkeypatch):
-    from helpers.commands import REPOSITORY
-
-    rows = rb.board("digits-linf", leaderboard=REPOSITORY / "leaderboard")
+def test_the_board_is_the_commands(tmp_path):
+    entries = Path("records", "digits-linf")
+    for method in ("at", "trades", "mart"):
+        shutil.copytree(REPOSITORY / "leaderboard" / entries / method, tmp_path / entries / method)
+    rows = rb.board("digits-linf", leaderboard=tmp_path)
     ranked = [row for row in rows if row["quantity"] == "robust_error" and row["checkpoint"] == "last"]
     (theirs,) = run_here(
-        *("leaderboard", "show", "--protocol", "digits-linf", "--leaderboard", REPOSITORY / "leaderboard"),
-        *("--store", REPOSITORY / "no-such-store", "--json"),
+        *("leaderboard", "show", "--protocol", "digits-linf", "--leaderboard", tmp_path),
+        *("--store", tmp_path / "no-such-store", "--json"),
     ).document["boards"]
+    assert len(ranked) == 3
     assert [row["method"] for row in ranked] == [row["label"] for row in theirs["rows"]]
     assert [row["rank"] for row in ranked] == [row["places"]["robust_error"]["rank"] for row in theirs["rows"]]
     assert ranked[0]["method"] in rows._repr_html_()
@@ -387,3 +390,32 @@ def test_a_run_is_evaluated_on_data_of_ones_own_outside_its_folder(finished_copy
         wrong = float((network(x[:20]).argmax(1) != y[:20]).double().mean())
     ((result),) = told.record.results.values()
     assert result.clean_error == pytest.approx(wrong, abs=1e-9)
+
+
+@pytest.mark.parametrize("normalize", [0.5, (0.5,), ("a", "b"), (0.5, 0.5, 0.5)])
+def test_a_normalisation_that_is_no_pair_is_refused_with_what_to_give(net, images, normalize):
+    for call in (rb.measure, rb.evaluate):
+        given = {"epsilon": 0.1} if call is rb.measure else {}
+        with pytest.raises(UsageError, match=r"is no pair \(mean, std\); give"):
+            call(net, data=images, normalize=normalize, progress=False, **given)
+
+
+def test_one_number_normalises_all_channels(net, images):
+    values = [
+        rb.measure(net, images, "margin", epsilon=0.1, normalize=pair, progress=False).value
+        for pair in ((0.4, 0.5), ([0.4], [0.5]), (torch.tensor([0.4]), torch.tensor([0.5])))
+    ]
+    assert values[0] == values[1]
+    assert values[0] == pytest.approx(values[2], rel=1e-5)
+    assert values[0] != rb.measure(net, images, "margin", epsilon=0.1, progress=False).value
+
+
+def test_one_attack_and_one_measure_may_be_given_as_text(net, images, tmp_path):
+    here = {"data": images, "store": tmp_path, "progress": False}
+    listed = rb.evaluate(net, attacks=["fgsm"], measures=["margin"], **here)
+    assert rb.evaluate(net, attacks="fgsm", measures="margin", **here).record.key == listed.record.key
+
+
+def test_a_checkpoint_is_not_measured_as_a_module(images):
+    with pytest.raises(UsageError, match=r"is no nn\.Module; checkpoints and runs are read by `evaluate`"):
+        rb.measure("net.pth", images, "path-norm", progress=False)

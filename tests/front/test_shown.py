@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.commands import REPOSITORY, run_here
 
+import robflat_bench as rb
 from robflat_bench.records.store import Store
 
 RECORDS = REPOSITORY / "leaderboard" / "records"
@@ -54,3 +55,8 @@ def test_the_last_lines_are_commands_with_the_runs_own_key(shown):
     assert lines[0][1] == KEY
     assert run_here(*lines[1]).code == 0
     assert run_here(*lines[0], "--checkpoint", "none").code == 2, "the run is found, and has no such checkpoint"
+
+
+def test_an_object_is_plain_text_where_colours_are_forced_as_a_notebook_forces_them(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in repr(rb.list("attacks"))

@@ -141,7 +141,7 @@ def test_an_example_that_its_own_parameters_refuse_is_a_finding(site, command):
     install(site, ROWS.replace(':Idle"', ":Idle\", example={'size': 1}"))
     done = command("plugin", "check", NAME, "--json")
     assert done.code == 3
-    assert outcomes(done, "failed") == {"check_example": "UsageError: attack idle: unknown key 'size'"}
+    assert outcomes(done, "failed") == {"check_example": "UsageError: attack idle: unknown key 'size'; it has no keys"}
 
 
 def test_a_name_offered_twice_is_not_checked_and_does_not_pass(site, command):
