@@ -203,11 +203,14 @@ def load(
         Folder of the runs, where a key is looked up.
     data : str, Path or None
         Folder of the data sets: the network is built for the shape of their images.
+    plugins
+        As in `run`.
 
     Returns
     -------
     nn.Module
-        The network on the CPU, in eval mode: images in [0,1], float32 [N,C,H,W], in; logits [N,K] out.
+        The network on the CPU, in eval mode: images in [0,1], [N,C,H,W], in; logits [N,K] out. Its weights have the
+        protocol's precision, which is float32 in the protocols of this package.
     RunRecord
         The record; its totals are computed again from the outcome of every image.
 

@@ -86,7 +86,7 @@ def results(store: str | Path = "runs") -> Rows:
     Parameters
     ----------
     store : str or Path
-        Folder of the runs.
+        Folder of the runs; without such a folder there are no rows.
 
     Returns
     -------
@@ -184,15 +184,17 @@ def board(
     Returns
     -------
     Rows
-        rank (None where the row is not ranked), rank_low, rank_high (95 % of bootstrap ranks), letters (rows that share
-        one do not differ significantly), method, seeds, mine, tier, checkpoint, quantity, unit, value (mean over
-        seeds), low, high (95 % interval over seeds and examples), standard_error (of a single seed), n. A notebook
-        shows the board.
+        board, method, seeds, mine, tier, checkpoint, quantity, unit, value (mean over seeds), low, high (95 % interval
+        over seeds and examples), standard_error (of a single seed), n, rank (None where the row is not ranked),
+        rank_low, rank_high (95 % of bootstrap ranks), letters (rows that share one do not differ significantly). A
+        notebook shows the board.
 
     Raises
     ------
     UsageError
         There is no such folder or protocol.
+    CheckFailed
+        A committed entry or a run cannot be trusted.
     """
     root = Path(leaderboard)
     if store is not None and not Path(store).is_dir():

@@ -177,6 +177,17 @@ def test_the_board_is_the_commands(tmp_path):
     assert ranked[0]["method"] in rows._repr_html_()
 
 
+def test_the_columns_of_tables_are_those_that_their_functions_promise(finished, tiny):
+    tables = {
+        rb.results: rb.results(finished.store),
+        rb.board: rb.board(str(tiny), store=finished.store, leaderboard="none"),
+    }
+    for function, rows in tables.items():
+        promise = function.__doc__.partition("Rows\n")[2].partition("Raises")[0]
+        without_explanations = re.sub(r"\([^()]*\)", "", promise).partition(". ")[0]
+        assert [name.strip() for name in without_explanations.split(",")] == [*rows[0]]
+
+
 def test_a_board_without_its_folder_says_what_to_give(tmp_path):
     with pytest.raises(UsageError, match="give leaderboard=DIR of a clone, or store=DIR"):
         rb.board(leaderboard=tmp_path / "none")
