@@ -73,7 +73,8 @@ class Standings:
             others = f", {same.count(False)} with other outcomes (another machine rounds differently)"
             others = "" if all(same) else others
             note(f"{len(same)} of your runs are in {root} already{others}; the committed entry is shown")
-        made = build_leaderboard([*committed, *own], root, registry)
+        wanted = [one for one in (*committed, *own) if not names or one.record.protocol.name in names]
+        made = build_leaderboard(wanted, root, registry)
         chosen = tuple(board for board in made.boards if not names or board.protocol in names)
         return cls(made, chosen, frozenset(one.record.key for one in own))
 

@@ -47,7 +47,8 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        made = Table(title=Text(self.heading), box=box.SIMPLE_HEAD, title_justify="left")
+        named = any(self.columns)
+        made = Table(title=Text(self.heading), box=box.SIMPLE_HEAD, title_justify="left", show_header=named)
         for place, name in enumerate(self.columns):
             made.add_column(Text(name), justify="right" if self.is_right(place) else "left")
         for row in self.rows:
@@ -67,7 +68,8 @@ class Grid:
 
         body = "\n".join(line("td", row) for row in self.rows)
         caption = f'<caption style="text-align: left; caption-side: top">{html.escape(self.heading)}</caption>'
-        return f"<table>{caption}\n<thead>{line('th', self.columns)}</thead>\n<tbody>\n{body}\n</tbody></table>"
+        head = f"<thead>{line('th', self.columns)}</thead>\n" if any(self.columns) else ""
+        return f"<table>{caption}\n{head}<tbody>\n{body}\n</tbody></table>"
 
 
 def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: int | None = None) -> Grid:

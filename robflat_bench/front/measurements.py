@@ -251,6 +251,8 @@ def _direct(
     from robflat_bench.registry.faults import faults
     from robflat_bench.registry.validation import validate
 
+    if isinstance(epsilon, int | float) and 1 < epsilon <= 255:
+        raise UsageError(f"epsilon={epsilon:g}: pixels are in [0,1], so write {epsilon:g} / 255")
     threat = validate(ThreatModel, {"epsilon": epsilon}, "the threat model")
     with undisturbed(), temporary_folder() as store, chosen_observer(progress) as observer:
         splits = own_splits(data, examples)

@@ -19,6 +19,7 @@ from robflat_bench.registry.components import Composed, compose
 if TYPE_CHECKING:
     from torch import nn
 
+    from robflat_bench.config.protocol import Protocol
     from robflat_bench.evaluation.session import Session
     from robflat_bench.registry.registry import Registry
     from robflat_bench.runs.run import PlannedRun
@@ -36,11 +37,17 @@ class Run:
         The run's folder, with its record, the outcome of every image and its checkpoints.
     registry : Registry
         Names its attacks and measures.
+    protocol : Protocol
+        The protocol it was made under, with the settings of the call.
+    data : str, Path or None
+        Folder of the data sets, as in the call.
     """
 
     record: RunRecord
     folder: Path
     registry: Registry
+    protocol: Protocol
+    data: str | Path | None = None
 
     @property
     def key(self) -> str:
@@ -147,7 +154,7 @@ def run(
 
         with undisturbed():
             record = execute(planned, fresh)
-    return Run(record, planned.folder.path, registry)
+    return Run(record, planned.folder.path, registry, session.protocol, data)
 
 
 def planned_run(session: Session, composed: Composed, seed: int) -> PlannedRun:
@@ -185,6 +192,7 @@ def load(
     *,
     checkpoint: str = "last",
     protocol: str | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (),
     store: str | Path = "runs",
     data: str | Path | None = None,
     plugins: Sequence[str | Path] = (),
@@ -197,8 +205,8 @@ def load(
         A run, its folder, or its key or the beginning of its key.
     checkpoint : str
         best, last, initial or epoch-N.
-    protocol : str or None
-        The file of the run's protocol, where it is not installed.
+    protocol, settings
+        Of the run, where its protocol is no installed one; a `Run` knows them.
     store : str or Path
         Folder of the runs, where a key is looked up.
     data : str, Path or None
@@ -221,11 +229,19 @@ def load(
     CheckFailed
         The record or the weights are damaged.
     """
-    registry = run.registry if isinstance(run, Run) else open_registry(plugins)
-    name = str(run.folder if isinstance(run, Run) else run)
-    folder = Store(Path(store)).find(name)
+    known = run if isinstance(run, Run) else None
+    registry = known.registry if known else open_registry(plugins)
+    folder = Store(Path(store)).find(str(known.folder if known else run))
     record = folder.record()
-    session = open_session(registry, protocol or record.protocol.name, data=data, store=store, device="cpu")
+    name = record.protocol.name
+    if protocol is None and known is None and name not in registry.protocols:
+        raise UsageError(
+            f"{folder.path.name} was made under {name}, which is no installed protocol; give its file and settings, "
+            "protocol='FILE.toml', settings={...}"
+        )
+    chosen = protocol or (known.protocol if known else name)
+    source = data if data is not None else known.data if known else None
+    session = open_session(registry, chosen, settings, source, store, "cpu")
 
     from robflat_bench.evaluation.model import find_model, load_model
     from robflat_bench.evaluation.options import ModelOptions

@@ -66,7 +66,7 @@ def note_broken(plugins: Plugins) -> None:
 
 def open_session(
     registry: Registry,
-    protocol: str = "digits-linf",
+    protocol: str | Protocol = "digits-linf",
     settings: Sequence[str] | Mapping[str, Any] = (),
     data: str | Path | Splits | None = None,
     store: str | Path = "runs",
@@ -89,7 +89,7 @@ def open_session(
     """
     from robflat_bench.config.protocol import load
 
-    chosen = load(registry, protocol, written(settings))
+    chosen = load(registry, protocol, written(settings)) if isinstance(protocol, str) else protocol
     if trains:
         require_places(registry, chosen, Path(store), data)
 

@@ -365,6 +365,8 @@ def test_a_measure_without_a_value_has_a_reason(net, images):
 
 
 def test_adversarial_measures_ask_for_an_epsilon_and_others_do_not(net, images):
+    with pytest.raises(UsageError, match=r"write 8 / 255"):
+        rb.measure(net, images, "average-case", epsilon=8, progress=False)
     with pytest.raises(UsageError, match="give epsilon="):
         rb.measure(net, images, "average-case", progress=False)
     assert rb.measure(net, images, "path-norm", progress=False).value
@@ -430,3 +432,14 @@ def test_one_attack_and_one_measure_may_be_given_as_text(net, images, tmp_path):
 def test_a_checkpoint_is_not_measured_as_a_module(images):
     with pytest.raises(UsageError, match=r"is no nn\.Module; checkpoints and runs are read by `evaluate`"):
         rb.measure("net.pth", images, "path-norm", progress=False)
+
+
+def test_a_run_knows_its_protocol_and_a_key_asks_for_its_file(tiny, tmp_path):
+    changed = {"fixed.threat.epsilon": 0.1, "recipe.epochs": 1}
+    made = rb.run("at", protocol=str(tiny), settings=changed, store=tmp_path, progress=False)
+    network, record = rb.load(made)
+    assert record == made.record
+    with pytest.raises(UsageError, match=r"no installed protocol; give its file and settings, protocol='FILE.toml'"):
+        rb.load(made.key, store=tmp_path)
+    again, _ = rb.load(made.key, store=tmp_path, protocol=str(tiny), settings=changed)
+    assert all(torch.equal(one, other) for one, other in zip(network.parameters(), again.parameters(), strict=True))
