@@ -122,7 +122,8 @@ def _bad_value(
         better = default if isinstance(default, int) else getattr(param.type, "min", None)
     if better in ("", None) or not isinstance(value, str):
         return f"{flag}: {reason}; {_example(path)}"
-    return f"{flag}: {reason}; type {_line(_replaced(words, value, str(better)))}"
+    start = next((at for at, word in enumerate(words) if word.partition("=")[0] == flag), len(path.split()))
+    return f"{flag}: {reason}; type {_line(_replaced(words, value, str(better), start))}"
 
 
 def _extra(path: str, extra: str, words: Sequence[str]) -> str:
@@ -149,13 +150,13 @@ def _parsed(context: click.Context, rest: Sequence[str]) -> tuple[dict[str, Any]
     return values, left
 
 
-def _replaced(words: Sequence[str], old: str, new: str) -> list[str]:
-    """The words with one of them, or its half before or behind `=`, replaced."""
+def _replaced(words: Sequence[str], old: str, new: str, start: int = 0) -> list[str]:
+    """The words with one of them, or its half before or behind `=`, replaced: the first from `start` on."""
 
     def changed(word: str) -> str:
         return "=".join(new if half == old else half for half in word.split("=", 1))
 
-    at = next((at for at, word in enumerate(words) if changed(word) != word), len(words))
+    at = next((at for at in range(start, len(words)) if changed(words[at]) != words[at]), len(words))
     return [*words[:at], *map(changed, words[at : at + 1]), *words[at + 1 :]]
 
 

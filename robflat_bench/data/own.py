@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robflat_bench.config.protocol import Fixed, SplitName
+from robflat_bench.config.protocol import Fixed, Slice, SplitName
 from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core import Examples, ImageShape, Pool, UsageError
 from robflat_bench.data.splits import Splits
@@ -37,9 +37,14 @@ class OwnSplits(Splits):
 
 
 def counted(fixed: Fixed, splits: Splits) -> Fixed:
-    """A protocol's fixed part with as many test examples as there are."""
-    test = fixed.data.test.model_copy(update={"count": splits.available("test")})
-    return fixed.model_copy(update={"data": fixed.data.model_copy(update={"test": test})})
+    """A protocol's fixed part with as many test and training examples as there are."""
+
+    def there(split: SplitName) -> Slice:
+        wanted: Slice = getattr(fixed.data, split)
+        return wanted.model_copy(update={"count": splits.available(split)})
+
+    counts = {"test": there("test"), "train": there("train")}
+    return fixed.model_copy(update={"data": fixed.data.model_copy(update=counts)})
 
 
 def own_splits(data: Any, examples: int | None = None) -> OwnSplits:
@@ -93,13 +98,21 @@ def _tensors(data: Any, examples: int | None) -> tuple[Tensor, Tensor, Tensor]:
         batches = list(_batches(data, examples))
         if not batches:
             raise UsageError("there is no example in the data")
-        data = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+        data = tuple(_joined(name, parts) for name, *parts in zip(("images", "labels"), *batches, strict=True))
     if len(data) not in (2, 3):
         raise UsageError(f"the data have {len(data)} parts; give (images, labels), a Dataset or a DataLoader")
     x, y, *index = map(_tensor, data)
     if index and (index[0].shape != y.shape or index[0].is_floating_point()):
         raise UsageError(f"the positions are {index[0].dtype}{[*index[0].shape]}; give one integer for each image")
     return x, y, index[0].long() if index else torch.arange(len(x))
+
+
+def _joined(name: str, parts: list[Tensor]) -> Tensor:
+    """The images or the labels of all batches."""
+    if len(shapes := {part.shape[1:] for part in parts}) > 1:
+        one, other = sorted(map(list, shapes))[:2]
+        raise UsageError(f"the {name} differ in shape, such as {one} and {other}; give them one shape")
+    return torch.cat(parts)
 
 
 def _tensor(part: Any) -> Tensor:
@@ -130,8 +143,10 @@ def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]
                 "[(row['img'], row['label']) for row in data]"
             )
         x, y = map(_tensor, item[:2])
-        yield (x, y) if loader else (x[None], y[None])
-        found += len(x) if loader else 1
+        if not loader or y.ndim == 0:  # a loader with batch_size=None yields single items too
+            x, y = x[None], y[None]
+        yield x, y
+        found += len(x)
         if examples is not None and found >= examples:
             return
 

@@ -95,8 +95,8 @@ def find_model(session: Session, model: str | nn.Module, options: ModelOptions =
     Raises
     ------
     UsageError
-        If there is no such run, checkpoint or file, the weights are of another network, or the run was made under a
-        protocol that is not installed.
+        If it is no network, there is no such run, checkpoint or file, the weights are of another network, or the run
+        was made under a protocol that is not installed.
     CheckFailed
         If the file is damaged.
     """

@@ -78,7 +78,18 @@ USUAL = ModelOptions()
 """The options of a command without any."""
 
 
-def kind_of(model: str) -> Literal["file", "backbone", "run"]:
+Kind = Literal["file", "backbone", "run", "module"]
+_READING = ("--model", "--model-args", "--backbone", "--mean", "--std", "--classes")
+_APPLY: dict[Kind, tuple[str, ...]] = {
+    "file": _READING,
+    "module": ("--mean", "--std", "--classes"),
+    "run": ("--checkpoint",),
+    "backbone": (),
+}
+"""Kind of a model -> the options that say how it is read."""
+
+
+def kind_of(model: str) -> Kind:
     """What the name of a model names: a file of weights, a backbone with parameters, or a run."""
     if Path(model).suffix.lower() in SUFFIXES:
         return "file"
@@ -108,8 +119,7 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
         The file is empty, damaged or too large.
     """
     kind = kind_of(model)
-    if kind != "file":
-        _check_unused(model, options)
+    check_options(kind, model, options)
     if options.network is not None:
         if options.backbone is not None:
             raise UsageError("--model and --backbone both name a network; leave one out")
@@ -124,8 +134,8 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
         inspect(Path(model))
 
 
-def _check_unused(model: str, options: ModelOptions) -> None:
-    """UsageError for an option that only a file of weights needs."""
+def check_options(kind: Kind, model: str, options: ModelOptions) -> None:
+    """UsageError for an option that does not apply to a model of this kind; `model` is its name."""
     given = {
         "--model": options.network,
         "--model-args": options.arguments,
@@ -133,8 +143,12 @@ def _check_unused(model: str, options: ModelOptions) -> None:
         "--mean": options.mean,
         "--std": options.std,
         "--classes": options.classes,
+        "--checkpoint": options.checkpoint != "last",
     }
-    if used := next((name for name, value in given.items() if value), None):
+    used = next((name for name, value in given.items() if value and name not in _APPLY[kind]), None)
+    if used == "--checkpoint":
+        raise UsageError(f"--checkpoint {options.checkpoint} is of a run, and '{model}' is none; leave it out")
+    if used:
         raise UsageError(
             f"{used} says how to read a file of weights, and '{model}' is none; leave {used} out, or name a file "
             f"({', '.join(SUFFIXES)})"

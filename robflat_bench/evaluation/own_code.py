@@ -24,7 +24,8 @@ def check_name(name: str) -> None:
     """UsageError unless the text names a Python file or a module that exist, and something in it."""
     place, colon, attribute = name.rpartition(":")
     if not colon or not attribute.isidentifier():
-        raise UsageError(f"--model {name}: name the class in it, e.g. --model {name.rstrip(':')}:{_suggested(name)}")
+        example = f"{name.rstrip(':') or 'net.py'}:{_suggested(name)}"
+        raise UsageError(f"--model {name}: name the class in it, e.g. --model {example}")
     if not place.endswith(".py"):
         top = place.partition(".")[0]
         if not all(part.isidentifier() for part in place.split(".")) or not _importable(top):

@@ -116,11 +116,13 @@ def choose_plan(
     Raises
     ------
     UsageError
-        If a component is unknown, no measure matches a pattern, or the protocol has fewer examples.
+        If a component is unknown, no measure matches a pattern, a number is below 2, or there are fewer examples.
     """
     for option, count, split in (("--examples", examples, "test"), ("--train", train, "train")):
-        if count is not None and count > (available := getattr(fixed.data, split).count):
-            raise UsageError(f"{option} {count}: the protocol has {available} {split} examples; ask for fewer")
+        available = getattr(fixed.data, split).count
+        if count is not None and not 2 <= count <= available:
+            advice = f"leave {option} out" if not available else "ask for " + ("2 at least" if count < 2 else "fewer")
+            raise UsageError(f"{option} {count}: there are {available} {split} examples; {advice}")
     own = Plan.of(fixed, "best" if checkpoint == "best" else "last")
     if not attacks and not measures:
         return own.limited(examples, train)

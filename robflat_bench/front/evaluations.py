@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench.front.grids import Grid, as_html, as_text
+from robflat_bench.front.runs import Run
 from robflat_bench.front.sessions import (
     Normalization,
     chosen_observer,
@@ -89,7 +90,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module | str | Path,
+    model: nn.Module | str | Path | Run,
     *,
     data: Any = None,
     protocol: str = "digits-linf",
@@ -117,7 +118,7 @@ def evaluate(
 
     Parameters
     ----------
-    model : nn.Module, str or Path
+    model : nn.Module, str, Path or Run
         A network: images in [0,1], [N,C,H,W], in; logits [N,K] out. Or a checkpoint (.pt, .pth, .safetensors), a run's
         folder or key, or a backbone with its weights, "robustbench(name=...)".
     data : str, Path, pair, Dataset or DataLoader
@@ -130,7 +131,7 @@ def evaluate(
     examples : int or None
         Number of test examples, the first ones; None: as many as the protocol sets.
     train : int or None
-        Number of training examples, read in addition; None: those of the protocol's attacks.
+        Number of training examples, read in addition; None: those of the protocol's attacks, none for others.
     normalize : pair or None
         (mean, std) of each channel, which the network expects in front; None: images go in as they are.
     classes : int or None
@@ -155,6 +156,8 @@ def evaluate(
     ------
     UsageError
         A name or a value is wrong, or the network cannot be evaluated; the text says what to write.
+    CheckFailed
+        A checkpoint or a record is damaged.
     RunFailed
         An attack left the threat model, or logits are not finite.
     """
@@ -162,6 +165,7 @@ def evaluate(
     from robflat_bench.evaluation.options import ModelOptions
 
     options = ModelOptions(backbone, network, arguments or {}, *statistics(normalize), classes, checkpoint)
+    model = model.folder if isinstance(model, Run) else model
     model = str(model) if isinstance(model, Path) else model
     request = Request(model, options, several(attacks), several(measures), examples, train)
     registry = open_registry(plugins)
@@ -205,11 +209,13 @@ class Request:
 
     def check(self, registry: Registry, protocol: Protocol, store: Path) -> None:
         """Find every mistake that shows without torch; UsageError ends with the next thing to write."""
-        from robflat_bench.evaluation.options import check_model, kind_of
+        from robflat_bench.evaluation.options import check_model, check_options, kind_of
         from robflat_bench.records.store import Store
 
         asked = self
-        if isinstance(self.model, str):
+        if not isinstance(self.model, str):
+            check_options("module", type(self.model).__name__, self.options)
+        else:
             check_model(self.model, self.options, Store(store), registry)
             if kind_of(self.model) == "run":  # it has the examples of its own protocol
                 asked = replace(self, examples=None, train=None)

@@ -134,7 +134,8 @@ def measure(
 
     registry = open_registry(plugins)
     component = resolve(registry, "measure", measure)
-    if epsilon is None and component.info.couplings:
+    attacked = component.info.couplings and getattr(component.params, "coupling", "") != "clean"
+    if epsilon is None and attacked:
         raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
     with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as session:
         row = Measured(measure=component.canonical, test=session.splits.available("test"))

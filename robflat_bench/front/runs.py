@@ -163,7 +163,8 @@ def planned_run(session: Session, composed: Composed, seed: int) -> PlannedRun:
 
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UsageError(f"seed={seed!r} is no seed; give an integer from 0 to 2**63 - 1")
-
+    if session.keep_every < 0:
+        raise UsageError(f"keep_every={session.keep_every}: give a number of epochs, or 0")
     return PlannedRun(session, composed, seed)
 
 
@@ -210,11 +211,14 @@ def load(
         Folder of the runs, where a key is looked up.
     data : str, Path or None
         Folder of the data sets: the network is built for the shape of their images.
+    plugins
+        As in `run`.
 
     Returns
     -------
     nn.Module
-        The network on the CPU, in eval mode: images in [0,1], float32 [N,C,H,W], in; logits [N,K] out.
+        The network on the CPU, in eval mode: images in [0,1], [N,C,H,W], in; logits [N,K] out. Its weights have the
+        protocol's precision, which is float32 in the protocols of this package.
     RunRecord
         The record; its totals are computed again from the outcome of every image.
 

@@ -86,7 +86,7 @@ def results(store: str | Path = "runs") -> Rows:
     Parameters
     ----------
     store : str or Path
-        Folder of the runs.
+        Folder of the runs; without such a folder there are no rows.
 
     Returns
     -------
@@ -184,17 +184,21 @@ def board(
     Returns
     -------
     Rows
-        rank (None where the row is not ranked), rank_low, rank_high (95 % of bootstrap ranks), letters (rows that share
-        one do not differ significantly), method, seeds, mine, tier, checkpoint, quantity, unit, value (mean over
-        seeds), low, high (95 % interval over seeds and examples), standard_error (of a single seed), n. A notebook
-        shows the board.
+        board, method, seeds, mine, tier, checkpoint, quantity, unit, value (mean over seeds), low, high (95 % interval
+        over seeds and examples), standard_error (of a single seed), n, rank (None where the row is not ranked),
+        rank_low, rank_high (95 % of bootstrap ranks), letters (rows that share one do not differ significantly). A
+        notebook shows the board.
 
     Raises
     ------
     UsageError
         There is no such folder or protocol.
+    CheckFailed
+        A committed entry or a run cannot be trusted.
     """
     root = Path(leaderboard)
+    if store is not None and not Path(store).is_dir():
+        raise UsageError(f"there is no folder {store} here; give store=DIR of your runs, or leave it out")
     if not root.is_dir() and store is None:
         raise UsageError(f"there is no folder {root} here; give leaderboard=DIR of a clone, or store=DIR of your runs")
     registry = open_registry(plugins)

@@ -492,7 +492,7 @@ def test_unknown_models_exit_with_2(command, tiny, tmp_path, model, says):
     [
         (["--attack", "pdg"], "did you mean 'pgd'?"),
         (["--measure", "average-case(draws=0)"], "'draws' = 0"),
-        (["--attack", "fgsm", "--examples", "31"], "has 30 test examples"),
+        (["--attack", "fgsm", "--examples", "31"], "there are 30 test examples"),
         (["--train", "9999"], "train examples; ask for fewer"),
         (["--protocol", "digits-linf"], "pass the original file: --protocol FILE.toml"),
     ],

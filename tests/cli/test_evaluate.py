@@ -91,6 +91,7 @@ MISTAKES = {
     "resnet9(width=4)": "did you mean 'resnet8'?",
     "ckpt.pth.tar --model net.py": "e.g. --model net.py:Net",
     "ckpt.pth.tar --model net.py:": "e.g. --model net.py:Net",
+    "ckpt.pth.tar --model :": "e.g. --model net.py:Net",
     "ckpt.pth.tar --model net.py:Nett": "did you mean 'Net'?",
     "ckpt.pth.tar --model surely.py:Net": "surely.py cannot be read",
     "ckpt.pth.tar --model broken.py:Net": "broken.py is not Python (line 2:",

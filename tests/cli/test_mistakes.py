@@ -44,6 +44,7 @@ MISTAKES = [
     # Values
     ("run --method at --seed abc", 2, "'abc' is not a whole number", "`robflat-bench run --method at --seed 1`"),
     ("run --seed=abc --method at", 2, "`robflat-bench run --seed=1 --method at`"),
+    ("run --method run --seed run", 2, "`robflat-bench run --method run --seed 1`"),
     ("run --method at --seed -1", 2, "-1 is not in the range", "`robflat-bench run --method at --seed 1`"),
     ("run --method at --device cdua", 2, "'cdua' is not one of", "`robflat-bench run --method at --device cuda`"),
     ("sweep paper-digits --seeds 0", 2, "`robflat-bench sweep paper-digits --seeds 1`"),

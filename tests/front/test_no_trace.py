@@ -294,7 +294,7 @@ def calls(tiny, finished, tmp_path_factory) -> dict[str, Callable]:
         "run": lambda net, data: rb.run("at", protocol=str(tiny), store=finished.store, **quiet),
         "load": lambda net, data: rb.load(finished.folder, protocol=str(tiny)),
         "results": lambda net, data: repr(rb.results(finished.store)),
-        "board": lambda net, data: rb.board("digits-linf")._repr_html_(),
+        "board": lambda net, data: rb.board(str(tiny), store=finished.store, leaderboard="none")._repr_html_(),
         "list": lambda net, data: repr(rb.list("measures")),
         "info": lambda net, data: repr(rb.info("awp")),
         "wrong measure": lambda net, data: rb.measure(net, data, "mergin", epsilon=EPSILON, **quiet),

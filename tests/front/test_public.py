@@ -5,11 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.commands import TINY, promised, run_here
+from helpers.commands import REPOSITORY, TINY, promised, run_here
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -162,18 +163,31 @@ def test_without_pandas_the_line_to_type_is_named(monkeypatch):
         rb.list("methods").to_pandas()
 
 
-def test_the_board_is_the_commands(monkeypatch):
-    from helpers.commands import REPOSITORY
-
-    rows = rb.board("digits-linf", leaderboard=REPOSITORY / "leaderboard")
+def test_the_board_is_the_commands(tmp_path):
+    entries = Path("records", "digits-linf")
+    for method in ("at", "trades", "mart"):
+        shutil.copytree(REPOSITORY / "leaderboard" / entries / method, tmp_path / entries / method)
+    rows = rb.board("digits-linf", leaderboard=tmp_path)
     ranked = [row for row in rows if row["quantity"] == "robust_error" and row["checkpoint"] == "last"]
     (theirs,) = run_here(
-        *("leaderboard", "show", "--protocol", "digits-linf", "--leaderboard", REPOSITORY / "leaderboard"),
-        *("--store", REPOSITORY / "no-such-store", "--json"),
+        *("leaderboard", "show", "--protocol", "digits-linf", "--leaderboard", tmp_path),
+        *("--store", tmp_path / "no-such-store", "--json"),
     ).document["boards"]
+    assert len(ranked) == 3
     assert [row["method"] for row in ranked] == [row["label"] for row in theirs["rows"]]
     assert [row["rank"] for row in ranked] == [row["places"]["robust_error"]["rank"] for row in theirs["rows"]]
     assert ranked[0]["method"] in rows._repr_html_()
+
+
+def test_the_columns_of_tables_are_those_that_their_functions_promise(finished, tiny):
+    tables = {
+        rb.results: rb.results(finished.store),
+        rb.board: rb.board(str(tiny), store=finished.store, leaderboard="none"),
+    }
+    for function, rows in tables.items():
+        promise = function.__doc__.partition("Rows\n")[2].partition("Raises")[0]
+        without_explanations = re.sub(r"\([^()]*\)", "", promise).partition(". ")[0]
+        assert [name.strip() for name in without_explanations.split(",")] == [*rows[0]]
 
 
 def test_a_board_without_its_folder_says_what_to_give(tmp_path):
