@@ -85,7 +85,7 @@ def built(component: Component[BackboneInfo], shape: ImageShape, activation: str
 
 
 def check_tensors(model: nn.Module) -> None:
-    """UsageError where a tensor of the network has no shape yet or is complex, or its state holds more than tensors."""
+    """UsageError where a tensor of the network has no shape or values or is complex, or its state holds objects."""
     if extra := next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None):
         raise UsageError(
             f"'{extra}' is no tensor, so it cannot be saved with the weights; keep it out of the state dict"
@@ -93,6 +93,8 @@ def check_tensors(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise UsageError(f"'{name}' has no shape before the first pass; call the network once where it is built")
+        if tensor.is_meta:
+            raise UsageError(f"'{name}' is on the device meta and has no values; load its weights with assign=True")
         if tensor.is_complex():
             raise UsageError(
                 f"'{name}' is complex, and networks are evaluated in real numbers; keep torch.view_as_real(...) of it, "

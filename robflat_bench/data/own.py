@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ def own_splits(data: Any, examples: int | None = None) -> OwnSplits:
     UsageError
         If these are no images in [0,1] with labels; it says what to write instead.
     """
+    if not isinstance(examples, int | np.integer | None):
+        raise UsageError(f"examples={examples!r:.50} is no number of examples; give an integer, e.g. examples=100")
     x, y, index = _tensors(data, examples)
     if examples is not None and not 2 <= examples <= len(x):
         raise UsageError(f"examples={examples}: the data have {len(x):,}; ask for 2 at least and for no more")
@@ -116,7 +118,8 @@ def _joined(name: str, parts: list[Tensor]) -> Tensor:
 def _tensor(part: Any) -> Tensor:
     """Images, labels or positions as a tensor on the CPU."""
     try:
-        return torch.as_tensor(part).detach().cpu()
+        found = torch.as_tensor(part).detach()
+        return (found if found.layout is torch.strided else found.to_dense()).cpu()
     except (TypeError, ValueError, RuntimeError):
         hint = "with torchvision's ToTensor() as the transform of the dataset, images are tensors in [0,1]"
         raise UsageError(f"a {type(part).__name__} among the data is no tensor; {hint}") from None
@@ -130,7 +133,7 @@ def _is_whole(data: Any) -> bool:
 def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of images [B,...] and labels [B] of a loader or dataset, until there are enough."""
     loader = isinstance(data, torch.utils.data.DataLoader)
-    if isinstance(data, str) or not (loader or isinstance(data, Iterable | torch.utils.data.Dataset)):
+    if isinstance(data, str | Mapping) or not (loader or isinstance(data, Iterable | torch.utils.data.Dataset)):
         raise UsageError(f"a {type(data).__name__} holds no examples; give (images, labels), a Dataset or a DataLoader")
     found = 0
     for item in _read(data) if loader else _items(data):

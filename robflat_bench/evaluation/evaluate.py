@@ -118,7 +118,8 @@ class _Evaluation:
 
     def __init__(self, session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> None:
         self.session, self.plan, self.subject = session, plan, subject
-        self.model, self.checkpoint = subject.model.eval(), subject.checkpoint
+        self.model, self.checkpoint = subject.model, subject.checkpoint
+        self.model.eval()
         self.weights, self.modes = self._state()
         self.counter = PassCounter(self.model)
         self.journal = journal.section(self.weights, self.counter)

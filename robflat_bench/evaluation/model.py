@@ -104,7 +104,7 @@ def find_model(session: Session, model: str | nn.Module, options: ModelOptions =
     if isinstance(model, nn.Module):
         return _of_module(session, model, options)
     if not isinstance(model, str):
-        raise UsageError(f"a {type(model).__name__} is no network; give an nn.Module, or the path of a file of weights")
+        raise UsageError(f"the model is a {type(model).__name__}; give an nn.Module with its weights, or a checkpoint")
     kind = kind_of(model)
     if kind == "file":
         return _of_file(session, Path(model), options)
@@ -184,7 +184,9 @@ def load_model(session: Session, found: FoundModel) -> nn.Module:
     """The network with its weights, on the session's device; of a live module, a copy in eval mode."""
     if found.module is not None:
         model = _placed(session, _copied(found.module, found.name))
-        return model.train().eval()  # what it derived from its weights on entering eval mode is derived anew
+        model.train()  # what it derived from its weights on entering eval mode is derived anew
+        model.eval()
+        return model
     model = build_model(session, 0, found.backbone, found.activation, found.classes)
     if found.weights is not None:
         given = found.weights
@@ -264,7 +266,7 @@ def _runs(session: Session, model: nn.Module) -> bool:
     try:
         with attacked(model), uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             model(x)
-    except RuntimeError:
+    except Exception:  # of a network that fails on every layout, `check_network` says what is wrong
         return False
     return True
 

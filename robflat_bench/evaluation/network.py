@@ -113,6 +113,8 @@ def _check_logits(
         advice = f"pass a network for {session.splits.ref.name}"
         if tuple(logits.flatten(1).shape if logits.ndim > 1 else ()) == expected:
             advice = "end its forward with `.flatten(1)`"
+        elif isinstance(session.splits, OwnSplits) and logits.ndim == 2 and logits.shape[1] < expected[1]:
+            advice = f"the labels go up to {expected[1] - 1}: classes are 0, 1, ..., {logits.shape[1] - 1} for it"
         elif logits.ndim == 2 and len(logits) == len(x) and logits.shape[1] > expected[1]:
             advice = f"if it has {logits.shape[1]} classes, say so: --classes {logits.shape[1]}"
         raise UsageError(
@@ -120,6 +122,11 @@ def _check_logits(
         )
     if not logits.is_floating_point():
         raise UsageError(f"{name} returns {logits.dtype}, not logits; return the scores before `argmax` or rounding")
+    if logits.shape[1] > 1 and logits.min() >= 0 and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3):
+        raise UsageError(
+            f"{name} returns probabilities: every row is positive and its sum is 1. Attacks and losses need logits; "
+            "return the scores before `softmax`"
+        )
 
 
 def _classes(session: Session, logits: Any) -> int:
@@ -130,7 +137,9 @@ def _classes(session: Session, logits: Any) -> int:
 
 
 def _place(output: Any, expected: tuple[int, int]) -> str:
-    """Where in an output the logits are: an index or a key, in brackets; the first where nothing has their shape."""
+    """Where in an output the logits are: an attribute, or an index or key; the first where nothing has their shape."""
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return ".logits"
     if not isinstance(output, tuple | list | Mapping) or not output:
         return "[0]"
     places = output.items() if isinstance(output, Mapping) else enumerate(output)

@@ -106,11 +106,14 @@ def choose_device(wanted: str) -> str:
     Raises
     ------
     UsageError
-        If it is another name, or "cuda" where torch finds no CUDA device.
+        If `wanted` is another name, or "cuda" where torch finds no CUDA device.
     """
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"there is no device {wanted!r}; give auto, cpu or cuda")
-    found = torch.cuda.is_available()
+    wanted, found = str(wanted), torch.cuda.is_available()
+    if wanted not in {"auto", "cpu", "cuda"}:
+        raise UsageError(
+            f"device {wanted!r:.50} is none of auto, cpu, cuda; of several GPUs, the environment variable "
+            "CUDA_VISIBLE_DEVICES=1 chooses the second"
+        )
     if wanted == "cuda" and not found:
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu (or auto)")
     return ("cuda" if found else "cpu") if wanted == "auto" else wanted

@@ -202,8 +202,9 @@ def attack(
     registry = open_registry(plugins)
     component = resolve(registry, "attack", attack)
     with _direct(registry, (x, y), epsilon, None, seed, device, progress) as session:
-        plan = Plan((Attacked(attack=component.canonical, test=len(y)),), ())
-        return adversarial_images(session, plan, *_ready(session, model, normalize, plan)).to(torch.as_tensor(x))
+        plan = Plan((Attacked(attack=component.canonical, test=session.splits.available("test")),), ())
+        found = adversarial_images(session, plan, *_ready(session, model, normalize, plan))
+        return found.to(torch.as_tensor(x))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -215,16 +216,13 @@ def _ready(
     session: Session, model: nn.Module, normalize: Normalization | None, plan: Plan
 ) -> tuple[EvaluatedModel, StoredJournal]:
     """The network as `evaluate` would load it, and a journal."""
-    from torch import nn
-
     from robflat_bench.evaluation.model import find_model
     from robflat_bench.evaluation.options import ModelOptions
     from robflat_bench.records.journal import StoredJournal
     from robflat_bench.runs.evaluation import loaded
 
-    if not isinstance(model, nn.Module):
-        made = type(model).__name__
-        raise UsageError(f"a {made} is no nn.Module; checkpoints and runs are read by `evaluate`, and by `load`")
+    if isinstance(model, str | Path):
+        raise UsageError(f"the model is the name {str(model)!r:.200}; give an nn.Module, or use rb.evaluate for it")
     mean, std = statistics(normalize)
     found = find_model(session, model, ModelOptions(mean=mean, std=std))
     subject = loaded(session, found)

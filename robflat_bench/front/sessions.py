@@ -32,9 +32,11 @@ def statistics(normalize: Normalization | None) -> tuple[tuple[float, ...], tupl
     """Mean and standard deviation of each channel, empty without any; UsageError where these are no such pair."""
     import numpy as np
 
+    if normalize is None:
+        return (), ()
     try:
-        mean, std = (tuple(map(float, np.atleast_1d(part))) for part in (((), ()) if normalize is None else normalize))
-    except (TypeError, ValueError):
+        mean, std = (tuple(map(float, np.ravel(np.asarray(part)))) for part in normalize)
+    except (TypeError, ValueError, RuntimeError):
         usual = "((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))"
         raise UsageError(f"normalize={normalize!r:.100} is no pair (mean, std); give CIFAR-10's as {usual}") from None
     return mean, std

@@ -34,6 +34,8 @@ def parse(text: str, parameters: Callable[[str], Sequence[str]] = lambda name: (
     UsageError
         The text does not follow the grammar.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"{text!r:.100} is no text; write name or name(key=value, ...), e.g. 'trades(beta=6)'")
     match = _SPEC.fullmatch(text)
     if match is None:
         lower = text.strip().lower()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ def net():
 def test_importing_the_package_imports_nothing_heavy_and_every_name_is_there(child_environment, tmp_path):
     program = """
 import sys
+from types import SimpleNamespace
 import robflat_bench as rb
 assert not {"torch", "pydantic", "numpy", "rich"} & set(sys.modules), sorted(sys.modules)
 assert set(dir(rb)) == set(rb.__all__)
@@ -413,25 +415,10 @@ def test_a_normalisation_that_is_no_pair_is_refused_with_what_to_give(net, image
             call(net, data=images, normalize=normalize, progress=False, **given)
 
 
-def test_one_number_normalises_all_channels(net, images):
-    values = [
-        rb.measure(net, images, "margin", epsilon=0.1, normalize=pair, progress=False).value
-        for pair in ((0.4, 0.5), ([0.4], [0.5]), (torch.tensor([0.4]), torch.tensor([0.5])))
-    ]
-    assert values[0] == values[1]
-    assert values[0] == pytest.approx(values[2], rel=1e-5)
-    assert values[0] != rb.measure(net, images, "margin", epsilon=0.1, progress=False).value
-
-
 def test_one_attack_and_one_measure_may_be_given_as_text(net, images, tmp_path):
     here = {"data": images, "store": tmp_path, "progress": False}
     listed = rb.evaluate(net, attacks=["fgsm"], measures=["margin"], **here)
     assert rb.evaluate(net, attacks="fgsm", measures="margin", **here).record.key == listed.record.key
-
-
-def test_a_checkpoint_is_not_measured_as_a_module(images):
-    with pytest.raises(UsageError, match=r"is no nn\.Module; checkpoints and runs are read by `evaluate`"):
-        rb.measure("net.pth", images, "path-norm", progress=False)
 
 
 def test_a_run_knows_its_protocol_and_a_key_asks_for_its_file(tiny, tmp_path):
@@ -443,3 +430,105 @@ def test_a_run_knows_its_protocol_and_a_key_asks_for_its_file(tiny, tmp_path):
         rb.load(made.key, store=tmp_path)
     again, _ = rb.load(made.key, store=tmp_path, protocol=str(tiny), settings=changed)
     assert all(torch.equal(one, other) for one, other in zip(network.parameters(), again.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Mistakes
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Keyword(Net):
+    def forward(self, *, pixel_values):
+        return super().forward(pixel_values)
+
+
+class Output(Net):
+    def forward(self, x):
+        return SimpleNamespace(logits=super().forward(x))
+
+
+class Probabilities(Net):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Net, "the model is a type; give an nn.Module"),
+        (lambda x: x, "the model is a function; give an nn.Module"),
+        (None, "the model is a NoneType"),
+        ("resnet18", "the name 'resnet18'; give an nn.Module, or use rb.evaluate"),
+        (Keyword(), "takes 1 positional argument"),
+        (Output(), r"Output.forward\(self, x\).logits`"),
+        (Probabilities(), "returns probabilities: .*return the scores before `softmax`"),
+        (Net().to("meta"), "'conv1.weight' is on the device meta"),
+    ],
+)
+def test_what_is_no_network_is_refused_in_one_line(model, says, images):
+    with pytest.raises(UsageError, match=says) as told:
+        rb.measure(model, images, "average-case", epsilon=0.1, progress=False)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"measure": None}, "None is no text; write name"),
+        ({"measure": ["average-case"]}, "is no text; write name"),
+        ({"examples": 2.5}, "examples=2.5 is no number of examples"),
+        ({"examples": "20"}, "examples='20' is no number of examples"),
+        ({"normalize": 0.5}, r"normalize=0.5 is no pair \(mean, std\)"),
+        ({"normalize": ([0.5],)}, r"is no pair \(mean, std\)"),
+        ({"normalize": ({"r": 0.5}, {"r": 0.5})}, r"is no pair \(mean, std\)"),
+        ({"normalize": "0.5,0.5"}, r"is no pair \(mean, std\)"),
+        ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
+        ({"device": "cuda:0"}, "CUDA_VISIBLE_DEVICES"),
+        ({"device": None}, "device 'None' is none of auto, cpu, cuda"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_in_one_line(net, images, arguments, says):
+    with pytest.raises(UsageError, match=says) as told:
+        rb.measure(net, images, **({"measure": "average-case", "epsilon": 0.1, "progress": False} | arguments))
+    assert "\n" not in str(told.value)
+
+
+def test_labels_that_begin_at_one_are_named_as_the_mistake(net, images):
+    x, y = images
+    with pytest.raises(UsageError, match=r"the labels go up to 10: classes are 0, 1, \.\.\., 9"):
+        rb.measure(net, (x, y - y.max() + 10), "average-case", epsilon=0.1, progress=False)
+
+
+def test_normalisation_is_one_number_or_one_a_channel_of_any_type(net, images):
+    forms = [([0.5], [0.25]), (0.5, 0.25), (torch.tensor([0.5]), torch.tensor(0.25))]
+    values = {
+        rb.measure(net, images, "input-gradient-norm", epsilon=0.1, normalize=form, progress=False).value
+        for form in forms
+    }
+    assert len(values) == 1
+
+
+def test_adversarial_images_of_arrays_are_those_of_tensors(net, images):
+    x, y = images
+    found = [
+        rb.attack(net, *pair, "pgd(steps=2)", epsilon=0.1, progress=False)
+        for pair in ((x, y), (x.numpy(), y.numpy()), (x, y.tolist()))
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+class Quiet(Net):
+    """A network whose `train` returns nothing, as networks that freeze their norms are often written."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_network_whose_train_returns_nothing_is_measured(net, images):
+    quiet = Quiet()
+    quiet.load_state_dict(net.state_dict())
+    values = [
+        rb.measure(each, images, "input-gradient-norm", epsilon=0.1, progress=False).value for each in (net, quiet)
+    ]
+    assert values[0] == values[1]
