@@ -61,9 +61,10 @@ def evaluate_checkpoint(
     from robflat_bench.front.sessions import open_session
 
     registry, request = output.registry(), Request(model, options, attacks, measures, examples, train)
-    request.check(registry, load(registry, protocol, settings), store)
+    chosen = load(registry, protocol, settings)
+    request.check(registry, chosen, store)
     with Progress() as progress:
-        session = open_session(registry, protocol, settings, data, store, device, compile, observer=progress)
+        session = open_session(registry, chosen, (), data, store, device, compile, observer=progress)
         made = evaluated(session, request, progress.note)
     for problem in registry.plugins.problems(made.record.model_dump(mode="json")):
         output.note(problem)

@@ -125,7 +125,7 @@ def evaluate(
         Folder of the data sets (None: the usual places). Or test examples of your own: a pair (images, labels), images
         float [N,C,H,W] in [0,1] and labels integers [N], or a Dataset or DataLoader of such pairs, read in its order.
     protocol : str
-        Name of a protocol, or a TOML file: threat model, attacks, measures, precision, threads, seed.
+        Name or TOML file of a protocol: threat, attacks, measures, precision, threads, seed. A `Run` has its own.
     attacks, measures : sequence of str
         Instead of the protocol's; without both, all of the protocol's. "*" is every measure under every coupling.
     examples : int or None
@@ -165,22 +165,24 @@ def evaluate(
     from robflat_bench.evaluation.options import ModelOptions
 
     options = ModelOptions(backbone, network, arguments or {}, *statistics(normalize), classes, checkpoint)
-    model = model.folder if isinstance(model, Run) else model
-    model = str(model) if isinstance(model, Path) else model
-    request = Request(model, options, several(attacks), several(measures), examples, train)
     registry = open_registry(plugins)
+    if isinstance(model, Run):
+        chosen, data, model = model.protocol, model.data if data is None else data, model.folder
+    else:
+        chosen = load(registry, protocol, written(settings))
+    named = str(model) if isinstance(model, Path) else model
+    request = Request(named, options, several(attacks), several(measures), examples, train)
     given = data is not None and not isinstance(data, str | Path)
-    counted = replace(request, examples=None, train=None) if given else request  # of the protocol's examples
-    counted.check(registry, load(registry, protocol, written(settings)), Path(store))
-
-    from robflat_bench.data.own import own_splits
+    checked = replace(request, examples=None, train=None) if given else request  # counts are of the given data
+    checked.check(registry, chosen, Path(store))
 
     with chosen_observer(progress) as observer:
+        from robflat_bench.data.own import own_splits
         from robflat_bench.front.guard import undisturbed
 
         with undisturbed():
             source = own_splits(data, examples) if given else data
-            session = open_session(registry, protocol, settings, source, store, device, compile, observer=observer)
+            session = open_session(registry, chosen, (), source, store, device, compile, observer=observer)
             return evaluated(session, request)
 
 

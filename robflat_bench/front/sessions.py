@@ -82,6 +82,8 @@ def open_session(
 
     Parameters
     ----------
+    protocol : str or Protocol
+        Name or TOML file of a protocol, or one that is loaded, which `settings` do not change.
     settings : sequence of str, or mapping
         As after `--set`: ("recipe.epochs=3",) or {"recipe.epochs": 3}.
     data : str, Path, Splits or None

@@ -58,12 +58,13 @@ def test_what_is_no_network_is_refused(given, tiny, tmp_path):
         rb.measure(given, (X, Y), MARGIN, progress=False)
 
 
-def test_a_run_is_its_folder(finished_copy, tiny):
-    here = {"protocol": str(tiny), "store": finished_copy.store, "progress": False}
-    alone = rb.evaluate(finished_copy.folder, attacks=["fgsm"], measures=[MARGIN], **here)
-    run = rb.run("at", **here)
-    assert rb.evaluate(run, attacks=["fgsm"], measures=[MARGIN], **here).path == alone.path
-    assert alone.path.is_relative_to(finished_copy.folder)
+def test_a_run_is_its_folder_under_its_own_protocol(finished_copy, tiny):
+    here = {"store": finished_copy.store, "progress": False}
+    wanted = {"attacks": ["fgsm"], "measures": [MARGIN], **here}
+    named = rb.evaluate(finished_copy.folder, protocol=str(tiny), **wanted)
+    run = rb.run("at", protocol=str(tiny), **here)
+    assert rb.evaluate(run, **wanted).path == named.path
+    assert named.path.is_relative_to(finished_copy.folder)
 
 
 @pytest.mark.parametrize("keep", [-1, -5])
