@@ -30,7 +30,7 @@ class Growing(Dataset):
 
 
 EVALUATE = {
-    "another device": ({"device": "gpu"}, "there is no device 'gpu'; give auto, cpu or cuda"),
+    "another device": ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
     "no example": ({"examples": 0}, "--examples 0: there are 30 test examples; ask for 2 at least"),
     "a negative number": ({"examples": -3}, "ask for 2 at least"),
     "too many": ({"examples": 31}, "ask for fewer"),
@@ -52,7 +52,7 @@ def test_a_value_of_evaluate_that_is_wrong_is_refused(mistake, net, tiny, tmp_pa
 
 @pytest.mark.parametrize("given", [{}, 3, print, nn.Linear], ids=lambda given: type(given).__name__)
 def test_what_is_no_network_is_refused(given, tiny, tmp_path):
-    with pytest.raises(UsageError, match=r"is no network; give an nn\.Module, or the path"):
+    with pytest.raises(UsageError, match=r"the model is a \w+; give an nn\.Module"):
         rb.evaluate(given, protocol=str(tiny), store=tmp_path, progress=False)
     with pytest.raises(UsageError, match=r"is no nn\.Module"):
         rb.measure(given, (X, Y), MARGIN, progress=False)
