@@ -54,7 +54,7 @@ def test_a_value_of_evaluate_that_is_wrong_is_refused(mistake, net, tiny, tmp_pa
 def test_what_is_no_network_is_refused(given, tiny, tmp_path):
     with pytest.raises(UsageError, match=r"the model is a \w+; give an nn\.Module"):
         rb.evaluate(given, protocol=str(tiny), store=tmp_path, progress=False)
-    with pytest.raises(UsageError, match=r"is no nn\.Module"):
+    with pytest.raises(UsageError, match=r"give an nn\.Module"):
         rb.measure(given, (X, Y), MARGIN, progress=False)
 
 
