@@ -85,7 +85,7 @@ def built(component: Component[BackboneInfo], shape: ImageShape, activation: str
 
 
 def check_tensors(model: nn.Module) -> None:
-    """UsageError where a tensor of the network has no shape or values or is complex, or its state holds objects."""
+    """UsageError where a tensor has no shape, no values or is complex, or the state holds more than tensors."""
     if extra := next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None):
         raise UsageError(
             f"'{extra}' is no tensor, so it cannot be saved with the weights; keep it out of the state dict"
