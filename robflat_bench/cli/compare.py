@@ -89,10 +89,8 @@ def _row(rows: Sequence[SeedGroup], name: str, where: str) -> SeedGroup:
     found = [row for row in rows if row.label == name]
     found = found or [row for row in rows if any(run.record.key.startswith(name) for run in row.runs)]
     if not found:
-        hint = did_you_mean(name, [row.label for row in rows])
-        hint = (
-            hint or f"; type e.g. `robflat-bench run --method {shlex.quote(name)}`, or see `robflat-bench results ls`"
-        )
+        line = f"; type e.g. `robflat-bench run --method {shlex.quote(name)}`, or see `robflat-bench results ls`"
+        hint = did_you_mean(name, [row.label for row in rows]) or line
         raise UsageError(f"no finished run of '{name}' {where}{hint}")
     if len(found) > 1:
         keys = ", ".join(row.runs[0].record.key[:8] for row in found)

@@ -7,5 +7,5 @@ network   which networks are refused             keyed      random numbers of a 
 A model from elsewhere:
 options       how it is read, without torch      own_code   the user's class or function
 inspection    what its first bytes say           fitting    tensors meet a network; normalisation in front
-weight_files  its tensors, without running code
+weight_files  its tensors, without running code      layouts    names of tensors of well-known public code
 """

@@ -7,4 +7,5 @@ sessions      what a call needs before it works
 shown         results as grids               boards        boards as grids
 grids         a table in a terminal and in a notebook
 progress      bars and lines                 text          numbers and foreign text as a person reads them
+console       where grids are printed        kinds         the kinds that `list` knows
 """

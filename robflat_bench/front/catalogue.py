@@ -164,6 +164,11 @@ def info(name: str, *, plugins: Sequence[str | Path] = ()) -> Description:
     plugins : sequence of str or Path
         One-file plugins to load.
 
+    Returns
+    -------
+    Description
+        A dictionary, as `robflat-bench info NAME --json` prints it; it shows itself as a table.
+
     Raises
     ------
     UsageError

@@ -131,7 +131,7 @@ def evaluate(
     examples : int or None
         Number of test examples, the first ones; None: as many as the protocol sets.
     train : int or None
-        Number of training examples, read in addition; None: those of the protocol's attacks, none for others.
+        Number of training examples in addition; None: those of the protocol's attacks, at most `examples`, else none.
     normalize : pair or None
         (mean, std) of each channel, which the network expects in front; None: images go in as they are.
     classes : int or None

@@ -45,7 +45,7 @@ class Measurement:
     arrays : mapping
         Numbers for each draw, example, ...
     seconds, forward, backward
-        Time, and image passes through the network.
+        Time in seconds, and image passes through the network.
     registry : Registry
         Names the measure.
     """

@@ -129,6 +129,8 @@ def run(
     ------
     UsageError
         A name or a value is wrong; the text says what to write.
+    CheckFailed
+        The record of the finished run is damaged.
     RunFailed
         Training diverged, or another process works on the run.
     """

@@ -237,8 +237,7 @@ def standard_error(*means: np.ndarray) -> float | None:
 
 def result_samples(checkpoint: str, result: Result, outcomes: Outcomes) -> dict[tuple[Name, str, Split], Samples]:
     """(quantity, attack, split) -> `samples` of every error, loss and gap of a result; first the worst case, which the
-    board ranks. The first attack is the
-    reference: losses and gaps are under it."""
+    board ranks. The first attack is the reference: losses and gaps are under it."""
     attacks = list(result.robust_error)
     reference = attacks[0] if attacks else "no attack"
     rows: list[tuple[Name, str, Split]] = [("worst_case", BOTH.join(attacks), "test")] if attacks else []

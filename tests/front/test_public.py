@@ -478,8 +478,6 @@ def test_what_is_no_network_is_refused_in_one_line(model, says, images):
         ({"measure": ["average-case"]}, "is no text; write name"),
         ({"examples": 2.5}, "examples=2.5 is no number of examples"),
         ({"examples": "20"}, "examples='20' is no number of examples"),
-        ({"normalize": 0.5}, r"normalize=0.5 is no pair \(mean, std\)"),
-        ({"normalize": ([0.5],)}, r"is no pair \(mean, std\)"),
         ({"normalize": ({"r": 0.5}, {"r": 0.5})}, r"is no pair \(mean, std\)"),
         ({"normalize": "0.5,0.5"}, r"is no pair \(mean, std\)"),
         ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
@@ -497,15 +495,6 @@ def test_labels_that_begin_at_one_are_named_as_the_mistake(net, images):
     x, y = images
     with pytest.raises(UsageError, match=r"the labels go up to 10: classes are 0, 1, \.\.\., 9"):
         rb.measure(net, (x, y - y.max() + 10), "average-case", epsilon=0.1, progress=False)
-
-
-def test_normalisation_is_one_number_or_one_a_channel_of_any_type(net, images):
-    forms = [([0.5], [0.25]), (0.5, 0.25), (torch.tensor([0.5]), torch.tensor(0.25))]
-    values = {
-        rb.measure(net, images, "input-gradient-norm", epsilon=0.1, normalize=form, progress=False).value
-        for form in forms
-    }
-    assert len(values) == 1
 
 
 def test_adversarial_images_of_arrays_are_those_of_tensors(net, images):

@@ -30,7 +30,6 @@ class Growing(Dataset):
 
 
 EVALUATE = {
-    "another device": ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
     "no example": ({"examples": 0}, "--examples 0: there are 30 test examples; ask for 2 at least"),
     "a negative number": ({"examples": -3}, "ask for 2 at least"),
     "too many": ({"examples": 31}, "ask for fewer"),
@@ -48,14 +47,6 @@ def test_a_value_of_evaluate_that_is_wrong_is_refused(mistake, net, tiny, tmp_pa
     with pytest.raises(UsageError, match=says):
         rb.evaluate(net, **{"protocol": str(tiny), "store": tmp_path, "progress": False, "attacks": "fgsm"} | given)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("given", [{}, 3, print, nn.Linear], ids=lambda given: type(given).__name__)
-def test_what_is_no_network_is_refused(given, tiny, tmp_path):
-    with pytest.raises(UsageError, match=r"the model is a \w+; give an nn\.Module"):
-        rb.evaluate(given, protocol=str(tiny), store=tmp_path, progress=False)
-    with pytest.raises(UsageError, match=r"give an nn\.Module"):
-        rb.measure(given, (X, Y), MARGIN, progress=False)
 
 
 def test_a_run_is_its_folder_under_its_own_protocol(finished_copy, tiny):
@@ -92,11 +83,6 @@ def test_images_of_different_shapes_are_refused_and_single_items_of_a_loader_are
     items = DataLoader(TensorDataset(X, Y), batch_size=None)
     one, other = (rb.measure(net, data, MARGIN, progress=False) for data in (items, (X, Y)))
     assert (one.value, one.n) == (other.value, 12)
-
-
-def test_an_attack_of_arrays_is_that_of_tensors(net):
-    arrays = rb.attack(net, X.numpy(), Y.numpy(), "fgsm", epsilon=0.1, progress=False)
-    assert torch.equal(arrays, rb.attack(net, X, Y, "fgsm", epsilon=0.1, progress=False))
 
 
 def test_a_store_of_ones_own_that_is_not_there_is_no_board(tmp_path):
