@@ -25,7 +25,7 @@ from robflat_bench.evaluation.fitting import (
 )
 from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
-from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
+from robflat_bench.evaluation.options import USUAL, ModelOptions, check_unused, kind_of
 from robflat_bench.evaluation.session import Session
 from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.logits import in_float32
@@ -102,6 +102,7 @@ def find_model(session: Session, model: str | nn.Module, options: ModelOptions =
     """
     protocol = session.protocol
     if isinstance(model, nn.Module):
+        check_unused(type(model).__name__, replace(options, mean=(), std=(), classes=None))
         return _of_module(session, model, options)
     if not isinstance(model, str):
         raise UsageError(f"the model is a {type(model).__name__}; give an nn.Module with its weights, or a checkpoint")

@@ -108,10 +108,12 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
     """
     kind = kind_of(model)
     if kind != "file":
-        _check_unused(model, options)
+        check_unused(model, options)
     if options.network is not None:
         if options.backbone is not None:
             raise UsageError("--model and --backbone both name a network; leave one out")
+        if options.network in registry.names("backbone"):
+            raise UsageError(f"--model {options.network}: it is a backbone; type --backbone {options.network}")
         check_name(options.network)
     elif options.arguments:
         raise UsageError("--model-args are the arguments of --model; add --model net.py:Net")
@@ -123,7 +125,7 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
         inspect(Path(model))
 
 
-def _check_unused(model: str, options: ModelOptions) -> None:
+def check_unused(model: str, options: ModelOptions) -> None:
     """UsageError for an option that only a file of weights needs."""
     given = {
         "--model": options.network,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench.core import UsageError
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, as_html, as_text
 from robflat_bench.front.sessions import chosen_observer, open_registry, open_session, written
 from robflat_bench.front.shown import measure_grid, result_grid
@@ -98,6 +99,7 @@ class Evaluation:
         yield f"evaluation: {self.path}"
 
 
+@checked
 def evaluate(
     model: nn.Module | str | Path,
     *,
@@ -175,6 +177,8 @@ def evaluate(
     registry = open_registry(plugins)
     model = str(model) if isinstance(model, Path) else model
     given = data is not None and not isinstance(data, str | Path)
+    if given and train is not None:
+        raise UsageError(f"train={train}: data given from Python are test examples; leave train out")
     counts = (None, None) if given else (examples, train)
     check_request(registry, model, options, protocol, settings, store, attacks, measures, *counts)
 

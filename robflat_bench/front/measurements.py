@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench.core import UsageError
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.evaluations import Normalization, statistics
 from robflat_bench.front.grids import as_html, as_text
 from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
@@ -76,6 +77,7 @@ class Measurement:
         return as_html([measured_grid(self.registry, self)])
 
 
+@checked
 def measure(
     model: nn.Module,
     data: Any,
@@ -148,6 +150,7 @@ def measure(
     return Measurement(row.measure, **found.model_dump(), registry=registry, arrays=arrays)
 
 
+@checked
 def attack(
     model: nn.Module,
     x: Tensor,
