@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,19 @@ USUAL_WORDS = {
 }
 """A word that other programs use -> the line that does it here."""
 
+USUAL_OPTIONS = {
+    **dict.fromkeys(("--epsilon", "--eps"), ("--set", "fixed.threat.epsilon={}")),
+    "--seed": ("--set", "fixed.seed={}"),
+    **dict.fromkeys(("--epochs", "--n-epochs"), ("--set", "recipe.epochs={}")),
+    **dict.fromkeys(("--batch-size", "--bs"), ("--set", "recipe.batch_size={}")),
+    **dict.fromkeys(("--lr", "--learning-rate"), ("--set", "recipe.learning_rate={}")),
+    **dict.fromkeys(("--gpu", "--cuda"), ("--device", "cuda")),
+    "--cpu": ("--device", "cpu"),
+    **dict.fromkeys(("--arch", "--architecture"), ("--backbone", "{}")),
+    **dict.fromkeys(("--n-examples", "--num-examples", "--limit"), ("--examples", "{}")),
+}
+"""An option that other programs have -> the words that do it here, with its value at {}."""
+
 
 def answer(error: click.ClickException, words: Sequence[str]) -> str:
     """What is wrong with a command line, and the next line to type.
@@ -69,7 +83,7 @@ def answer(error: click.ClickException, words: Sequence[str]) -> str:
         return _unknown_command(context, path, word, words)
     if isinstance(error, click.NoSuchOption):
         known = [flag for param in context.command.get_params(context) for flag in param.opts if flag.startswith("--")]
-        return f"{context.command_path} has no option '{error.option_name}'" + _instead(
+        return f"{context.command_path} has no option '{error.option_name}'" + _option(
             path, error.option_name, known, words
         )
     if isinstance(error, click.MissingParameter):
@@ -131,6 +145,10 @@ def _extra(path: str, extra: str, words: Sequence[str]) -> str:
     if words[at - 2 : at - 1] == ["--set"]:
         typed = [*words[: at - 1], f"{words[at - 1]}={extra}", *words[at + 1 :]]
         return f"--set needs KEY=VALUE, as one word; type {_line(typed)}"
+    if words[at - 2 : at - 1] in (["--mean"], ["--std"]):
+        values = list(itertools.takewhile(lambda word: not word.startswith("-"), words[at - 1 :]))
+        typed = [*words[: at - 1], ",".join(values), *words[at - 1 + len(values) :]]
+        return f"{words[at - 2]} needs its numbers as one word; type {_line(typed)}"
     shorter, told = _line([*words[:at], *words[at + 1 :]]), _line([*path.split(), "--help"])
     return f"{path} takes no '{extra}'; type {shorter}, or see {told}"
 
@@ -142,6 +160,21 @@ def _instead(path: str, word: str, known: Sequence[str], words: Sequence[str]) -
     if near := nearest(word, known):
         return f"; did you mean {_line(_replaced(words, word, near))}?"
     return f"; see {_line([*path.split(), '--help'])}"
+
+
+def _option(path: str, option: str, known: Sequence[str], words: Sequence[str]) -> str:
+    """The command line with the option that is meant; dashes, which all options share, make none nearer."""
+    from robflat_bench.registry.validation import nearest
+
+    here = USUAL_OPTIONS.get(option, ())
+    if not here or here[0] not in known:
+        near = nearest(option.lstrip("-"), [flag.lstrip("-") for flag in known])
+        return _instead(path, option, [f"--{near}"] if near else [], words)
+    at = next(at for at, word in enumerate(words) if word.partition("=")[0] == option)
+    value, end = words[at].partition("=")[2], at + 1
+    if not value and "{}" in here[1]:
+        value, end = next(iter(words[end:]), "VALUE"), end + 1
+    return f"; type {_line([*words[:at], here[0], here[1].format(value), *words[end:]])}"
 
 
 def _parsed(context: click.Context, rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -64,8 +64,6 @@ def own_splits(data: Any, examples: int | None = None) -> OwnSplits:
     UsageError
         If these are no images in [0,1] with labels; it says what to write instead.
     """
-    if not isinstance(examples, int | np.integer | None):
-        raise UsageError(f"examples={examples!r:.50} is no number of examples; give an integer, e.g. examples=100")
     x, y, index = _tensors(data, examples)
     if examples is not None and not 2 <= examples <= len(x):
         raise UsageError(f"examples={examples}: the data have {len(x):,}; ask for 2 at least and for no more")

@@ -123,6 +123,8 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
     if options.network is not None:
         if options.backbone is not None:
             raise UsageError("--model and --backbone both name a network; leave one out")
+        if options.network in registry.names("backbone"):
+            raise UsageError(f"--model {options.network}: it is a backbone; type --backbone {options.network}")
         check_name(options.network)
     elif options.arguments:
         raise UsageError("--model-args are the arguments of --model; add --model net.py:Net")

@@ -24,7 +24,9 @@ def check_name(name: str) -> None:
     """UsageError unless the text names a Python file or a module that exist, and something in it."""
     place, colon, attribute = name.rpartition(":")
     if not colon or not attribute.isidentifier():
-        example = f"{name.rstrip(':') or 'net.py'}:{_suggested(name)}"
+        module, dot, last = name.rpartition(".")
+        dotted = dot and last != "py" and last[:1].isupper()  # package.module.Class
+        example = f"{module}:{last}" if dotted else f"{name.rstrip(':') or 'net.py'}:{_suggested(name)}"
         raise UsageError(f"--model {name}: name the class in it, e.g. --model {example}")
     if not place.endswith(".py"):
         top = place.partition(".")[0]

@@ -3,6 +3,7 @@
 evaluations   evaluate                       measurements  measure, attack
 runs          run, load                      tables        results, board
 catalogue     list, info                     guard         model, random state and flags stay as they were
+arguments     a value of another type is refused
 sessions      what a call needs before it works
 shown         results as grids               boards        boards as grids
 grids         a table in a terminal and in a notebook

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robflat_bench.core import PluginError, UsageError
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, as_html, as_text, grid
 from robflat_bench.front.kinds import KINDS
 from robflat_bench.front.sessions import open_registry
@@ -154,6 +155,7 @@ def list(kind: str = "methods", pattern: str = "*", *, plugins: Sequence[str | P
     return Rows(rows, (list_grid(kind, rows),))
 
 
+@checked
 def info(name: str, *, plugins: Sequence[str | Path] = ()) -> Description:
     """One component, protocol, study or experiment: equation's paper, parameters with ranges and defaults, cost.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, as_html, as_text
 from robflat_bench.front.runs import Run
 from robflat_bench.front.sessions import (
@@ -89,6 +90,7 @@ class Evaluation:
         yield f"evaluation: {self.path}"
 
 
+@checked
 def evaluate(
     model: nn.Module | str | Path | Run,
     *,
@@ -173,8 +175,8 @@ def evaluate(
     named = str(model) if isinstance(model, Path) else model
     request = Request(named, options, several(attacks), several(measures), examples, train)
     given = data is not None and not isinstance(data, str | Path)
-    checked = replace(request, examples=None, train=None) if given else request  # counts are of the given data
-    checked.check(registry, chosen, Path(store))
+    known = replace(request, examples=None, train=None) if given else request  # counts are of the given data
+    known.check(registry, chosen, Path(store))
 
     with chosen_observer(progress) as observer:
         from robflat_bench.data.own import own_splits

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench.core import UsageError
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import as_html, as_text
 from robflat_bench.front.sessions import Normalization, chosen_observer, open_registry, open_session, statistics
 from robflat_bench.front.shown import measured_grid
@@ -74,6 +75,7 @@ class Measurement:
         return as_html([measured_grid(self.registry, self)])
 
 
+@checked
 def measure(
     model: nn.Module,
     data: Any,
@@ -147,6 +149,7 @@ def measure(
     return Measurement(row.measure, **found.model_dump(), registry=registry, arrays=arrays)
 
 
+@checked
 def attack(
     model: nn.Module,
     x: Tensor,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robflat_bench.core import UsageError
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, as_html, as_text, grid
 from robflat_bench.front.sessions import chosen_observer, open_registry, open_session
 from robflat_bench.front.shown import run_parts
@@ -73,6 +74,7 @@ class Run:
         return run_parts(self.registry, self._place)
 
 
+@checked
 def run(
     method: str,
     *,
@@ -134,6 +136,8 @@ def run(
     RunFailed
         Training diverged, or another process works on the run.
     """
+    if not isinstance(data, str | Path | None):
+        raise UsageError(f"data is a {type(data).__name__}; a run trains on its protocol's data: give their folder")
     registry = open_registry(plugins)
     composed = compose(registry, method)
     with chosen_observer(progress) as observer:
@@ -189,6 +193,7 @@ def run_plan(planned: PlannedRun, fresh: bool) -> tuple[dict[str, Any], Grid]:
     return {"key": spec.key, "state": state, "folder": folder.path, "spec": spec}, grid("plan", ["", ""], rows)
 
 
+@checked
 def load(
     run: Run | str | Path,
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from robflat_bench.core import UsageError
+from robflat_bench.front.arguments import checked
 from robflat_bench.front.boards import Standings, board_table
 from robflat_bench.front.grids import Grid, as_html, as_text, grid
 from robflat_bench.front.sessions import open_registry
@@ -80,6 +81,7 @@ class Rows(Sequence[Row]):
 # ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def results(store: str | Path = "runs") -> Rows:
     """Every number of every finished run in a store, one a row, with those that `evaluate` added.
 
@@ -163,6 +165,7 @@ def _numbers(run: RunFolder) -> Iterator[Row]:
 # ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def board(
     protocol: str = "digits-linf",
     *,

@@ -474,10 +474,12 @@ def test_what_is_no_network_is_refused_in_one_line(model, says, images):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"measure": None}, "None is no text; write name"),
-        ({"measure": ["average-case"]}, "is no text; write name"),
-        ({"examples": 2.5}, "examples=2.5 is no number of examples"),
-        ({"examples": "20"}, "examples='20' is no number of examples"),
+        ({"measure": None}, "measure=None is no value of measure; give a text"),
+        ({"measure": ["average-case"]}, "is no value of measure; give a text"),
+        ({"examples": 2.5}, "examples=2.5 is no value of examples; give an integer"),
+        ({"examples": "20"}, "examples='20' is no value of examples"),
+        ({"normalize": 0.5}, r"normalize=0.5 is no pair \(mean, std\)"),
+        ({"normalize": ([0.5],)}, r"is no pair \(mean, std\)"),
         ({"normalize": ({"r": 0.5}, {"r": 0.5})}, r"is no pair \(mean, std\)"),
         ({"normalize": "0.5,0.5"}, r"is no pair \(mean, std\)"),
         ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
@@ -521,3 +523,61 @@ def test_a_network_whose_train_returns_nothing_is_measured(net, images):
         rb.measure(each, images, "input-gradient-norm", epsilon=0.1, progress=False).value for each in (net, quiet)
     ]
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"attacks": [3]}, "3 is no text; write name"),
+        ({"attacks": 3}, "attacks=3 is no value of attacks; give a list of texts"),
+        ({"attacks": None}, "give a list of texts"),
+        ({"examples": 0}, "ask for 2 at least"),
+        ({"examples": "3"}, "examples='3' is no value"),
+        ({"train": 2.5}, "train=2.5 is no value"),
+        ({"classes": 10.0}, "classes=10.0 is no value of classes; give an integer"),
+        ({"classes": True}, "classes=True is no value"),
+        ({"protocol": None}, "protocol=None is no value of protocol"),
+        ({"settings": 3}, "give a mapping such as"),
+        ({"store": None}, "give a path"),
+        ({"progress": "no"}, "give True or False"),
+        ({"network": "net.py:Net"}, "--model says how to read a file of weights, and 'Net' is none"),
+        ({"backbone": "resnet18"}, "--backbone says how to read"),
+        ({"arguments": {"k": 1}}, "--model-args|--model"),
+    ],
+)
+def test_an_argument_that_would_be_ignored_or_misread_is_refused(net, tmp_path, arguments, says):
+    with pytest.raises(UsageError, match=says):
+        rb.evaluate(net, **({"attacks": ["fgsm"], "store": tmp_path, "examples": 20, "progress": False} | arguments))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_training_examples_of_ones_own_data_are_refused(net, images, tmp_path):
+    with pytest.raises(UsageError, match="there are 0 train examples; leave --train out"):
+        rb.evaluate(net, data=images, attacks=["fgsm"], train=5, store=tmp_path, progress=False)
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(UsageError, match="name=None is no value of name; give a text"):
+        rb.info(None)
+
+
+def test_one_attack_is_a_list_of_one(net, images, tmp_path):
+    keys = {
+        rb.evaluate(net, data=images, attacks=attacks, store=tmp_path, progress=False).record.key
+        for attacks in ("fgsm", ["fgsm"])
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"data": (1, 2)}, "data is a tuple; a run trains on its protocol's data"),
+        ({"fresh": "no"}, "fresh='no' is no value of fresh; give True or False"),
+        ({"keep_every": -1}, "keep_every=-1: give a number of epochs"),
+        ({"method": None}, "method=None is no value of method; give a text"),
+    ],
+)
+def test_a_run_that_would_ignore_or_misread_an_argument_is_refused(tmp_path, arguments, says):
+    with pytest.raises(UsageError, match=says):
+        rb.run(**({"method": "at", "store": tmp_path, "progress": False} | arguments))
