@@ -374,3 +374,30 @@ def test_a_public_layout_under_a_backbone_of_the_command_line(protocol, tmp_path
     other = run_here("evaluate", path, "--backbone", "resnet18(width=8)", *here)
     assert other.code == 2
     assert "--backbone" in other.err
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_nfnet"], ids=["BatchNorm", "LayerNorm", "no norm"])
+def test_a_network_of_timm_is_read_by_its_name(name, protocol, tmp_path):
+    import timm
+
+    size = {"img_size": 32} if name == "test_vit" else {}
+    torch.manual_seed(3)
+    network, path = timm.create_model(name, num_classes=10, **size).eval(), tmp_path / "weights.pth"
+    draw = torch.Generator().manual_seed(4)
+    x, y = torch.rand((16, 3, 32, 32), generator=draw), torch.randint(0, 10, (16,), generator=draw)
+    torch.save({"arch": name, "state_dict": network.state_dict()}, path)
+    here = {"data": (x, y), "protocol": protocol, "attacks": ["pgd(steps=2)"], "store": tmp_path, "progress": False}
+    here["measures"] = ["average-case(draws=2, steps=2)"]
+    named, seen, live = (
+        rb.evaluate(path, backbone=f"timm(name={name})", **here),
+        rb.evaluate(path, **here),
+        rb.evaluate(network, **here),
+    )
+    assert named.record.key == seen.record.key
+    (found,), (expected,) = seen.record.results.values(), live.record.results.values()
+    with torch.no_grad():
+        error = float((network(x).argmax(1) != y).double().mean())
+    assert found.clean_error == pytest.approx(error, abs=1e-9)
+    assert found.robust_loss.test == pytest.approx(expected.robust_loss.test, rel=1e-4)
+    for one in (*found.measures.values(), *expected.measures.values()):
+        assert one.value is not None
