@@ -483,8 +483,10 @@ def test_ctrl_c_at_any_moment_leaves_no_trace(calls, images):
     assert "interrupted" in ends
 
 
-@pytest.mark.parametrize("passes", [1, 2, 4, 8])
-@pytest.mark.parametrize("does", [_raises, _interrupts])
+@pytest.mark.parametrize(
+    ("passes", "does"),  # an error of the first pass chooses the memory format
+    [(1, _interrupts), *((passes, does) for passes in (2, 4, 8) for does in (_raises, _interrupts))],
+)
 def test_a_forward_that_fails_after_spoiling_the_process_leaves_no_trace(calls, images, passes, does):
     net = network(partly_in_eval)
     net.register_forward_pre_hook(_At(passes, does))
