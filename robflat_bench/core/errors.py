@@ -4,9 +4,16 @@ from __future__ import annotations
 
 
 class RobflatError(Exception):
-    """Base of every error that the command line shows as one line. `exit_code` is the exit code of the process."""
+    """Base of every error that the command line shows as one line. `exit_code` is the exit code of the process.
+
+    Its text, which Python prints with a traceback, shows hidden characters as `repr` does: names in it may be a file's.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 class NoValue(RobflatError):

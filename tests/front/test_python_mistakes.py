@@ -49,6 +49,15 @@ def test_a_value_of_evaluate_that_is_wrong_is_refused(mistake, net, tiny, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_in_a_file_does_not_reach_the_terminal_as_it_is(tiny, tmp_path):
+    """Python prints an exception's text; the name would clear the screen."""
+    torch.save({"\x1b[2J\u202econv": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(UsageError) as told:
+        rb.evaluate(tmp_path / "w.pt", protocol=str(tiny), store=tmp_path / "runs", progress=False)
+    assert r"\x1b[2J\u202econv" in str(told.value)
+    assert str(told.value).isprintable()
+
+
 def test_a_run_is_its_folder_under_its_own_protocol(finished_copy, tiny):
     here = {"store": finished_copy.store, "progress": False}
     wanted = {"attacks": ["fgsm"], "measures": [MARGIN], **here}
