@@ -29,6 +29,7 @@ class PGDParams(Params):
     step: Number | None = Field(
         default=None,
         gt=0,
+        le=1,
         description="Size of a step in pixels of [0,1]; by default a quarter of the threat's epsilon.",
     )
     loss: Literal["ce", "margin"] = Field(

@@ -55,13 +55,12 @@ def evaluate_checkpoint(
     --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
     which attacks and measures are used. The result is written beside the model's record.
     """
-    from robflat_bench.config.protocol import load
-    from robflat_bench.front.evaluations import Request, evaluated
+    from robflat_bench.front.evaluations import Request, evaluated, evaluation_protocol
     from robflat_bench.front.progress import Progress
     from robflat_bench.front.sessions import open_session
 
     registry, request = output.registry(), Request(model, options, attacks, measures, examples, train)
-    chosen = load(registry, protocol, settings)
+    chosen = evaluation_protocol(registry, protocol, settings)
     request.check(registry, chosen, store)
     with Progress() as progress:
         session = open_session(registry, chosen, (), data, store, device, compile, observer=progress)

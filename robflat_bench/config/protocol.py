@@ -312,12 +312,23 @@ def _apply(content: dict[str, Any], setting: str) -> None:
     node[steps[-1]] = text if component else parse_value(text, setting)
 
 
+EVALUATION = {
+    **{name: f"threat.{name}" for name in ThreatModel.model_fields},
+    **{name: name for name in ("precision", "threads", "seed", "backbone")},
+}
+"""Last word of a key of `[fixed]` that evaluation reads -> the key."""
+
+
 def _unreadable(setting: str) -> UsageError:
-    """The error of a setting that is not recipe.KEY=VALUE or fixed.KEY=VALUE; it names the recipe's key in it."""
+    """The error of a setting that is not recipe.KEY=VALUE or fixed.KEY=VALUE; it names the keys that may be meant."""
     name, *value = re.split(r"[\s=]+", setting.strip(), maxsplit=1)
+    written = "".join(value) or "VALUE"
+    fixed = EVALUATION.get(name.rpartition(".")[2])
     key = nearest(name.removeprefix("recipe."), Recipe.model_fields)
-    meant = f"--set recipe.{key}={''.join(value) or 'VALUE'}" if key else f"keys are {', '.join(Recipe.model_fields)}"
-    return UsageError(f"--set {setting}: write recipe.KEY=VALUE, or fixed.KEY=VALUE, which leaves the board; {meant}")
+    meant = [f"--set recipe.{key}={written} for training"] if key and (not fixed or key == name) else []
+    meant += [f"--set fixed.{fixed}={written} for evaluation"] if fixed else []
+    told = ", ".join(meant) or f"keys are {', '.join(Recipe.model_fields)}"
+    return UsageError(f"--set {setting}: write recipe.KEY=VALUE, or fixed.KEY=VALUE, which leaves the board; {told}")
 
 
 def components(protocol: Protocol) -> list[tuple[Kind, str]]:

@@ -14,13 +14,15 @@ from torch.optim.swa_utils import AveragedModel
 from robflat_bench.backbones.parts import Normalized, check_tensors
 from robflat_bench.core import ImageShape, UsageError
 from robflat_bench.core.randomness import generator, global_state
-from robflat_bench.evaluation.options import ModelOptions
+from robflat_bench.evaluation.options import OTHER_PROTOCOL, ModelOptions
 from robflat_bench.evaluation.own_code import make
 from robflat_bench.evaluation.weight_files import Contents
 from robflat_bench.numerics.weights import Misfit, load_weights
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What wrappers put in front of every name: DataParallel, torch.compile, Lightning modules."""
+DEEPEST = 8
+"""Prefixes of one name that are looked through."""
 COUNTER = "n_averaged"
 """The tensor that torch's AveragedModel has beside those of its network."""
 INSIDE = "network."
@@ -41,7 +43,7 @@ def stripped(tensors: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor],
         Tensors, and a note for each prefix that is gone.
     """
     found, notes = dict(tensors), tuple[str, ...]()
-    while True:
+    while len(notes) <= DEEPEST:
         yield found, notes
         named = {name: tensor for name, tensor in found.items() if name != COUNTER}
         prefix = next((prefix for prefix in PREFIXES if named and all(name.startswith(prefix) for name in named)), None)
@@ -56,10 +58,16 @@ def fitted(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
     """The tensors under a network's own names, and notes; None where their names are others."""
     for named, notes in stripped(tensors):
-        whole = named | _left_out(named, own)
+        whole = named | _left_out(named, own) | _counted(named, own)
         if whole.keys() == own.keys():
             return whole, notes
     return None
+
+
+def _counted(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Counters of batches as integers: averages and conversions of whole dictionaries make them floats."""
+    counters = [name for name in named if name.endswith("num_batches_tracked") and name in own]
+    return {name: named[name].to(own[name].dtype) for name in counters}
 
 
 def _left_out(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,8 +167,8 @@ def with_statistics(shape: ImageShape, options: ModelOptions) -> ImageShape:
     for name, values, usual in (("mean", options.mean, 0.0), ("std", options.std, 1.0)):
         if len(values) not in (0, 1, shape.channels):
             raise UsageError(
-                f"--{name} has {len(values)} values, and the images have {shape.channels} channels; write one "
-                "value for each channel, or one for all"
+                f"--{name} has {len(values)} values, and the protocol's images have {shape.channels} channels; write "
+                f"one for each channel, or one for all, or choose another protocol: {OTHER_PROTOCOL}"
             )
         found[name] = values if len(values) == shape.channels else shape.channels * (values or (usual,))
     return replace(shape, **found)
@@ -206,4 +214,13 @@ def for_backbone(
     if found := fitted(tensors, within):
         named, notes = found
         return behind_statistics(named, shape), (*notes, normalisation_note(options))
-    return nearest(tensors, own), ()
+    plain, bare = nearest(tensors, own), nearest(tensors, within)
+    if len(plain.keys() & own.keys()) >= len(bare.keys() & within.keys()):
+        return plain, ()
+    return behind_statistics(bare, shape), ()
+
+
+def is_strange(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether fewer than half of the names are a backbone's, with prefixes or without."""
+    known = max(len(nearest(tensors, names).keys() & names.keys()) for names in (own, inside(own)))
+    return 2 * known < len(tensors)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from robflat_bench.core import UsageError
 from robflat_bench.evaluation.fitting import stripped
 
+RESNETS = "ResNet of torchvision or timm"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -74,6 +76,8 @@ class Layout:
         kept = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(self.unused, name)}
         text = self.backbone({name: tuple(tensor.shape) for name, tensor in kept.items()})
         named = {self.renamed(name): tensor for name, tensor in kept.items()}
+        if len(named) < len(kept):
+            raise UsageError(f"two of these tensors have the name of one in a {self.title}; add --model FILE.py:CLASS")
         notes = [f"names of a {self.title}: read as {text}; assumed: {self.assumed}"]
         if unused := len(tensors) - len(kept):
             notes.append(f"{unused} tensors that its forward pass never reads are left out")
@@ -82,7 +86,7 @@ class Layout:
     def renamed(self, name: str) -> str:
         """The backbone's name of a tensor; a number after `+` in a rename is one more than the public one."""
         for pattern, replacement in self.renames:
-            if found := re.fullmatch(pattern, name):
+            if found := re.fullmatch(pattern, name, re.ASCII):
                 return re.sub(r"\+(\d+)", lambda number: str(int(number[1]) + 1), found.expand(replacement))
         return name
 
@@ -105,18 +109,28 @@ def recognise(tensors: Mapping[str, Tensor], arch: str = "") -> Recognised | Non
     for named, notes in stripped(tensors):
         for layout in LAYOUTS:
             if layout.fits(named):
+                if layout.title == RESNETS and _is_timms(arch):  # others have the same names and shapes
+                    layout = replace(layout, backbone=partial(_named, arch))
                 found = layout.read(named)
                 return Recognised(found.backbone, found.tensors, (*notes, *found.notes))
-    architecture = arch.partition(".")[0]  # a tag of pretrained weights follows the dot
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", architecture):
+    if not _is_timms(arch):
         return None
+    notes = (f"the file calls its network {arch}, an architecture of timm",)
+    return Recognised(f"timm(name={_untagged(arch)})", dict(tensors), notes)
+
+
+def _untagged(arch: str) -> str:
+    """The architecture's name without the tag of its pretrained weights."""
+    return arch.partition(".")[0]
+
+
+def _is_timms(arch: str) -> bool:
+    """Whether timm has an architecture of that name."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", _untagged(arch), re.ASCII):
+        return False
     import timm
 
-    if not timm.is_model(architecture):
-        return None
-    return Recognised(
-        f"timm(name={architecture})", dict(tensors), (f"the file calls its network {arch}, one of timm's",)
-    )
+    return bool(timm.is_model(_untagged(arch)))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -184,28 +198,32 @@ def _wide(shapes: Shapes) -> str:
     )
 
 
+def _named(arch: str, shapes: Shapes) -> str:
+    """An architecture of timm by its name, with the stem that the shapes show."""
+    stem = "" if shapes["conv1.weight"][2:] == (3, 3) else ", stem=original"
+    return f"timm(name={_untagged(arch)}{stem})"
+
+
 def _torchvision(shapes: Shapes) -> str:
     """A ResNet of torchvision, which timm has under the same names."""
-    depth = _depth("ResNet of torchvision or timm", shapes)
-    stem = "" if shapes["conv1.weight"][2:] == (3, 3) else ", stem=original"
-    return f"timm(name=resnet{depth}{stem})"
+    return _named(f"resnet{_depth(RESNETS, shapes)}", shapes)
 
 
 _RESNET = (
     (r"conv1\.weight", r"stem.conv.weight"),
     (r"bn1\.(\w+)", r"stem.norm.\1"),
-    (r"layer(\d+)\.(\d+)\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
-    (r"layer(\d+)\.(\d+)\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
-    (r"layer(\d+)\.(\d+)\.shortcut\.0\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
-    (r"layer(\d+)\.(\d+)\.shortcut\.1\.(\w+)", r"stage\1.block+\2.shortcut.norm.\3"),
+    (r"layer(\d{1,3})\.(\d{1,3})\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
+    (r"layer(\d{1,3})\.(\d{1,3})\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
+    (r"layer(\d{1,3})\.(\d{1,3})\.shortcut\.0\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
+    (r"layer(\d{1,3})\.(\d{1,3})\.shortcut\.1\.(\w+)", r"stage\1.block+\2.shortcut.norm.\3"),
     (r"bn\.(\w+)", r"tail.norm.\1"),
     (r"linear\.(\w+)", r"head.\1"),
 )
 _WIDE = (
     (r"conv1\.weight", r"stem.conv.weight"),
-    (r"block(\d+)\.layer\.(\d+)\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
-    (r"block(\d+)\.layer\.(\d+)\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
-    (r"block(\d+)\.layer\.(\d+)\.convShortcut\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
+    (r"block(\d{1,3})\.layer\.(\d{1,3})\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
+    (r"block(\d{1,3})\.layer\.(\d{1,3})\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
+    (r"block(\d{1,3})\.layer\.(\d{1,3})\.convShortcut\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
     (r"bn1\.(\w+)", r"tail.norm.\1"),
     (r"fc\.(\w+)", r"head.\1"),
 )
@@ -217,6 +235,12 @@ def _no_tail(shapes: Shapes) -> str:
 
 _BLOCK = "layer1.0.conv1.weight"
 LAYOUTS = (
+    Layout(
+        "pre-activation CIFAR ResNet",
+        ("conv1.weight", "bn1.weight", "layer2.0.shortcut.0.weight", "!layer2.0.shortcut.1.weight", "linear.weight"),
+        _cifar("preact-resnet18", "pre-activation CIFAR ResNet"),
+        ((r"bn1\.(\w+)", r"tail.norm.\1"), *_RESNET),
+    ),
     Layout(
         "CIFAR ResNet",
         ("conv1.weight", "bn1.weight", _BLOCK, "linear.weight"),
@@ -243,10 +267,11 @@ LAYOUTS = (
         assumed="activation ReLU, no dropout",
     ),
     Layout(
-        "ResNet of torchvision or timm",
+        RESNETS,
         ("conv1.weight", "bn1.weight", _BLOCK, "fc.weight"),
         _torchvision,
-        assumed="activation ReLU; a 7x7 stem has stride 2 and is followed by pooling, a 3x3 stem has neither",
+        assumed="activation ReLU, no blurred pooling; a 7x7 stem has stride 2 and is followed by pooling, a 3x3 stem "
+        "has neither",
     ),
 )
 """The layouts that are recognised, the first that fits."""

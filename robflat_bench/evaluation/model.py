@@ -18,6 +18,7 @@ from robflat_bench.evaluation.fitting import (
     OTHER_NETWORK,
     check_fit,
     for_backbone,
+    is_strange,
     normalisation_note,
     own_network,
     unwrapped,
@@ -135,6 +136,11 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
 
     def fitting(tensors: Mapping[str, Tensor], backbone: str, activation: str, notes: tuple[str, ...]) -> FoundModel:
         own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()
+        if not options.backbone and is_strange(tensors, own):
+            raise UsageError(
+                f"{file.name}: the names of its tensors ({next(iter(tensors)):.100}, ...) are of no network that is "
+                "known here; add its code, --model net.py:CLASS, or its backbone, e.g. --backbone 'timm(name=resnet18)'"
+            )
         named, said = for_backbone(tensors, own, with_statistics(shape, options), options)
         check_fit(named, own, file.name, f"the backbone {backbone}", OTHER_NETWORK)
         notes = (*contents.notes, *notes, *said)

@@ -13,6 +13,7 @@ from robflat_bench.backbones.parts import Normalized
 from robflat_bench.core import RobflatError, UsageError
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.own import OwnSplits
+from robflat_bench.evaluation.options import OTHER_PROTOCOL
 from robflat_bench.evaluation.own_code import line_of
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import uncounted
@@ -94,7 +95,7 @@ def _forward(model: nn.Module, images: Tensor, name: str) -> Any:
         first = (str(error).strip() or "no reason given").splitlines()[0]
         raise UsageError(
             f"{name} fails on images {_kind(images)}: {type(error).__name__}: {first:.300}{line_of(error)}; "
-            "pass a network for images of this shape and type"
+            f"pass a network for images of this shape and type, or choose another protocol: {OTHER_PROTOCOL}"
         ) from error
 
 

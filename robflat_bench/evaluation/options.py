@@ -74,6 +74,7 @@ class ModelOptions:
         _check_statistics(self.mean, self.std)
 
 
+OTHER_PROTOCOL = "--protocol cifar10-linf --data DIR"
 USUAL = ModelOptions()
 """The options of a command without any."""
 

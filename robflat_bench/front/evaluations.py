@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robflat_bench.core import UsageError
 from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, as_html, as_text
 from robflat_bench.front.runs import Run
@@ -25,6 +26,7 @@ from robflat_bench.front.shown import measure_grid, result_grid
 from robflat_bench.front.tables import Rows, evaluation_rows
 from robflat_bench.records.record import EvaluationRecord, MeasureResult
 from robflat_bench.records.store import read_outcomes
+from robflat_bench.registry.describe import written as typed
 from robflat_bench.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -50,12 +52,15 @@ class Evaluation:
         What was assumed or left out when the network was read.
     registry : Registry
         Names its attacks and measures.
+    epsilon : float
+        Radius of the l-infinity ball, in pixels of [0,1].
     """
 
     record: EvaluationRecord
     path: Path
     notes: tuple[str, ...]
     registry: Registry
+    epsilon: float
 
     @property
     def outcomes(self) -> dict[str, np.ndarray]:
@@ -82,10 +87,15 @@ class Evaluation:
     def parts(self, notes: bool = True) -> Iterator[Grid | str]:
         """The grids and lines that a terminal and a notebook show; the command prints the notes before it begins."""
         record = self.record
-        heading = f"{record.model}  |  {record.protocol.name} {record.protocol.version}, values ± standard error"
+        threat = f"l-inf, epsilon {typed(self.epsilon)}"
+        heading = (
+            f"{record.model}  |  {record.protocol.name} {record.protocol.version}, {threat}, values ± standard error"
+        )
         yield result_grid(heading, self.registry, record.results, self.outcomes, measures=False)
         if measured := measure_grid(self.registry, [*record.results.values()]):
             yield measured
+        if not record.dataset.canonical:
+            yield f"data: {record.dataset.origin}, not the canonical copy of a data set"
         yield from self.notes if notes else ()
         yield f"evaluation: {self.path}"
 
@@ -163,7 +173,6 @@ def evaluate(
     RunFailed
         An attack left the threat model, or logits are not finite.
     """
-    from robflat_bench.config.protocol import load
     from robflat_bench.evaluation.options import ModelOptions
 
     options = ModelOptions(backbone, network, arguments or {}, *statistics(normalize), classes, checkpoint)
@@ -171,7 +180,7 @@ def evaluate(
     if isinstance(model, Run):
         chosen, data, model = model.protocol, model.data if data is None else data, model.folder
     else:
-        chosen = load(registry, protocol, written(settings))
+        chosen = evaluation_protocol(registry, protocol, written(settings))
     named = str(model) if isinstance(model, Path) else model
     request = Request(named, options, several(attacks), several(measures), examples, train)
     given = data is not None and not isinstance(data, str | Path)
@@ -233,6 +242,19 @@ class Request:
         return choose_plan(registry, fixed, self.options.checkpoint, *named, self.examples, self.train)
 
 
+def evaluation_protocol(registry: Registry, name: str, settings: tuple[str, ...]) -> Protocol:
+    """The protocol to evaluate under; UsageError for settings of training, which would change nothing."""
+    from robflat_bench.config.protocol import load
+
+    found = load(registry, name, settings)
+    if training := found.overrides.keys() - {"activation"}:
+        raise UsageError(
+            f"recipe.{min(training)} is how a run trains, and evaluate trains nothing; leave it out. "
+            "The radius of the attacks is fixed.threat.epsilon"
+        )
+    return found
+
+
 def evaluated(session: Session, request: Request, say: Callable[[str], None] = lambda note: None) -> Evaluation:
     """The evaluation that is asked for, made or read from its file; `say` has the network's notes before the work."""
     from robflat_bench.data.own import counted
@@ -248,4 +270,4 @@ def evaluated(session: Session, request: Request, say: Callable[[str], None] = l
     plan = plan.limited(splits.available("test"), splits.available("train"))
     with faults(registry):
         record, path = evaluate_model(session, found, plan)
-    return Evaluation(record, path, found.notes, registry)
+    return Evaluation(record, path, found.notes, registry, found.protocol.fixed.threat.epsilon)

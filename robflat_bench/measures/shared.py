@@ -25,7 +25,9 @@ def couplings(*names: str) -> str:
 
 
 Steps = Annotated[PositiveInt, Field(description="Steps of the PGD attack.")]
-Step = Annotated[Number | None, Field(gt=0, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")]
+Step = Annotated[
+    Number | None, Field(gt=0, le=1, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")
+]
 Logits = Annotated[Literal["plain", "normalised"], Field(description="`normalised` logits have mean 0 and norm 1.")]
 Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
 Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]

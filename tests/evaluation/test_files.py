@@ -364,7 +364,7 @@ def test_mean_and_std_put_the_normalisation_in_front(session, net):
     assert front[1:3] == own[1:3]
     assert front[3].test == pytest.approx(own[3].test, rel=1e-5)
     assert abs(front[3].test - without[3].test) > 1e-3
-    with pytest.raises(UsageError, match="--mean has 3 values, and the images have 1 channels"):
+    with pytest.raises(UsageError, match="--mean has 3 values, and the protocol's images have 1 channels"):
         find_model(session, network, ModelOptions(mean=(0.1, 0.2, 0.3), std=(1.0,)))
 
 
@@ -535,7 +535,7 @@ def test_a_file_of_one_s_own_run_brings_its_normalisation_and_may_have_prefixes(
 
 def test_a_file_of_no_known_network_says_how_to_name_one(session, net):
     torch.save(made(net).state_dict(), "w.pt")
-    with pytest.raises(UsageError, match=r"does not fit the backbone resnet8.* --backbone .* --model net.py:NAME"):
+    with pytest.raises(UsageError, match=r"of no network that is known here; add its code, --model net.py:CLASS"):
         find_model(session, "w.pt")
 
 

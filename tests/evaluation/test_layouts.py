@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -112,7 +113,8 @@ def test_a_stage_that_never_runs_is_left_out_and_said():
     found = recognise(WideResNet(unused=True).state_dict())
     assert found.backbone == "wrn(depth=10, factor=1)"
     assert found.tensors.keys() == recognise(WideResNet().state_dict()).tensors.keys()
-    assert "6 tensors" in found.notes[-1] or "tensors that its forward pass never reads" in found.notes[-1]
+    unused = [name for name in WideResNet(unused=True).state_dict() if name.startswith("sub_block1.")]
+    assert f"{len(unused)} tensors that its forward pass never reads" in found.notes[-1]
 
 
 def test_a_tensor_of_another_name_is_kept_so_that_it_is_refused():
@@ -142,3 +144,41 @@ NAMES = st.one_of(st.sampled_from([*WORDS, "block1.layer.0.conv1.weight"]), st.t
 def test_no_dictionary_of_tensors_is_met_with_another_error(shapes):
     with contextlib.suppress(UsageError):
         recognise({name: torch.zeros(shape) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("name", ["resnetblur50", "resnetaa50", "wide_resnet50_2"])
+def test_the_name_in_a_file_tells_networks_with_the_same_tensors_apart(name):
+    import timm
+
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=10).state_dict()
+    assert recognise(state, name).backbone == f"timm(name={name}, stem=original)"
+    assert "no blurred pooling" in recognise({**state, **CONVENTIONAL}).notes[-1]
+
+
+CONVENTIONAL = {"conv1.weight": torch.zeros(64, 3, 7, 7)}
+
+
+def test_a_last_norm_that_is_called_bn1_is_a_pre_activation_network_s(registry):
+    network = drawn(PreActResNet())
+    state = {re.sub(r"^bn\.", "bn1.", name): tensor for name, tensor in network.state_dict().items()}
+    found = recognise(state)
+    assert found.backbone == "preact-resnet18(width=4)"
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        got = twin(registry, found.backbone, shape_of(network), found.tensors)(x)
+        assert torch.allclose(got, network(x), rtol=1e-11, atol=1e-12)
+
+
+def test_two_tensors_under_one_name_are_refused_and_odd_digits_are_no_numbers():
+    state = CifarResNet().state_dict()
+    with pytest.raises(UsageError, match="two of these tensors have the name of one"):
+        recognise({**state, "stem.conv.weight": state["conv1.weight"]})
+    odd = f"layer1.{'9' * 5000}.bn1.weight"
+    arabic = "layer1.\u0660.conv1.weight"
+    assert {odd, arabic} <= recognise({**state, odd: torch.ones(1), arabic: torch.ones(1)}).tensors.keys()
+
+
+def test_prefixes_without_end_are_no_work():
+    state = {"module." * 500 + name: tensor for name, tensor in CifarResNet().state_dict().items()}
+    assert recognise(state) is None

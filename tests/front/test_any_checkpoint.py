@@ -76,6 +76,10 @@ def safetensors(network: nn.Module, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
 
 
+def all_halved(network: nn.Module, path: Path) -> None:
+    torch.save({name: tensor.half() for name, tensor in network.state_dict().items()}, path)
+
+
 def halved(dtype: torch.dtype, network: nn.Module, path: Path) -> None:
     state = network.state_dict()
     torch.save({name: part.to(dtype) if part.is_floating_point() else part for name, part in state.items()}, path)
@@ -170,6 +174,7 @@ EQUAL = {
     "view behind a convolution": Row(own.Viewed),
     "bfloat16": Row(write=functools.partial(halved, torch.bfloat16)),
     "float16": Row(write=functools.partial(halved, torch.float16)),
+    "float16, counters too": Row(write=functools.partial(all_halved)),
     "float64": Row(write=functools.partial(halved, torch.float64)),
     "100 logits": Row(functools.partial(own.Plain, classes=100), given={"arguments": {"classes": 100}, "classes": 100}),
 }
@@ -401,3 +406,11 @@ def test_a_network_of_timm_is_read_by_its_name(name, protocol, tmp_path):
     assert found.robust_loss.test == pytest.approx(expected.robust_loss.test, rel=1e-4)
     for one in (*found.measures.values(), *expected.measures.values()):
         assert one.value is not None
+
+
+def test_a_recognised_file_that_lacks_a_tensor_names_that_tensor(protocol, tmp_path):
+    state, path = public.CifarResNet().state_dict(), tmp_path / "weights.pth"
+    torch.save({name: state[name] for name in state if name != "linear.bias"}, path)
+    told = run_here("evaluate", path, "--protocol", protocol, "--store", tmp_path / "runs")
+    assert told.code == 2
+    assert "1 of the network's 124 are not in it ('network.head.bias')" in told.err.splitlines()[-1]

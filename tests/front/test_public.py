@@ -581,3 +581,31 @@ def test_one_attack_is_a_list_of_one(net, images, tmp_path):
 def test_a_run_that_would_ignore_or_misread_an_argument_is_refused(tmp_path, arguments, says):
     with pytest.raises(UsageError, match=says):
         rb.run(**({"method": "at", "store": tmp_path, "progress": False} | arguments))
+
+
+def test_the_radius_and_the_data_of_an_evaluation_are_shown(net, images, tmp_path):
+    here = {"data": images, "attacks": ["fgsm"], "store": tmp_path, "progress": False}
+    shown = repr(rb.evaluate(net, settings={"fixed.threat.epsilon": 8 / 255}, **here))
+    assert "l-inf, epsilon 8/255" in shown
+    assert "data: 30 images 1x8x8 given from Python, not the canonical copy of a data set" in shown
+
+
+def test_settings_of_training_are_refused_where_nothing_is_trained(net, images, tiny, tmp_path):
+    here = {"data": images, "store": tmp_path, "progress": False}
+    with pytest.raises(UsageError, match=r"evaluate trains nothing; leave it out.*fixed\.threat\.epsilon"):
+        rb.evaluate(net, settings={"recipe.epsilon": 0.1}, **here)
+    made = rb.run("at", protocol=str(tiny), settings={"recipe.epochs": 1}, store=tmp_path, progress=False)
+    assert rb.evaluate(made, attacks=["fgsm"], store=tmp_path, progress=False).record.results
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("epsilon=0.1", "--set recipe.epsilon=0.1 for training, --set fixed.threat.epsilon=0.1 for evaluation"),
+        ("threat.epsilon=0.1", "; --set fixed.threat.epsilon=0.1 for evaluation"),
+        ("epochs=3", "; --set recipe.epochs=3 for training"),
+    ],
+)
+def test_a_setting_without_its_table_names_the_keys_that_may_be_meant(net, images, tmp_path, setting, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        rb.evaluate(net, data=images, settings=[setting], store=tmp_path, progress=False)
