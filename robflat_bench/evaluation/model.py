@@ -27,6 +27,7 @@ from robflat_bench.evaluation.fitting import (
 from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
+from robflat_bench.evaluation.own_code import source_hash
 from robflat_bench.evaluation.session import Session
 from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.logits import in_float32
@@ -63,6 +64,8 @@ class FoundModel:
         The file of the weights before the first step of training.
     classes : int or None
         Number of its logits; None: the number of classes of the data.
+    source : str
+        Hash of the user's file that made the module; "" if the code is unknown.
     notes : tuple of str
         What the reader should know: what was looked through, left out or assumed.
     """
@@ -77,6 +80,7 @@ class FoundModel:
     epoch: int | None = None
     initial: Path | None = None
     classes: int | None = None
+    source: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -130,7 +134,8 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
     if options.network:
         network, notes = own_network(contents, file, options, session.dtype)
         found = _of_module(session, network, options, name_of(file))
-        return replace(found, notes=(*contents.notes, *notes, *found.notes))
+        source = source_hash(options.network)
+        return replace(found, source=source, notes=(*contents.notes, *notes, *found.notes))
 
     backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import re
 import sys
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 import robflat_bench
 from robflat_bench.core import UsageError, contained, one_line
 from robflat_bench.core.files import read_regular
-from robflat_bench.registry.files import MAX_BYTES, load_file
+from robflat_bench.registry.files import MAX_BYTES, load_file, neighbours
 from robflat_bench.registry.validation import did_you_mean
 
 
@@ -119,6 +120,18 @@ def make(name: str, arguments: Mapping[str, Any]) -> Any:
         if not hasattr(type(found), "state_dict"):  # else it is a network, which is callable too
             return found(**arguments)
     raise UsageError(f"--model {name} is a network already; name its class, or a function that returns a new one")
+
+
+def source_hash(name: str) -> str:
+    """SHA-256 of a network's file and of the files beside it that it imports; empty for a module by its name."""
+    place = name.rpartition(":")[0]
+    if not place.endswith(".py"):
+        return ""
+    file = Path(place)
+    found = hashlib.sha256(file.read_bytes())
+    for path in neighbours(file).values():
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _advice(error: BaseException, attribute: str) -> str:

@@ -48,7 +48,8 @@ class Grid:
         from rich.text import Text
 
         named = any(self.columns)
-        made = Table(title=Text(self.heading), box=box.SIMPLE_HEAD, title_justify="left", show_header=named)
+        yield Text(self.heading, style="table.title")  # a title of the table would be as narrow as the table
+        made = Table(box=box.SIMPLE_HEAD, show_header=named)
         for place, name in enumerate(self.columns):
             made.add_column(Text(name), justify="right" if self.is_right(place) else "left")
         for row in self.rows:

@@ -115,6 +115,7 @@ def _identity(
         network = {"backbone": backbone, "activation": found.activation}
     else:
         network = {"module": found.name, "behaviour": behaviour(session, subject.model)}
+        network |= {"source": found.source} if found.source else {}
     initial = subject.initial if plan.measures else None  # attacks do not read them
     return network | {
         "name": found.name,

@@ -414,3 +414,15 @@ def test_a_recognised_file_that_lacks_a_tensor_names_that_tensor(protocol, tmp_p
     told = run_here("evaluate", path, "--protocol", protocol, "--store", tmp_path / "runs")
     assert told.code == 2
     assert "1 of the network's 124 are not in it ('network.head.bias')" in told.err.splitlines()[-1]
+
+
+def test_edited_code_is_evaluated_anew_even_where_clean_images_do_not_show_it(protocol, tmp_path):
+    network, path = own.trained(own.Plain()), tmp_path / "weights.pth"
+    torch.save(network.state_dict(), path)
+    here = {"protocol": protocol, "attacks": ["fgsm"], "store": tmp_path, "progress": False}
+    text, keys = NETWORKS.read_text(), set()
+    for ending in ("", "\n\n# edited\n"):
+        (tmp_path / "net.py").write_text(text + ending)
+        keys.add(rb.evaluate(path, network=f"{tmp_path / 'net.py'}:Plain", **here).record.key)
+        keys.add(rb.evaluate(path, network=f"{tmp_path / 'net.py'}:Plain", **here).record.key)
+    assert len(keys) == 2
