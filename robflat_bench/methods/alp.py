@@ -1,5 +1,5 @@
-r"""ALP:  L(w) = mean_i [ 1/2 \ell_CE(f(x_i), y_i) + 1/2 \ell_CE(f(x_i'), y_i) + \lambda / K ||f(x_i) - f(x_i')||_2^2
-],
+r"""ALP:  L(w) = mean_i [ 1/2 \ell_CE(f(x_i), y_i) + 1/2 \ell_CE(f(x_i'), y_i)
+                      + \lambda / K ||f(x_i) - f(x_i')||_2^2 ],
 
     x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'), y_i),   f the logits of K classes
 

@@ -36,12 +36,13 @@ def page(registry: Registry, kind: Kind) -> str:
 
 def _parts(registry: Registry, kind: Kind, name: str) -> Iterator[str]:
     row = describe_component(registry, kind, name)
-    yield f"{row['summary'][0].upper()}{escaped(row['summary'][1:])}."
     equation, notes = opening(docstring(registry.get(kind, name))) if kind in EQUATIONS else ("", "")
-    if kind in ("method", "modifier"):
-        yield _block(equation)
-    elif equation:
-        yield from map(_paragraph, equation.split("\n\n"))
+    paragraphs = [_block(equation)] if kind in ("method", "modifier") else [*map(_paragraph, equation.split("\n\n"))]
+    if not equation or paragraphs[0].startswith("```"):  # else the first paragraph says what the summary says
+        yield f"{row['summary'][0].upper()}{escaped(row['summary'][1:])}."
+    yield from paragraphs if equation else ()
+    told = row["citation"]
+    yield from (_paragraph(text) for text in notes.split("\n\n") if text and not told.startswith(text.rstrip(".\n")))
     if row["parameters"]:
         yield _table(row["parameters"])
     facts = [(key, row[key]) for key in FACTS.get(kind, ()) if row.get(key)]
@@ -49,8 +50,6 @@ def _parts(registry: Registry, kind: Kind, name: str) -> Iterator[str]:
     facts += [("citation", row["citation"])] if row["citation"] else []
     if facts:
         yield "\n".join(f"- {key}: {linked(value) if key == 'citation' else escaped(value)}" for key, value in facts)
-    told = row["citation"]
-    yield from (_paragraph(text) for text in notes.split("\n\n") if not told.startswith(text.rstrip(".\n")))
 
 
 def _table(parameters: list[dict[str, Any]]) -> str:
