@@ -609,3 +609,13 @@ def test_settings_of_training_are_refused_where_nothing_is_trained(net, images, 
 def test_a_setting_without_its_table_names_the_keys_that_may_be_meant(net, images, tmp_path, setting, says):
     with pytest.raises(UsageError, match=re.escape(says)):
         rb.evaluate(net, data=images, settings=[setting], store=tmp_path, progress=False)
+
+
+def test_data_of_ones_own_stay_under_the_protocol_of_a_run(registry, images, tmp_path):
+    from robflat_bench.config.protocol import load
+    from robflat_bench.data.own import own_splits
+    from robflat_bench.front.sessions import open_session
+
+    session = open_session(registry, data=own_splits(images), store=tmp_path)
+    under = session.under(load(registry, "cifar10-mini"))
+    assert torch.equal(under.examples("test").x, images[0])
