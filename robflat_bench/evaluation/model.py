@@ -165,6 +165,11 @@ def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
     folder, protocol = session.store.find(name), session.protocol
     record = folder.record()
     board = record.protocol
+    if board.hash != protocol.hash and protocol.name == f"{board.name}-{protocol.hash[:8]}":
+        raise UsageError(
+            f"{name} was made under {board.name}, and a run is evaluated under its own protocol; leave out --set "
+            f"fixed.*, or evaluate its weights as a file: {folder.weights(checkpoint)}"
+        )
     if board.hash != protocol.hash and board.name in session.registry.protocols:
         protocol = load(session.registry, board.name)
     if board.hash != protocol.hash:

@@ -619,3 +619,9 @@ def test_data_of_ones_own_stay_under_the_protocol_of_a_run(registry, images, tmp
     session = open_session(registry, data=own_splits(images), store=tmp_path)
     under = session.under(load(registry, "cifar10-mini"))
     assert torch.equal(under.examples("test").x, images[0])
+
+
+def test_settings_that_a_run_would_ignore_are_refused(finished, tiny):
+    here = {"protocol": str(tiny), "store": finished.store, "attacks": ["fgsm"], "progress": False}
+    with pytest.raises(UsageError, match=r"evaluated under its own protocol; leave out --set fixed.*last\.safetensors"):
+        rb.evaluate(finished.key, settings={"fixed.threat.epsilon": 0.1}, **here)
