@@ -42,6 +42,7 @@ def beside_the_files() -> Iterator[None]:
         for name, text in FILES.items():
             Path(name).write_text(text)
         sys.path.insert(0, folder)
+        others = {name: sys.modules.pop(name) for name in ("net", "train") if name in sys.modules}  # of other tests
         try:
             importlib.import_module("train")
             yield
@@ -49,3 +50,4 @@ def beside_the_files() -> Iterator[None]:
             sys.path.remove(folder)
             for name in ("net", "train"):
                 sys.modules.pop(name, None)
+            sys.modules.update(others)
