@@ -209,21 +209,26 @@ def _torchvision(shapes: Shapes) -> str:
     return _named(f"resnet{_depth(RESNETS, shapes)}", shapes)
 
 
+def _trunk(block: str, shortcut: str) -> tuple[tuple[str, str], ...]:
+    """Renames of the stem and of the blocks, whose names begin with `block` and whose projections are `shortcut`."""
+    return (
+        (r"conv1\.weight", r"stem.conv.weight"),
+        (rf"{block}\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
+        (rf"{block}\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
+        (rf"{block}\.{shortcut}\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
+    )
+
+
+_LAYER = r"layer(\d{1,3})\.(\d{1,3})"
 _RESNET = (
-    (r"conv1\.weight", r"stem.conv.weight"),
+    *_trunk(_LAYER, r"shortcut\.0"),
+    (rf"{_LAYER}\.shortcut\.1\.(\w+)", r"stage\1.block+\2.shortcut.norm.\3"),
     (r"bn1\.(\w+)", r"stem.norm.\1"),
-    (r"layer(\d{1,3})\.(\d{1,3})\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
-    (r"layer(\d{1,3})\.(\d{1,3})\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
-    (r"layer(\d{1,3})\.(\d{1,3})\.shortcut\.0\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
-    (r"layer(\d{1,3})\.(\d{1,3})\.shortcut\.1\.(\w+)", r"stage\1.block+\2.shortcut.norm.\3"),
     (r"bn\.(\w+)", r"tail.norm.\1"),
     (r"linear\.(\w+)", r"head.\1"),
 )
 _WIDE = (
-    (r"conv1\.weight", r"stem.conv.weight"),
-    (r"block(\d{1,3})\.layer\.(\d{1,3})\.conv(\d)\.weight", r"stage\1.block+\2.conv\3.weight"),
-    (r"block(\d{1,3})\.layer\.(\d{1,3})\.bn(\d)\.(\w+)", r"stage\1.block+\2.norm\3.\4"),
-    (r"block(\d{1,3})\.layer\.(\d{1,3})\.convShortcut\.weight", r"stage\1.block+\2.shortcut.conv.weight"),
+    *_trunk(r"block(\d{1,3})\.layer\.(\d{1,3})", "convShortcut"),
     (r"bn1\.(\w+)", r"tail.norm.\1"),
     (r"fc\.(\w+)", r"head.\1"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.util
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 import robflat_bench
 from robflat_bench.core import UsageError, contained, one_line
 from robflat_bench.core.files import read_regular
-from robflat_bench.registry.files import MAX_BYTES, load_file, neighbours
+from robflat_bench.registry.files import MAX_BYTES, hashed, load_file, source_files
 from robflat_bench.registry.validation import did_you_mean
 
 
@@ -125,13 +124,7 @@ def make(name: str, arguments: Mapping[str, Any]) -> Any:
 def source_hash(name: str) -> str:
     """SHA-256 of a network's file and of the files beside it that it imports; empty for a module by its name."""
     place = name.rpartition(":")[0]
-    if not place.endswith(".py"):
-        return ""
-    file = Path(place)
-    found = hashlib.sha256(file.read_bytes())
-    for path in neighbours(file).values():
-        found.update(path.read_bytes())
-    return found.hexdigest()
+    return hashed(source_files(Path(place))) if place.endswith(".py") else ""
 
 
 def _advice(error: BaseException, attribute: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ class Evaluation:
     registry: Registry
     epsilon: float
 
-    @property
+    @cached_property
     def outcomes(self) -> dict[str, np.ndarray]:
         """The outcome of every image: arrays named `<model>/<split>/<attack or "clean">/error` and `.../loss`."""
         return read_outcomes(self.record, self.path.with_suffix(".npz"))

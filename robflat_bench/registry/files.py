@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -62,6 +62,20 @@ def neighbours(file: Path) -> dict[str, Path]:
             waiting += [path for key, path in new.items() if key not in found and path.suffix == ".py"]
             found |= new
     return dict(sorted(found.items()))
+
+
+def source_files(file: Path) -> list[tuple[str, Path]]:
+    """A plugin's file, called ".", and its neighbours, by name."""
+    return [(".", file), *neighbours(file).items()]
+
+
+def hashed(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over names and contents, in the order given."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def files_below(root: Path) -> list[Path]:

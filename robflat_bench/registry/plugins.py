@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib
 import importlib.abc
 import importlib.util
@@ -29,7 +28,7 @@ import pluggy
 from robflat_bench import __version__
 from robflat_bench.core import PROJECT, UsageError, contained, one_line
 from robflat_bench.registry import hookspecs
-from robflat_bench.registry.files import MAX_BYTES, files_below, load_file, neighbours
+from robflat_bench.registry.files import MAX_BYTES, files_below, hashed, load_file, source_files
 
 ROOMS = ("data", "backbones", "attacks", "methods", "modifiers", "measures", "launchers", "config.protocols")
 BUILT_INS = tuple(f"robflat_bench.{room}" for room in ROOMS)
@@ -73,16 +72,12 @@ class Provider:
         """
         if self.module is None or self.module.__file__ is None:
             return ""
-        digest = hashlib.sha256()
-        for name, path in self._files(self.module.__name__, factory, Path(self.module.__file__)):
-            digest.update(name.encode())
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
+        return hashed(self._files(self.module.__name__, factory, Path(self.module.__file__)))
 
     def _files(self, module: str, factory: str, file: Path) -> Iterator[tuple[str, Path]]:
         """The plugin's files, each with its path in the plugin; a single file's is `.`."""
         if self.version == "file":
-            yield from [(".", file), *neighbours(file).items()]
+            yield from source_files(file)
             return
         own, other = (name.partition(":")[0].split(".")[0] for name in (module, factory))
         for root in [*_roots(own), *(_roots(other) if other not in ("", own, PROJECT) else [])]:
