@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from robflat_bench.core.examples import Examples, Workspace
 
 MEMORY_BATCH = 250
@@ -39,6 +41,19 @@ def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, i
 
 
 def in_batches(examples: Examples, workspace: Workspace, compute: Callable[[Examples], Tensor], name: str) -> Tensor:
+    """Apply `compute` to all examples, batch by batch: `arrays_in_batches` of one array, named as its units are.
+
+    Returns
+    -------
+    Tensor
+        [N,...], on the examples' device.
+    """
+    return arrays_in_batches(examples, workspace, lambda part: {name: compute(part)}, name)[name]
+
+
+def arrays_in_batches(
+    examples: Examples, workspace: Workspace, compute: Callable[[Examples], Mapping[str, Tensor]], name: str
+) -> dict[str, Tensor]:
     """Apply `compute` to all examples, batch by batch.
 
     Parameters
@@ -48,21 +63,21 @@ def in_batches(examples: Examples, workspace: Workspace, compute: Callable[[Exam
     workspace
         Its `batch` is the memory batch; its journal keeps each batch's result and skips it after an interruption.
     compute
-        Examples of one batch -> tensor [B,...].
+        Examples of one batch -> tensors [B,...] by name.
     name
         Name of the journal's units, [A-Za-z0-9_.-]; position and size of the batch are added.
 
     Returns
     -------
-    Tensor
-        [N,...], on the examples' device.
+    dict of str to Tensor
+        [N,...] each, on the examples' device.
     """
-    parts = []
+    parts: list[Mapping[str, np.ndarray]] = []
     for number, (part, count) in enumerate(padded_batches(examples, workspace.batch)):
 
-        def unit(part: Examples = part, count: int = count) -> dict[str, object]:
-            return {name: compute(part)[:count].cpu().numpy()}
+        def unit(part: Examples = part, count: int = count) -> dict[str, np.ndarray]:
+            return {key: tensor[:count].cpu().numpy() for key, tensor in compute(part).items()}
 
-        arrays = workspace.journal.unit(f"{name}-{workspace.batch}-{number}", unit)  # type: ignore[arg-type]
-        parts.append(torch.from_numpy(arrays[name]))
-    return torch.cat(parts).to(examples.x.device)
+        parts.append(workspace.journal.unit(f"{name}-{workspace.batch}-{number}", unit))
+    device = examples.x.device
+    return {key: torch.cat([torch.from_numpy(arrays[key]) for arrays in parts]).to(device) for key in parts[0]}

@@ -97,9 +97,17 @@ class Workspace:
         Makes the work resumable.
     initial : Mapping of str to Tensor, or None
         The weights at the start of training, by name; None where they are not known.
+    shared : Journal
+        Keeps what several measures read at the weights of one checkpoint, such as the images of one attack. Its units
+        are named by their content, and their cost is counted in every measure that reads them.
     """
 
     batch: int = 100
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     initial: Mapping[str, Tensor] | None = None
+    shared: Journal = None  # type: ignore[assignment]  # never None in an instance
+
+    def __post_init__(self) -> None:
+        if self.shared is None:
+            object.__setattr__(self, "shared", self.journal.section("shared"))

@@ -150,7 +150,7 @@ class _Evaluation:
         component, examples, workspace, units = self.prepared(stage)
         work = self._attack if stage.kind == "attack" else self._measure
         work(stage, component, examples, workspace)
-        self._ends(stage.name(stage.text), units.spent.seconds)
+        self._ends(stage.name(stage.text), (units.spent + workspace.shared.spent).seconds)
 
     def prepared(self, stage: EvaluationStage) -> tuple[Any, Examples, Workspace, StoredJournal]:
         """The component of a stage, its examples and workspace, and the journal of its units."""
@@ -159,7 +159,9 @@ class _Evaluation:
         # Best and last may have equal weights but use other numbers of examples, so the section's name has the number.
         units = self.journal.section(f"{stage.kind} {stage.text}, {len(examples)} {stage.split} examples")
         journal = KeyedJournal(units, session.fixed.seed, *stage)
-        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, journal, self.subject.initial)
+        common = f"shared by measures, {len(examples)} {stage.split} examples"
+        shared = KeyedJournal(self.journal.section(common), session.fixed.seed, common)
+        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, journal, self.subject.initial, shared)
         return resolve(session.registry, stage.kind, stage.text).build(session.threat), examples, workspace, units
 
     def images(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> Tensor:
@@ -239,7 +241,7 @@ def _measured(
         n=found.n,
         reason=reason or next(iter(wrong), ""),
         details={} if wrong else details,
-        **asdict(workspace.journal.spent),
+        **asdict(workspace.journal.spent + workspace.shared.spent),
     )
     arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
     if wrong:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from robflat_bench.attacks.engine import attacked, margin
 from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core import Examples, Measure, Threat, Workspace
-from robflat_bench.core.batching import in_batches, padded_batches
+from robflat_bench.core.batching import arrays_in_batches, in_batches, padded_batches
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of
@@ -74,6 +74,8 @@ class Oracle:
         self.logits = torch.nn.Identity() if self.plain else normalised
         self.pgd = PGD(PGDParams(steps=params.steps, step=params.step, restarts=params.restarts), threat)
         self.images: Tensor | None = None
+        self.attack = f"{self.pgd.params.model_dump_json()} within {threat.epsilon!r}"
+        self.content = f"{self.coupling}, warm {self.warm}, {params.logits} logits, {self.attack}"
 
     @classmethod
     def of(cls, measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace) -> Oracle:
@@ -85,9 +87,14 @@ class Oracle:
     def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
         """Find the images x' of `frozen` and of warm `reattack`; the other couplings keep no images."""
         if self.coupling == "frozen" or self.warm:
-            self.images = in_batches(
-                examples, workspace, lambda part: self.pgd.perturb(model, part, workspace.seed), "x_adv"
-            )
+            self.images = self._attacked_at_w(model, examples, workspace)["x"]
+
+    def reference(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        """`losses` at w, where the model must be: read from `workspace.shared` if another measure has computed them."""
+        if self.coupling == "reattack" and self.plain and not self.warm:
+            return self._attacked_at_w(model, examples, workspace)["loss"].double()
+        shared = workspace.shared.section(f"losses of {self.content}")
+        return self.losses(model, examples, replace(workspace, journal=shared))
 
     def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         """Cross-entropy of each example in nats, float64 [N]. Each memory batch is a unit of the journal."""
@@ -176,6 +183,15 @@ class Oracle:
             return found.x if keep == "x" else found.loss
 
         return in_batches(both, workspace, compute, {"x": "x_adv-reattack", "loss": "loss-reattack"}[keep])
+
+    def _attacked_at_w(self, model: nn.Module, examples: Examples, workspace: Workspace) -> dict[str, Tensor]:
+        """`x` and `loss` of an attack on each example at w, the same for all measures with such an attack."""
+
+        def compute(part: Examples) -> dict[str, Tensor]:
+            return self.pgd.maximise(model, part, workspace.seed)._asdict()
+
+        shared = workspace.shared.section(f"attack of {self.attack}")
+        return arrays_in_batches(examples, replace(workspace, journal=shared), compute, "attack")
 
     def _kept(self) -> Tensor:
         if self.images is None:

@@ -56,7 +56,7 @@ def losses_after(
     """Losses of the measure's oracle at w, [N], and after each move, [moves, N]. Every move starts at w."""
     model = space.model
     oracle = Oracle.of(measure, model, examples, section(workspace, "images"))
-    reference = oracle.losses(model, examples, section(workspace, "reference"))
+    reference = oracle.reference(model, examples, workspace)
     losses = []
     for number, move in enumerate(moves):
         with space.moved(move):

@@ -180,13 +180,50 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
     assert second.model_dump(exclude={"seconds"}) == first.model_dump(exclude={"seconds"})
     assert outcomes.keys() == again.keys()
     assert all(np.array_equal(again[name], array) for name, array in outcomes.items())
-    assert calls[0] == spent - 4 - 12 - 16, "the attack's passes, those of two restarts, moved and not, and their ends'"
+    assert calls[0] == spent - 4 - 12 - 8, (
+        "the attack's passes, those of two restarts, moved and not, and the higher end's"
+    )
     measured = first.measures[text]
-    assert (measured.forward, measured.backward) == (5 * (12 + 16), 5 * (8 + 12)), "of five images"
+    assert (measured.forward, measured.backward) == (5 * (12 + 8), 5 * (8 + 6)), "of five images"
     with torch.no_grad():
         model.gain.fill_(2.0)
     other, _ = evaluated(registry, fixed, model, data, plan, tmp_path)
     assert other.measures[text].value != first.measures[text].value, "other weights, other units"
+
+
+SHARING = (
+    "margin(coupling=frozen, steps=3)",
+    "average-case(coupling=frozen, draws=2, steps=3, xi=0.3)",
+    "average-case(coupling=reattack, draws=2, steps=3, xi=0.3)",
+    "lpf(coupling=reattack, draws=2, steps=3, warm=false)",
+    "margin(coupling=frozen, steps=4)",
+)
+"""Measures of one attack at w, the last one of another; each but the third reads it first in some order."""
+
+
+def test_one_attack_at_w_serves_every_measure_and_changes_none(registry, fixed, tmp_path):
+    """Bit for bit the measure alone, in both orders; the attack is made once, and counted in each measure's passes."""
+    texts = [resolve(registry, "measure", text).canonical for text in SHARING]
+    data, calls = splits([0, 1, 2, 3, 4], [0]), [0]
+
+    def under(folder: str, *chosen: str) -> tuple[Any, dict[str, np.ndarray]]:
+        model = Wave()
+        model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+        plan = Plan((Attacked(attack="fgsm", test=5),), tuple(Measured(measure=text, test=5) for text in chosen))
+        return evaluated(registry, fixed, model, data, plan, tmp_path / folder)
+
+    under("none")
+    rest, calls[0] = calls[0], 0
+    alone = {text: under(f"alone-{number}", text) for number, text in enumerate(texts)}
+    apart, calls[0] = calls[0] - len(texts) * rest, 0
+    for folder, chosen in (("all", texts), ("backwards", texts[::-1])):
+        result, outcomes = under(folder, *chosen)
+        assert calls[0] - rest == apart - 3 * 4, "four measures share one attack of three steps"
+        calls[0] = 0
+        for text, (own, arrays) in alone.items():
+            one, other = (found.measures[text].model_dump(exclude={"seconds"}) for found in (own, result))
+            assert one == other
+            assert all(np.array_equal(outcomes[name], array) for name, array in arrays.items() if text in name)
 
 
 def test_equal_weights_on_other_numbers_of_examples_share_no_units(registry, fixed, tmp_path):
