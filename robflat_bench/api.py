@@ -54,6 +54,7 @@ from robflat_bench.core import (
 )
 
 if TYPE_CHECKING:
+    from robflat_bench.attacks.climbers import project
     from robflat_bench.attacks.engine import (
         ascend,
         attacked,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
         divergence_from,
         frozen_statistics,
         margin,
-        project,
     )
     from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.core.batching import in_batches
@@ -81,6 +81,7 @@ _LAZY = (
     "robflat_bench.registry.components",
     "robflat_bench.core.randomness",
     "robflat_bench.core.batching",
+    "robflat_bench.attacks.climbers",
     "robflat_bench.attacks.engine",
     "robflat_bench.backbones.parts",
     "robflat_bench.methods.losses",

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from robflat_bench.attacks.climbers import Ascent, Climbers, Objective
 from robflat_bench.core import InnerAttack
 from robflat_bench.core.randomness import normal_like, uniform_like
-from robflat_bench.numerics.compilation import captured
+from robflat_bench.numerics.compilation import captured, is_compiled
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of, guarded
 
-Objective = Callable[[Tensor], Tensor]
-"""logits [B,K] -> the quantity that the attack maximises, per example [B]."""
 Moving = Callable[[Tensor], Tensor]
 """logits [B,K] of the current iterate -> bool [B]: the examples that take another step."""
 NormMode = Literal["eval", "train"]
@@ -125,33 +124,6 @@ def gradient_at(x: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
     return gradient
 
 
-def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
-    """The nearest images in the l-inf ball around x and in [0,1]; epsilon may be per example, [B,1,1,1]."""
-    return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
-
-
-def _each(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Images [B,C,H,W] of `yes` where mask [B] is true, else of `no`."""
-    return torch.where(mask[:, None, None, None], yes, no)
-
-
-class Ascent(NamedTuple):
-    """Iterates and their losses: x [B,C,H,W] and the objective there, loss [B]."""
-
-    x: Tensor
-    loss: Tensor
-
-    @classmethod
-    def begin(cls, x: Tensor) -> Ascent:
-        """x with losses of -infinity, which any other loss exceeds."""
-        return cls(x, torch.full_like(x[:, 0, 0, 0], -torch.inf))
-
-    def improved_by(self, other: Ascent) -> Ascent:
-        """The iterate with the higher loss for each example, NaN the highest; that of `self` where losses are equal."""
-        better = (other.loss > self.loss) | (other.loss.isnan() & ~self.loss.isnan())
-        return Ascent(_each(better, other.x, self.x), torch.where(better, other.loss, self.loss))
-
-
 def ascend(
     model: nn.Module,
     x: Tensor,
@@ -162,6 +134,7 @@ def ascend(
     step: float | Tensor,
     steps: int,
     moving: Callable[[], Moving] | None = None,
+    rest: bool = False,
 ) -> Ascent:
     """Take projected sign steps from `start`. Call it within `attacked(model)`.
 
@@ -178,6 +151,8 @@ def ascend(
     moving
         Called at the start of the ascent; returns the rule that says which examples take another step. With it, the
         last iterate is returned instead of the best.
+    rest
+        Whether images that repeat themselves are left out (`climbers`); on a CPU, not compiled, without `moving`.
 
     Returns
     -------
@@ -185,26 +160,10 @@ def ascend(
         The best iterate of each example and its loss.
     """
 
+    rest = rest and moving is None and x.device.type == "cpu" and not is_compiled(model)  # no new shapes there
+
     def climb() -> tuple[Ascent, Tensor]:
-        """The ascent, and whether all its gradients were finite: a tensor, so that no step waits for the device."""
-        current = project(start, x, epsilon)
-        best, finite = Ascent.begin(current), torch.ones((), dtype=torch.bool, device=x.device)
-        moves = moving() if moving else None
-        for number in range(steps + 1):
-            last = number == steps
-            with torch.set_grad_enabled(not last):
-                variable = current.detach().requires_grad_(not last)
-                logits = model(variable)
-                loss = objective(logits)
-                total = loss.sum()
-            here = Ascent(current, loss.detach())
-            best = best.improved_by(here) if moves is None else here
-            if not last:
-                (gradient,) = torch.autograd.grad(total, variable)
-                finite &= gradient.isfinite().all()
-                stepped = project(current + step * gradient.sign(), x, epsilon)
-                current = stepped if moves is None else _each(moves(logits.detach()), stepped, current)
-        return best, finite
+        return _climb(model, Climbers(x, start, epsilon, step, rest), objective, steps, moving() if moving else None)
 
     with captured(model):
         best, finite = climb()
@@ -212,6 +171,27 @@ def ascend(
         with guarded(model):
             best, _ = climb()
     return best
+
+
+def _climb(
+    model: nn.Module, climbers: Climbers, objective: Objective, steps: int, moves: Moving | None
+) -> tuple[Ascent, Tensor]:
+    """The ascent, and whether all its gradients were finite: a tensor, so that no step waits for the device."""
+    finite = torch.ones((), dtype=torch.bool, device=climbers.x.device)
+    for number in range(steps + 1):
+        last = number == steps
+        with torch.set_grad_enabled(not last):
+            variable = climbers.current.detach().requires_grad_(not last)
+            logits = model(variable)
+            loss = climbers.losses(objective, logits)
+        climbers.note(loss.detach(), keep="best" if moves is None else "last")
+        if not last:
+            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            finite &= gradient.isfinite().all()
+            climbers.advance(gradient, moves(logits.detach()) if moves else None)
+            if not len(climbers.current):
+                break
+    return climbers.highest(), finite
 
 
 # ---------------------------------------------------------------------------------------------------------

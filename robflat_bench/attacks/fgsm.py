@@ -12,7 +12,8 @@ from robflat_bench.core import Attack, AttackInfo, Examples, Passes, lazy_import
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import attacked, cross_entropy, gradient_at, project
+    from robflat_bench.attacks.climbers import project
+    from robflat_bench.attacks.engine import attacked, cross_entropy, gradient_at
 
 
 INFO = AttackInfo(

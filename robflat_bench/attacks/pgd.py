@@ -9,7 +9,7 @@ learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -18,7 +18,8 @@ from robflat_bench.core import Attack, AttackInfo, Examples, Number, Params, Pas
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import Ascent, ascend, attacked, cross_entropy, margin
+    from robflat_bench.attacks.climbers import Ascent
+    from robflat_bench.attacks.engine import ascend, attacked, cross_entropy, margin
     from robflat_bench.core.randomness import per_example_uniform
     from robflat_bench.numerics.folding import folded
 
@@ -47,7 +48,7 @@ INFO = AttackInfo(
     params=PGDParams,
     citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
     title="PGD-{steps} x {restarts}",
-    passes=Passes("restarts * (steps + 1)", "restarts * steps"),
+    passes=Passes("restarts * (steps + 1)", "restarts * steps", at_most=True),
 )
 
 
@@ -76,11 +77,11 @@ class PGD(Attack):
         x, epsilon = examples.x, self.threat.epsilon
         step = epsilon / 4 if self.params.step is None else self.params.step
         objective = {"ce": cross_entropy, "margin": margin}[self.params.loss](examples.y)
+        settings: Any = {"epsilon": epsilon, "step": step, "steps": self.params.steps, "rest": True}
         best = Ascent.begin(x)
         with attacked(model), folded(model, x):
             for start in [*self._starts(examples, seed), *([] if warm is None else [warm])]:
-                found = ascend(model, x, start, objective, epsilon=epsilon, step=step, steps=self.params.steps)
-                best = best.improved_by(found)
+                best = best.improved_by(ascend(model, x, start, objective, **settings))
         return best
 
     def _starts(self, examples: Examples, seed: int) -> Iterator[Tensor]:

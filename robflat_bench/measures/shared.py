@@ -110,11 +110,11 @@ def passes_of_readings(count: str) -> dict[str, Passes]:
     """Passes of a measure that reads the loss `count` times, by coupling. A, B: forward, backward of one attack."""
     return {
         "clean": Passes(count),
-        "frozen": Passes(f"A + {count}", "B"),
-        "reattack": Passes(f"({count}) * A", f"({count}) * B"),
+        "frozen": Passes(f"A + {count}", "B", at_most=True),
+        "reattack": Passes(f"({count}) * A", f"({count}) * B", at_most=True),
     }
 
 
 def passes_at_fixed_images(forward: str, backward: str) -> dict[str, Passes]:
     """Passes of a measure that computes at fixed images, by coupling."""
-    return {"clean": Passes(forward, backward), "frozen": Passes(f"A + {forward}", f"B + {backward}")}
+    return {"clean": Passes(forward, backward), "frozen": Passes(f"A + {forward}", f"B + {backward}", at_most=True)}

@@ -19,7 +19,8 @@ from robflat_bench.methods.at import AT
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import cross_entropy, project
+    from robflat_bench.attacks.climbers import project
+    from robflat_bench.attacks.engine import cross_entropy
     from robflat_bench.core.randomness import uniform_like
 
 

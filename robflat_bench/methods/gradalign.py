@@ -26,7 +26,8 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import frozen_statistics, project
+    from robflat_bench.attacks.climbers import project
+    from robflat_bench.attacks.engine import frozen_statistics
     from robflat_bench.core.randomness import uniform_like
     from robflat_bench.methods.fgsm_rs import one_step, random_start
 

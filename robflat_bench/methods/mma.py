@@ -31,7 +31,8 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import Objective, ascend
+    from robflat_bench.attacks.climbers import Objective
+    from robflat_bench.attacks.engine import ascend
     from robflat_bench.core.randomness import uniform_like
     from robflat_bench.methods.losses import soft_cross_entropy
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from robflat_bench.attacks import autoattack
 from robflat_bench.attacks.autoattack import AutoAttack, AutoAttackParams
+from robflat_bench.attacks.climbers import project
 from robflat_bench.attacks.engine import (
     TrainingAttack,
     ascend,
@@ -25,7 +26,6 @@ from robflat_bench.attacks.engine import (
     divergence_from,
     frozen_statistics,
     margin,
-    project,
 )
 from robflat_bench.attacks.fgsm import FGSM
 from robflat_bench.attacks.pgd import PGD, PGDParams

@@ -9,7 +9,8 @@ import torch
 from helpers.networks import Root
 from torch import Tensor, nn
 
-from robflat_bench.attacks.engine import Ascent, TrainingAttack, ascend, attacked, cross_entropy, gradient_at
+from robflat_bench.attacks.climbers import Ascent
+from robflat_bench.attacks.engine import TrainingAttack, ascend, attacked, cross_entropy, gradient_at
 from robflat_bench.numerics.gradients import gradients_of, guarded
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -206,7 +206,7 @@ def test_one_attack_at_w_serves_every_measure_and_changes_none(registry, fixed, 
     texts = [resolve(registry, "measure", text).canonical for text in SHARING]
     data, calls = splits([0, 1, 2, 3, 4], [0]), [0]
 
-    def under(folder: str, *chosen: str) -> tuple[Any, dict[str, np.ndarray]]:
+    def under(folder: str, *chosen: str) -> tuple[Result, dict[str, np.ndarray]]:
         model = Wave()
         model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
         plan = Plan((Attacked(attack="fgsm", test=5),), tuple(Measured(measure=text, test=5) for text in chosen))

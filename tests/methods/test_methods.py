@@ -10,7 +10,8 @@ from helpers import naive
 from helpers.naive import COUNT, batch, images, inner, network, training
 from torch import Tensor, nn
 
-from robflat_bench.attacks.engine import Objective, TrainingAttack, cross_entropy
+from robflat_bench.attacks.climbers import Objective
+from robflat_bench.attacks.engine import TrainingAttack, cross_entropy
 from robflat_bench.config.cost import passes_per_image
 from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import DatasetRef, make_spec

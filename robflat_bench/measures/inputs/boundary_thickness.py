@@ -38,7 +38,8 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import Objective, ascend, attacked, cross_entropy
+    from robflat_bench.attacks.climbers import Objective
+    from robflat_bench.attacks.engine import ascend, attacked, cross_entropy
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.estimates import estimated
     from robflat_bench.core.randomness import per_example_uniform

@@ -27,7 +27,8 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.engine import attacked, divergence_from, project
+    from robflat_bench.attacks.climbers import project
+    from robflat_bench.attacks.engine import attacked, divergence_from
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import per_example_uniform
     from robflat_bench.measures.per_example import mean_of
