@@ -26,7 +26,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from robflat_bench.attacks.climbers import Ascent, Climbers, Objective
 from robflat_bench.core import InnerAttack
 from robflat_bench.core.randomness import normal_like, uniform_like
-from robflat_bench.numerics.compilation import captured, is_compiled
+from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of, guarded
 
@@ -152,7 +152,7 @@ def ascend(
         Called at the start of the ascent; returns the rule that says which examples take another step. With it, the
         last iterate is returned instead of the best.
     rest
-        Whether images that repeat themselves are left out (`climbers`); on a CPU, not compiled, without `moving`.
+        Whether images that repeat themselves are left out (`climbers`); on a CPU, without `moving`.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def ascend(
         The best iterate of each example and its loss.
     """
 
-    rest = rest and moving is None and x.device.type == "cpu" and not is_compiled(model)  # no new shapes there
+    rest = rest and moving is None and x.device.type == "cpu"  # elsewhere no step waits for the device
 
     def climb() -> tuple[Ascent, Tensor]:
         return _climb(model, Climbers(x, start, epsilon, step, rest), objective, steps, moving() if moving else None)

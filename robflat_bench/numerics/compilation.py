@@ -219,11 +219,6 @@ def fused(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def is_compiled(network: nn.Module) -> bool:
-    """Whether `captured` and `fused` run compiled code of this network."""
-    return _working(network) is not None
-
-
 def _working(network: nn.Module) -> Compiled | None:
     compiled = _NETWORKS.get(network)
     return compiled if compiled and not compiled.session.problem and not is_guarded(network) else None

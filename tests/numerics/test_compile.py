@@ -323,9 +323,10 @@ def test_call_that_fails_after_its_trial_is_repeated_eagerly(session):
 # ---------------------------------------------------------------------------------------------------------
 
 
-VARIANTS_OF_A_RUN = 11
+VARIANTS_OF_A_RUN = 12
 """The loss; the attack with and without gradients, on the batches of training and of the held-out check (as large:
-other autocast settings); and in evaluation, where each of two checkpoints has a network of its own."""
+other autocast settings); and in evaluation, where each of two checkpoints has a network of its own, and one attack goes
+on with the images that still move."""
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", no_compiler])
