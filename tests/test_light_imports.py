@@ -1,8 +1,10 @@
-"""Commands that only describe import neither torch nor anything else heavy."""
+"""Commands that only describe import neither torch nor anything else heavy; the others import what they use."""
 
 import json
 import subprocess
 import sys
+
+from robflat_bench.config import recipe
 
 HEAVY = (
     "torch",
@@ -72,6 +74,11 @@ for command in commands:
 """
 
 
+def in_one_process(heavy, commands, environment, folder):
+    command = [sys.executable, "-c", PROGRAM, json.dumps([heavy, commands])]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
 def test_commands_that_only_describe_import_nothing_heavy(child_environment, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([HEAVY, COMMANDS])],
@@ -80,4 +87,44 @@ def test_commands_that_only_describe_import_nothing_heavy(child_environment, tmp
         capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stderr
+
+
+UNUSED = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.fx.experimental.symbolic_shapes",
+    "sympy",
+    "torchvision",
+    "timm",
+    "pandas",
+    "sklearn",
+    "pyarrow",
+    "PIL",
+    "huggingface_hub",
+    "matplotlib",
+)
+"""Neither training nor an evaluation on the embedded digits needs them."""
+MEASURES = (
+    "spectral-norm",
+    "path-norm",
+    "distance-from-init",
+    "fisher-rao(coupling=frozen, steps=2)",
+    "relative-flatness",
+    "hessian-trace(probes=2)",
+    "gradient-alignment",
+    "keskar(iterations=2)",
+    "sam-sharpness",
+    "margin",
+    "local-lipschitz(steps=2)",
+    "boundary-thickness(points=4, steps=2)",
+)
+
+
+def test_runs_and_evaluations_import_nothing_that_they_do_not_use(finished_copy, tiny, child_environment, tmp_path):
+    protocol = ["--protocol", str(tiny), "--store", str(tmp_path), "--json"]
+    runs = [["run", "--method", "at", "--set", f"recipe.optimizer={name}", *protocol] for name in recipe.OPTIMIZERS]
+    measures = [word for measure in MEASURES for word in ("--measure", measure)]
+    evaluation = ["evaluate", str(finished_copy.folder), *measures, "--examples", "10", *protocol]
+    done = in_one_process(UNUSED, [*runs, evaluation], child_environment(), tmp_path)
     assert done.returncode == 0, done.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,9 +21,17 @@ def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optim
     name, params = named(recipes.OPTIMIZERS, "optimizer", recipe.optimizer)
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if name == "sgd":
-        return SGD(parameters, rate, weight_decay=decay, momentum=params.momentum, nesterov=params.nesterov)
-    adam = AdamW if name == "adamw" else Adam
+        return eager(SGD)(parameters, rate, weight_decay=decay, momentum=params.momentum, nesterov=params.nesterov)
+    adam = eager(AdamW if name == "adamw" else Adam)
     return adam(parameters, rate, weight_decay=decay, betas=(params.beta1, params.beta2))
+
+
+def eager(optimizer: type[Optimizer]) -> Any:
+    """The same optimizer without the wrappers in which torch imports its compiler: seconds and memory for nothing,
+    because no run compiles an optimizer."""
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    bare = {name: inspect.unwrap(getattr(optimizer, name)) for name in methods}
+    return type(optimizer.__name__, (optimizer,), {**bare, "step": torch.no_grad()(bare["step"])})
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, done: int) -> LRScheduler:

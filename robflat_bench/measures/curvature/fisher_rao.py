@@ -77,7 +77,8 @@ def _product(z: Tensor, layers: list[nn.Parameter], direction: list[Tensor]) -> 
     u = torch.zeros_like(z, requires_grad=True)
     if not layers:
         return u.detach()
-    pulled = torch.autograd.grad(z, layers, u, create_graph=True, materialize_grads=True)
+    # The product instead of grad's third argument, for which torch imports a compiler's symbols.
+    pulled = torch.autograd.grad((z * u).sum(), layers, create_graph=True, materialize_grads=True)
     total = torch.stack([(g * v).sum() for g, v in zip(pulled, direction, strict=True)]).sum()
     (product,) = torch.autograd.grad(total, u)
     return product

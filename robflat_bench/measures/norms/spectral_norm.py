@@ -127,7 +127,9 @@ class SpectralNorm(Measure):
             variable = v.requires_grad_()
             with torch.enable_grad():
                 image = operator.apply(variable) - offset
-            (back,) = torch.autograd.grad(image, variable, image.detach())
+                # The product instead of grad's third argument, for which torch imports a compiler's symbols.
+                along = (image * image.detach()).sum()
+            (back,) = torch.autograd.grad(along, variable)
             squared, length = float(image.detach().square().sum()), float(back.norm())
             if length == 0:
                 return 0.0, 0.0
