@@ -1,13 +1,13 @@
-"""Three measures, ours against the way in which public implementations compute them: values first, then time.
+"""Three measures, ours against the way in which public code computes them: values first, then time.
 
-| measure                         | the rival's way                                                                     |
-|---------------------------------|-------------------------------------------------------------------------------------|
-| Hessian trace                   | PyHessian: a new gradient for each probe (data loader), or a shared one (one batch) |
-| adaptive worst-case sharpness   | Andriushchenko et al.: a deep copy; the loss of a step has a forward pass of its own |
-| average-case flatness, reattack | Stutz et al.: a deep copy for each draw, weight gradients in the attack             |
+| measure                         | the rival's way                                                                  |
+|---------------------------------|----------------------------------------------------------------------------------|
+| Hessian trace                   | PyHessian: a gradient for each probe (data loader), or one for all (one batch)   |
+| adaptive worst-case sharpness   | Andriushchenko et al.: a deep copy; each step reads its loss in a pass of its own |
+| average-case flatness, reattack | Stutz et al.: a deep copy for each draw, weight gradients in the attack          |
 
-Rivals compute the loss at clean images (sharpness, trace), draw the numbers that ours draws, and stop where ours stops:
-PyHessian's rule for the number of probes (a running mean that moves by less than 1e-3) would end both at one probe.
+Trace and sharpness are of the clean loss, which is all that these implementations know. Rivals draw the numbers that
+ours draws, and as many: PyHessian's rule for the number of probes says nothing about the error of the mean.
 Networks: ResNet-18, and the digits network of the laptop protocol with `DIGITS` images.
 """
 

@@ -145,20 +145,23 @@ class _Gradients:
     def __init__(self, compute: Callable[[int], Gradient], numbers: Sequence[int]) -> None:
         self.compute, self.numbers = compute, numbers
         self.kept: dict[int, Gradient] = {}
-        self.room = len(numbers)
+        self.room = 1 if len(numbers) == 1 else None
 
     def __iter__(self) -> Iterator[tuple[Gradient, bool]]:
         for place, number in enumerate(self.numbers):
-            if number in self.kept:
-                yield self.kept[number], True
-                continue
-            with _saved_bytes() as saved:
-                gradient = self.compute(number)
-            if len(self.numbers) > 1:
-                self.room = KEPT // max(saved(), 1)
-            if place < self.room:
+            gradient = self.kept.get(number) or self._computed(number)
+            if stays := place < (self.room or 0):
                 self.kept[number] = gradient
-            yield gradient, place < self.room
+            yield gradient, stays
+
+    def _computed(self, number: int) -> Gradient:
+        """All chunks have the size of the first, which says how many there is room for."""
+        if self.room is not None:
+            return self.compute(number)
+        with _saved_bytes() as saved:
+            gradient = self.compute(number)
+        self.room = KEPT // max(saved(), 1)
+        return gradient
 
 
 @contextmanager
