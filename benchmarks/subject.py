@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from robflat_bench.backbones.parts import initialize
 from robflat_bench.core import Examples, ImageShape
 from robflat_bench.core.randomness import generator
+from robflat_bench.data.digits import load_digits
 from robflat_bench.evaluation.model import layout
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import discover
@@ -91,6 +92,47 @@ def examples(width: int, count: int, dtype: torch.dtype = torch.float32) -> Exam
     with torch.no_grad():
         y = network(width, ours=False, dtype=dtype)(x).argmax(1)
     return Examples(x, y, torch.arange(count))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The network of the laptop protocol
+# ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def _digits() -> tuple[Tensor, dict[str, Tensor]]:
+    """All digits [1797,1,8,8] in [0,1], and weights whose batch normalisation has met them once."""
+    x = torch.from_numpy(load_digits().pools["train"].x).permute(0, 3, 1, 2).float() / 255
+    model = _small()
+    initialize(model, generator("benchmark weights"))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(x)
+    return x, model.state_dict()
+
+
+def _small() -> nn.Module:
+    shape = ImageShape(1, 8, 10, (0.3,), (0.38,))
+    model: nn.Module = resolve(discover(), "backbone", "resnet8(width=8)").build(shape, "relu")
+    return model
+
+
+def digits(count: int, dtype: torch.dtype = torch.float32) -> Examples:
+    """The first digits, with the labels that the network predicts."""
+    x = _digits()[0][:count].to(dtype)
+    with torch.no_grad():
+        y = digits_network(ours=False, dtype=dtype)(x).argmax(1)
+    return Examples(x, y, torch.arange(count))
+
+
+def digits_network(*, ours: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """ResNet-8 of width 8 in eval mode, always with the same weights."""
+    model = _small()
+    model.load_state_dict(_digits()[1])
+    model = model.to(dtype).eval()
+    return model.to(memory_format=layout(model)) if ours else model
 
 
 # ---------------------------------------------------------------------------------------------------------

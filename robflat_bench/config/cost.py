@@ -20,7 +20,8 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def formula(text: str, values: Mapping[str, object]) -> int:
-    """Evaluate a formula such as "T + 2": integers, names of integer values, + - * and brackets.
+    """Evaluate a formula such as "T + 2": integers, names of integer values, + - * and brackets, and //
+    (division, rounded down) by a positive integer.
 
     Raises
     ------
@@ -34,9 +35,13 @@ def formula(text: str, values: Mapping[str, object]) -> int:
                 return number
             case ast.Name(id=name) if isinstance(found := values.get(name), int):
                 return found
+            case ast.BinOp(left=left, op=ast.FloorDiv(), right=ast.Constant(value=int(number))) if number > 0:
+                return value(left) // number
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 return int(_OPERATORS[type(op)](value(left), value(right)))
-        raise ValueError(f"'{text}' is not a formula of {', '.join(values)}: write integers, names, + - * and brackets")
+        raise ValueError(
+            f"'{text}' is not a formula of {', '.join(values)}: write integers, names, + - * // and brackets"
+        )
 
     return value(ast.parse(text, mode="eval").body)
 

@@ -60,8 +60,8 @@ class Passes:
     Parameters
     ----------
     forward, backward : str
-        Formulas of integers, +, -, * and brackets in T (the recipe's attack steps, for methods and modifiers) and the
-        component's parameters.
+        Formulas of integers, +, -, *, // and brackets in T (the recipe's attack steps, for methods and modifiers) and
+        the component's parameters.
     at_most : bool
         The formulas are an upper bound: the data decide how many passes are made.
     """

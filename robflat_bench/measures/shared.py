@@ -56,6 +56,9 @@ Exclude = Annotated[
 ]
 Probes = Annotated[int, Field(ge=2, description="Random vectors of Hutchinson's estimator of the trace.")]
 
+BLOCK = 25
+"""Probes in one unit of the journal; they share one gradient of the loss."""
+
 
 def reference_is_attacked(params: Any) -> Any:
     """ValueError where reference=paper meets a coupling without a fresh attack."""

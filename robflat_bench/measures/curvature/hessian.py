@@ -1,4 +1,4 @@
-r"""The Hessian of the mean loss over the weights, as an operator: its products, its trace, its extreme eigenvalues.
+r"""The Hessian of the mean loss over the weights: its products with vectors, and its trace.
 
     H = d^2/dw^2 (1/N) \sum_i \ell(f(x_i; w), y_i)
 
@@ -6,47 +6,45 @@ w: the layers of `WeightSpace` (no normalisation layers, no tensors of zero norm
 a vector is the gradient of a gradient, summed over chunks of `oracle.CHUNK`: a mean over all examples. Vectors outside
 the model are float64, so that only the products themselves have the model's precision.
 
-H is an operator of curvlinops: its algebra makes D H D and H - mu, and its export to SciPy gives both to ARPACK. Three
-parts of curvlinops 3.0.1 are not used. Its Hessian is forward over reverse, which torch refuses for SiLU and Mish. Its
-`hutchinson_trace` returns one number, without probes or layers, from random numbers without a key. Its Lanczos loses
-orthogonality (see `spectral_density`).
+The first gradient and its graph are the same for every vector. So all probes of a trace share them, chunk after chunk,
+and the products of a Lanczos iteration share those of the chunks that fit into `KEPT`.
+
+Two parts of curvlinops 3.0.1 are not used. Its Hessian is forward over reverse, which torch refuses for SiLU and Mish.
+Its `hutchinson_trace` returns one number, without probes or layers, from random numbers without a key.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.core import Examples, Journal, Measurement, NoValue, Workspace
 from robflat_bench.core.batching import padded_batches
 from robflat_bench.core.estimates import error_of_mean
-from robflat_bench.core.randomness import generator, normal_like
+from robflat_bench.core.randomness import generator
 from robflat_bench.measures.oracle import CHUNK, Oracle, differentiable
-from robflat_bench.measures.shared import LanczosParams
-from robflat_bench.measures.units import unit, units
+from robflat_bench.measures.shared import BLOCK
+from robflat_bench.measures.units import unit
 from robflat_bench.numerics.weight_space import WeightSpace
 
-with warnings.catch_warnings():
-    # curvlinops imports linear_operator, whose import warns.
-    warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
-    from curvlinops._torch_base import PyTorchLinearOperator
-    from curvlinops.examples import IdentityLinearOperator
+Vector: TypeAlias = NDArray[np.float64]
+Product: TypeAlias = Callable[[Vector], Vector]
+"""v -> H v, both [P]."""
+Gradient: TypeAlias = tuple[Tensor, ...]
+"""One tensor per layer, with the graph that leads to it."""
 
-Operator: TypeAlias = PyTorchLinearOperator
-Vector = NDArray[np.float64]
-
-DENSE = 20
-"""Up to this many weights the dense matrix is smaller than a Krylov space, and is used instead."""
+KEPT = 2**28
+"""Bytes of the graphs that stay between products. A graph that is alone stays whatever its size, since a single product
+needs as much."""
 
 
 @contextmanager
@@ -56,62 +54,76 @@ def twice_differentiable(model: nn.Module, layers: list[nn.Parameter]) -> Iterat
         yield
 
 
-class Symmetric(Operator):  # type: ignore[misc]
-    """A symmetric operator on vectors [P], float64 on the CPU, on whichever device the model is."""
+class Hessian:
+    """H over all layers, flattened one after another, at the fixed images of the oracle.
 
-    SELF_ADJOINT = True
-    device = torch.device("cpu")
-    dtype = torch.float64
+    Parameters
+    ----------
+    model : nn.Module
+        Its present weights are w.
+    oracle : Oracle
+        The loss, at fixed images.
+    examples : Examples
+        The N examples of the mean.
+    exclude : tuple of str or None
+        Patterns of parameters that do not move (`WeightSpace`).
 
-    def __init__(self, size: int) -> None:
-        super().__init__([(size,)], [(size,)])
-        self.size = size
-
-
-class DiagonalOperator(Symmetric):
-    """The diagonal matrix with these entries [P]."""
-
-    def __init__(self, entries: Vector) -> None:
-        super().__init__(len(entries))
-        self.entries = torch.from_numpy(entries)
-
-    def _matmat(self, x: list[Tensor]) -> list[Tensor]:
-        return [self.entries[:, None] * x[0]]
-
-
-class Hessian(Symmetric):
-    """H over all layers, flattened one after another, at the fixed images of the oracle."""
+    Attributes
+    ----------
+    layers : dict of str to nn.Parameter
+        The tensors that move.
+    size : int
+        Their number of weights, P.
+    chunks : list of (Examples, int)
+        The images that pass through the network together, and how many of them count.
+    """
 
     def __init__(
         self, model: nn.Module, oracle: Oracle, examples: Examples, exclude: tuple[str, ...] | None = None
     ) -> None:
-        self.model = model
+        self.model, self.oracle = model, oracle
         self.layers = WeightSpace(model, exclude=exclude).layers
         self.sizes = [layer.numel() for layer in self.layers.values()]
+        self.size = sum(self.sizes)
         self.points = oracle.points(examples)
-        self.oracle = oracle
-        super().__init__(sum(self.sizes))
+        self.chunks = list(padded_batches(self.points, CHUNK))
 
-    def _matmat(self, x: list[Tensor]) -> list[Tensor]:
-        """[H X] for [X], X [P,K]; the columns share the first gradient."""
+    @contextmanager
+    def products(self, chunk: int | None = None) -> Iterator[Product]:
+        """v -> H v, or the part of it that one chunk contributes to the sum; NoValue where it is not finite.
+
+        Inside, the model stays in eval mode, and graphs of its gradient stay in memory: its weights must not move.
+        """
+        numbers = range(len(self.chunks)) if chunk is None else [chunk]
+        with twice_differentiable(self.model, list(self.layers.values())):
+            gradients = _Gradients(self._gradient, numbers)
+
+            def product(v: Vector) -> Vector:
+                total = torch.zeros(self.size, dtype=torch.float64)
+                for gradient, kept in gradients:
+                    total += self._second(gradient, v, kept)
+                if not total.isfinite().all():
+                    raise NoValue("the loss has no finite second derivative by the weights here")
+                return total.numpy()
+
+            try:
+                yield product
+            finally:
+                gradients.kept.clear()
+
+    def _gradient(self, number: int) -> Gradient:
+        """What a chunk contributes to dL/dw, with its graph."""
+        part, count = self.chunks[number]
+        loss = self.oracle.cross_entropy(self.model, part)[:count].sum() / len(self.points)
+        return torch.autograd.grad(loss, list(self.layers.values()), create_graph=True, materialize_grads=True)
+
+    def _second(self, gradient: Gradient, v: Vector, retain: bool) -> Tensor:
+        """The gradient of <gradient, v>, float64 [P]."""
         layers = list(self.layers.values())
-        total = torch.zeros_like(x[0])
-        if not layers:
-            return [total]
-        columns = x[0].T.to(layers[0])
-        with twice_differentiable(self.model, layers):
-            for part, count in padded_batches(self.points, CHUNK):
-                loss = self.oracle.cross_entropy(self.model, part)[:count].sum() / len(self.points)
-                gradients = torch.autograd.grad(loss, layers, create_graph=True, materialize_grads=True)
-                for column, v in enumerate(columns):
-                    along = [u.view_as(g) for u, g in zip(v.split(self.sizes), gradients, strict=True)]
-                    slope = torch.stack([(g * u).sum() for g, u in zip(gradients, along, strict=True)]).sum()
-                    more = column + 1 < len(columns)
-                    products = torch.autograd.grad(slope, layers, retain_graph=more, materialize_grads=True)
-                    total[:, column] += torch.cat([product.flatten() for product in products]).double().cpu()
-        if not total.isfinite().all():
-            raise NoValue("the loss has no finite second derivative by the weights here")
-        return [total]
+        along = torch.from_numpy(v).to(layers[0]).split(self.sizes)
+        slope = torch.stack([(g * u.view_as(g)).sum() for g, u in zip(gradient, along, strict=True)]).sum()
+        found = torch.autograd.grad(slope, layers, retain_graph=retain, materialize_grads=True)
+        return torch.cat([part.flatten() for part in found]).double().cpu()
 
     def weights(self) -> Vector:
         """w as one vector [P]."""
@@ -127,6 +139,45 @@ class Hessian(Symmetric):
         return np.array([part.sum() for part in np.split(v, np.cumsum(self.sizes)) if len(part)])
 
 
+class _Gradients:
+    """The gradients of chunks, each with whether its graph stays in memory: the first ones do, `KEPT` bytes in all."""
+
+    def __init__(self, compute: Callable[[int], Gradient], numbers: Sequence[int]) -> None:
+        self.compute, self.numbers = compute, numbers
+        self.kept: dict[int, Gradient] = {}
+        self.room = 1 if len(numbers) == 1 else None
+
+    def __iter__(self) -> Iterator[tuple[Gradient, bool]]:
+        for place, number in enumerate(self.numbers):
+            gradient = self.kept.get(number) or self._computed(number)
+            if stays := place < (self.room or 0):
+                self.kept[number] = gradient
+            yield gradient, stays
+
+    def _computed(self, number: int) -> Gradient:
+        """All chunks have the size of the first, which says how many there is room for."""
+        if self.room is not None:
+            return self.compute(number)
+        with _saved_bytes() as saved:
+            gradient = self.compute(number)
+        self.room = KEPT // max(saved(), 1)
+        return gradient
+
+
+@contextmanager
+def _saved_bytes() -> Iterator[Callable[[], int]]:
+    """The bytes of all tensors that are saved for a backward pass inside, each memory once."""
+    memory: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        memory[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # with its own graph, the graph would hold itself
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        yield lambda: sum(memory.values())
+
+
 def _joined(parts: list[Tensor]) -> Vector:
     return torch.cat([torch.zeros(0, dtype=torch.float64), *parts]).numpy()
 
@@ -139,15 +190,23 @@ def rademacher(x: Tensor, source: torch.Generator) -> Tensor:
 def hutchinson(hessian: Hessian, scale: Vector, probes: int, journal: Journal, *key: int | str) -> Vector:
     r"""[probes, L] with mean \sum_{j in layer} s_j^2 H_jj: (s v)_l' (H (s v))_l for Rademacher probes v.
 
-    One probe covers all layers, because E v_j v_k = 0 between layers as well. Each probe is a unit of the journal.
+    One probe covers all layers, because E v_j v_k = 0 between layers as well. A unit of the journal is `BLOCK` probes
+    at one chunk of images.
     """
-    product = hessian.to_scipy()
 
-    def probe(number: int) -> dict[str, np.ndarray]:
-        moved = scale * hessian.draw(rademacher, *key, number)
-        return {"layers": hessian.by_layer(moved * (product @ moved))}
+    def block(chunk: int, numbers: range) -> Vector:
+        with hessian.products(chunk) as product:
+            moved = (scale * hessian.draw(rademacher, *key, number) for number in numbers)
+            return np.stack([hessian.by_layer(v * product(v)) for v in moved])
 
-    return units(journal, "probe", probes, probe)["layers"]
+    blocks = [range(first, min(first + BLOCK, probes)) for first in range(0, probes, BLOCK)]
+    total = np.zeros((probes, len(hessian.layers)))
+    for chunk in range(len(hessian.chunks)):
+        for numbers in blocks:
+            name = f"probes-{numbers.start}-chunk-{chunk}"
+            found = unit(journal, name, lambda c=chunk, n=numbers: {"layers": block(c, n)})  # type: ignore[misc]
+            total[numbers.start : numbers.stop] += found["layers"]
+    return total
 
 
 def trace(hessian: Hessian, scale: Vector, probes: int, workspace: Workspace, name: str, label: str) -> Measurement:
@@ -160,55 +219,3 @@ def trace(hessian: Hessian, scale: Vector, probes: int, workspace: Workspace, na
     parts = {f"{label}/{layer}": float(part) for layer, part in zip(hessian.layers, layers.mean(0), strict=True)}
     arrays = {"probes": sums, "layers": layers}
     return Measurement(float(sums.mean()), error_of_mean(sums), len(hessian.points), parts, arrays)
-
-
-def spectrum(
-    hessian: Hessian, operator: Operator, params: LanczosParams, workspace: Workspace, name: str
-) -> dict[str, float]:
-    """`extremes` of the operator, a function of the Hessian; one unit of the journal."""
-
-    def compute() -> dict[str, float]:
-        start = hessian.draw(normal_like, workspace.seed, name, "start")
-        return extremes(operator, start, **params.model_dump(include={"tolerance", "vectors", "iterations"}))
-
-    return {end: float(value) for end, value in unit(workspace.journal, "spectrum", compute).items()}
-
-
-def extremes(operator: Operator, start: Vector, **lanczos: Any) -> dict[str, float]:
-    r"""The largest and smallest eigenvalue of a symmetric operator, each with its residual ||Hv - lambda v||_2.
-
-    Lanczos runs twice: for the eigenvalue mu that is largest in modulus, then for the same of H - mu, the other end of
-    the spectrum. So `tolerance` is relative to the width of the spectrum. Relative to the smallest eigenvalue it
-    could not be met where that is 0, as in a convex problem with a null space. `vectors` of the Krylov space are kept;
-    the iteration restarts from them at most `iterations` times. NoValue where that is not enough.
-    """
-    product = operator.to_scipy()
-    names = ("lambda_max", "lambda_min", "residual", "residual_min")
-    if not (product @ start).any():  # Almost surely H = 0.
-        return dict.fromkeys(names, 0.0)
-    first, vector = _dominant(operator, start, **lanczos)
-    identity = IdentityLinearOperator([(len(start),)], operator.device, operator.dtype)
-    gap, other = _dominant(operator - first * identity, start, **lanczos)
-    (low, v_low), (high, v_high) = sorted([(first, vector), (first + gap, other)], key=lambda end: end[0])
-    residuals = [float(np.linalg.norm(product @ v - value * v)) for value, v in ((high, v_high), (low, v_low))]
-    return dict(zip(names, (high, low, *residuals), strict=True))
-
-
-def _dominant(
-    operator: Operator, start: Vector, *, tolerance: float, vectors: int, iterations: int
-) -> tuple[float, Vector]:
-    """The eigenvalue that is largest in modulus, and its unit eigenvector."""
-    size, product = len(start), operator.to_scipy()
-    if size <= DENSE:
-        matrix = product @ np.eye(size)
-        values, found = np.linalg.eigh((matrix + matrix.T) / 2)
-    else:
-        krylov = min(vectors, size)
-        try:
-            values, found = eigsh(product, k=1, which="LM", v0=start, ncv=krylov, tol=tolerance, maxiter=iterations)
-        except ArpackNoConvergence as error:
-            raise NoValue(
-                f"Lanczos did not reach tolerance={tolerance:g} within iterations={iterations}; raise one of them"
-            ) from error
-    best = int(np.abs(values).argmax())
-    return float(values[best]), found[:, best]

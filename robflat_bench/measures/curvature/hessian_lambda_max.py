@@ -10,9 +10,10 @@ Invariances: none. Scaling all layers by c, in front of normalisations that undo
 Scaling the logits changes it.
 Error: Lanczos has no standard error but a residual ||Hv - lambda v||. Some eigenvalue lies within the residual of the
 value, and the value exceeds the true maximum by no more than rounding.
-Cost: a product with H is one forward and one backward pass of each image and the backward pass of both. The two ends of
-the spectrum take 40 to 200 products, the density `density` times `nodes`. Memory: `vectors` (`nodes`) times the
-weights, in float64.
+Cost: a product with H is a backward pass of each image through its gradient. The gradient, one forward and one backward
+pass, is computed once, and again for each product where its graph does not fit into memory. Both ends of the spectrum
+together take 15 to 100 products, the density `density` times `nodes`. Memory: `vectors` (`nodes`) times the weights, in
+float64.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ with lazy_imports():
     import numpy as np
     from torch import nn
 
-    from robflat_bench.measures.curvature.hessian import Hessian, rademacher, spectrum
+    from robflat_bench.measures.curvature.hessian import Hessian, rademacher
+    from robflat_bench.measures.curvature.lanczos import spectrum
     from robflat_bench.measures.curvature.spectral_density import quadrature
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.units import units
@@ -64,14 +66,14 @@ class HessianLambdaMax(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params = self.params
         hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
-        ends = spectrum(hessian, hessian, params, workspace, INFO.name)
+        ends = spectrum(hessian, np.ones(hessian.size), params, workspace, INFO.name)
         value = ends.pop("lambda_max")
         details = {**ends, "convexity_ratio": abs(ends["lambda_min"] / value) if value else 0.0}
-        product = hessian.to_scipy().matvec
 
         def probe(number: int) -> dict[str, np.ndarray]:
             start = hessian.draw(rademacher, workspace.seed, INFO.name, "density", number)
-            nodes, weights = quadrature(product, start, params.nodes)
+            with hessian.products() as product:
+                nodes, weights = quadrature(product, start, params.nodes)
             return {"density_nodes": nodes, "density_weights": weights}
 
         density = units(workspace.journal, "density", params.density, probe)

@@ -8,13 +8,14 @@ it). Yao, Gholami, Keutzer, Mahoney: PyHessian. IEEE BigData 2020.
 Invariances: none. Scaling a layer by c, in front of a normalisation that undoes it, multiplies its part by c^-2.
 Scaling the logits changes the value.
 Standard error: over the probes v, given these examples.
-Cost: `probes` products with H, each one forward and one backward pass of each image and the backward pass of both.
+Cost: `probes` products with H, each a backward pass of each image through its gradient. Every 25 probes share the
+gradient, one forward and one backward pass.
 """
 
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
-from robflat_bench.measures.shared import Probes, SlopesParams, passes_at_fixed_images
+from robflat_bench.measures.shared import BLOCK, Probes, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
     import numpy as np
@@ -28,6 +29,9 @@ class HessianTraceParams(SlopesParams):
     probes: Probes = 50
 
 
+GRADIENTS = f"(probes + {BLOCK - 1}) // {BLOCK}"
+"""How often the gradient of the loss is computed: once for each block of probes."""
+
 INFO = MeasureInfo(
     name="hessian-trace",
     summary="trace of the Hessian of the loss over the weights, whole and per layer, by Hutchinson's estimator",
@@ -40,7 +44,7 @@ INFO = MeasureInfo(
     title="Hessian trace ({coupling}), {probes} probes",
     example={"steps": 2, "probes": 2},
     couplings=("clean", "frozen"),
-    passes=passes_at_fixed_images("probes", "2 * probes"),
+    passes=passes_at_fixed_images(GRADIENTS, f"{GRADIENTS} + probes"),
     powers={"layers": -2},
     estimate="probes",
 )

@@ -10,8 +10,9 @@ Andriushchenko et al., ICML 2023.
 Invariant to every element-wise rescaling of the weights that leaves the function as it is. Scaling the logits changes
 it, unless they are normalised.
 Standard error: over the probes of Hutchinson's estimator, given these examples.
-Cost: `probes` products with H and those of Lanczos, typically 40 to 200; each is one forward and one backward pass of
-each image and the backward pass of both. Memory: `vectors` times the weights, in float64.
+Cost: `probes` products with H and those of Lanczos, typically 15 to 100; each is a backward pass of each image through
+its gradient, which they share (see `hessian-trace`, `hessian-lambda-max`). Memory: `vectors` times the weights, in
+float64.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from robflat_bench.measures.shared import FUNCTION, LanczosParams, Probes
 with lazy_imports():
     from torch import nn
 
-    from robflat_bench.measures.curvature.hessian import DiagonalOperator, Hessian, spectrum, trace
+    from robflat_bench.measures.curvature.hessian import Hessian, trace
+    from robflat_bench.measures.curvature.lanczos import spectrum
     from robflat_bench.measures.oracle import given_images
 
 
@@ -58,6 +60,5 @@ class WeightedCurvature(Measure):
         hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         w = hessian.weights()
         found = trace(hessian, w, self.params.probes, workspace, INFO.name, "weighted_trace")
-        weighted = DiagonalOperator(w) @ hessian @ DiagonalOperator(w)
-        ends = spectrum(hessian, weighted, self.params, workspace, INFO.name)
+        ends = spectrum(hessian, w, self.params, workspace, INFO.name)
         return replace(found, details={**ends, **found.details})

@@ -16,11 +16,12 @@ Invariant, adaptive with \eta = 0, to every rescaling of single weights that lea
 a and its readers' by 1/a, or a convolution that batch normalisation undoes. Otherwise scaling such a convolution by a
 acts on its weights as \rho / a. Scaling the logits changes it, unless they are normalised.
 Standard error: over examples, at the best \nu.
-Cost: per start, iterations + 1 forward and backward passes, and one at w; frozen adds its attack.
+Cost: per start, iterations + 1 forward and backward passes; frozen adds its attack.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 from pydantic import Field
@@ -43,7 +44,7 @@ with lazy_imports():
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd, gap, highest
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import best_start, mean_of
-    from robflat_bench.measures.units import Results, unit, units
+    from robflat_bench.measures.units import Results, units
 
 
 class AdaptiveWorstParams(SlopesParams):
@@ -71,7 +72,7 @@ INFO = MeasureInfo(
     title="adaptive worst-case sharpness ({coupling}), {ball}, rho={rho:g}",
     example={"steps": 2, "iterations": 3, "starts": 2},
     couplings=("clean", "frozen"),
-    passes=passes_at_fixed_images("1 + starts * (iterations + 1)", "1 + starts * (iterations + 1)"),
+    passes=passes_at_fixed_images("starts * (iterations + 1)", "starts * (iterations + 1)"),
     powers=FUNCTION,
     estimate="examples",
 )
@@ -91,12 +92,13 @@ class AdaptiveWorst(Measure):
 
         def climb(number: int) -> Results:
             start = surface.start(number, ball, workspace.seed, INFO.name)
-            end = highest(auto_pgd(surface, h, ball, params.iterations, start))
-            return {"losses": end.losses, "residual": gap(h, ball, end)}
+            points = auto_pgd(surface, h, ball, params.iterations, start)
+            begin = next(points)
+            end = highest(chain([begin], points))
+            return {"begin": begin.losses, "losses": end.losses, "residual": gap(h, ball, end)}
 
-        reference = unit(workspace.journal, "reference", lambda: {"losses": surface.origin().losses})["losses"]
         found = units(workspace.journal, "start", params.starts, climb)
-        losses = found["losses"]
+        reference, losses = found["begin"][0], found["losses"]  # the first start is w itself
         best = best_start(losses)
         details = {"residual": float(found["residual"][best]), "spread_over_starts": standard_deviation(losses.mean(1))}
         return mean_of(losses[best] - reference, details, {"losses": losses, "reference": reference})
