@@ -28,6 +28,7 @@ from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of, guarded
+from robflat_bench.numerics.kernels import frozen
 
 Objective = Callable[[Tensor], Tensor]
 """logits [B,K] -> the quantity that the attack maximises, per example [B]."""
@@ -84,7 +85,7 @@ def attacked(model: nn.Module, bn: NormMode = "eval") -> Iterator[None]:
         for module, _ in modes:
             if bn == "train" and isinstance(module, _BatchNorm):
                 module.train()
-        with frozen_statistics(model) if bn == "train" else nullcontext():
+        with frozen_statistics(model) if bn == "train" else nullcontext(), frozen(model):
             yield
     finally:
         model.train(modes[0][1])  # a network may act when it changes its mode, and does not see an assignment
