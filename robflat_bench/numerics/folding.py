@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.program import Program, program
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -39,6 +41,8 @@ Pair = tuple[_ConvNd, _BatchNorm]
 
 _KNOWN: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 """The pairs of models that were folded before: a model's structure does not change."""
+_PROGRAMS: WeakKeyDictionary[nn.Module, Program | None] = WeakKeyDictionary()
+"""Their programs."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -61,7 +65,24 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
     if model not in _KNOWN:
         _KNOWN[model] = pairs(model, x)
     with _replaced(_KNOWN[model]):
+        if model not in _PROGRAMS:
+            _PROGRAMS[model] = program(model, x)
+        with _running(model, _PROGRAMS[model]):
+            yield
+
+
+@contextmanager
+def _running(model: nn.Module, found: Program | None) -> Iterator[None]:
+    """Inside, the model's forward is the program, unless a layer has hooks that it would not call."""
+    if found is None or "forward" in model.__dict__ or any(_watched(part) for part in model.modules() if part is not model):
         yield
+        return
+    model.__dict__["forward"] = found
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+        found.forget()
 
 
 @contextmanager
@@ -109,17 +130,6 @@ def _folded(layer: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     if torch.is_autocast_enabled(device):  # cast here once, rather than in each pass
         return weight.to(torch.get_autocast_dtype(device)), bias.to(torch.get_autocast_dtype(device))
     return weight, bias
-
-
-def scale_and_shift(
-    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """s and shift, float64 [C], of batch normalisation with running statistics: y = s x + shift."""
-    scale = (var.double() + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.detach().double()
-    shift = -scale * mean.double()
-    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 # ---------------------------------------------------------------------------------------------------------
