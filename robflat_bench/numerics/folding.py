@@ -9,8 +9,9 @@ is used twice or has hooks. If the logits change, because something reads past t
 Layers of torch count by their exact class, because a subclass may do more. Two of timm are known by name: a convolution
 that pads in its forward, and normalisation with an activation behind it, which stays.
 
-`folded` gives the model itself folded weights inside a block. Its own parameters are not touched, so a flatness measure
-that moves them moves unfolded weights.
+`folded` gives the model itself folded weights inside a block, where a network of known layers also runs as a list of
+kernels (`numerics.program`). Its own parameters are not touched, so a flatness measure that moves them moves unfolded
+weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
-from robflat_bench.numerics.program import Program, program
+from robflat_bench.numerics.program import Program, Step, program
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,8 +42,8 @@ Pair = tuple[_ConvNd, _BatchNorm]
 
 _KNOWN: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 """The pairs of models that were folded before: a model's structure does not change."""
-_PROGRAMS: WeakKeyDictionary[nn.Module, Program | None] = WeakKeyDictionary()
-"""Their programs."""
+_STEPS: WeakKeyDictionary[nn.Module, list[Step]] = WeakKeyDictionary()
+"""The programs of models that were folded before; none: an empty list."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -64,25 +65,28 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
     """
     if model not in _KNOWN:
         _KNOWN[model] = pairs(model, x)
-    with _replaced(_KNOWN[model]):
-        if model not in _PROGRAMS:
-            _PROGRAMS[model] = program(model, x)
-        with _running(model, _PROGRAMS[model]):
-            yield
+    with _replaced(_KNOWN[model]), _running(model, x):
+        yield
 
 
 @contextmanager
-def _running(model: nn.Module, found: Program | None) -> Iterator[None]:
-    """Inside, the model's forward is the program, unless a layer has hooks that it would not call."""
-    if found is None or "forward" in model.__dict__ or any(_watched(part) for part in model.modules() if part is not model):
+def _running(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Inside, the model's forward is its program, if it has one that passes over no hooks."""
+    layers = [module for module in model.modules() if module is not model]
+    eager = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or "forward" in model.__dict__
+    if eager or any(map(_watched, layers)):
         yield
         return
-    model.__dict__["forward"] = found
+    if model not in _STEPS:
+        _STEPS[model] = program(model, x)
+    if not (steps := _STEPS[model]):
+        yield
+        return
+    model.__dict__["forward"] = Program(model, steps)
     try:
         yield
     finally:
         del model.__dict__["forward"]
-        found.forget()
 
 
 @contextmanager

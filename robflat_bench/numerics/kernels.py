@@ -1,16 +1,16 @@
 r"""Faster spellings of a network's operations on a CPU: the values of autograd up to rounding, in plain PyTorch.
 
-| gradient of                             | spelling                          | for                                       |
-|-----------------------------------------|-----------------------------------|-------------------------------------------|
-| `every` s-th pixel, `position_mean`     | in the layout of the input        | all networks of `backbones.blocks`        |
-| a convolution's input, weights frozen   | `product`: W^T g, then a fold     | C_out >= 16 and >= 8 C_in (stems)         |
-|                                         | `phases`: a convolution           | C_in <= 24                                |
-|                                         | `contiguous`: oneDNN's, but NCHW  | 3x3, C_in >= 48, at most 4 x 4 positions  |
-|                                         | `usual`: oneDNN's                 | all others                                |
+| gradient of                         | spelling                         | for                                      |
+|-------------------------------------|----------------------------------|------------------------------------------|
+| `every` s-th pixel, `position_mean` | in the layout of the input       | all networks of `backbones.blocks`       |
+| a convolution's input, where the    | `product`: W^T g, then a fold    | C_out >= 16 and >= 8 C_in (stems)        |
+| weights are frozen                  | `phases`: a convolution          | C_in <= 24                               |
+|                                     | `contiguous`: oneDNN's, but NCHW | 3x3, C_in >= 48, at most 4 x 4 positions |
+|                                     | `usual`: oneDNN's                | all others                               |
 
-Layout: where a ReLU meets a gradient in another memory format than its output's, torch 2.15 reads it element by element:
-1786 instead of 53 microseconds for 64 x 24 x 16 x 16 float32. A strided slice passes back a contiguous gradient, and
-a mean one that is expanded; both slow every layer before them.
+Layout: where a ReLU meets a gradient in another memory format than its output's, torch 2.15 reads it element by
+element: 1786 instead of 53 microseconds for 64 x 24 x 16 x 16 float32. A strided slice passes back a contiguous
+gradient, and a mean one that is expanded; both slow every layer before them.
 
 Convolutions, y = W * x with stride s and padding p, and g the gradient of y (one axis written):
 
@@ -89,7 +89,7 @@ class _Every(Function):
         ctx.shape, ctx.last = x.shape, _channels_last(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         b, c, h, w = ctx.shape
         spread = gradient.new_zeros(b, h, w, c).permute(0, 3, 1, 2) if ctx.last else gradient.new_zeros(ctx.shape)
         spread[:, :, :: ctx.stride, :: ctx.stride] = gradient
@@ -109,12 +109,12 @@ class _PositionMean(Function):
         ctx.shape, ctx.last = x.shape, _channels_last(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         b, c, h, w = ctx.shape
-        share = gradient / (h * w)
+        share: Tensor = gradient / (h * w)
         if ctx.last:
             return share[:, None, None, :].expand(b, h, w, c).contiguous().permute(0, 3, 1, 2)
-        return share[:, :, None, None].expand(ctx.shape).contiguous()
+        return share[:, :, None, None].expand(b, c, h, w).contiguous()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -144,11 +144,14 @@ class InputGradient:
 def input_gradient(layer: nn.Conv2d, size: torch.Size) -> InputGradient:
     """The spelling for a layer whose input has this size (H, W)."""
     plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return next(each for name, each in INPUT_GRADIENTS.items() if name == "usual" or (plain and each.suits(layer, size)))
+    return next(
+        each for name, each in INPUT_GRADIENTS.items() if name == "usual" or (plain and each.suits(layer, size))
+    )
 
 
 def _product(layer: nn.Conv2d, weight: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
-    return F.fold(weight @ g.flatten(2), shape[2:], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    padding: Any = layer.padding
+    return F.fold(weight @ g.flatten(2), shape[2:], layer.kernel_size, layer.dilation, padding, layer.stride)
 
 
 @dataclass(frozen=True)
@@ -291,6 +294,6 @@ class _Stem(Function):
         ctx.shape = x.shape
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         return _product(ctx.layer, weight.flatten(1).t(), gradient, ctx.shape), None, None, None

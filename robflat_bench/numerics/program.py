@@ -10,204 +10,75 @@ a network whose convolutions take 50 microseconds each, because
 - a ReLU and a sum overwrite their input if nothing else reads it; only outputs of ReLUs are kept for the way back,
 - where gradients meet, they are summed into one that nothing else holds.
 
-`KERNELS` names the known operations. A network with any other, with hooks on a layer, under autocast, compiled or with
+`steps.KERNELS` names the known operations. A network with any other, with hooks on a layer, under autocast, compiled or with
 a weight that requires a gradient runs as it always does. A second derivative is computed by the network, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
 
-from robflat_bench.core import NoValue
 from robflat_bench.numerics.gradients import is_guarded
-from robflat_bench.numerics.kernels import INPUT_GRADIENTS, InputGradient, input_gradient
-from robflat_bench.numerics.operations import Operation, Signal, Trace, traced
-
-aten: Any = torch.ops.aten
-
-Made = tuple[Tensor, bool]
-"""A gradient, and whether nothing else holds it, so that it may be overwritten."""
-
-
-@dataclass(eq=False)
-class Step:
-    """One operation of the list.
-
-    Parameters
-    ----------
-    kernel : Kernel
-        How it is computed.
-    sources, target : tuple of int, int
-        Places of its inputs and of its output among the values.
-    layer : nn.Module
-        The module that made the call: its parameters and buffers are read at each call.
-    stride : int
-        Of `every`.
-    name : str
-        Of the constant among the layer's buffers.
-    inplace : bool
-        Nothing else reads the first input, and it is memory of its own.
-    gradient : InputGradient
-        Of a convolution.
-    prepared : tuple or None
-        A convolution's weight, its version, and what `gradient` has prepared of it.
-    """
-
-    kernel: Kernel
-    sources: tuple[int, ...]
-    target: int
-    layer: Any
-    stride: int = 1
-    name: str = ""
-    inplace: bool = False
-    gradient: InputGradient = INPUT_GRADIENTS["usual"]
-    prepared: tuple[Tensor, int, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """An operation's kernels.
-
-    Parameters
-    ----------
-    forward : callable
-        (step, *inputs) -> output.
-    backward : callable
-        (step, gradient, whether it may be overwritten, shape of the first input, output or None) -> gradient of the
-        first input. A sum passes its gradient on to both inputs.
-    fresh : bool
-        Whether the output is memory of its own.
-    keeps : bool
-        Whether the way back needs the output.
-    """
-
-    forward: Callable[..., Tensor]
-    backward: Callable[..., Made]
-    fresh: bool = True
-    keeps: bool = False
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Kernels
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _convolve(step: Step, x: Tensor) -> Tensor:
-    layer = step.layer
-    return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-def _unconvolve(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
-    layer, gradient = step.layer, step.gradient
-    if step.prepared is None or step.prepared[0] is not layer.weight or step.prepared[1] != layer.weight._version:
-        step.prepared = (layer.weight, layer.weight._version, gradient.prepare(layer, shape[2:]))
-    return gradient.apply(layer, step.prepared[2], g, shape), True
-
-
-def _relu(step: Step, x: Tensor) -> Tensor:
-    return x.relu_() if step.inplace else x.relu()
-
-
-def _unrelu(step: Step, g: Tensor, own: bool, shape: torch.Size, out: Tensor) -> Made:
-    if own and g.stride() == out.stride():
-        return aten.threshold_backward.grad_input(g, out, 0, grad_input=g), True
-    return aten.threshold_backward(g, out, 0), True
-
-
-def _add(step: Step, x: Tensor, y: Tensor) -> Tensor:
-    return x.add_(y) if step.inplace else x + y
-
-
-def _pass(step: Step, g: Tensor, own: bool, *_: object) -> Made:
-    return g, own and len(step.sources) == 1
-
-
-def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
-    b, c, h, w = shape
-    made = g.new_zeros(b, h, w, c).permute(0, 3, 1, 2)
-    made[:, :, :: step.stride, :: step.stride] = g
-    return made, True
-
-
-def _share(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
-    b, c, h, w = shape
-    return (g / (h * w))[:, None, None, :].expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
-
-
-KERNELS: dict[str, Kernel] = {
-    "conv2d": Kernel(_convolve, _unconvolve),
-    "linear": Kernel(
-        lambda step, x: F.linear(x, step.layer.weight, step.layer.bias), lambda step, g, *_: (g @ step.layer.weight, True)
-    ),
-    "relu": Kernel(_relu, _unrelu, keeps=True),
-    "add": Kernel(_add, _pass),
-    "sub": Kernel(lambda step, x: x - step.layer._buffers[step.name], _pass),
-    "div": Kernel(
-        lambda step, x: x / step.layer._buffers[step.name],
-        lambda step, g, *_: (g / step.layer._buffers[step.name], True),
-    ),
-    "getitem": Kernel(lambda step, x: x[:, :, :: step.stride, :: step.stride], _spread, fresh=False),
-    "clone": Kernel(lambda step, x: x, _pass, fresh=False),
-    "mean": Kernel(lambda step, x: x.mean(dim=(2, 3)), _share),
-}
-"""Name of an operation of torch -> its kernels."""
-
+from robflat_bench.numerics.kernels import input_gradient
+from robflat_bench.numerics.operations import Operation, Trace, traced
+from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.steps import KERNELS, Made, Step
 
 # ---------------------------------------------------------------------------------------------------------
 # From a trace to steps
 # ---------------------------------------------------------------------------------------------------------
 
 
-def program(model: nn.Module, x: Tensor) -> Program | None:
-    """The program of a folded network; None if it has an operation that is not known.
+def program(model: nn.Module, x: Tensor) -> list[Step]:
+    """The steps of a folded network; none if it has an operation that is not known.
 
     Parameters
     ----------
     model
         In eval mode, folded, its parameters without gradient.
     x
-        Images of the shape that it takes; the first is used.
+        Images of the shape that it takes; the first two are used.
     """
+    images = x[:2].detach()
     try:
-        trace = traced(model, x)
-    except (NoValue, RuntimeError):
-        return None
-    steps = _steps(trace)
-    return None if steps is None else Program(model, steps, len(steps) + 1)
+        with torch.random.fork_rng([]), uncounted():
+            if not (steps := _steps(traced(model, images))):
+                return []
+            with torch.no_grad():
+                found = Program(model, steps)
+                return steps if torch.equal(found.forward(images, [], []), found.eager(images)) else []
+    except Exception:  # of a network that fails, or that a trace cannot follow, the network itself says what is wrong
+        return []
 
 
-def _steps(trace: Trace) -> list[Step] | None:
-    """The steps, whose values are counted from 0, the images, in their order."""
+def _steps(trace: Trace) -> list[Step]:
+    """A step for each operation. Values are counted in the order in which they are made; 0 are the images."""
     places, fresh, steps = {trace.images: 0}, {trace.images: False}, []
     for operation in trace.operations:
         kernel, details = KERNELS.get(operation.name), _details(operation)
         known = all(signal in places for signal in operation.signals) and len(operation.outputs) == 1
         if kernel is None or details is None or not known:
-            return None
+            return []
         (made,), signals = operation.outputs, operation.signals
+        if not made.readers:
+            return []
         places[made], fresh[made] = len(places), kernel.fresh
         inplace = fresh[signals[0]] and signals[0].readers == 1
         sources = tuple(places[signal] for signal in signals)
-        steps.append(Step(kernel, sources, places[made], operation.module, inplace=inplace, **details))
-    return steps if steps and trace.logits is operation.outputs[0] else None
+        steps.append(Step(kernel, sources, places[made], operation.path, inplace=inplace, **details))
+    return steps if steps and trace.logits is made else []
 
 
 def _details(operation: Operation) -> dict[str, Any] | None:
     """Further fields of the step; None where the operation is not called in the form that its kernel knows."""
-    name, layer, args, kwargs, signals = (
-        operation.name,
-        operation.module,
-        operation.args,
-        operation.kwargs,
-        operation.signals,
-    )
+    name, layer, signals = operation.name, operation.module, operation.signals
+    args, kwargs = operation.args, operation.kwargs
     first = len(signals) == 1 and args[:1] == (signals[0],)
     match name:
         case "conv2d" if first and type(layer) is nn.Conv2d and args[1] is layer.weight:
@@ -218,7 +89,7 @@ def _details(operation: Operation) -> dict[str, Any] | None:
             return {}
         case "relu" if first:
             return {}
-        case "add" if len(signals) == 2 == len(args) and not kwargs and signals[0].shape == signals[1].shape:
+        case "add" | "iadd" if len(signals) == 2 == len(args) and not kwargs and signals[0].shape == signals[1].shape:
             return {} if signals[0] is not signals[1] else None
         case "sub" | "div" if first and len(args) == 2 and not kwargs and operation.outputs[0].shape == args[0].shape:
             found = [key for key, value in layer._buffers.items() if value is args[1]]
@@ -254,17 +125,17 @@ class Program:
     model
         The network, which computes what the program does not.
     steps
-        In the order of their outputs.
-    count
-        Number of values, the images included.
+        What `program` found in it.
     """
 
-    def __init__(self, model: nn.Module, steps: Sequence[Step], count: int) -> None:
+    def __init__(self, model: nn.Module, steps: Sequence[Step]) -> None:
         self.model = model
-        self.steps = steps
-        self.count = count
-        self.last = {place: step for step in steps for place in step.sources}
+        modules = dict(model.named_modules())
+        self.steps = [replace(step, layer=modules[step.path]) for step in steps]
+        self.last = {place: step for step in self.steps for place in step.sources}
         """Place -> the last step that reads it."""
+        tables = (step.layer._parameters for step in self.steps)
+        self.tables = list({id(table): table for table in tables if table}.values())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B,K]."""
@@ -274,11 +145,6 @@ class Program:
             made: Tensor = _Run.apply(x, self)
             return made
         return self.forward(x, [], [])
-
-    def forget(self) -> None:
-        """Drop what was prepared of the weights."""
-        for step in self.steps:
-            step.prepared = None
 
     def eager(self, x: Tensor) -> Tensor:
         """The network's own forward."""
@@ -293,7 +159,7 @@ class Program:
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not is_guarded(self.model)
-            and not any(weight.requires_grad for step in self.steps for weight in step.layer._parameters.values() if weight is not None)
+            and not any(map(_moves, (weight for table in self.tables for weight in table.values())))
         )
 
     def forward(self, x: Tensor, kept: list[Tensor], shapes: list[torch.Size]) -> Tensor:
@@ -312,7 +178,7 @@ class Program:
 
     def backward(self, gradient: Tensor, kept: list[Tensor], shapes: list[torch.Size]) -> Tensor:
         """The images' gradient."""
-        found: list[Any] = [None] * self.count
+        found: list[Any] = [None] * (len(self.steps) + 1)
         found[-1] = (gradient, False)
         for step, shape in zip(reversed(self.steps), reversed(shapes), strict=True):
             out = kept.pop() if step.kernel.keeps else None
@@ -332,9 +198,13 @@ def _sum(first: Made, second: Made) -> Made:
     return first[0] + second[0], True
 
 
+def _moves(weight: Tensor | None) -> bool:
+    return weight is not None and weight.requires_grad
+
+
 class _Run(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, program: Program) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, program: Program) -> Tensor:
         kept: list[Tensor] = []
         ctx.shapes, ctx.program = [], program
         logits = program.forward(x, kept, ctx.shapes)
@@ -342,7 +212,7 @@ class _Run(Function):
         return logits
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         x, *kept = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return ctx.program.backward(gradient, kept, ctx.shapes), None
