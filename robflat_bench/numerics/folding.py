@@ -31,7 +31,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
-from robflat_bench.numerics.program import Program, Step, program
+from robflat_bench.numerics.program import Program, program
+from robflat_bench.numerics.steps import Step
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -63,8 +64,9 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
     x
         Images of the shape that the model takes; the first is used to find the pairs.
     """
-    if model not in _KNOWN:
-        _KNOWN[model] = pairs(model, x)
+    if model not in _KNOWN:  # the first block in a process must draw no other random numbers than a later one
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            _KNOWN[model] = pairs(model, x)
     with _replaced(_KNOWN[model]), _running(model, x):
         yield
 

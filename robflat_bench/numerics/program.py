@@ -1,17 +1,20 @@
-r"""A folded network as a list of kernels: the same numbers, bit for bit, without modules and without autograd.
+r"""A folded network as a list of kernels: the same logits without modules, the same gradients without autograd.
 
     x -> - mean -> / std -> conv -> relu -> ... -> + -> relu -> mean -> linear -> logits
 
 An attack calls the same frozen network again and again. `program` reads the operations of one pass, and `Program` then
-calls their kernels itself, forward and backward, as one node of autograd's graph. It saves a third of the time of
-a network whose convolutions take 50 microseconds each, because
+calls their kernels itself, forward and backward, as one node of autograd's graph. It saves time because
 
 - no module is called, and no graph is built,
 - a ReLU and a sum overwrite their input if nothing else reads it; only outputs of ReLUs are kept for the way back,
 - where gradients meet, they are summed into one that nothing else holds.
 
-`steps.KERNELS` names the known operations. A network with any other, with hooks on a layer, under autocast, compiled or with
-a weight that requires a gradient runs as it always does. A second derivative is computed by the network, too.
+Logits are equal bit for bit. The images' gradient is equal up to rounding: each convolution passes it back in the
+spelling that is fastest for its shape (`kernels.INPUT_GRADIENTS`).
+
+`steps.KERNELS` names the known operations. A network with any other runs as it always does, and so does one with hooks
+on a layer, under autocast, compiled, on a GPU, or with a weight that requires a gradient. Second derivatives are
+computed by the network, too.
 """
 
 from __future__ import annotations
