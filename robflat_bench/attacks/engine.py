@@ -29,6 +29,7 @@ from robflat_bench.core.randomness import normal_like, uniform_like
 from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of, guarded
+from robflat_bench.numerics.kernels import frozen
 
 Moving = Callable[[Tensor], Tensor]
 """logits [B,K] of the current iterate -> bool [B]: the examples that take another step."""
@@ -83,7 +84,7 @@ def attacked(model: nn.Module, bn: NormMode = "eval") -> Iterator[None]:
         for module, _ in modes:
             if bn == "train" and isinstance(module, _BatchNorm):
                 module.train()
-        with frozen_statistics(model) if bn == "train" else nullcontext():
+        with frozen_statistics(model) if bn == "train" else nullcontext(), frozen(model):
             yield
     finally:
         model.train(modes[0][1])  # a network may act when it changes its mode, and does not see an assignment

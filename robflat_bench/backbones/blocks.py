@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robflat_bench.backbones.parts import Normalized, activation_class, construction
 from robflat_bench.core import ImageShape
+from robflat_bench.numerics.kernels import every, position_mean
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ class Every(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :: self.stride, :: self.stride]
+        return every(x, self.stride)
 
 
 class PositionMean(nn.Module):
     """[B,C,H,W] -> [B,C]. AdaptiveAvgPool2d would have a nondeterministic backward on CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+        return position_mean(x)
 
 
 def residual(

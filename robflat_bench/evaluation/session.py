@@ -12,6 +12,7 @@ from robflat_bench.config.protocol import Fixed, Protocol, SplitName
 from robflat_bench.core import Examples, Observer, Threat, UsageError
 from robflat_bench.data.own import OwnSplits
 from robflat_bench.data.splits import Splits, load_splits
+from robflat_bench.numerics.allocator import keep_freed_memory
 from robflat_bench.numerics.compilation import Compilation
 from robflat_bench.records.store import Store
 from robflat_bench.registry.faults import faults
@@ -121,6 +122,7 @@ def choose_device(wanted: str) -> str:
 
 def configure(fixed: Fixed) -> None:
     """Set this process to the protocol's threads, to float32 without TF32 and to deterministic convolutions."""
+    keep_freed_memory()
     torch.set_num_threads(fixed.threads)
     # torch has two interfaces to precision, and a notebook may have used either, for the CPU too.
     torch.set_float32_matmul_precision("highest")

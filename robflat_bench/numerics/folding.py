@@ -9,8 +9,9 @@ is used twice or has hooks. If the logits change, because something reads past t
 Layers of torch count by their exact class, because a subclass may do more. Two of timm are known by name: a convolution
 that pads in its forward, and normalisation with an activation behind it, which stays.
 
-`folded` gives the model itself folded weights inside a block. Its own parameters are not touched, so a flatness measure
-that moves them moves unfolded weights.
+`folded` gives the model itself folded weights inside a block, where a network of known layers also runs as a list of
+kernels (`numerics.program`). Its own parameters are not touched, so a flatness measure that moves them moves unfolded
+weights.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.program import Program, program
+from robflat_bench.numerics.steps import Step
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -39,6 +43,8 @@ Pair = tuple[_ConvNd, _BatchNorm]
 
 _KNOWN: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 """The pairs of models that were folded before: a model's structure does not change."""
+_STEPS: WeakKeyDictionary[nn.Module, list[Step]] = WeakKeyDictionary()
+"""The programs of models that were folded before; none: an empty list."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -58,10 +64,31 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
     x
         Images of the shape that the model takes; the first is used to find the pairs.
     """
-    if model not in _KNOWN:
-        _KNOWN[model] = pairs(model, x)
-    with _replaced(_KNOWN[model]):
+    if model not in _KNOWN:  # the first block in a process must draw no other random numbers than a later one
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            _KNOWN[model] = pairs(model, x)
+    with _replaced(_KNOWN[model]), _running(model, x):
         yield
+
+
+@contextmanager
+def _running(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Inside, the model's forward is its program, if it has one that passes over no hooks."""
+    layers = [module for module in model.modules() if module is not model]
+    eager = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or "forward" in model.__dict__
+    if eager or any(map(_watched, layers)):
+        yield
+        return
+    if model not in _STEPS:
+        _STEPS[model] = program(model, x)
+    if not (steps := _STEPS[model]):
+        yield
+        return
+    model.__dict__["forward"] = Program(model, steps)
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
 
 
 @contextmanager
@@ -109,17 +136,6 @@ def _folded(layer: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     if torch.is_autocast_enabled(device):  # cast here once, rather than in each pass
         return weight.to(torch.get_autocast_dtype(device)), bias.to(torch.get_autocast_dtype(device))
     return weight, bias
-
-
-def scale_and_shift(
-    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """s and shift, float64 [C], of batch normalisation with running statistics: y = s x + shift."""
-    scale = (var.double() + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.detach().double()
-    shift = -scale * mean.double()
-    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 # ---------------------------------------------------------------------------------------------------------

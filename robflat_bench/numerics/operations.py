@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robflat_bench.core import NoValue
-from robflat_bench.numerics.folding import scale_and_shift
+from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
 
 METADATA = re.compile(

@@ -1,0 +1,223 @@
+r"""A folded network as a list of kernels: the same logits without modules, the same gradients without autograd.
+
+    x -> - mean -> / std -> conv -> relu -> ... -> + -> relu -> mean -> linear -> logits
+
+An attack calls the same frozen network again and again. `program` reads the operations of one pass, and `Program` then
+calls their kernels itself, forward and backward, as one node of autograd's graph. It saves time because
+
+- no module is called, and no graph is built,
+- a ReLU and a sum overwrite their input if nothing else reads it; only outputs of ReLUs are kept for the way back,
+- where gradients meet, they are summed into one that nothing else holds.
+
+Logits are equal bit for bit. The images' gradient is equal up to rounding: each convolution passes it back in the
+spelling that is fastest for its shape (`kernels.INPUT_GRADIENTS`).
+
+`steps.KERNELS` names the known operations. A network with any other runs as it always does, and so does one with hooks
+on a layer, under autocast, compiled, on a GPU, or with a weight that requires a gradient. Second derivatives are
+computed by the network, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from robflat_bench.numerics.gradients import is_guarded
+from robflat_bench.numerics.kernels import input_gradient
+from robflat_bench.numerics.operations import Operation, Trace, traced
+from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.steps import KERNELS, Made, Step
+
+# ---------------------------------------------------------------------------------------------------------
+# From a trace to steps
+# ---------------------------------------------------------------------------------------------------------
+
+
+def program(model: nn.Module, x: Tensor) -> list[Step]:
+    """The steps of a folded network; none if it has an operation that is not known.
+
+    Parameters
+    ----------
+    model
+        In eval mode, folded, its parameters without gradient.
+    x
+        Images of the shape that it takes; the first two are used.
+    """
+    images = x[:2].detach()
+    try:
+        with torch.random.fork_rng([]), uncounted():
+            if not (steps := _steps(traced(model, images))):
+                return []
+            with torch.no_grad():
+                found = Program(model, steps)
+                return steps if torch.equal(found.forward(images, [], []), found.eager(images)) else []
+    except Exception:  # of a network that fails, or that a trace cannot follow, the network itself says what is wrong
+        return []
+
+
+def _steps(trace: Trace) -> list[Step]:
+    """A step for each operation. Values are counted in the order in which they are made; 0 are the images."""
+    places, fresh, steps = {trace.images: 0}, {trace.images: False}, []
+    for operation in trace.operations:
+        kernel, details = KERNELS.get(operation.name), _details(operation)
+        known = all(signal in places for signal in operation.signals) and len(operation.outputs) == 1
+        if kernel is None or details is None or not known:
+            return []
+        (made,), signals = operation.outputs, operation.signals
+        if not made.readers:
+            return []
+        places[made], fresh[made] = len(places), kernel.fresh
+        inplace = fresh[signals[0]] and signals[0].readers == 1
+        sources = tuple(places[signal] for signal in signals)
+        steps.append(Step(kernel, sources, places[made], operation.path, inplace=inplace, **details))
+    return steps if steps and trace.logits is made else []
+
+
+def _details(operation: Operation) -> dict[str, Any] | None:
+    """Further fields of the step; None where the operation is not called in the form that its kernel knows."""
+    name, layer, signals = operation.name, operation.module, operation.signals
+    args, kwargs = operation.args, operation.kwargs
+    first = len(signals) == 1 and args[:1] == (signals[0],)
+    match name:
+        case "conv2d" if first and type(layer) is nn.Conv2d and args[1] is layer.weight:
+            plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+            last = layer.weight.is_contiguous(memory_format=torch.channels_last)
+            return {"gradient": input_gradient(layer, args[0].shape[2:])} if plain and last else None
+        case "linear" if first and type(layer) is nn.Linear and args[1] is layer.weight:
+            return {}
+        case "relu" if first:
+            return {}
+        case "add" | "iadd" if len(signals) == 2 == len(args) and not kwargs and signals[0].shape == signals[1].shape:
+            return {} if signals[0] is not signals[1] else None
+        case "sub" | "div" if first and len(args) == 2 and not kwargs and operation.outputs[0].shape == args[0].shape:
+            found = [key for key, value in layer._buffers.items() if value is args[1]]
+            return {"name": found[0]} if found else None
+        case "getitem" if first and len(signals[0].shape) == 4:
+            return _stride(args[1])
+        case "clone" if first and len(args) == 1 and not kwargs:
+            return {}
+        case "mean" if first and len(args) == 1 and kwargs == {"dim": (2, 3)} and len(signals[0].shape) == 4:
+            return {}
+    return None
+
+
+def _stride(index: object) -> dict[str, Any] | None:
+    """The stride of [:, :, ::s, ::s]."""
+    if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(part, slice) for part in index):
+        return None
+    stride = index[2].step
+    whole, strided = slice(None), slice(None, None, stride)
+    return {"stride": stride} if index == (whole, whole, strided, strided) and isinstance(stride, int) else None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """Computes a folded network's logits and the images' gradient.
+
+    Parameters
+    ----------
+    model
+        The network, which computes what the program does not.
+    steps
+        What `program` found in it.
+    """
+
+    def __init__(self, model: nn.Module, steps: Sequence[Step]) -> None:
+        self.model = model
+        modules = dict(model.named_modules())
+        self.steps = [replace(step, layer=modules[step.path]) for step in steps]
+        self.last = {place: step for step in self.steps for place in step.sources}
+        """Place -> the last step that reads it."""
+        tables = (step.layer._parameters for step in self.steps)
+        self.tables = list({id(table): table for table in tables if table}.values())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [B,K]."""
+        if not self.applies(x):
+            return self.eager(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            made: Tensor = _Run.apply(x, self)
+            return made
+        return self.forward(x, [], [])
+
+    def eager(self, x: Tensor) -> Tensor:
+        """The network's own forward."""
+        made: Tensor = type(self.model).forward(self.model, x)
+        return made
+
+    def applies(self, x: Tensor) -> bool:
+        """Whether autograd would do here what the program does."""
+        return (
+            x.device.type == "cpu"
+            and x.dim() == 4
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not is_guarded(self.model)
+            and not any(map(_moves, (weight for table in self.tables for weight in table.values())))
+        )
+
+    def forward(self, x: Tensor, kept: list[Tensor], shapes: list[torch.Size]) -> Tensor:
+        """Logits; adds what the way back needs."""
+        values: list[Any] = [x] + [None] * len(self.steps)
+        for step in self.steps:
+            inputs = [values[place] for place in step.sources]
+            shapes.append(inputs[0].shape)
+            values[step.target] = made = step.kernel.forward(step, *inputs)
+            if step.kernel.keeps:
+                kept.append(made)
+            for place in step.sources:
+                if self.last[place] is step:
+                    values[place] = None
+        return made
+
+    def backward(self, gradient: Tensor, kept: list[Tensor], shapes: list[torch.Size]) -> Tensor:
+        """The images' gradient."""
+        found: list[Any] = [None] * (len(self.steps) + 1)
+        found[-1] = (gradient, False)
+        for step, shape in zip(reversed(self.steps), reversed(shapes), strict=True):
+            out = kept.pop() if step.kernel.keeps else None
+            made = step.kernel.backward(step, *found[step.target], shape, out)
+            found[step.target] = None
+            for place in step.sources:
+                found[place] = made if found[place] is None else _sum(found[place], made)
+        images: Tensor = found[0][0]
+        return images
+
+
+def _sum(first: Made, second: Made) -> Made:
+    """Both gradients, in the memory of one of them if nothing else holds it."""
+    for (one, own), (other, _) in ((second, first), (first, second)):
+        if own and one.stride() == other.stride():
+            return one.add_(other), True
+    return first[0] + second[0], True
+
+
+def _moves(weight: Tensor | None) -> bool:
+    return weight is not None and weight.requires_grad
+
+
+class _Run(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, program: Program) -> Tensor:
+        kept: list[Tensor] = []
+        ctx.shapes, ctx.program = [], program
+        logits = program.forward(x, kept, ctx.shapes)
+        ctx.save_for_backward(x, *kept)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        x, *kept = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return ctx.program.backward(gradient, kept, ctx.shapes), None
+        (made,) = torch.autograd.grad(ctx.program.eager(x), x, gradient, create_graph=True)
+        return made, None

@@ -1,0 +1,147 @@
+"""The steps of a program: an operation of a folded network, its kernels forward and backward, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robflat_bench.numerics.kernels import INPUT_GRADIENTS, InputGradient
+
+aten: Any = torch.ops.aten
+
+Made = tuple[Tensor, bool]
+"""A gradient, and whether nothing else holds it, so that it may be overwritten."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation of the list.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        How it is computed.
+    sources, target : tuple of int, int
+        Places of its inputs and of its output among the values.
+    path : str
+        Name of the module that made the call.
+    layer : nn.Module
+        That module, within a `Program`: its parameters and buffers are read at each call.
+    stride : int
+        Of `every`.
+    name : str
+        Of the constant among the layer's buffers.
+    inplace : bool
+        Nothing else reads the first input, and it is memory of its own.
+    gradient : InputGradient
+        Of a convolution.
+    prepared : tuple or None
+        A convolution's weight, its version, and what `gradient` made of it.
+    """
+
+    kernel: Kernel
+    sources: tuple[int, ...]
+    target: int
+    path: str
+    layer: Any = None
+    stride: int = 1
+    name: str = ""
+    inplace: bool = False
+    gradient: InputGradient = INPUT_GRADIENTS["usual"]
+    prepared: tuple[Tensor, int, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An operation's kernels.
+
+    Parameters
+    ----------
+    forward : callable
+        (step, *inputs) -> output.
+    backward : callable
+        (step, gradient, whether it may be overwritten, shape of the first input, output or None) -> gradient of the
+        first input. A sum passes its gradient on to both inputs.
+    fresh : bool
+        Whether the output is memory of its own.
+    keeps : bool
+        Whether the way back needs the output.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Made]
+    fresh: bool = True
+    keeps: bool = False
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _convolve(step: Step, x: Tensor) -> Tensor:
+    layer = step.layer
+    return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _unconvolve(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
+    layer, gradient = step.layer, step.gradient
+    if step.prepared is None or step.prepared[0] is not layer.weight or step.prepared[1] != layer.weight._version:
+        step.prepared = (layer.weight, layer.weight._version, gradient.prepare(layer, shape[2:]))
+    return gradient.apply(layer, step.prepared[2], g, shape), True
+
+
+def _relu(step: Step, x: Tensor) -> Tensor:
+    return x.relu_() if step.inplace else x.relu()
+
+
+def _unrelu(step: Step, g: Tensor, own: bool, shape: torch.Size, out: Tensor) -> Made:
+    if own and g.stride() == out.stride():
+        return aten.threshold_backward.grad_input(g, out, 0, grad_input=g), True
+    return aten.threshold_backward(g, out, 0), True
+
+
+def _add(step: Step, x: Tensor, y: Tensor) -> Tensor:
+    return x.add_(y) if step.inplace else x + y
+
+
+def _pass(step: Step, g: Tensor, own: bool, *_: object) -> Made:
+    return g, own and len(step.sources) == 1
+
+
+def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
+    b, c, h, w = shape
+    made = g.new_zeros(b, h, w, c).permute(0, 3, 1, 2)
+    made[:, :, :: step.stride, :: step.stride] = g
+    return made, True
+
+
+def _share(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
+    b, c, h, w = shape
+    return (g / (h * w))[:, None, None, :].expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
+
+
+KERNELS: dict[str, Kernel] = {
+    "conv2d": Kernel(_convolve, _unconvolve),
+    "linear": Kernel(
+        lambda step, x: F.linear(x, step.layer.weight, step.layer.bias),
+        lambda step, g, *_: (g @ step.layer.weight, True),
+    ),
+    "relu": Kernel(_relu, _unrelu, keeps=True),
+    "add": Kernel(_add, _pass),
+    "iadd": Kernel(_add, _pass),
+    "sub": Kernel(lambda step, x: x - step.layer._buffers[step.name], _pass),
+    "div": Kernel(
+        lambda step, x: x / step.layer._buffers[step.name],
+        lambda step, g, *_: (g / step.layer._buffers[step.name], True),
+    ),
+    "getitem": Kernel(lambda step, x: x[:, :, :: step.stride, :: step.stride], _spread, fresh=False),
+    "clone": Kernel(lambda step, x: x, _pass, fresh=False),
+    "mean": Kernel(lambda step, x: x.mean(dim=(2, 3)), _share),
+}
+"""Name of an operation of torch -> its kernels."""
