@@ -25,7 +25,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.attacks.engine import attacked
 from robflat_bench.core import Examples
 from robflat_bench.core.batching import padded_batches
 from robflat_bench.core.randomness import generator
@@ -35,11 +34,15 @@ from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 class Point(NamedTuple):
-    """The loss at w + nu: of each example, float64 [N], and the gradient of their mean, float64 [d]."""
+    """The loss at w + nu: of each example, float64 [N], and the gradient of their mean, float64 [d].
+
+    wrong: which examples are misclassified there, bool [N]; also those whose logits are not finite.
+    """
 
     nu: Tensor
     losses: Tensor
     gradient: Tensor
+    wrong: Tensor
 
     @property
     def mean(self) -> float:
@@ -57,24 +60,25 @@ class LossOverWeights:
 
     def at(self, nu: Tensor) -> Point:
         """Losses and gradient at w + nu."""
-        with self.space.moved(self._layers(nu)):
-            losses, gradient = self.oracle.gradient(self.space.model, self.images, self.space.layers)
-        return Point(nu, losses, self._vector(gradient))
+        calls: list[tuple[Tensor, Tensor]] = []
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+            if not calls or calls[-1][0] is not inputs[0]:  # a gradient that is not finite takes a second forward pass
+                calls.append((inputs[0], logits.detach()))
+
+        handle = self.space.model.register_forward_hook(note)
+        try:
+            with self.space.moved(self._layers(nu)):
+                losses, gradient = self.oracle.gradient(self.space.model, self.images, self.space.layers)
+        finally:
+            handle.remove()
+        chunks = zip(padded_batches(self.images, CHUNK), calls, strict=True)
+        wrong = [_misclassified(logits, part.y)[:count] for (part, count), (_, logits) in chunks]
+        return Point(nu, losses, self._vector(gradient), torch.cat(wrong))
 
     def origin(self) -> Point:
         """Losses and gradient at w."""
         return self.at(torch.zeros_like(self.weights))
-
-    def wrong(self, nu: Tensor) -> Tensor:
-        """Which examples are misclassified at w + nu, bool [N]: also those whose logits are not finite."""
-        model, chunks = self.space.model, padded_batches(self.images, CHUNK)
-
-        def read(part: Examples) -> Tensor:
-            logits: Tensor = model(part.x)
-            return (logits.argmax(1) != part.y) | ~logits.isfinite().all(1)
-
-        with self.space.moved(self._layers(nu)), attacked(model), torch.no_grad():
-            return torch.cat([read(part)[:count] for part, count in chunks])
 
     def start(self, number: int, ball: UnitBall, *key: int | str) -> Tensor:
         """z where an ascent begins: 0 for the first, a random point of the ball for others; keyed by layer."""
@@ -91,6 +95,24 @@ class LossOverWeights:
         layers = self.space.layers
         pieces = nu.split([layer.numel() for layer in layers.values()])
         return {name: piece.view(layers[name].shape) for name, piece in zip(layers, pieces, strict=True)}
+
+
+class Remembering(LossOverWeights):
+    """It computes nothing again at 0, where most climbs begin, nor at a point that a climb did not leave."""
+
+    points: tuple[Point, ...] = ()
+
+    def at(self, nu: Tensor) -> Point:
+        for point in self.points:
+            if torch.equal(point.nu, nu):
+                return point
+        found = super().at(nu)
+        self.points = (*(point for point in self.points if not point.nu.any()), found)
+        return found
+
+
+def _misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
 
 
 def _normal64(layer: Tensor, source: torch.Generator) -> Tensor:

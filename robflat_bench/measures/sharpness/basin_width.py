@@ -19,6 +19,8 @@ attack for each, `frozen` one attack in all.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -31,11 +33,14 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.core.estimates import estimated
-    from robflat_bench.measures.bisection import bracket
+    from robflat_bench.measures.bisection import End, bracket, interpolated
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.random_moves import by_filter, random_moves
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
+
+FIRST = 8
+"""At `largest`, an eighth of the images is read first, those with the highest loss at w."""
 
 
 class BasinWidthParams(WeightSpaceParams, OracleParams):
@@ -72,26 +77,99 @@ class BasinWidth(Measure):
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.losses(model, examples, section(workspace, "reference"))
-        loss = float(reference.mean())
+        threshold = float(reference.mean()) + params.target
+        highest = examples[reference.argsort(descending=True, stable=True)[: -(-len(examples) // FIRST)]]
 
-        def edge(d: Direction, sign: int, name: str) -> tuple[float, float]:
-            def within(radius: float) -> bool:
-                with space.moved({layer: sign * radius * tensor for layer, tensor in d.items()}):
-                    losses = oracle.losses(model, examples, section(workspace, f"{name}-{radius!r}"))
-                return float(losses.mean()) <= loss + params.target
+        def excess(d: Direction, signed: float, place: Workspace) -> float:
+            with space.moved({layer: signed * tensor for layer, tensor in d.items()}):
+                if abs(signed) == params.largest:  # losses are at least 0: a few images may exceed the sum of all
+                    first = oracle.losses(model, highest, section(place, "first"))
+                    if float(first.sum()) > threshold * len(examples):
+                        return math.inf
+                return float(oracle.losses(model, examples, place).mean()) - threshold
 
-            return bracket(within, params.largest, params.tolerance)
+        def edge(d: Direction, parabola: Parabola, sign: int, name: str) -> tuple[float, float]:
+            def tried(radius: float) -> float:
+                found = excess(d, sign * radius, section(workspace, f"{name}-{radius!r}"))
+                parabola.passes(sign * radius, found)
+                return found
 
-        directions = enumerate(random_moves(space, self._scaled, params.directions, workspace.seed, INFO.name))
-        ends = np.array([[edge(d, 1, f"plus-{draw}"), edge(d, -1, f"minus-{draw}")] for draw, d in directions])
+            return bracket(tried, params.largest, params.tolerance, partial(parabola.root, sign))
+
+        ends: list[list[tuple[float, float]]] = []
+        for draw, d in enumerate(random_moves(space, self._scaled, params.directions, workspace.seed, INFO.name)):
+            usual = math.exp(np.log(np.mean(ends, 2)).mean()) if ends else math.nan
+            parabola = Parabola(params.target, usual)
+            ends.append([edge(d, parabola, 1, f"plus-{draw}"), edge(d, parabola, -1, f"minus-{draw}")])
+        found = np.array(ends)
         details = {
-            "residual": float(np.ptp(ends, axis=2).max()),
-            "saturated": float((ends[:, :, 0] == params.largest).mean()),
+            "residual": float(np.ptp(found, axis=2).max()),
+            "saturated": float((found[:, :, 0] == params.largest).mean()),
         }
-        return estimated(INFO.estimate, {"radii": ends.mean(2), "reference": reference.cpu().numpy()}, details)
+        return estimated(INFO.estimate, {"radii": found.mean(2), "reference": reference.cpu().numpy()}, details)
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         """z with the norms of the weights."""
         if self.params.normalisation == "layer":
             return z * (norm(w) / norm(z))
         return z * (by_filter(w) / by_filter(z))
+
+
+SLOPE, CURVE = 0.5, 0.15
+"""Spread of the two coefficients over directions, in the units of `Parabola`."""
+NOISE, FAR = 0.02, 0.2
+"""Error of a point of the parabola at the target, and its growth with the distance from the target."""
+POWERS = (0.8, 3.0)
+"""Least and greatest local power of the rise."""
+NEAR = 1.08
+"""Factor between the ends of a bracket within which the curve counts as a line."""
+
+
+class Parabola:
+    r"""The rise along one direction, in units of the target and of a usual radius: \gamma t + \kappa t^2.
+
+    Both signs of t share it, so that one side predicts the other. \gamma and \kappa are a least-squares fit with the
+    priors 0 +- `SLOPE` and 1 +- `CURVE`; a point counts less, the further its rise is from the target.
+
+    Parameters
+    ----------
+    target : float
+        The rise at the roots.
+    usual : float
+        A radius at which other directions reach the target; NaN if none is known.
+    """
+
+    def __init__(self, target: float, usual: float) -> None:
+        self.target, self.usual = target, usual
+        self.rises: dict[float, float] = {}
+
+    def passes(self, signed: float, excess: float) -> None:
+        """Add a point of the curve, where it is finite."""
+        if math.isfinite(excess):
+            self.rises[signed] = excess / self.target + 1
+
+    def root(self, sign: int, low: End, high: End) -> float:
+        """The predicted root on this side; NaN where nothing is known."""
+        if high.radius < NEAR * low.radius and not math.isnan(line := interpolated(low, high)):
+            return line
+        known = sorted((abs(math.log(rise)), x, rise) for x, rise in self.rises.items() if rise > 0)
+        if not known:
+            return self.usual
+        own = [(abs(x), rise) for _, x, rise in known if x * sign > 0]
+        if len(own) > 1:  # a power law through the two points next to the target
+            (r, rise), (further, other) = own[:2]
+            power = math.log(other / rise) / math.log(further / r)
+            return r * float(rise ** (-1 / min(max(power, POWERS[0]), POWERS[1])))
+        _, x, rise = known[0]
+        return self._fitted(sign, self.usual if math.isfinite(self.usual) else abs(x) / math.sqrt(rise))
+
+    def _fitted(self, sign: int, unit_radius: float) -> float:
+        """The root of the fit to all points of both signs."""
+        t, rise = np.array(list(self.rises)) / unit_radius, np.array(list(self.rises.values()))
+        weights = (NOISE + FAR * np.abs(rise - 1)) ** -2.0
+        basis, precision = np.stack([t, t**2], 1), np.diag([SLOPE**-2, CURVE**-2])
+        right = basis.T @ (weights * rise) + precision @ [0, 1]
+        gamma, kappa = np.linalg.solve((basis.T * weights) @ basis + precision, right)
+        inside = gamma**2 + 4 * kappa
+        reach = sign * gamma + math.sqrt(inside) if inside >= 0 else math.nan
+        return float(2 * unit_radius / reach) if reach > 0 else math.nan

@@ -9,7 +9,7 @@ sign \nabla L in the box), from 0 and then from random points, and the errors of
 The search goes up from largest / 4^10 by factors of 4 until the target is exceeded, then bisects the last factor on a
 logarithmic scale. It never goes down from the largest box: there the ascent ends among networks that guess, and may
 find less than in a small box. The value is the end of the bracket that stays within the target. `saturated` is 1 where
-even the largest box stays within it (always, where no more than `target` of the images are right), and -1 where the
+even the largest box stays within it (without a trial, where no more than `target` of the images are right), and -1 where the
 smallest does not; alpha is then the largest or the smallest.
 Jiang et al.: ICLR 2020; Dziugaite et al.: NeurIPS 2020, who fold normalisation into convolutions; here normalisation
 layers do not move.
@@ -18,8 +18,9 @@ Invariances: with `magnitude` and e = 0, to every rescaling of single weights th
 Otherwise none: scaling all weights by c, at the same function, multiplies the value by c^-2. Scaling the logits leaves
 the errors and changes only the loss that the ascent climbs.
 Standard error: None. Nothing is drawn, and \alpha is a root of a step function of all examples together.
-Cost: up to 11 + bisections trials, each at most starts (iterations + 1) times 2 forward and 1 backward passes; a trial
-ends when it exceeds the target.
+Cost: up to 11 + bisections trials, each of at most starts (iterations + 1) times 1 forward and 1 backward pass; a trial
+ends when it exceeds the target. Errors are read from the pass that makes the gradient, and a point where the climb
+stays, or starts again, costs nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ with lazy_imports():
     import torch
     from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossOverWeights, auto_pgd
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, Remembering, auto_pgd
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.units import unit
 
@@ -76,12 +77,15 @@ class PacBayesSharpness(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, journal = self.params, workspace.journal
-        surface = LossOverWeights(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
-        still = torch.zeros_like(surface.weights)
-        errors = int(unit(journal, "reference", lambda: {"wrong": surface.wrong(still)})["wrong"].sum())
+        surface = Remembering(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
+        errors = int(unit(journal, "reference", lambda: {"wrong": surface.origin().wrong})["wrong"].sum())
         trials: list[tuple[float, float]] = []
+        settled = 1 - errors / len(examples) <= params.target
 
         def within(alpha: float) -> bool:
+            if settled:
+                return True
+
             def trial() -> dict[str, float]:
                 return {"rise": self._rise(surface, alpha, errors, workspace.seed)}
 
@@ -96,7 +100,7 @@ class PacBayesSharpness(Measure):
         for _ in range(params.bisections if not saturated else 0):
             middle = math.sqrt(low * high)
             low, high = (middle, high) if within(middle) else (low, middle)
-        alphas, rises = map(np.array, zip(*trials, strict=True))
+        alphas, rises = np.array(trials).reshape(-1, 2).T
         details = {"alpha": low, "residual": high - low, "saturated": saturated, "error": errors / len(examples)}
         return Measurement(low**-2, None, len(examples), details, {"alphas": alphas, "rises": rises})
 
@@ -108,7 +112,7 @@ class PacBayesSharpness(Measure):
         for number in range(params.starts):
             start = surface.start(number, ball, seed, INFO.name)
             for point in auto_pgd(surface, h, ball, params.iterations, start):
-                highest = max(highest, (int(surface.wrong(point.nu).sum()) - errors) / len(surface.images))
+                highest = max(highest, (int(point.wrong.sum()) - errors) / len(surface.images))
                 if highest > params.target:
                     return highest
         return highest

@@ -22,6 +22,8 @@ attack for each, `frozen` one attack in all.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field
@@ -35,9 +37,9 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.core.estimates import crossed_errors
-    from robflat_bench.measures.bisection import bracket
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import random_moves
+    from robflat_bench.measures.racing import UNREAD, Race
+    from robflat_bench.measures.random_moves import random_move
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import WeightSpace
 
@@ -69,30 +71,30 @@ INFO = MeasureInfo(
 
 
 class PacBayesSigma(Measure):
-    """Arrays: `tried` [S], every s in the order of the search; `rise` [S, draws] of the error rate; `reference` [N]."""
+    """Arrays: `tried` [S], every s in the order of the search; `read` [S], pairs of a draw and an image that were read
+    there, and `wrong` [S] of them; `rise` [2, draws] of the error rate at both ends of the bracket; `reference` [N].
+    """
 
     params: PacBayesSigmaParams
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
-        reference = oracle.errors(model, examples, section(workspace, "reference"))
-        rises: dict[float, np.ndarray] = {}
+        reference = oracle.errors(model, examples, section(workspace, "reference")).cpu().numpy()
 
-        def within(s: float) -> bool:
+        def read(s: float, draw: int, rows: np.ndarray) -> np.ndarray:
             def scaled(z: Tensor, w: Tensor) -> Tensor:
                 return (s**2 * w**2 + params.e**2).sqrt() * z if params.magnitude else s * z
 
-            errors = []
-            for draw, move in enumerate(random_moves(space, scaled, params.draws, workspace.seed, INFO.name)):
-                with space.moved(move):
-                    errors.append(oracle.errors(model, examples, section(workspace, f"s-{s!r}-{draw}")))
-            rises[s] = (torch.stack(errors) - reference).cpu().numpy()
-            return bool(rises[s].mean() <= params.target)
+            place = section(workspace, f"s-{s!r}-{draw}-{counts[s, draw]}")
+            counts[s, draw] += 1
+            with space.moved(random_move(space, scaled, workspace.seed, INFO.name, draw)):
+                return part_of(oracle, rows).errors(model, examples[torch.from_numpy(rows)], place).cpu().numpy()
 
-        low, high = bracket(within, params.largest, params.tolerance)
-        sigma = (low + high) / 2
-        *_, last = rises.values()
+        counts: Counter[tuple[float, int]] = Counter()
+        race = Race(read, reference, params.draws, params.target, workspace.seed, INFO.name)
+        low, high = race.bracket(params.largest, params.tolerance)
+        sigma, tried = (low + high) / 2, [s for s in race.known if s > 0]
         return Measurement(
             value=sigma**-2,
             standard_error=None,
@@ -101,12 +103,22 @@ class PacBayesSigma(Measure):
                 "sigma": sigma,
                 "residual": high - low,
                 "saturated": float(low == high) - float(low == 0),
-                "standard_error_rise": crossed_errors(last)["standard_error"],
+                "failure_probability": race.failure,
+                "standard_error_rise": crossed_errors(race.errors(high) - reference)["standard_error"],
                 "error": float(reference.mean()),
             },
             arrays={
-                "tried": np.array(list(rises)),
-                "rise": np.stack([rise.mean(1) for rise in rises.values()]),
-                "reference": reference.cpu().numpy(),
+                "tried": np.array(tried),
+                "read": np.array([(race.known[s] != UNREAD).sum() for s in tried]),
+                "wrong": np.array([(race.known[s] == 1).sum() for s in tried]),
+                "rise": np.stack([(race.errors(s) - reference).mean(1) for s in (low, high)]),
+                "reference": reference,
             },
         )
+
+
+def part_of(oracle: Oracle, rows: np.ndarray) -> Oracle:
+    """The oracle for some of the examples whose images it may have found."""
+    part = copy.copy(oracle)
+    part.images = None if oracle.images is None else oracle.images[torch.from_numpy(rows)]
+    return part
