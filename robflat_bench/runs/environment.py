@@ -25,7 +25,6 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
-    "curvlinops-for-pytorch",
     "timm",
     "pyautoattack",
     "safetensors",

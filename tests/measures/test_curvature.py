@@ -349,7 +349,7 @@ def test_the_residual_belongs_to_the_reported_eigenpair():
 
 @pytest.mark.parametrize("vectors", [3, 4, 20, 200])
 def test_both_ends_are_reached_whatever_the_memory_with_the_residuals_that_are_said(vectors):
-    """vectors=3 restarts after every product. The residual is that of the Ritz vector, computed here by a product."""
+    """vectors=3 restarts after every product."""
     values = np.r_[-1.0, np.linspace(-0.8, 1.7, 198), 2.0]
     matrix, start = known(values), np.random.default_rng(2).normal(size=200)
     products = []
@@ -364,7 +364,7 @@ def test_both_ends_are_reached_whatever_the_memory_with_the_residuals_that_are_s
     assert max(found["residual"], found["residual_min"]) <= 1e-4 * 3
     assert all(np.linalg.norm(v) == pytest.approx(1, abs=1e-12) for v in products)
     if vectors == 200:
-        space = np.array(products)
+        space = np.array(products[:-2])  # without those of the residuals
         assert space @ space.T == pytest.approx(np.eye(len(space)), abs=1e-12)
         ritz, inner = np.linalg.eigh(space @ matrix @ space.T)
         for end, at, residual in (("lambda_max", -1, "residual"), ("lambda_min", 0, "residual_min")):

@@ -207,9 +207,12 @@ def test_formulas_are_integer_arithmetic(t, a, b):
     assert formula("T + 2", values) == t + 2
     assert formula("2 * (T + a) - b", values) == 2 * (t + a) - b
     assert formula("7", {}) == 7
+    assert formula("(T + 24) // 25 + a", values) == -(-t // 25) + a
 
 
-@pytest.mark.parametrize("text", ["T ** 2", "__import__('os')", "T / 2", "x", "1.5", "T if 1 else 2", "-T", "f(T)"])
+@pytest.mark.parametrize(
+    "text", ["T ** 2", "__import__('os')", "T / 2", "x", "1.5", "T if 1 else 2", "-T", "f(T)", "T // 0", "7 // T"]
+)
 def test_formula_rejects_everything_but_integer_arithmetic(text):
     with pytest.raises(ValueError, match="not a formula"):
         formula(text, {"T": 3})

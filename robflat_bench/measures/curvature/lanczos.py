@@ -7,8 +7,9 @@ inside. The iteration ends once the residuals of the largest and of the smallest
 of the spectrum. Relative to the smallest eigenvalue the tolerance could not be met where that is 0, as in a convex
 problem with a null space. When V is full, it restarts from the Ritz vectors nearest to both ends, and from r.
 
-One space serves both ends, and its residuals need no further product. `scipy.sparse.linalg.eigsh` can do the same
-(which="BE"), but first looks at the residuals when V is full, and relative to each eigenvalue.
+One space serves both ends. `scipy.sparse.linalg.eigsh` can do the same (which="BE"), but first looks at the residuals
+when V is full, and relative to each eigenvalue. The residuals that are returned are measured, by one product each, so
+that they hold the rounding of the products.
 Wu, Simon: Thick-restart Lanczos method for large symmetric eigenvalue problems. SIAM J. Matrix Anal. Appl. 2000.
 """
 
@@ -70,7 +71,7 @@ def extremes(product: Product, start: Vector, *, tolerance: float, vectors: int,
     """
     size = min(vectors, len(start))
     if not size:
-        return _ends(np.zeros(1), np.zeros(1))
+        return dict.fromkeys(("lambda_max", "lambda_min", "residual", "residual_min"), 0.0)
     basis, projected = np.zeros((size, len(start))), np.zeros((size, size))
     residual, known, largest = start, 0, 0.0
     for _ in range(iterations):
@@ -87,7 +88,7 @@ def extremes(product: Product, start: Vector, *, tolerance: float, vectors: int,
             length = float(np.linalg.norm(residual))
             errors = length * np.abs(inner[-1])
             if length <= INVARIANT * largest or max(errors[0], errors[-1]) <= tolerance * (values[-1] - values[0]):
-                return _ends(values, errors)
+                return _ends(product, values[[0, -1]], inner[:, [0, -1]].T @ basis[: k + 1])
         known = _restart(basis, projected, values, inner)
     raise NoValue(f"Lanczos did not reach tolerance={tolerance:g} within iterations={iterations}; raise one of them")
 
@@ -104,6 +105,7 @@ def _restart(basis: Vector, projected: Vector, values: Vector, inner: Vector) ->
     return 2 * side
 
 
-def _ends(values: Vector, errors: Vector) -> dict[str, float]:
-    names = ("lambda_max", "lambda_min", "residual", "residual_min")
-    return dict(zip(names, map(float, (values[-1], values[0], errors[-1], errors[0])), strict=True))
+def _ends(product: Product, values: Vector, vectors: Vector) -> dict[str, float]:
+    """Both ends of these eigenvalues, with the residuals of their eigenvectors, one a row."""
+    high, low = (float(np.linalg.norm(product(vectors[at]) - values[at] * vectors[at])) for at in (-1, 0))
+    return {"lambda_max": float(values[-1]), "lambda_min": float(values[0]), "residual": high, "residual_min": low}
