@@ -125,14 +125,17 @@ def passes_of(component: Evaluated) -> tuple[int, int] | None:
     Notes
     -----
     A measure's formulas know A and B, the forward and backward passes of one of its attacks: restarts * (steps + 1) and
-    restarts * steps.
+    restarts * steps. C and D are those of an attack of the coupling `reattack`: with `warm`, it has one start more, and
+    `warm_steps` steps where they are given.
     """
     declared, values = declared_passes(component), component.params.model_dump()
     if declared is None:
         return None
     if isinstance(component.info, MeasureInfo):
         steps, restarts = values.get("steps", 0), values.get("restarts", 1)
-        values |= {"A": restarts * (steps + 1), "B": restarts * steps}
+        warm = values.get("warm", False)
+        starts, again = restarts + warm, (warm and values.get("warm_steps")) or steps
+        values |= {"A": restarts * (steps + 1), "B": restarts * steps, "C": starts * (again + 1), "D": starts * again}
     return _both(declared, values)
 
 

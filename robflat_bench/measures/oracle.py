@@ -2,7 +2,8 @@ r"""The loss oracle: the loss of each example at moved weights w'. The coupling 
 
     clean      \ell(f(x_i; w'), y_i)
     frozen     \ell(f(x_i'; w'), y_i),  x_i' found once, at w, and kept
-    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w'; warm: from x_i' as well
+    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w'; warm: from x_i' as well,
+               and with `warm_steps` steps
 
 Losses are per example: means, standard errors and differences follow without another pass. The coupling `joint`, where
 images climb together with the weights, belongs to `worst_case`. Normalised logits, z <- (z - mean z) / ||z - mean z||_2
@@ -72,7 +73,10 @@ class Oracle:
         self.warm = params.warm and self.coupling == "reattack"
         self.plain = params.logits == "plain"
         self.logits = torch.nn.Identity() if self.plain else normalised
-        self.pgd = PGD(PGDParams(steps=params.steps, step=params.step, restarts=params.restarts), threat)
+        attack = PGDParams(steps=params.steps, step=params.step, restarts=params.restarts)
+        self.pgd = PGD(attack, threat)
+        shorter = {"steps": params.warm_steps} if self.warm and params.warm_steps else {}
+        self.again = PGD(attack.model_copy(update=shorter), threat)
         self.images: Tensor | None = None
 
     @classmethod
@@ -172,7 +176,7 @@ class Oracle:
 
         def compute(part: Examples) -> Tensor:
             x, *warm = part.x.split(examples.x.shape[1], 1)
-            found = self.pgd.maximise(model, Examples(x, part.y, part.index), workspace.seed, *warm)
+            found = self.again.maximise(model, Examples(x, part.y, part.index), workspace.seed, *warm)
             return found.x if keep == "x" else found.loss
 
         return in_batches(both, workspace, compute, {"x": "x_adv-reattack", "loss": "loss-reattack"}[keep])

@@ -29,6 +29,12 @@ Step = Annotated[
     Number | None, Field(gt=0, le=1, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")
 ]
 Logits = Annotated[Literal["plain", "normalised"], Field(description="`normalised` logits have mean 0 and norm 1.")]
+WarmSteps = Annotated[
+    PositiveInt | None,
+    Field(
+        description="With `warm`: steps of each start at w and at w'; by default `steps`, which find the images at w."
+    ),
+]
 Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
 Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]
 Xi = Annotated[Number, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`).")]
@@ -80,6 +86,7 @@ class OracleParams(Params):
     step: Step = None
     restarts: Restarts = 1
     warm: bool = Field(default=False, description="Under `reattack`: attacks also start from the images found at w.")
+    warm_steps: WarmSteps = None
     logits: Logits = "plain"
 
 
@@ -88,6 +95,7 @@ class FixedImagesParams(OracleParams):
 
     coupling: Literal["clean", "frozen"] = Field(default="frozen", description=couplings("clean", "frozen"))
     warm: Literal[False] = Field(default=False, description="No effect: no attack is repeated.")
+    warm_steps: None = Field(default=None, description="No effect: no attack is repeated.")
 
 
 class SlopesParams(WeightSpaceParams, FixedImagesParams):
@@ -107,11 +115,14 @@ FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
 
 
 def passes_of_readings(count: str) -> dict[str, Passes]:
-    """Passes of a measure that reads the loss `count` times, by coupling. A, B: forward, backward of one attack."""
+    """Passes of a measure that reads the loss `count` times, by coupling.
+
+    A, B: forward, backward of the attack at w. C, D: of each attack of `reattack` (`config.cost.passes_of`).
+    """
     return {
         "clean": Passes(count),
         "frozen": Passes(f"A + {count}", "B"),
-        "reattack": Passes(f"({count}) * A", f"({count}) * B"),
+        "reattack": Passes(f"warm * A + ({count}) * C", f"warm * B + ({count}) * D"),
     }
 
 

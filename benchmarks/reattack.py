@@ -1,0 +1,227 @@
+"""What shorter attacks at moved weights do to the measures that attack again at every draw of the weights.
+
+    uv run python benchmarks/reattack.py RUN... --protocol FILE.toml --work DIR --draws 30 \
+        --json benchmarks/records/reattack.json
+    uv run python benchmarks/reattack.py --work DIR --json benchmarks/records/reattack.json     # what DIR holds
+
+Every draw of a measure is attacked by each ascent of `ASCENTS`. An ascent's best loss after k steps is the loss of an
+attack of k steps, so one pass over the draws serves every candidate. A candidate is attacked at w as at the moved
+weights, with the images found at w by the full attack where it starts warm.
+
+deviation   value of the candidate - value of the full attack, on the same draws, in standard errors of the full attack
+            at the measure's default number of draws
+rho         Spearman's rank correlation of the two values over networks
+passes      image passes of the measure at its default draws, relative to the full attack's
+
+An ascent's losses lie in DIR, one file for each network and measure, and the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from robflat_bench.attacks.engine import attacked, cross_entropy, project
+from robflat_bench.core import Examples, Journal, Workspace
+from robflat_bench.core.estimates import estimated
+from robflat_bench.core.randomness import per_example_uniform
+from robflat_bench.evaluation.options import ModelOptions
+from robflat_bench.experiments.trained_model import TrainedModel, find_models, open_model
+from robflat_bench.front.sessions import open_session
+from robflat_bench.measures import random_moves
+from robflat_bench.measures.oracle import Oracle
+from robflat_bench.numerics.folding import folded
+from robflat_bench.registry.components import Component, resolve
+from robflat_bench.registry.registry import discover
+from robflat_bench.runs import environment
+
+REGISTRY = discover()
+MEASURES = ("lpf", "local-entropy", "adaptive-average", "average-case")
+FULL = ("fresh", 20)
+
+
+class Plan(NamedTuple):
+    """One ascent: from the images found at w or from random images; step size in quarters of epsilon; its steps."""
+
+    warm: bool
+    quarters: int
+    steps: int
+
+
+ASCENTS = {
+    "fresh": Plan(False, 1, 20),
+    "warm": Plan(True, 1, 10),
+    "fresh, step eps/2": Plan(False, 2, 7),
+    "warm, step eps/2": Plan(True, 2, 5),
+}
+CANDIDATES: dict[str, tuple[tuple[str, int], ...]] = {
+    **{f"fresh, {k} steps": (("fresh", k),) for k in (5, 10, 15)},
+    **{f"fresh, {k} steps of eps/2": (("fresh, step eps/2", k),) for k in (5, 7)},
+    **{f"warm, {k} steps": (("warm", k),) for k in (3, 5, 7, 10)},
+    **{f"warm and fresh, {k} steps": (("warm", k), ("fresh", k)) for k in (3, 5, 7, 10)},
+    "warm, 5 steps of eps/2": (("warm, step eps/2", 5),),
+    "warm and fresh, 3 steps of eps/2": (("warm, step eps/2", 3), ("fresh, step eps/2", 3)),
+    "warm and fresh, 5 steps of eps/2": (("warm, step eps/2", 5), ("fresh, step eps/2", 5)),
+}
+"""Candidate -> the ascents of its attack, with their steps; the highest loss counts."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Ascents(Oracle):
+    """An oracle that keeps the best losses of every ascent after every step, and reads the full attack's."""
+
+    latest: Ascents
+
+    def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
+        Ascents.latest, self.seed = self, workspace.seed
+        self.kept: dict[str, list[np.ndarray]] = {name: [] for name in ASCENTS}
+        _, self.images = self._climb(model, examples, ASCENTS[FULL[0]])
+
+    def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        for name, plan in ASCENTS.items():
+            self.kept[name].append(self._climb(model, examples, plan)[0].numpy())
+        return torch.from_numpy(self.kept[FULL[0]][-1][FULL[1]]).double()
+
+    def _climb(self, model: nn.Module, examples: Examples, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Best losses so far [steps + 1, N], and the best images."""
+        x, epsilon, objective = examples.x, self.pgd.threat.epsilon, cross_entropy(examples.y)
+        noise = epsilon * per_example_uniform(x, examples.index, self.seed, "pgd", 0)
+        current = project(self._kept() if plan.warm else x + noise, x, epsilon)
+        best, highest, curve = x, torch.full((len(x),), -torch.inf), []
+        with attacked(model), folded(model, x):
+            for number in range(plan.steps + 1):
+                variable = current.detach().requires_grad_()
+                loss = objective(model(variable))
+                better = loss.detach() > highest
+                best = torch.where(better[:, None, None, None], current, best)
+                highest = torch.where(better, loss.detach(), highest)
+                curve.append(highest)
+                if number < plan.steps:
+                    (gradient,) = torch.autograd.grad(loss.sum(), variable)
+                    current = project(current + plan.quarters * epsilon / 4 * gradient.sign(), x, epsilon)
+        return torch.stack(curve), best
+
+
+def record(model: TrainedModel, measure: Component, examples: int, file: Path) -> None:
+    """Write the losses of every ascent, [draws + 1, steps + 1, N] each, the first at w."""
+    with patch.object(random_moves, "Oracle", Ascents):
+        model.measure(measure, model.load(), model.examples("test", examples), Journal())
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        np.savez(stream, **{name: np.stack(curves) for name, curves in Ascents.latest.kept.items()})
+    os.replace(part, file)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Comparing
+# ---------------------------------------------------------------------------------------------------------
+
+
+def numbers(
+    measure: Component, curves: Mapping[str, np.ndarray], attack: tuple[tuple[str, int], ...]
+) -> dict[str, float]:
+    """Value of a measure under an attack, its standard error at the default draws, and the mean loss at w."""
+    losses = np.max([curves[name][:, steps] for name, steps in attack], axis=0).astype(np.float64)
+    found = estimated(measure.info.estimate, {"losses": losses[1:], "reference": losses[0]})
+    total, draws = found.standard_error or 0.0, found.details["standard_error_draws"]
+    share = (len(losses) - 1) / measure.params.draws
+    return {
+        "value": found.value,
+        "standard_error": math.sqrt(max(total**2 - draws**2, 0.0) + draws**2 * share),
+        "loss": found.details["loss"],
+        "sample": found.details.get("effective_sample_size", math.inf) / (len(losses) - 1),
+    }
+
+
+def passes(measure: Component, attack: tuple[tuple[str, int], ...]) -> int:
+    """Image passes, forward and backward, of the measure at its default draws; the images found at w included."""
+    warm = any(ASCENTS[name].warm for name, _ in attack)
+    return warm * (2 * FULL[1] + 1) + (measure.params.draws + 1) * sum(2 * steps + 1 for _, steps in attack)
+
+
+def compared(measure: Component, files: list[Path]) -> list[dict[str, Any]]:
+    """One row for each candidate."""
+    rows = []
+    data = {file.name.partition("~")[0]: dict(np.load(file)) for file in files}
+    full = {label: numbers(measure, curves, (FULL,)) for label, curves in data.items()}
+    labels = [label for label, found in full.items() if found["sample"] > 0.05]  # local-entropy has a value
+    for name, attack in CANDIDATES.items():
+        found = {label: numbers(measure, data[label], attack) for label in labels}
+        deviation = {
+            label: (found[label]["value"] - full[label]["value"]) / full[label]["standard_error"] for label in labels
+        }
+        size = np.abs([*deviation.values()])
+        rows.append(
+            {
+                "measure": measure.name,
+                "attack": name,
+                "networks": len(labels),
+                "draws": len(next(iter(data.values()))[FULL[0]]) - 1,
+                "mean": float(np.mean([*deviation.values()])),
+                "median_size": float(np.median(size)),
+                "largest": float(size.max()),
+                "share_below_half": float((size < 0.5).mean()),
+                "rho": float(spearmanr(*([d[label]["value"] for label in labels] for d in (found, full))).statistic),
+                "passes": passes(measure, attack) / passes(measure, (FULL,)),
+                "deviations": deviation,
+                "values": {label: found[label]["value"] for label in labels},
+                "full": {label: full[label] for label in labels},
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--protocol")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--examples", type=int, default=250)
+    parser.add_argument("--draws", type=int, default=0, help="of each measure, at most; 0: its default")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    chosen = [resolve(REGISTRY, "measure", f"{name}(coupling=reattack)") for name in MEASURES]
+    for run in options.runs:
+        session = open_session(REGISTRY, options.protocol, (), None, options.work, "cpu")
+        model = open_model(session, find_models(session, [run], "chosen", ModelOptions())[0])
+        for measure in chosen:
+            file = options.work / f"{Path(run).parent.name}~{measure.name}.npz"
+            draws = min(options.draws or measure.params.draws, measure.params.draws)
+            if not file.is_file():
+                record(model, model.variant(measure, draws=draws), options.examples, file)
+                print(file.stem, flush=True)  # noqa: T201
+    rows = [
+        row
+        for each in chosen
+        if (files := sorted(options.work.glob(f"*~{each.name}.npz")))
+        for row in compared(each, files)
+    ]
+    for row in rows:
+        cells = f"mean {row['mean']:+.2f}  median {row['median_size']:.2f}  largest {row['largest']:.2f}"
+        print(  # noqa: T201
+            f"{row['measure']:17s} {row['attack']:33s} n={row['networks']} {cells}  below 1/2: {row['share_below_half']:.2f}"
+            f"  rho {row['rho']:.3f}  passes {row['passes']:.2f}"
+        )
+    if options.json:
+        machine = {**environment.describe(), **environment.torch_environment("cpu")}
+        options.json.write_text(json.dumps({"environment": machine, "rows": rows}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
