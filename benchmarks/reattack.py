@@ -24,7 +24,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from unittest.mock import patch
 
 import numpy as np
@@ -49,6 +49,10 @@ from robflat_bench.runs import environment
 REGISTRY = discover()
 MEASURES = ("lpf", "local-entropy", "adaptive-average", "average-case")
 FULL = ("fresh", 20)
+Curves: TypeAlias = Mapping[str, np.ndarray]
+"""Ascent -> best losses so far [draws + 1, steps + 1, N], the first at w."""
+Attack: TypeAlias = tuple[tuple[str, int], ...]
+"""The ascents of an attack, with their steps; the highest loss counts."""
 
 
 class Plan(NamedTuple):
@@ -65,7 +69,7 @@ ASCENTS = {
     "fresh, step eps/2": Plan(False, 2, 7),
     "warm, step eps/2": Plan(True, 2, 5),
 }
-CANDIDATES: dict[str, tuple[tuple[str, int], ...]] = {
+CANDIDATES: dict[str, Attack] = {
     **{f"fresh, {k} steps": (("fresh", k),) for k in (5, 10, 15)},
     **{f"fresh, {k} steps of eps/2": (("fresh, step eps/2", k),) for k in (5, 7)},
     **{f"warm, {k} steps": (("warm", k),) for k in (3, 5, 7, 10)},
@@ -74,7 +78,6 @@ CANDIDATES: dict[str, tuple[tuple[str, int], ...]] = {
     "warm and fresh, 3 steps of eps/2": (("warm, step eps/2", 3), ("fresh, step eps/2", 3)),
     "warm and fresh, 5 steps of eps/2": (("warm, step eps/2", 5), ("fresh, step eps/2", 5)),
 }
-"""Candidate -> the ascents of its attack, with their steps; the highest loss counts."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -118,7 +121,7 @@ class Ascents(Oracle):
 
 
 def record(model: TrainedModel, measure: Component, examples: int, file: Path) -> None:
-    """Write the losses of every ascent, [draws + 1, steps + 1, N] each, the first at w."""
+    """Write the `Curves` of a measure."""
     with patch.object(random_moves, "Oracle", Ascents):
         model.measure(measure, model.load(), model.examples("test", examples), Journal())
     part = file.with_suffix(".part")
@@ -132,58 +135,61 @@ def record(model: TrainedModel, measure: Component, examples: int, file: Path) -
 # ---------------------------------------------------------------------------------------------------------
 
 
-def numbers(
-    measure: Component, curves: Mapping[str, np.ndarray], attack: tuple[tuple[str, int], ...]
-) -> dict[str, float]:
-    """Value of a measure under an attack, its standard error at the default draws, and the mean loss at w."""
+def numbers(measure: Component, curves: Curves, attack: Attack) -> dict[str, float]:
+    """Value under an attack; standard error at the default draws; effective share of the draws of a free energy."""
     losses = np.max([curves[name][:, steps] for name, steps in attack], axis=0).astype(np.float64)
     found = estimated(measure.info.estimate, {"losses": losses[1:], "reference": losses[0]})
-    total, draws = found.standard_error or 0.0, found.details["standard_error_draws"]
-    share = (len(losses) - 1) / measure.params.draws
+    draws, share = found.details["standard_error_draws"], (len(losses) - 1) / measure.params.draws
+    examples = max((found.standard_error or 0.0) ** 2 - draws**2, 0.0)
     return {
         "value": found.value,
-        "standard_error": math.sqrt(max(total**2 - draws**2, 0.0) + draws**2 * share),
-        "loss": found.details["loss"],
-        "sample": found.details.get("effective_sample_size", math.inf) / (len(losses) - 1),
+        "standard_error": math.sqrt(examples + draws**2 * share),
+        "effective": found.details.get("effective_sample_size", math.inf) / (len(losses) - 1),
     }
 
 
-def passes(measure: Component, attack: tuple[tuple[str, int], ...]) -> int:
+def passes(measure: Component, attack: Attack) -> int:
     """Image passes, forward and backward, of the measure at its default draws; the images found at w included."""
     warm = any(ASCENTS[name].warm for name, _ in attack)
     return warm * (2 * FULL[1] + 1) + (measure.params.draws + 1) * sum(2 * steps + 1 for _, steps in attack)
 
 
-def compared(measure: Component, files: list[Path]) -> list[dict[str, Any]]:
-    """One row for each candidate."""
+def compared(measure: Component, data: Mapping[str, Curves]) -> list[dict[str, Any]]:
+    """One row for each candidate, over the networks where the full attack gives a value."""
+    everywhere = {label: numbers(measure, curves, (FULL,)) for label, curves in data.items()}
+    full = {label: found for label, found in everywhere.items() if found["effective"] >= 0.05}  # 5 of 100 draws
+    values = [found["value"] for found in full.values()]
     rows = []
-    data = {file.name.partition("~")[0]: dict(np.load(file)) for file in files}
-    full = {label: numbers(measure, curves, (FULL,)) for label, curves in data.items()}
-    labels = [label for label, found in full.items() if found["sample"] > 0.05]  # local-entropy has a value
     for name, attack in CANDIDATES.items():
-        found = {label: numbers(measure, data[label], attack) for label in labels}
-        deviation = {
-            label: (found[label]["value"] - full[label]["value"]) / full[label]["standard_error"] for label in labels
-        }
-        size = np.abs([*deviation.values()])
+        found = {label: numbers(measure, data[label], attack)["value"] for label in full}
+        deviations = {label: (found[label] - full[label]["value"]) / full[label]["standard_error"] for label in full}
+        signed = np.array([*deviations.values()])
         rows.append(
             {
                 "measure": measure.name,
                 "attack": name,
-                "networks": len(labels),
+                "networks": len(full),
                 "draws": len(next(iter(data.values()))[FULL[0]]) - 1,
-                "mean": float(np.mean([*deviation.values()])),
-                "median_size": float(np.median(size)),
-                "largest": float(size.max()),
-                "share_below_half": float((size < 0.5).mean()),
-                "rho": float(spearmanr(*([d[label]["value"] for label in labels] for d in (found, full))).statistic),
+                "mean": float(signed.mean()),
+                "median_size": float(np.median(abs(signed))),
+                "largest_size": float(abs(signed).max()),
+                "below_half": int((abs(signed) < 0.5).sum()),
+                "rho": float(spearmanr([*found.values()], values).statistic),
                 "passes": passes(measure, attack) / passes(measure, (FULL,)),
-                "deviations": deviation,
-                "values": {label: found[label]["value"] for label in labels},
-                "full": {label: full[label] for label in labels},
+                "deviations": deviations,
+                "full": full,
             }
         )
     return rows
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of the table."""
+    sizes = f"mean {row['mean']:+.2f}  median {row['median_size']:.2f}  largest {row['largest_size']:.2f}"
+    share = f"below 1/2: {row['below_half']} of {row['networks']}"
+    return (
+        f"{row['measure']:17s} {row['attack']:33s} {sizes}  {share}  rho {row['rho']:.3f}  passes {row['passes']:.2f}"
+    )
 
 
 def main() -> None:
@@ -206,18 +212,11 @@ def main() -> None:
             if not file.is_file():
                 record(model, model.variant(measure, draws=draws), options.examples, file)
                 print(file.stem, flush=True)  # noqa: T201
-    rows = [
-        row
-        for each in chosen
-        if (files := sorted(options.work.glob(f"*~{each.name}.npz")))
-        for row in compared(each, files)
-    ]
-    for row in rows:
-        cells = f"mean {row['mean']:+.2f}  median {row['median_size']:.2f}  largest {row['largest']:.2f}"
-        print(  # noqa: T201
-            f"{row['measure']:17s} {row['attack']:33s} n={row['networks']} {cells}  below 1/2: {row['share_below_half']:.2f}"
-            f"  rho {row['rho']:.3f}  passes {row['passes']:.2f}"
-        )
+    rows = []
+    for measure in chosen:
+        files = sorted(options.work.glob(f"*~{measure.name}.npz"))
+        rows += compared(measure, {file.name.partition("~")[0]: dict(np.load(file)) for file in files}) if files else []
+    print("\n".join(map(line, rows)))  # noqa: T201
     if options.json:
         machine = {**environment.describe(), **environment.torch_environment("cpu")}
         options.json.write_text(json.dumps({"environment": machine, "rows": rows}, indent=1) + "\n", "utf-8")
