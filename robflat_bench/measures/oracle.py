@@ -15,6 +15,7 @@ Stutz et al., ICCV 2021; normalisation: Andriushchenko et al., ICML 2023.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,6 +86,14 @@ class Oracle:
         oracle = cls(measure.threat, measure.params)
         oracle.freeze(model, examples, workspace)
         return oracle
+
+    def short(self) -> Oracle:
+        """The oracle whose attacks take a quarter of the steps, at twice the size, from random starts alone."""
+        found, params = copy.copy(self), self.pgd.params
+        step = 2 * (self.pgd.threat.epsilon / 4 if params.step is None else params.step)
+        found.warm, shorter = False, {"steps": -(-params.steps // 4), "step": min(step, 1.0)}
+        found.again = PGD(params.model_copy(update=shorter), self.pgd.threat)
+        return found
 
     def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
         """Find the images x' of `frozen` and of warm `reattack`; the other couplings keep no images."""

@@ -37,6 +37,15 @@ WarmSteps = Annotated[
 ]
 Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
 Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]
+FullDraws = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        description="Under `reattack`: draws that the full attack sees. Every draw sees a short attack, a quarter of "
+        "the steps at twice the size; its losses are corrected by the mean difference on these draws. By default the "
+        "full attack sees every draw.",
+    ),
+]
 Xi = Annotated[Number, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`).")]
 Shape = Annotated[BallShape, Field(description="Weights that share a radius; `element` scales each weight by |w_i|.")]
 Norm = Annotated[BallNorm, Field(description="Norm in which the radius is measured.")]
@@ -90,6 +99,12 @@ class OracleParams(Params):
     logits: Logits = "plain"
 
 
+class DrawsParams(WeightSpaceParams, OracleParams):
+    """Parameters of a measure that reads the loss at w and after random moves of the weights."""
+
+    full_draws: FullDraws = None
+
+
 class FixedImagesParams(OracleParams):
     """Parameters of a measure that differentiates the loss by the weights: the images stay while the weights move."""
 
@@ -114,15 +129,12 @@ FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
 """Powers of a measure that reads the function alone, or weights only relative to their own size."""
 
 
-def passes_of_readings(count: str) -> dict[str, Passes]:
-    """Passes of a measure that reads the loss `count` times, by coupling.
-
-    A, B: forward, backward of the attack at w. C, D: of each attack of `reattack` (`config.cost.passes_of`).
-    """
+def passes_of_draws() -> dict[str, Passes]:
+    """Passes of a measure with `DrawsParams`, by coupling. A, B, C, D, F, S: see `config.cost.passes_of`."""
     return {
-        "clean": Passes(count),
-        "frozen": Passes(f"A + {count}", "B"),
-        "reattack": Passes(f"warm * A + ({count}) * C", f"warm * B + ({count}) * D"),
+        "clean": Passes("draws + 1"),
+        "frozen": Passes("A + draws + 1", "B"),
+        "reattack": Passes("warm * A + (F + 1) * C + S", "warm * B + (F + 1) * D + T"),
     }
 
 

@@ -42,13 +42,7 @@ def test_a_pattern_names_every_measure_under_every_coupling():
         choose_plan(REGISTRY, load(REGISTRY).fixed, "last", (), ("flat*",), None)
 
 
-READERS = ("adaptive-average", "average-case", "local-entropy", "lpf")
-WARM = [
-    f"{name}(coupling=reattack, warm=true{more})" for name in READERS for more in ("", ", warm_steps=1, restarts=2")
-]
-
-
-@pytest.mark.parametrize("text", [*ALL, *WARM])
+@pytest.mark.parametrize("text", ALL)
 def test_a_measure_takes_the_passes_that_it_declares(one_thread, text, tmp_path):
     measure, place = brief(text), world()
     counter = PassCounter(place.model.eval())

@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, OracleParams, WeightSpaceParams, passes_of_readings
+from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, DrawsParams, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class AdaptiveAverageParams(WeightSpaceParams, OracleParams):
+class AdaptiveAverageParams(DrawsParams):
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
     rho: Number = Field(
@@ -53,7 +53,7 @@ INFO = MeasureInfo(
     title="average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=passes_of_readings("draws + 1"),
+    passes=passes_of_draws(),
     powers=FUNCTION,
     estimate="draws and examples",
 )
@@ -68,7 +68,7 @@ class AdaptiveAverage(Measure):
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         noise = normal_like if params.ball == "l2" else uniform_like
         moves = random_moves(space, self._scaled, params.draws, workspace.seed, INFO.name, noise=noise)
-        return mean_rise(*losses_after(self, space, examples, workspace, moves))
+        return mean_rise(losses_after(self, space, examples, workspace, moves))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.rho * z * (w.abs() if self.params.adaptive else 1)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import Draws, OracleParams, WeightSpaceParams, passes_of_readings
+from robflat_bench.measures.shared import Draws, DrawsParams, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class LPFParams(WeightSpaceParams, OracleParams):
+class LPFParams(DrawsParams):
     std: Number = Field(
         default=0.01, ge=0, description="Standard deviation of the Gaussian filter. Default: the released code's."
     )
@@ -47,7 +47,7 @@ INFO = MeasureInfo(
     title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=passes_of_readings("draws + 1"),
+    passes=passes_of_draws(),
     estimate="draws and examples",
 )
 
@@ -60,7 +60,7 @@ class LPF(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
         moves = random_moves(space, self._scaled, self.params.draws, workspace.seed, INFO.name)
-        return mean_rise(*losses_after(self, space, examples, workspace, moves))
+        return mean_rise(losses_after(self, space, examples, workspace, moves))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.std * z * (by_filter(w) if self.params.filter_normalised else 1)
