@@ -68,16 +68,20 @@ def test_the_rise_is_zero_where_nothing_moves(name, still):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("more", [{}, {"warm": "true"}, {"warm": "true", "warm_steps": 3}, {"coupling": "frozen"}])
-def test_passes_are_those_declared(name, more, tmp_path):
+def test_passes_are_those_declared_and_kept_units_need_none(name, more, tmp_path):
     given = {"full_draws": 2, "restarts": 2, **more}
     model, examples = small_net(), small_examples()
     counter = PassCounter(model)
     journal = StoredJournal(tmp_path, counter=counter)
-    chosen(name, **given).build(THREAT).measure(model, examples, Workspace(len(examples), 5, journal))
+    measure, place = chosen(name, **given).build(THREAT), Workspace(len(examples), 5, journal)
+    found = measure.measure(model, examples, place)
     declared = passes_of(chosen(name, **given))
     assert declared is not None
     assert (counter.forward, counter.backward) == tuple(each * len(examples) for each in declared)
     assert (journal.spent.forward, journal.spent.backward) == (counter.forward, counter.backward)
+    again = measure.measure(model, examples, place)
+    assert (again.value, again.standard_error) == (found.value, found.standard_error)
+    assert (counter.forward, counter.backward) == tuple(each * len(examples) for each in declared)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ Invariances: with `adaptive`, to every rescaling of single weights that keeps th
 layer's by 1/a; a convolution before batch normalisation). Without it, none: near a minimum the value grows as rho^2, so
 scaling all layers by c, at the same function, divides it by c^2. Scaling the last layer, and so the logits, changes it;
 with `adaptive`, logits="normalised" and the coupling clean it does not.
-Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
+Cost: draws + 1 forward passes, and `frozen` one attack in all. `reattack`: an attack at w, `full_draws` full attacks
+and `draws` short ones (`random_moves`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, DrawsParams, passes_of_draws
+from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -39,6 +40,7 @@ class AdaptiveAverageParams(DrawsParams):
         description="Size of the moves, relative to |w_i| with `adaptive`. The paper tries 0.05 to 0.8.",
     )
     draws: Draws = 20
+    full_draws: FullDraws = 8
 
 
 INFO = MeasureInfo(

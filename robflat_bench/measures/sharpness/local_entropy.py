@@ -17,7 +17,8 @@ with the weights e_k / \sum e) are added as if independent; this counts their in
 Invariances: to scaling layers without changing the function (a convolution before batch normalisation), not filters or
 single weights. Scaling the last layer, and so the logits, changes it; with logits="normalised" and the coupling clean
 it does not. The detail `local_entropy` is a volume in weight space and has no invariance: its constant sees every norm.
-Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
+Cost: draws + 1 forward passes, and `frozen` one attack in all. `reattack`: an attack at w, `full_draws` full attacks
+and `draws` short ones (`random_moves`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import DrawsParams, passes_of_draws
+from robflat_bench.measures.shared import DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -45,6 +46,7 @@ class LocalEntropyParams(DrawsParams):
         description="Moves have about 1/sqrt(gamma) of each layer's norm. Default: that of the LPF paper's code.",
     )
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
+    full_draws: FullDraws = 10
 
 
 INFO = MeasureInfo(

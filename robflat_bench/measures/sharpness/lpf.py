@@ -10,7 +10,8 @@ Invariances: none by default; near a minimum the value is std^2 / 2 tr H, so sca
 function, divides it by c^2. With `filter_normalised`, to scaling filters before batch normalisation, and to scaling one
 layer by c and the next by 1/c; not to scaling single weights. Scaling the last layer, and so the logits, changes it;
 with `filter_normalised`, logits="normalised" and the coupling clean it does not.
-Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
+Cost: draws + 1 forward passes, and `frozen` one attack in all. `reattack`: an attack at w, `full_draws` full attacks
+and `draws` short ones (`random_moves`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import Draws, DrawsParams, passes_of_draws
+from robflat_bench.measures.shared import Draws, DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -33,6 +34,7 @@ class LPFParams(DrawsParams):
     )
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100
+    full_draws: FullDraws = 20
 
 
 INFO = MeasureInfo(
