@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.config.recipe import Recipe
@@ -129,16 +130,31 @@ def passes_of(component: Evaluated) -> tuple[int, int] | None:
 
     Notes
     -----
-    A measure's formulas know A and B, the forward and backward passes of one of its attacks: restarts * (steps + 1) and
-    restarts * steps.
+    A measure's formulas know the names of `_passes_of_attacks`.
     """
     declared, values = declared_passes(component), component.params.model_dump()
     if declared is None:
         return None
     if isinstance(component.info, MeasureInfo):
-        steps, restarts = values.get("steps", 0), values.get("restarts", 1)
-        values |= {"A": restarts * (steps + 1), "B": restarts * steps}
+        values |= _passes_of_attacks(values)
     return _both(declared, values)
+
+
+def _passes_of_attacks(values: Mapping[str, Any]) -> dict[str, int]:
+    """What the formulas of a measure with these parameters know besides them; forward and backward passes.
+
+    A, B   of the attack at w: restarts * (steps + 1) and restarts * steps
+    C, D   of an attack of `reattack`: with `warm`, one start more, and `warm_steps` steps where they are given
+    F      draws that this attack sees
+    S, T   of the short attacks at all draws, where the attack of `reattack` sees some draws only (`full_draws`)
+    """
+    steps, restarts, warm = values.get("steps", 0), values.get("restarts", 1), values.get("warm", False)
+    starts, again = restarts + warm, (warm and values.get("warm_steps")) or steps
+    draws = values.get("draws", 0)
+    full = min(draws, values.get("full_draws") or draws)
+    short, reads = -(-steps // 4), restarts * draws * (full < draws)
+    attacks = {"A": restarts * (steps + 1), "B": restarts * steps, "C": starts * (again + 1), "D": starts * again}
+    return {**attacks, "F": full, "S": reads * (short + 1), "T": reads * short}
 
 
 def declared_passes(component: Evaluated) -> Passes | None:

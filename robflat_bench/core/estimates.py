@@ -34,17 +34,42 @@ def error_of_mean(values: np.ndarray) -> float | None:
     return standard_deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def crossed_errors(difference: np.ndarray) -> dict[str, float]:
+def _variance_over_draws(values: np.ndarray, correction: np.ndarray | None) -> float:
+    """Variance of the mean of values [draws] plus the mean of a correction [m], known at the first m draws:
+
+    var(values) / draws + var(correction) / m + 2 cov(values, correction) / draws
+    """
+    draws = len(values)
+    alone = float(values.var(ddof=1) / draws)
+    if correction is None:
+        return alone
+    m = len(correction)
+    together = float(np.cov(values[:m], correction)[0, 1])
+    return max(alone + float(correction.var(ddof=1)) / m + 2 * together / draws, 0.0)
+
+
+def _interaction(one: np.ndarray, other: np.ndarray) -> float:
+    """Covariance of two arrays [draws, N] without the effects of draws and of examples."""
+    draws, n = one.shape
+    rests = [each - each.mean(1, keepdims=True) - each.mean(0) + each.mean() for each in (one, other)]
+    return float((rests[0] * rests[1]).sum() / max((draws - 1) * (n - 1), 1))
+
+
+def crossed_errors(difference: np.ndarray, shortfall: np.ndarray | None = None) -> dict[str, float]:
     """Standard errors of the mean of values [draws, N], where draws and examples are both random and crossed.
 
     The variance over draws and the variance over examples each contain the interaction once; the combined
-    standard error counts it once.
+    standard error counts it once. shortfall: [m, N] at the first m draws, whose mean over them is part of the values.
     """
     draws, n = difference.shape
-    over_draws = difference.mean(1).var(ddof=1) / draws
+    correction = None if shortfall is None else shortfall.mean(1)
+    over_draws = _variance_over_draws(difference.mean(1), correction)
     over_examples = difference.mean(0).var(ddof=1) / n if n > 1 else 0.0
-    residual = difference - difference.mean(1, keepdims=True) - difference.mean(0) + difference.mean()
-    interaction = (residual**2).sum() / max((draws - 1) * (n - 1), 1) / (draws * n)
+    interaction = _interaction(difference, difference) / (draws * n)
+    if shortfall is not None:
+        m = len(shortfall)
+        interaction += _interaction(shortfall, shortfall) / (m * n)
+        interaction += 2 * _interaction(difference[:m], shortfall) / (draws * n)
     combined = max(over_draws + over_examples - interaction, over_draws, over_examples)
     return {
         "standard_error": math.sqrt(combined),
@@ -69,10 +94,17 @@ def over_changed(arrays: Arrays) -> Numbers:
 
 
 def over_draws_and_examples(arrays: Arrays) -> Numbers:
-    """The mean rise of `losses` [draws, N] over `reference` [N]; draws and examples are random and crossed."""
+    """The mean rise of `losses` [draws, N] over `reference` [N]; draws and examples are random and crossed.
+
+    `shortfall` [m, N], if there: its mean over the first m draws is part of the losses.
+    """
     losses, reference = arrays["losses"], arrays["reference"]
     difference = losses - reference
-    errors, value, before = crossed_errors(difference), float(difference.mean()), float(reference.mean())
+    errors, value, before = (
+        crossed_errors(difference, arrays.get("shortfall")),
+        float(difference.mean()),
+        float(reference.mean()),
+    )
     relative = {"relative": value / before} if before > 0 else {}
     return {
         "value": value,
@@ -123,12 +155,17 @@ def relative_rise(arrays: Arrays) -> Numbers:
 
 
 def free_energy(arrays: Arrays) -> Numbers:
-    """-log mean_k exp(-mean loss of draw k), of `losses` [draws, N]; draws and examples are random."""
+    """-log mean_k exp(-mean loss of draw k), of `losses` [draws, N]; draws and examples are random.
+
+    `shortfall` [m, N], if there: its mean over the first m draws is part of the losses.
+    """
     losses, reference = arrays["losses"], arrays["reference"]
     means = losses.mean(1)
     weights = np.exp(means.min() - means)  # e_k, relative to the lowest loss so that nothing underflows
     value, loss = float(means.min() - np.log(weights.mean())), float(reference.mean())
-    draws = float(weights.std(ddof=1) / weights.mean()) / math.sqrt(len(means))
+    shortfall = arrays.get("shortfall")
+    correction = None if shortfall is None else shortfall.mean(1)
+    draws = math.sqrt(_variance_over_draws(-weights / weights.mean(), correction))
     examples = error_of_mean(weights @ losses / weights.sum()) or 0.0
     details = {
         "effective_sample_size": float(weights.sum() ** 2 / (weights**2).sum()),

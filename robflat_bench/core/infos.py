@@ -164,7 +164,8 @@ class MeasureInfo(Info):
         How adversarial examples follow the weights; empty where it reads no examples.
     passes : Mapping of str to Passes
         Coupling (or "" without couplings) -> passes of each image, as formulas in its parameters and in A and B, the
-        forward and backward passes of one attack. Not declared where a search decides how many are made.
+        forward and backward passes of one attack (more names: `config.cost`). Not declared where a search decides how
+        many are made.
     powers : Mapping of Rescaling to float
         If weights are rescaled by c, the value is multiplied by this power of c (0: it is invariant). A rescaling that
         is not named changes the value by no fixed power.

@@ -2,7 +2,8 @@ r"""The loss oracle: the loss of each example at moved weights w'. The coupling 
 
     clean      \ell(f(x_i; w'), y_i)
     frozen     \ell(f(x_i'; w'), y_i),  x_i' found once, at w, and kept
-    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w'; warm: from x_i' as well
+    reattack   max_{||d|| <= eps} \ell(f(x_i + d; w'), y_i),  attacked afresh at w'; warm: from x_i' as well,
+               and with `warm_steps` steps
 
 Losses are per example: means, standard errors and differences follow without another pass. The coupling `joint`, where
 images climb together with the weights, belongs to `worst_case`. Normalised logits, z <- (z - mean z) / ||z - mean z||_2
@@ -14,6 +15,7 @@ Stutz et al., ICCV 2021; normalisation: Andriushchenko et al., ICML 2023.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,10 +74,14 @@ class Oracle:
         self.warm = params.warm and self.coupling == "reattack"
         self.plain = params.logits == "plain"
         self.logits = torch.nn.Identity() if self.plain else normalised
-        self.pgd = PGD(PGDParams(steps=params.steps, step=params.step, restarts=params.restarts), threat)
+        attack = PGDParams(steps=params.steps, step=params.step, restarts=params.restarts)
+        self.pgd = PGD(attack, threat)
+        shorter = {"steps": params.warm_steps} if self.warm and params.warm_steps else {}
+        self.again = PGD(attack.model_copy(update=shorter), threat)
         self.images: Tensor | None = None
         self.attack = f"{self.pgd.params.model_dump_json()} within {threat.epsilon!r}"
-        self.content = f"{self.coupling}, warm {self.warm}, {params.logits} logits, {self.attack}"
+        again = f"warm {self.warm}, {self.again.params.steps} steps"
+        self.content = f"{self.coupling}, {params.logits} logits, {self.attack}, then {again}"
 
     @classmethod
     def of(cls, measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace) -> Oracle:
@@ -83,6 +89,14 @@ class Oracle:
         oracle = cls(measure.threat, measure.params)
         oracle.freeze(model, examples, workspace)
         return oracle
+
+    def short(self) -> Oracle:
+        """The oracle whose attacks take a quarter of the steps, at twice the size, from random starts alone."""
+        found, params = copy.copy(self), self.pgd.params
+        step = 2 * (self.pgd.threat.epsilon / 4 if params.step is None else params.step)
+        found.warm, shorter = False, {"steps": -(-params.steps // 4), "step": min(step, 1.0)}
+        found.again = PGD(params.model_copy(update=shorter), self.pgd.threat)
+        return found
 
     def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
         """Find the images x' of `frozen` and of warm `reattack`; the other couplings keep no images."""
@@ -179,7 +193,7 @@ class Oracle:
 
         def compute(part: Examples) -> Tensor:
             x, *warm = part.x.split(examples.x.shape[1], 1)
-            found = self.pgd.maximise(model, Examples(x, part.y, part.index), workspace.seed, *warm)
+            found = self.again.maximise(model, Examples(x, part.y, part.index), workspace.seed, *warm)
             return found.x if keep == "x" else found.loss
 
         return in_batches(both, workspace, compute, {"x": "x_adv-reattack", "loss": "loss-reattack"}[keep])

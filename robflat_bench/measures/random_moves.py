@@ -4,6 +4,14 @@ r"""Random moves of the weights, and the losses at the moved weights.
 
 z is keyed by (seed, measure, draw, the layer's name and shape), not by the scale s. So models of one architecture meet
 common random numbers, and so do moves of different sizes. Layers of zero norm stay.
+
+With `full_draws` = m of K draws, `reattack` reads each example's loss at draw k by a short attack, s_k, and corrects it
+by the full attack's losses f_j at the first m draws:
+
+    s_k + 1/m \sum_{j <= m} (f_j - s_j)
+
+Its mean over the draws has the expectation of the full attack's (two levels of multilevel Monte Carlo: Giles,
+Operations Research 2008).
 """
 
 from __future__ import annotations
@@ -52,22 +60,35 @@ def by_filter(tensor: Tensor) -> Tensor:
 
 def losses_after(
     measure: Measure, space: WeightSpace, examples: Examples, workspace: Workspace, moves: Iterable[Direction]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of the measure's oracle at w, [N], and after each move, [moves, N]. Every move starts at w."""
-    model = space.model
+) -> dict[str, np.ndarray]:
+    """Losses of a measure with `DrawsParams`. Every move starts at w.
+
+    Returns
+    -------
+    dict
+        `reference` [N], the losses at w; `losses` [draws, N], those after each move; where short attacks are corrected,
+        `shortfall` [full_draws, N], what they miss.
+    """
+    model, params = space.model, measure.params
     oracle = Oracle.of(measure, model, examples, section(workspace, "images"))
     reference = oracle.reference(model, examples, workspace)
-    losses = []
+    shortened = oracle.coupling == "reattack" and (params.full_draws or params.draws) < params.draws
+    full, short = [], []
     for number, move in enumerate(moves):
+        here = section(workspace, f"draw-{number}")
         with space.moved(move):
-            losses.append(oracle.losses(model, examples, section(workspace, f"draw-{number}")))
-    return reference.cpu().numpy(), torch.stack(losses).cpu().numpy()
+            if not shortened or number < params.full_draws:
+                full.append(oracle.losses(model, examples, here))
+            if shortened:
+                short.append(oracle.short().losses(model, examples, section(here, "short")))
+    losses, arrays = torch.stack(full), {"reference": reference}
+    if shortened:
+        arrays["shortfall"] = losses - torch.stack(short[: len(full)])
+        losses = torch.stack(short) + arrays["shortfall"].mean(0)
+    return {name: array.cpu().numpy() for name, array in (arrays | {"losses": losses}).items()}
 
 
-def mean_rise(reference: np.ndarray, losses: np.ndarray, further: Mapping[str, float] | None = None) -> Measurement:
-    """Mean rise of losses [draws, N] over the reference [N]; the standard error is over draws and examples."""
-    return estimated(
-        "draws and examples",
-        {"losses": losses, "reference": reference, "per_example": (losses - reference).mean(0)},
-        further,
-    )
+def mean_rise(arrays: Mapping[str, np.ndarray], further: Mapping[str, float] | None = None) -> Measurement:
+    """Mean rise of `losses` over `reference` (`losses_after`); the standard error is over draws and examples."""
+    rise = (arrays["losses"] - arrays["reference"]).mean(0)
+    return estimated("draws and examples", {**arrays, "per_example": rise}, further)

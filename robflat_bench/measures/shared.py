@@ -29,8 +29,23 @@ Step = Annotated[
     Number | None, Field(gt=0, le=1, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")
 ]
 Logits = Annotated[Literal["plain", "normalised"], Field(description="`normalised` logits have mean 0 and norm 1.")]
+WarmSteps = Annotated[
+    PositiveInt | None,
+    Field(
+        description="With `warm`: steps of each start at w and at w'; by default `steps`, which find the images at w."
+    ),
+]
 Restarts = Annotated[PositiveInt, Field(description="Random starts of the attack.")]
 Draws = Annotated[int, Field(ge=2, description="Random draws of the weights.")]
+FullDraws = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        description="Under `reattack`: draws that the full attack sees. Every draw sees a short attack, a quarter of "
+        "the steps at twice the size; its losses are corrected by the mean difference on these draws. By default the "
+        "full attack sees every draw.",
+    ),
+]
 Xi = Annotated[Number, Field(ge=0, description="Radius, relative to the norm of each group (see `ball`).")]
 Shape = Annotated[BallShape, Field(description="Weights that share a radius; `element` scales each weight by |w_i|.")]
 Norm = Annotated[BallNorm, Field(description="Norm in which the radius is measured.")]
@@ -83,7 +98,14 @@ class OracleParams(Params):
     step: Step = None
     restarts: Restarts = 1
     warm: bool = Field(default=False, description="Under `reattack`: attacks also start from the images found at w.")
+    warm_steps: WarmSteps = None
     logits: Logits = "plain"
+
+
+class DrawsParams(WeightSpaceParams, OracleParams):
+    """Parameters of a measure that reads the loss at w and after random moves of the weights."""
+
+    full_draws: FullDraws = None
 
 
 class FixedImagesParams(OracleParams):
@@ -91,6 +113,7 @@ class FixedImagesParams(OracleParams):
 
     coupling: Literal["clean", "frozen"] = Field(default="frozen", description=couplings("clean", "frozen"))
     warm: Literal[False] = Field(default=False, description="No effect: no attack is repeated.")
+    warm_steps: None = Field(default=None, description="No effect: no attack is repeated.")
 
 
 class SlopesParams(WeightSpaceParams, FixedImagesParams):
@@ -109,12 +132,12 @@ FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
 """Powers of a measure that reads the function alone, or weights only relative to their own size."""
 
 
-def passes_of_readings(count: str) -> dict[str, Passes]:
-    """Passes of a measure that reads the loss `count` times, by coupling. A, B: forward, backward of one attack."""
+def passes_of_draws() -> dict[str, Passes]:
+    """Passes of a measure with `DrawsParams`, by coupling. A, B, C, D, F, S: see `config.cost.passes_of`."""
     return {
-        "clean": Passes(count),
-        "frozen": Passes(f"A + {count}", "B", at_most=True),
-        "reattack": Passes(f"({count}) * A", f"({count}) * B", at_most=True),
+        "clean": Passes("draws + 1"),
+        "frozen": Passes("A + draws + 1", "B", at_most=True),
+        "reattack": Passes("warm * A + (F + 1) * C + S", "warm * B + (F + 1) * D + T", at_most=True),
     }
 
 

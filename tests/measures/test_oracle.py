@@ -43,14 +43,15 @@ def naive_cross_entropy(logits: Tensor, label: int) -> float:
     return float(-(logits[label].exp() / logits.exp().sum()).log())
 
 
-def naive_images(model: nn.Module, examples: Examples) -> Tensor:
-    """The image with the highest cross-entropy over restarts and PGD iterates."""
+def naive_images(model: nn.Module, examples: Examples, steps: int = STEPS, begun: Tensor | None = None) -> Tensor:
+    """The image with the highest cross-entropy over restarts and PGD iterates; `begun`: images of one more start."""
     found = []
-    for x, y, index in zip(examples.x, examples.y, examples.index, strict=True):
+    for row, (x, y, index) in enumerate(zip(examples.x, examples.y, examples.index, strict=True)):
         best, highest = x, -float("inf")
-        for restart in range(2):
-            z = x + EPSILON * per_example_uniform(x[None], index[None], SEED, "pgd", restart)[0]
-            for _ in range(STEPS + 1):
+        noise = [per_example_uniform(x[None], index[None], SEED, "pgd", restart)[0] for restart in range(2)]
+        for start in [*(x + EPSILON * each for each in noise), *([] if begun is None else [begun[row]])]:
+            z = start
+            for _ in range(steps + 1):
                 z = torch.minimum(torch.maximum(z, x - EPSILON), x + EPSILON).clamp(0, 1).detach().requires_grad_()
                 loss = -model(z[None])[0].log_softmax(0)[y]
                 if loss.item() > highest:
@@ -109,6 +110,31 @@ def test_reattack_is_the_robust_loss():
         expected = pgd.maximise(model, examples, HERE.seed).loss
         found = oracle(coupling="reattack").losses(model, examples, HERE)
         assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, STEPS + 2, None])
+def test_warm_attacks_also_start_from_the_images_found_at_w_and_take_their_own_steps(steps):
+    model, examples = small_net(), small_examples(9)
+    one, kept = oracle(coupling="reattack", warm=True, warm_steps=steps), naive_images(model, examples)
+    one.freeze(model, examples, HERE)
+    nowhere = {name: torch.zeros_like(layer) for name, layer in WeightSpace(model).layers.items()}
+    for move in (nowhere, elsewhere(model)):
+        with WeightSpace(model).moved(move):
+            wanted = naive_losses(model, naive_images(model, examples, steps or STEPS, kept), examples.y)
+            fresh = naive_losses(model, naive_images(model, examples, steps or STEPS), examples.y)
+            assert one.losses(model, examples, HERE).tolist() == pytest.approx(wanted, abs=1e-10)
+            assert max(np.subtract(wanted, fresh)) > 1e-4, "the warm start counts"
+
+
+def test_steps_of_warm_attacks_change_nothing_without_a_warm_start():
+    model, examples = small_net(), small_examples(9)
+    for coupling in ("frozen", "reattack"):
+        found = []
+        for more in ({}, {"warm_steps": 1}):
+            one = oracle(coupling=coupling, **more)
+            one.freeze(model, examples, HERE)
+            found.append(one.losses(model, examples, HERE))
+        assert torch.equal(*found)
 
 
 class Table(nn.Module):

@@ -30,7 +30,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
-class AverageCaseParams(shared.WeightSpaceParams, shared.OracleParams):
+class AverageCaseParams(shared.DrawsParams):
     coupling: Literal["clean", "frozen", "reattack"] = Field(
         default="reattack", description=shared.couplings("clean", "frozen", "reattack")
     )
@@ -55,7 +55,7 @@ INFO = MeasureInfo(
     title="average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=shared.passes_of_readings("draws + 1"),
+    passes=shared.passes_of_draws(),
     powers={"layers": 0},
     estimate="draws and examples",
 )
@@ -70,6 +70,6 @@ class AverageCase(Measure):
         params = self.params
         space = WeightSpace(model, ball=Ball(params.ball, params.norm), exclude=params.exclude)
         moves = (space.on_sphere(params.xi, workspace.seed, INFO.name, draw) for draw in range(params.draws))
-        matched, losses = losses_after(self, space, examples, workspace, moves)
-        reference, details = subtracted(self, matched, model, examples, workspace)
-        return mean_rise(reference, losses, details)
+        arrays = losses_after(self, space, examples, workspace, moves)
+        reference, details = subtracted(self, arrays["reference"], model, examples, workspace)
+        return mean_rise({**arrays, "reference": reference}, details)

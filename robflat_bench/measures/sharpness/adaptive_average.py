@@ -10,7 +10,8 @@ Invariances: with `adaptive`, to every rescaling of single weights that keeps th
 layer's by 1/a; a convolution before batch normalisation). Without it, none: near a minimum the value grows as rho^2, so
 scaling all layers by c, at the same function, divides it by c^2. Scaling the last layer, and so the logits, changes it;
 with `adaptive`, logits="normalised" and the coupling clean it does not.
-Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
+Cost: draws + 1 forward passes, and `frozen` one attack in all. `reattack`: an attack at w, `full_draws` full attacks
+and `draws` short ones (`random_moves`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, OracleParams, WeightSpaceParams, passes_of_readings
+from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -30,7 +31,7 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class AdaptiveAverageParams(WeightSpaceParams, OracleParams):
+class AdaptiveAverageParams(DrawsParams):
     ball: Literal["l2", "linf"] = Field(default="l2", description="Gaussian (l2) or uniform (linf) moves.")
     adaptive: Adaptive = True
     rho: Number = Field(
@@ -39,6 +40,7 @@ class AdaptiveAverageParams(WeightSpaceParams, OracleParams):
         description="Size of the moves, relative to |w_i| with `adaptive`. The paper tries 0.05 to 0.8.",
     )
     draws: Draws = 20
+    full_draws: FullDraws = 8
 
 
 INFO = MeasureInfo(
@@ -53,7 +55,7 @@ INFO = MeasureInfo(
     title="average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=passes_of_readings("draws + 1"),
+    passes=passes_of_draws(),
     powers=FUNCTION,
     estimate="draws and examples",
 )
@@ -68,7 +70,7 @@ class AdaptiveAverage(Measure):
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         noise = normal_like if params.ball == "l2" else uniform_like
         moves = random_moves(space, self._scaled, params.draws, workspace.seed, INFO.name, noise=noise)
-        return mean_rise(*losses_after(self, space, examples, workspace, moves))
+        return mean_rise(losses_after(self, space, examples, workspace, moves))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.rho * z * (w.abs() if self.params.adaptive else 1)

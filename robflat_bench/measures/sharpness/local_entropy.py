@@ -17,7 +17,8 @@ with the weights e_k / \sum e) are added as if independent; this counts their in
 Invariances: to scaling layers without changing the function (a convolution before batch normalisation), not filters or
 single weights. Scaling the last layer, and so the logits, changes it; with logits="normalised" and the coupling clean
 it does not. The detail `local_entropy` is a volume in weight space and has no invariance: its constant sees every norm.
-Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
+Cost: draws + 1 forward passes, and `frozen` one attack in all. `reattack`: an attack at w, `full_draws` full attacks
+and `draws` short ones (`random_moves`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import OracleParams, WeightSpaceParams, passes_of_readings
+from robflat_bench.measures.shared import DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -38,13 +39,14 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 
-class LocalEntropyParams(WeightSpaceParams, OracleParams):
+class LocalEntropyParams(DrawsParams):
     gamma: Number = Field(
         default=10.0,
         gt=0,
         description="Moves have about 1/sqrt(gamma) of each layer's norm. Default: that of the LPF paper's code.",
     )
     draws: int = Field(default=100, gt=5, description="Random draws of the weights.")
+    full_draws: FullDraws = 10
 
 
 INFO = MeasureInfo(
@@ -56,7 +58,7 @@ INFO = MeasureInfo(
     title="negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
     example={"draws": 8, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=passes_of_readings("draws + 1"),
+    passes=passes_of_draws(),
     powers={"layers": 0},
     estimate="draws and examples of a free energy",
 )
@@ -72,12 +74,12 @@ class LocalEntropy(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
         moves = random_moves(space, lambda z, w: self._std(w) * z, self.params.draws, workspace.seed, INFO.name)
-        reference, losses = losses_after(self, space, examples, workspace, moves)
-        found = estimated(INFO.estimate, {"losses": losses, "reference": reference})
+        arrays = losses_after(self, space, examples, workspace, moves)
+        found = estimated(INFO.estimate, arrays)
         sample = found.details["effective_sample_size"]
         if sample < SMALLEST_SAMPLE:
             raise NoValue(
-                f"local-entropy: the effective sample size is {sample:.1f} of {len(losses)} draws, below "
+                f"local-entropy: the effective sample size is {sample:.1f} of {self.params.draws} draws, below "
                 f"{SMALLEST_SAMPLE}: take a gamma above {self.params.gamma:g} (smaller moves) or more draws"
             )
         volumes = (w.numel() / 2 * math.log(2 * math.pi * self._std(w) ** 2) for w in space.layers.values())

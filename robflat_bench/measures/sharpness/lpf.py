@@ -10,7 +10,8 @@ Invariances: none by default; near a minimum the value is std^2 / 2 tr H, so sca
 function, divides it by c^2. With `filter_normalised`, to scaling filters before batch normalisation, and to scaling one
 layer by c and the next by 1/c; not to scaling single weights. Scaling the last layer, and so the logits, changes it;
 with `filter_normalised`, logits="normalised" and the coupling clean it does not.
-Cost: draws + 1 forward passes; `reattack` adds an attack for each, `frozen` one attack in all.
+Cost: draws + 1 forward passes, and `frozen` one attack in all. `reattack`: an attack at w, `full_draws` full attacks
+and `draws` short ones (`random_moves`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
-from robflat_bench.measures.shared import Draws, OracleParams, WeightSpaceParams, passes_of_readings
+from robflat_bench.measures.shared import Draws, DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -27,12 +28,13 @@ with lazy_imports():
     from robflat_bench.numerics.weight_space import WeightSpace
 
 
-class LPFParams(WeightSpaceParams, OracleParams):
+class LPFParams(DrawsParams):
     std: Number = Field(
         default=0.01, ge=0, description="Standard deviation of the Gaussian filter. Default: the released code's."
     )
     filter_normalised: bool = Field(default=False, description="`std` is relative to the rms of each filter's weights.")
     draws: Draws = 100
+    full_draws: FullDraws = 20
 
 
 INFO = MeasureInfo(
@@ -47,7 +49,7 @@ INFO = MeasureInfo(
     title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),
-    passes=passes_of_readings("draws + 1"),
+    passes=passes_of_draws(),
     estimate="draws and examples",
 )
 
@@ -60,7 +62,7 @@ class LPF(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
         moves = random_moves(space, self._scaled, self.params.draws, workspace.seed, INFO.name)
-        return mean_rise(*losses_after(self, space, examples, workspace, moves))
+        return mean_rise(losses_after(self, space, examples, workspace, moves))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.std * z * (by_filter(w) if self.params.filter_normalised else 1)
