@@ -97,9 +97,13 @@ class Workspace:
         Makes the work resumable.
     initial : Mapping of str to Tensor, or None
         The weights at the start of training, by name; None where they are not known.
+    errors_only : bool
+        Only whether each adversarial image is misclassified is read, not its loss: an attack may leave an image alone
+        once it is misclassified, if it would count it as broken in any case.
     """
 
     batch: int = 100
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     initial: Mapping[str, Tensor] | None = None
+    errors_only: bool = False
