@@ -1,9 +1,10 @@
 """AutoAttack, the parameter-free ensemble, as its authors wrote it (pyautoattack), with a seed and resumable.
 
 The stages run one after the other, each on batches of the examples that all earlier stages left correctly classified.
-With the same seed and batch the result is that of the original, pixel for pixel (unless `fast`). The original seeds
-torch's global generator, so its state is restored. The original's own bookkeeping is not used, because it sets a trace
-function and cannot resume.
+With the same seed and batch the result is that of the original, pixel for pixel (unless `fast`). Where only errors are
+read, APGD makes no further pass of an image that it has fooled: it breaks the same images, at their first
+misclassification. The original seeds torch's global generator, so its state is restored. The original's own bookkeeping
+is not used, because it sets a trace function and cannot resume.
 
 Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks. ICML
 2020, arXiv 2003.01690.
@@ -43,7 +44,8 @@ class AutoAttackParams(Params):
     seed: Seed = Field(default=0, description="Seed of the original's random draws.")
     fast: bool = Field(
         default=True,
-        description="Fold normalisation into convolutions. Rounding differs, so a flag in hundreds may differ.",
+        description="Fold normalisation into convolutions, and where only errors are read, let APGD leave the images "
+        "that it has fooled. Rounding differs, so a flag in hundreds may differ.",
     )
 
 
@@ -71,6 +73,48 @@ STAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Stage -> the attribute of the original that runs it, and the options that the original sets before."""
 
 
+class Standing:
+    """The model for one run of APGD: after an image's first misclassification its logits stay, without another pass.
+
+    APGD counts an image as broken if any iterate was misclassified, so the iterates that follow decide nothing; those
+    of other images do not depend on it. `fooled` bool [B]; `x_adv` [B,C,H,W]: for these, the misclassified image.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.model, self.y, self.x_adv = model, y, x.detach().clone()
+        self.fooled = torch.zeros_like(y, dtype=torch.bool)
+        self.logits: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = (~self.fooled).nonzero()[:, 0]
+        if self.logits is None or len(rows) == len(x):
+            logits: Tensor = self.model(x)
+        else:
+            logits = self.logits + 0 * x.flatten(1)[:, :1]  # APGD asks for a gradient even where all are fooled
+            if len(rows):
+                logits = logits.index_copy(0, rows, self.model(x[rows]))
+        self.logits = logits.detach()
+        new = ~self.fooled & (self.logits.max(1)[1] != self.y)
+        self.x_adv[new] = x.detach()[new]
+        self.fooled |= new
+        return logits
+
+
+def leave_fooled(attack: Any) -> None:
+    """Let the original's APGD spend passes only on images that it has not fooled yet."""
+    model, whole = attack.model, attack.attack_single_run
+
+    def single(x: Tensor, y: Tensor, x_init: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        attack.model = standing = Standing(model, x, y)
+        try:
+            highest, correct, loss, _ = whole(x, y, x_init)
+        finally:
+            attack.model = model
+        return highest, correct, loss, standing.x_adv
+
+    attack.attack_single_run = single
+
+
 class AutoAttack(Attack):
     """x_adv differs from x exactly where a stage fooled the model."""
 
@@ -82,7 +126,7 @@ class AutoAttack(Attack):
     def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         if examples.x.dtype != torch.float32:
             raise UsageError("autoattack computes in float32 only; use pgd, or a protocol with precision float32")
-        batch = self.params.batch
+        batch, quick = self.params.batch, self.params.fast and workspace.errors_only
         x_adv = examples.x.clone()
         with attacked(model), folded(model, examples.x) if self.params.fast else nullcontext(), torch.no_grad():
             logits = torch.cat([model(part) for part in examples.x.split(batch)])
@@ -91,8 +135,8 @@ class AutoAttack(Attack):
             unbroken = (logits.argmax(1) == examples.y).cpu()  # indices lie on the CPU
             for stage in VERSIONS[self.params.version]:
                 for number, rows in enumerate(unbroken.nonzero()[:, 0].split(batch)):
-                    unit = partial(self._attack, model, examples[rows], stage)
-                    arrays = workspace.journal.unit(f"{stage}-{number}", unit)
+                    unit = partial(self._attack, model, examples[rows], stage, quick)
+                    arrays = workspace.journal.unit(f"{stage}-{number}" + quick * "-errors", unit)
                     broken = rows[torch.from_numpy(arrays["broken"])]
                     x_adv[broken] = torch.from_numpy(arrays["x_adv"]).to(x_adv)
                     unbroken[broken] = False
@@ -100,7 +144,7 @@ class AutoAttack(Attack):
                         self.notes["only_square"] = self.notes.get("only_square", 0) + len(broken)
         return x_adv
 
-    def _attack(self, model: nn.Module, part: Examples, stage: str) -> Mapping[str, np.ndarray]:
+    def _attack(self, model: nn.Module, part: Examples, stage: str, quick: bool) -> Mapping[str, np.ndarray]:
         """broken bool [b]: the examples that the stage fooled; x_adv: their adversarial images."""
         from pyautoattack import AutoAttack as Original
 
@@ -113,6 +157,8 @@ class AutoAttack(Attack):
             attack = getattr(suite, name)
             for option, value in {**options, "seed": self.params.seed}.items():
                 setattr(attack, option, value)
+            if quick and stage.startswith("apgd"):
+                leave_fooled(attack)
             x_adv = attack.perturb(part.x.clone(), part.y.clone())
         broken = model(x_adv).argmax(1) != part.y
         return {"broken": broken.cpu().numpy(), "x_adv": x_adv[broken].detach().cpu().numpy()}

@@ -100,6 +100,9 @@ class Workspace:
     shared : Journal
         Keeps what several measures read at the weights of one checkpoint, such as the images of one attack. Its units
         are named by their content, and their cost is counted in every measure that reads them.
+    errors_only : bool
+        Only whether each adversarial image is misclassified is read, not its loss: an attack may leave an image alone
+        once it is misclassified, if it would count it as broken in any case.
     """
 
     batch: int = 100
@@ -107,6 +110,7 @@ class Workspace:
     journal: Journal = field(default_factory=Journal)
     initial: Mapping[str, Tensor] | None = None
     shared: Journal = None  # type: ignore[assignment]  # never None in an instance
+    errors_only: bool = False
 
     def __post_init__(self) -> None:
         if self.shared is None:

@@ -67,7 +67,7 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
     with refusing(path, pa.ArrowException, OSError, problem="not a readable parquet file ({})"):
         check_size(path, MAX_BYTES)
         with pq.ParquetFile(path) as file:
-            columns = file.schema_arrow.empty_table().flatten().schema
+            columns = pa.schema([part for field in file.schema_arrow for part in field.flatten()])
             names = [name for name in COLUMNS if name in columns.names or name != "index"]
             for name in names:
                 if (count := columns.names.count(name)) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -173,11 +173,14 @@ class _Evaluation:
         return x_adv
 
     def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
-        x_adv = self.images(stage, attack, examples, workspace)
+        reference = stage.text == self.plan.attacks[0].attack
+        # A network with random outputs meets other draws where an attack leaves images alone.
+        errors_only = not reference and not self.flags.random_forward
+        x_adv = self.images(stage, attack, examples, replace(workspace, errors_only=errors_only))
         error, loss = _outcome(self.model, examples, x_adv, f"{len(examples)} {stage.split} images of {stage.text}")
         path = f"{self.checkpoint}/{stage.split}/{stage.text}"
         self.outcomes[f"{path}/error"] = error
-        if stage.text == self.plan.attacks[0].attack:
+        if reference:
             self.outcomes[f"{path}/loss"] = loss
         if stage.split == "test":
             self.notes |= attack.notes

@@ -2,8 +2,8 @@ r"""The radius at which a condition begins to fail, between two radii that were 
 
 A condition holds at r where its excess f(r) is at most 0. The search keeps a radius where it holds and one where it
 fails, and tries the next where a model of f predicts the root. Close to one end it tries the radius at which the other
-end may lie, high = low / (1 - tolerance), so that two verdicts end the search where the model is right. Every eighth step
-goes to the middle, so that no model makes the search longer than eight bisections.
+end may lie, high = low / (1 - tolerance), so that two verdicts end the search where the model is right. Every eighth
+step goes to the middle, so that no model makes the search longer than eight bisections.
 """
 
 from __future__ import annotations

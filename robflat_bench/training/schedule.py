@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optim
     return adam(parameters, rate, weight_decay=decay, betas=(params.beta1, params.beta2))
 
 
-def eager(optimizer: type[Optimizer]) -> Any:
+def eager(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
     """The same optimizer without the wrappers in which torch imports its compiler: seconds and memory for nothing,
     because no run compiles an optimizer."""
     methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")

@@ -34,6 +34,7 @@ from robflat_bench.backbones.resnet import ResNet8Params, resnet8
 from robflat_bench.core import Examples, ImageShape, Journal, Params, Threat, UsageError, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.numerics.folding import folded
+from robflat_bench.numerics.passes import PassCounter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -561,6 +562,30 @@ def test_apgd_tier_equals_the_authors_code_with_unbroken_examples_regrouped(perc
     assert sizes["apgd-ce-0"] == sizes["apgd-ce-1"] == sizes["apgd-t-0"] == 12, "full batches of survivors"
     assert broken["apgd-ce-0"] > 0 < broken["apgd-ce-1"]
     assert 0 < standing.sum() < 34
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.1, 0.5])
+def test_where_only_errors_are_read_apgd_breaks_the_same_images_with_fewer_passes(perceptron, epsilon):
+    examples, counter = digits(1000, 1034), PassCounter(perceptron)
+    _, standing = original(perceptron, examples, epsilon, "apgd", 12)
+    whole, counter.forward = counter.forward, 0
+    attack = AutoAttack(AutoAttackParams(version="apgd", batch=12), Threat(epsilon))
+    x_adv = attack.run(perceptron, examples, Workspace(errors_only=True))
+    counter.remove()
+    assert torch.equal(flags(perceptron, x_adv, examples), standing)
+    assert counter.forward < {0.03: 1, 0.1: 0.95, 0.5: 0.05}[epsilon] * whole
+    moved = (x_adv != examples.x).flatten(1).any(1)
+    assert torch.equal(moved, ~standing & flags(perceptron, examples.x, examples))
+    assert (x_adv - examples.x).abs().max() <= epsilon + 1e-6
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_autoattack_without_fast_is_the_original_where_only_errors_are_read(perceptron):
+    attack = AutoAttack(AutoAttackParams(version="apgd", fast=False), Threat(0.1))
+    x_adv = attack.run(perceptron, digits(1000, 1034), Workspace(errors_only=True))
+    assert torch.equal(x_adv, original(perceptron, digits(1000, 1034), 0.1, "apgd", 250)[0])
 
 
 @pytest.mark.usefixtures("small_budgets")

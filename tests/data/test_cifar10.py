@@ -5,6 +5,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -177,6 +179,17 @@ def test_listing_decodes_nothing(tmp_path, monkeypatch):
     write_copy(tmp_path)
     monkeypatch.setattr(parquet, "decode_image", None)
     assert len(sources(tmp_path)) == 1
+
+
+def test_a_copy_is_read_without_pandas(tmp_path, child_environment):
+    write_copy(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from robflat_bench.data.parquet import PARQUET\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "assert PARQUET.count(folder) == 5 == len(PARQUET.read(folder, 'train').y)\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], env=child_environment()).returncode == 0
 
 
 def test_environment_names_the_folder(tmp_path, monkeypatch):

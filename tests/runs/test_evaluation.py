@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robflat_bench.config.protocol import Attacked, load
-from robflat_bench.core import Observer, UsageError
+from robflat_bench.core import Attack, Observer, UsageError
 from robflat_bench.evaluation.model import find_model, load_model
 from robflat_bench.evaluation.plan import Plan, choose_plan
 from robflat_bench.evaluation.session import Session
@@ -132,3 +132,22 @@ def test_a_module_for_other_classes_is_refused(session, plan):
     ):
         evaluate_model(session, network, plan)
     assert not (session.store.root / "tiny").exists()
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_only_the_error_of_further_attacks_is_read_where_no_output_is_random(session, finished, monkeypatch, random):
+    """The first attack's losses are in the record, on test and on training images."""
+    found, run = [], Attack.run
+
+    def noted(attack, model, examples, workspace):
+        found.append((type(attack).__name__, len(examples), workspace.errors_only))
+        return run(attack, model, examples, workspace)
+
+    monkeypatch.setattr(Attack, "run", noted)
+    module = load_model(session, find_model(session, str(finished.folder / "checkpoints" / "last.safetensors")))
+    if random:
+        module.register_forward_hook(lambda module, images, logits: logits + torch.randn_like(logits))
+    plan = choose_plan(session.registry, session.fixed, "last", ("fgsm", "pgd(steps=1)"), (), 10, 5)
+    evaluate_model(session, module, plan)
+    others = [("PGD", 10, not random), ("PGD", 5, not random)]
+    assert found == [("FGSM", 10, False), ("FGSM", 5, False), *others]
