@@ -169,6 +169,11 @@ def with_value(measure: Component, data: Mapping[str, Curves]) -> dict[str, dict
     return {label: found for label, found in everywhere.items() if found["effective"] >= 0.05}  # 5 of 100 draws
 
 
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """Numbers of networks, for the record."""
+    return {label: round(float(value), 4) for label, value in values.items()}
+
+
 def passes(measure: Component, attack: Attack) -> int:
     """Image passes, forward and backward, of the measure at its default draws; the images found at w included."""
     warm = any(ASCENTS[name].warm for name, _ in attack)
@@ -196,8 +201,7 @@ def compared(measure: Component, data: Mapping[str, Curves]) -> list[dict[str, A
                 "below_half": int((abs(signed) < 0.5).sum()),
                 "rho": float(spearmanr([*found.values()], values).statistic),
                 "passes": passes(measure, attack) / passes(measure, (FULL,)),
-                "deviations": deviations,
-                "full": full,
+                "deviations": rounded(deviations),
             }
         )
     return rows
@@ -229,8 +233,8 @@ def corrected(measure: Component, data: Mapping[str, Curves]) -> list[dict[str, 
                 "largest_noise": float(noise.max()),
                 "rho": float(np.mean([spearmanr(row, values).statistic for row in seen])),
                 "passes": ((m + 1) * each + draws * quick) / ((draws + 1) * each),
-                "noise": dict(zip(full, noise.tolist(), strict=True)),
-                "bias": dict(zip(full, bias, strict=True)),
+                "noise": rounded(dict(zip(full, noise, strict=True))),
+                "bias": rounded(dict(zip(full, bias, strict=True))),
             }
         )
     return rows
@@ -242,7 +246,7 @@ def line(row: Mapping[str, Any]) -> str:
         name, sizes = f"m = {row['full_draws']}", ("largest_bias", "median_noise", "largest_noise")
     else:
         name, sizes = row["attack"], ("mean", "median_size", "largest_size", "below_half")
-    cells = "  ".join(f"{size} {row[size]:+.2f}" for size in (*sizes, "passes"))
+    cells = "  ".join(f"{size} {row[size]:.4g}" for size in (*sizes, "passes"))
     return f"{row['measure']:17s} {name:33s} n={row['networks']}  {cells}  rho {row['rho']:.3f}"
 
 
@@ -266,17 +270,19 @@ def main() -> None:
             if not file.is_file():
                 record(model, model.variant(measure, draws=draws), options.examples, file)
                 print(file.stem, flush=True)  # noqa: T201
-    rows, levels = [], []
+    rows, levels, full = [], [], {}
     for measure in chosen:
         files = sorted(options.work.glob(f"*~{measure.name}.npz"))
         data = {file.name.partition("~")[0]: dict(np.load(file)) for file in files}
         rows += compared(measure, data) if data else []
         levels += corrected(measure, data) if data else []
+        full[measure.name] = with_value(measure, data)
     print("\n".join(map(line, [*rows, *levels])))  # noqa: T201
     if options.json:
         machine = {**environment.describe(), **environment.torch_environment("cpu")}
         options.json.write_text(
-            json.dumps({"environment": machine, "attacks": rows, "full_draws": levels}, indent=1) + "\n", "utf-8"
+            json.dumps({"environment": machine, "full": full, "attacks": rows, "full_draws": levels}, indent=1) + "\n",
+            "utf-8",
         )
 
 
