@@ -101,7 +101,8 @@ class Hessian:
             def product(v: Vector) -> Vector:
                 total = torch.zeros(self.size, dtype=torch.float64)
                 for gradient, kept in gradients:
-                    total += self._second(gradient, v, kept)
+                    for whole, part in zip(total.split(self.sizes), self._second(gradient, v, kept), strict=True):
+                        whole += part.flatten().cpu()
                 if not total.isfinite().all():
                     raise NoValue("the loss has no finite second derivative by the weights here")
                 return total.numpy()
@@ -117,13 +118,12 @@ class Hessian:
         loss = self.oracle.cross_entropy(self.model, part)[:count].sum() / len(self.points)
         return torch.autograd.grad(loss, list(self.layers.values()), create_graph=True, materialize_grads=True)
 
-    def _second(self, gradient: Gradient, v: Vector, retain: bool) -> Tensor:
-        """The gradient of <gradient, v>, float64 [P]."""
+    def _second(self, gradient: Gradient, v: Vector, retain: bool) -> Gradient:
+        """The gradient of <gradient, v>."""
         layers = list(self.layers.values())
         along = torch.from_numpy(v).to(layers[0]).split(self.sizes)
         slope = torch.stack([(g * u.view_as(g)).sum() for g, u in zip(gradient, along, strict=True)]).sum()
-        found = torch.autograd.grad(slope, layers, retain_graph=retain, materialize_grads=True)
-        return torch.cat([part.flatten() for part in found]).double().cpu()
+        return torch.autograd.grad(slope, layers, retain_graph=retain, materialize_grads=True)
 
     def weights(self) -> Vector:
         """w as one vector [P]."""

@@ -66,7 +66,7 @@ class HessianLambdaMax(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params = self.params
         hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
-        ends = spectrum(hessian, np.ones(hessian.size), params, workspace, INFO.name)
+        ends = spectrum(hessian, params, workspace, INFO.name)
         value = ends.pop("lambda_max")
         details = {**ends, "convexity_ratio": abs(ends["lambda_min"] / value) if value else 0.0}
 

@@ -30,15 +30,16 @@ COLUMNS = 2**16
 
 
 def spectrum(
-    hessian: Hessian, scale: Vector, params: LanczosParams, workspace: Workspace, name: str
+    hessian: Hessian, params: LanczosParams, workspace: Workspace, name: str, scale: Vector | None = None
 ) -> dict[str, float]:
-    """`extremes` of S H S, S = diag(scale); one unit of the journal."""
+    """`extremes` of H, or of S H S with S = diag(scale); one unit of the journal."""
 
     def compute() -> dict[str, float]:
         start = hessian.draw(normal_like, workspace.seed, name, "start")
         lanczos = params.model_dump(include={"tolerance", "vectors", "iterations"})
         with hessian.products() as product:
-            return extremes(lambda v: scale * product(scale * v), start, **lanczos)
+            moved = product if scale is None else lambda v: scale * product(scale * v)
+            return extremes(moved, start, **lanczos)
 
     return {end: float(value) for end, value in unit(workspace.journal, "spectrum", compute).items()}
 
@@ -76,7 +77,7 @@ def extremes(product: Product, start: Vector, *, tolerance: float, vectors: int,
     residual, known, largest = start, 0, 0.0
     for _ in range(iterations):
         for k in range(known, size):
-            basis[k] = residual / np.linalg.norm(residual)
+            np.divide(residual, np.linalg.norm(residual), out=basis[k])
             residual = product(basis[k])
             largest = max(largest, float(np.linalg.norm(residual)))
             for _ in range(2):  # the second time removes what rounding left

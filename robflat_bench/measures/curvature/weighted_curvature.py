@@ -60,5 +60,5 @@ class WeightedCurvature(Measure):
         hessian = Hessian(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
         w = hessian.weights()
         found = trace(hessian, w, self.params.probes, workspace, INFO.name, "weighted_trace")
-        ends = spectrum(hessian, w, self.params, workspace, INFO.name)
+        ends = spectrum(hessian, self.params, workspace, INFO.name, w)
         return replace(found, details={**ends, **found.details})
