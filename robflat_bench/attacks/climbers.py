@@ -67,8 +67,9 @@ class Climbers:
     """
 
     def __init__(self, x: Tensor, start: Tensor, epsilon: Size, step: Size, rest: bool) -> None:
-        self.x, self.epsilon, self.step, self.rest = x, epsilon, step, rest
-        self.current = self.before = project(start, x, epsilon)
+        self.step, self.rest = step, rest
+        self.lowest, self.upmost = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)  # `project`, in one pass
+        self.current = self.before = start.clamp(self.lowest, self.upmost)
         self.best = Ascent.begin(self.current)
         self.rows: Tensor | None = None
         """Which of the B images still move; None for all."""
@@ -90,7 +91,7 @@ class Climbers:
 
     def advance(self, gradient: Tensor, moving: Tensor | None) -> None:
         """One step along the sign of the gradient, of all images or of those where `moving` is true."""
-        stepped = project(self.current + self.step * gradient.sign(), self.x, self.epsilon)
+        stepped = (self.current + self.step * gradient.sign()).clamp_(self.lowest, self.upmost)
         stepped = stepped if moving is None else each(moving, stepped, self.current)
         self.taken += 1
         known, self.before, self.current = (self.current, self.before), self.current, stepped
@@ -108,10 +109,10 @@ class Climbers:
         self.whole = self.highest()
         self.rows = stay if self.rows is None else self.rows[stay]
         self.best = Ascent(*(part[stay] for part in self.best))
-        self.x, self.current, self.before = (part[stay] for part in (self.x, self.current, self.before))
-        self.epsilon, self.step = (
-            part[stay] if isinstance(part, Tensor) and part.ndim else part for part in (self.epsilon, self.step)
+        self.current, self.before, self.lowest, self.upmost = (
+            part[stay] for part in (self.current, self.before, self.lowest, self.upmost)
         )
+        self.step = self.step[stay] if isinstance(self.step, Tensor) and self.step.ndim else self.step
 
     def highest(self) -> Ascent:
         """The best iterate of each of the B images."""

@@ -178,7 +178,7 @@ def _climb(
     model: nn.Module, climbers: Climbers, objective: Objective, steps: int, moves: Moving | None
 ) -> tuple[Ascent, Tensor]:
     """The ascent, and whether all its gradients were finite: a tensor, so that no step waits for the device."""
-    finite = torch.ones((), dtype=torch.bool, device=climbers.x.device)
+    finite = torch.ones((), dtype=torch.bool, device=climbers.current.device)
     for number in range(steps + 1):
         last = number == steps
         with torch.set_grad_enabled(not last):

@@ -9,8 +9,8 @@ r"""Faster spellings of a network's operations on a CPU: the values of autograd 
 |                                     | `usual`: oneDNN's                | all others                               |
 
 Layout: where a ReLU meets a gradient in another memory format than its output's, torch 2.15 reads it element by
-element: 1786 instead of 53 microseconds for 64 x 24 x 16 x 16 float32. A strided slice passes back a contiguous
-gradient, and a mean one that is expanded; both slow every layer before them.
+element. For 64 x 24 x 16 x 16 float32 it takes 2057 microseconds for a contiguous gradient, 612 for one expanded over
+positions, and 50 for one in channels last. A strided slice passes back the first, a mean the second.
 
 Convolutions, y = W * x with stride s and padding p, and g the gradient of y (one axis written):
 
