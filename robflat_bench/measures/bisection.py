@@ -91,7 +91,7 @@ def bracket(
         return largest, largest
     while high.radius - low.radius > tolerance * high.radius and high.radius > SMALLEST * largest:
         step += 1
-        lean = math.copysign(tolerance / 2 * (2 ** max(abs(same) - 2, 0) - 1), same)
+        lean = math.copysign(tolerance / 2 * (2 ** min(max(abs(same) - 2, 0), 9) - 1), same)
         root = model(low, high) * math.exp(lean)
         radius = _middle(low, high) if step % PATIENCE == 0 else _next(root, low, high, tolerance)
         end = End(radius, float(excess(radius)))

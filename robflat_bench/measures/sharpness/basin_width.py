@@ -42,6 +42,10 @@ with lazy_imports():
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
+SLOPE, CURVE = 0.5, 0.15
+"""Spread of the two coefficients over directions, in the units of `Parabola`."""
+NOISE, FAR = 0.02, 0.2
+"""Error of a point of the parabola at the target, and its growth with the distance from the target."""
 FIRST = 8
 """At `largest`, an eighth of the images is read first, those with the highest loss at w."""
 
@@ -116,12 +120,6 @@ class BasinWidth(Measure):
         if self.params.normalisation == "layer":
             return z * (norm(w) / norm(z))
         return z * (by_filter(w) / by_filter(z))
-
-
-SLOPE, CURVE = 0.5, 0.15
-"""Spread of the two coefficients over directions, in the units of `Parabola`."""
-NOISE, FAR = 0.02, 0.2
-"""Error of a point of the parabola at the target, and its growth with the distance from the target."""
 
 
 class Parabola:

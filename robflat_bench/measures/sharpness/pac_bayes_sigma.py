@@ -9,8 +9,8 @@ standard deviation; here the noise has standard deviation s.
 
 The same standard normal draws serve every s. So the rise is a function of s, and a search finds its crossing: sigma is
 the middle of the last bracket, whose width is the detail `residual`. Pairs of a draw and an image are read until the
-verdict on s is sure, or wrong with probability 1e-6 at most (`racing`): far from the crossing 64 pairs tell, close to it
-all are read. `failure_probability` bounds the probability that any verdict of the search is wrong. `saturated` is 1
+verdict on s is sure, or wrong with probability 1e-6 at most (`racing`): far from the crossing 64 pairs are enough, near
+it all are read. `failure_probability` bounds the probability that any verdict of the search is wrong. `saturated` is 1
 where the target is not exceeded even at `largest` (the true sigma is larger), -1 where it is exceeded at the smallest s
 (with `magnitude`, e alone is too much), else 0.
 Standard error: None, because the value is a root of one curve. The detail `standard_error_rise` is the standard error
