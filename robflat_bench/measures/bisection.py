@@ -3,8 +3,8 @@ r"""The radius at which a condition begins to fail, between two radii that were 
 A condition holds at r where its excess f(r) is at most 0. The search keeps a radius where it holds and one where it
 fails, and tries the next where a model of f predicts the root. Close to one end it tries the radius at which the other
 end may lie, high = low / (1 - tolerance), so that two verdicts end the search where the model is right. After three
-equal verdicts in a row it leans to the other side of the prediction, twice as far each time. Every eighth step goes to
-the middle, so that no model makes the search longer than eight bisections.
+equal verdicts in a row it leans to the other side of the prediction, twice as far each time. Where the
+bracket has not halved in three steps, and at every eighth step, it goes to the middle: no model makes a search long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ POWERS = (0.8, 3.0)
 """Least and greatest power of a rise between two points."""
 NEAR = 1.1
 """Factor between two ends within which a curve counts as a line."""
-PATIENCE = 8
+PATIENCE = 3
+"""Steps in which the bracket has to halve, else the next one goes to its middle."""
+LONG = 8
 """Every step of this number goes to the middle, whatever the model says."""
 
 
@@ -86,14 +88,16 @@ def bracket(
         The condition holds at low (or low is 0) and fails at high; (largest, largest) where it holds at `largest`.
         A condition that holds again further out has several such brackets; the search always finds the same one.
     """
-    low, high, step, same = End(0.0, -math.inf), End(largest, excess(largest)), 0, 0
+    low, high, same = End(0.0, -math.inf), End(largest, excess(largest)), 0
+    widths: list[float] = []
     if high.excess <= 0:
         return largest, largest
     while high.radius - low.radius > tolerance * high.radius and high.radius > SMALLEST * largest:
-        step += 1
+        widths.append(math.log(high.radius / low.radius) if low.radius > 0 else math.inf)
+        slow = len(widths) > PATIENCE and widths[-1] > widths[-1 - PATIENCE] / 2
         lean = math.copysign(tolerance / 2 * (2 ** min(max(abs(same) - 2, 0), 9) - 1), same)
         root = model(low, high) * math.exp(lean)
-        radius = _middle(low, high) if step % PATIENCE == 0 else _next(root, low, high, tolerance)
+        radius = _middle(low, high) if slow or len(widths) % LONG == 0 else _next(root, low, high, tolerance)
         end = End(radius, float(excess(radius)))
         within = end.excess <= 0
         low, high = (end, high) if within else (low, end)
