@@ -35,7 +35,7 @@ class End(NamedTuple):
 
 
 Model: TypeAlias = Callable[[End, End], float]
-"""(low, high) -> the predicted root; where it is not strictly between them, the middle is tried."""
+"""(low, high) -> the predicted root; where it is NaN, the middle is tried."""
 
 
 def interpolated(low: End, high: End) -> float:
@@ -111,8 +111,8 @@ def _middle(low: End, high: End) -> float:
 
 
 def _next(root: float, low: End, high: End, tolerance: float) -> float:
-    """The radius to try, strictly between the ends, where the model predicts this root."""
-    if not low.radius < root < high.radius or low.radius >= (1 - 2 * tolerance) * high.radius > 0:
+    """The radius to try, strictly between the ends, where the model predicts this root; beyond an end: beside it."""
+    if not root > 0 or low.radius >= (1 - 2 * tolerance) * high.radius > 0:
         return _middle(low, high)  # also where both halves end the search
     after, before = low.radius / (1 - INSIDE * tolerance), high.radius * (1 - INSIDE * tolerance)
     return min(max(root, after), before)
