@@ -188,7 +188,7 @@ def _climb(
         climbers.note(loss.detach(), keep="best" if moves is None else "last")
         if not last:
             (gradient,) = torch.autograd.grad(loss.sum(), variable)
-            finite &= gradient.isfinite().all()
+            finite &= gradient.sum().isfinite()  # a sum is finite only if all its numbers are
             climbers.advance(gradient, moves(logits.detach()) if moves else None)
             if not len(climbers.current):
                 break

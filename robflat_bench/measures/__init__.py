@@ -11,8 +11,8 @@ norms/      norms of weights and of their gradients
 
 Shared: `shared` (parameters, image passes), `oracle` (losses at moved weights; start here), `random_moves` and `ascent`
 (average and worst case over the weights), `per_example` (means with standard errors), `units` (what an interrupted
-measurement reads back), `recording` (inputs of layers), `bisection`, `rescaling` (copies of a model that test
-invariances).
+measurement reads back), `recording` (inputs of layers), `bisection`, `racing` (an error rate read no further than a
+verdict needs), `rescaling` (copies of a model that test invariances).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.bisection import End, bracket, interpolated
+from robflat_bench.measures.bisection import End, bracket, interpolated, power_law
 
 FAILURE = 1e-6
 """Probability, at most, that the verdict at one radius is wrong."""
@@ -68,11 +68,17 @@ class Race:
         self.allowed = draws * int(reference.sum()) + max(k for k in range(self.pairs) if k / self.pairs <= target)
         self.known = {0.0: np.tile(reference.astype(np.int8), (draws, 1))}
         self.raced: set[float] = set()
+        self.excesses: dict[float, float] = {}
         self.order = torch.randperm(self.pairs, generator=generator(*key, "order of pairs")).numpy()
 
     def bracket(self, largest: float, tolerance: float) -> tuple[float, float]:
         """(low, high) of `bisection.bracket`."""
-        return bracket(self.excess, largest, tolerance, self._root)
+
+        def excess(s: float) -> float:
+            self.excesses[s] = self.excess(s)
+            return self.excesses[s]
+
+        return bracket(excess, largest, tolerance, self._root)
 
     @property
     def failure(self) -> float:
@@ -132,9 +138,9 @@ class Race:
                 here[draw, rows] = self.read(s, draw, rows)
 
     def _root(self, low: End, high: End) -> float:
-        """Where both rises are known the line between them; from one of them a power law."""
+        """Between near ends the line, else a power law through shares that were read surely, or else in races."""
         if not math.isnan(line := interpolated(low, high)):
             return line
-        end = low if low.radius > 0 else high
-        rise = end.excess + self.target
-        return end.radius * float((self.target / rise) ** (1 / POWER)) if 0 < rise < math.inf else math.nan
+        rises = {s: excess / self.target + 1 for s, excess in self.excesses.items()}
+        sure = power_law({s: rise for s, rise in rises.items() if s not in self.raced}, POWER)
+        return power_law(rises, POWER) if math.isnan(sure) else sure

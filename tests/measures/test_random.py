@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from robflat_bench.attacks.pgd import PGD, PGDParams
 from robflat_bench.core import Examples, Measure, Measurement, NoValue, Workspace
 from robflat_bench.core.randomness import generator
-from robflat_bench.measures.bisection import bracket
+from robflat_bench.measures.bisection import bracket, interpolated
 from robflat_bench.measures.sharpness.adaptive_average import AdaptiveAverage, AdaptiveAverageParams
 from robflat_bench.measures.sharpness.basin_width import BasinWidth, BasinWidthParams
 from robflat_bench.measures.sharpness.local_entropy import LocalEntropy, LocalEntropyParams
@@ -259,18 +259,26 @@ def test_pac_bayes_sigma_is_the_standard_deviation_at_which_the_error_rate_has_r
     assert error < found.details["standard_error_rise"] < 10 * error, "that of other examples is in it"
 
 
-def test_pac_bayes_bisects_one_curve_of_common_draws():
-    """With the same directions at every s, a right example turns wrong once: no draw's curve can fall."""
-    model = Threshold()
-    found = measured("pac-bayes-sigma", model, threshold_examples(model)[:30], draws=20, tolerance=1e-3)
-    order = np.argsort(found.arrays["tried"])
-    tried, rise = found.arrays["tried"][order], found.arrays["rise"][order]
-    assert (np.diff(rise, axis=0) >= 0).all()
-    mean = rise.mean(1)
-    low, high = tried[mean <= 0.1].max(), tried[mean > 0.1].min()
-    assert found.details["sigma"] == pytest.approx((low + high) / 2, rel=1e-12)
-    assert found.details["residual"] == pytest.approx(high - low, rel=1e-9)
-    assert high - low <= 1e-3 * high
+def naive_rise(model: Threshold, examples: Examples, s: float, draws: int) -> float:
+    """Mean rise of the error rate over the draws, every pair read."""
+    x, w = examples.x.flatten(1), model.weight.detach()
+    moved = torch.stack([w + s * normals(model, "pac-bayes-sigma", draw)["weight"] for draw in range(draws)])
+    return float((moved @ x.T <= 0).double().mean() - (x @ w <= 0).double().mean())
+
+
+@pytest.mark.parametrize("tolerance", [0.2, 1e-3])
+def test_pac_bayes_brackets_the_crossing_of_the_curve_of_common_draws(tolerance):
+    """The whole curve, read pair by pair, is within the target at the lower end and beyond it at the upper one."""
+    model, draws = Threshold(), 20
+    examples = threshold_examples(model)[:30]
+    found = measured("pac-bayes-sigma", model, examples, draws=draws, tolerance=tolerance)
+    sigma, width = found.details["sigma"], found.details["residual"]
+    low, high = sigma - width / 2, sigma + width / 2
+    assert naive_rise(model, examples, low, draws) <= 0.1 < naive_rise(model, examples, high, draws)
+    assert 0 < width <= tolerance * high * (1 + 1e-9)
+    pairs, near = found.arrays["read"], abs(found.arrays["tried"] / sigma - 1) < 0.05
+    assert (pairs[near] > pairs.max() / 2).all(), "what decides is read until it is sure"
+    assert found.details["failure_probability"] <= 1e-6 * len(pairs)
 
 
 def test_pac_bayes_says_when_its_target_lies_outside_the_search():
@@ -284,18 +292,44 @@ def test_pac_bayes_says_when_its_target_lies_outside_the_search():
     assert measured("pac-bayes-sigma", model, examples).details["saturated"] == 0
 
 
-@pytest.mark.parametrize("root", [0.001, 0.37, 1.99])
-def test_bracket_encloses_the_root(root):
+CURVES: dict[str, Callable[[float, float], float]] = {
+    "line": lambda r, root: r - root,
+    "cube": lambda r, root: r**3 - root**3,
+    "kink": lambda r, root: 1e3 * (r - root) if r > root else 1e-3 * (r - root),
+    "signs": lambda r, root: math.copysign(math.inf, r - root) if r != root else 0.0,
+    "undefined beyond": lambda r, root: r - root if r <= root else math.nan,
+    "rough": lambda r, root: r - root + 0.02 * root * math.sin(997 * r / root),
+}
+
+
+@pytest.mark.parametrize("root", [0.001, 0.37, 1.9])
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("model", [interpolated, lambda low, high: low.radius * 1.0001, lambda low, high: math.nan])
+def test_bracket_has_a_verdict_at_both_ends_whatever_the_model(root, curve, model):
+    tried: dict[float, float] = {}
+
+    def excess(radius: float) -> float:
+        assert radius not in tried
+        tried[radius] = CURVES[curve](radius, root)
+        return tried[radius]
+
+    low, high = bracket(excess, 2.0, 1e-3, model)
+    assert tried[low] <= 0
+    assert not tried[high] <= 0
+    assert 0 < high - low <= 1e-3 * high
+    assert len(tried) <= 8 * (math.log2(2 / root) + math.log2(1e3) + 3)
+
+
+def test_bracket_needs_three_radii_where_the_model_is_right():
     tried: list[float] = []
-    low, high = bracket(lambda r: tried.append(r) or r <= root, 2.0, 1e-4)
-    assert low <= root < high
-    assert high - low <= 1e-4 * high
-    assert len(tried) <= math.log2(2 / root) + math.log2(1e4) + 3
+    low, high = bracket(lambda r: tried.append(r) or r - 0.37, 2.0, 1e-2, lambda *_: 0.371)
+    assert low <= 0.37 < high
+    assert len(tried) == 3, "largest, the root, and the other end"
 
 
 def test_bracket_ends_at_the_largest_radius_or_at_zero_where_nothing_crosses():
-    assert bracket(lambda _: True, 2.0, 0.1) == (2.0, 2.0)
-    low, high = bracket(lambda _: False, 2.0, 0.1)
+    assert bracket(lambda _: 0.0, 2.0, 0.1) == (2.0, 2.0)
+    low, high = bracket(lambda _: 1.0, 2.0, 0.1)
     assert low == 0 < high < 1e-8
 
 

@@ -7,14 +7,17 @@ its weights: r is relative. L is the oracle's mean loss. Higher is flatter.
 Hochreiter & Schmidhuber, Neural Computation 1997; filters: Li et al., NeurIPS 2018, where biases do not move. Here each
 number of a bias is a filter.
 
-A radius is the middle of the last bracket of a bisection. A loss curve that is not monotone has several crossings; the
-bisection finds one. Details: `residual`, the widest bracket; `saturated`, the share of radii that reached `largest`.
+A radius is the middle of a bracket whose two ends were both read on all images: the rise is within the target at the
+lower one and above it at the upper one, surely. A loss curve that is not monotone has several crossings; the search
+finds one. A parabola through what was read along d and -d chooses the radii (`bisection`). Details: `residual`, the
+widest bracket; `saturated`, the share of radii that reached `largest`.
 Standard error: over directions (both signs of one are one draw), given these examples.
 Invariances: to scaling filters (or whole layers, where d is scaled by layer) without changing the function, as batch
 normalisation undoes it behind a convolution; not to scaling single weights. Scaling the last layer, and so the logits,
 changes it; with logits="normalised" and the coupling clean it does not. Near a minimum it grows as the root of target.
-Cost: two radii per direction, each about log2(largest / r) + log2(1 / tolerance) forward passes; `reattack` adds an
-attack for each, `frozen` one attack in all.
+Cost: two radii per direction, each about 3 to 6 forward passes, where a bisection needs log2(largest / r) +
+log2(1 / tolerance); `largest` itself costs an eighth of a pass where the loss is high there. `reattack` adds an attack
+for each, `frozen` one attack in all.
 """
 
 from __future__ import annotations
@@ -33,12 +36,16 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.core.estimates import estimated
-    from robflat_bench.measures.bisection import End, bracket, interpolated
+    from robflat_bench.measures.bisection import End, bracket, interpolated, power_law
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.random_moves import by_filter, random_moves
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
+SLOPE, CURVE = 0.5, 0.15
+"""Spread of the two coefficients over directions, in the units of `Parabola`."""
+NOISE, FAR = 0.02, 0.2
+"""Error of a point of the parabola at the target, and its growth with the distance from the target."""
 FIRST = 8
 """At `largest`, an eighth of the images is read first, those with the highest loss at w."""
 
@@ -115,16 +122,6 @@ class BasinWidth(Measure):
         return z * (by_filter(w) / by_filter(z))
 
 
-SLOPE, CURVE = 0.5, 0.15
-"""Spread of the two coefficients over directions, in the units of `Parabola`."""
-NOISE, FAR = 0.02, 0.2
-"""Error of a point of the parabola at the target, and its growth with the distance from the target."""
-POWERS = (0.8, 3.0)
-"""Least and greatest local power of the rise."""
-NEAR = 1.08
-"""Factor between the ends of a bracket within which the curve counts as a line."""
-
-
 class Parabola:
     r"""The rise along one direction, in units of the target and of a usual radius: \gamma t + \kappa t^2.
 
@@ -150,17 +147,13 @@ class Parabola:
 
     def root(self, sign: int, low: End, high: End) -> float:
         """The predicted root on this side; NaN where nothing is known."""
-        if high.radius < NEAR * low.radius and not math.isnan(line := interpolated(low, high)):
+        if not math.isnan(line := interpolated(low, high)):
             return line
-        known = sorted((abs(math.log(rise)), x, rise) for x, rise in self.rises.items() if rise > 0)
-        if not known:
-            return self.usual
-        own = [(abs(x), rise) for _, x, rise in known if x * sign > 0]
-        if len(own) > 1:  # a power law through the two points next to the target
-            (r, rise), (further, other) = own[:2]
-            power = math.log(other / rise) / math.log(further / r)
-            return r * float(rise ** (-1 / min(max(power, POWERS[0]), POWERS[1])))
-        _, x, rise = known[0]
+        own = {abs(x): rise for x, rise in self.rises.items() if x * sign > 0 and rise > 0}
+        known = [(abs(math.log(rise)), x, rise) for x, rise in self.rises.items() if rise > 0]
+        if len(own) > 1 or not known:
+            return power_law(own, 2) if own else self.usual
+        _, x, rise = min(known)
         return self._fitted(sign, self.usual if math.isfinite(self.usual) else abs(x) / math.sqrt(rise))
 
     def _fitted(self, sign: int, unit_radius: float) -> float:

@@ -9,8 +9,8 @@ sign \nabla L in the box), from 0 and then from random points, and the errors of
 The search goes up from largest / 4^10 by factors of 4 until the target is exceeded, then bisects the last factor on a
 logarithmic scale. It never goes down from the largest box: there the ascent ends among networks that guess, and may
 find less than in a small box. The value is the end of the bracket that stays within the target. `saturated` is 1 where
-even the largest box stays within it (without a trial, where no more than `target` of the images are right), and -1
-where the smallest does not; alpha is then the largest or the smallest.
+even the largest box stays within it (without a trial where no more than `target` of the images are right), and -1 where
+the smallest does not; alpha is then the largest or the smallest.
 Jiang et al.: ICLR 2020; Dziugaite et al.: NeurIPS 2020, who fold normalisation into convolutions; here normalisation
 layers do not move.
 
