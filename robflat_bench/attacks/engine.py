@@ -185,9 +185,10 @@ def _climb(
             variable = climbers.current.detach().requires_grad_(not last)
             logits = model(variable)
             loss = climbers.losses(objective, logits)
+            total = loss.sum()
         climbers.note(loss.detach(), keep="best" if moves is None else "last")
         if not last:
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            (gradient,) = torch.autograd.grad(total, variable)
             finite &= gradient.sum().isfinite()  # a sum is finite only if all its numbers are
             climbers.advance(gradient, moves(logits.detach()) if moves else None)
             if not len(climbers.current):

@@ -110,6 +110,14 @@ class Oracle:
         shared = workspace.shared.section(f"losses of {self.content}")
         return self.losses(model, examples, replace(workspace, journal=shared))
 
+    def reference_errors(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
+        """`errors` at w, as `reference` reads losses."""
+        here = copy.copy(self)
+        if self.coupling == "reattack" and not self.warm:
+            here.coupling, here.images = "frozen", self._attacked_at_w(model, examples, workspace)["x"]
+        shared = workspace.shared.section(f"errors of {self.content}")
+        return here.errors(model, examples, replace(workspace, journal=shared))
+
     def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         """Cross-entropy of each example in nats, float64 [N]. Each memory batch is a unit of the journal."""
         if self.coupling == "reattack" and self.plain:

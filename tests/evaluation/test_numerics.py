@@ -38,6 +38,7 @@ from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.measures.flatness.average_case import AverageCase, AverageCaseParams
+from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.quantities import autoattack_missed, total
 from robflat_bench.records.record import Result, check, totals
@@ -172,15 +173,15 @@ def test_a_finished_evaluation_is_read_back_bit_for_bit(registry, fixed, tmp_pat
     text = resolve(registry, "measure", "worst-case(restarts=2, steps=2, strong_steps=3, xi=0.3)").canonical
     pgd = resolve(registry, "attack", "pgd(steps=3)").canonical
     plan = Plan((Attacked(attack=pgd, test=5),), (Measured(measure=text, test=5),))
-    data, model, calls = splits([0, 1, 2, 3, 4], [0]), Wave(), [0]
-    model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    data, model = splits([0, 1, 2, 3, 4], [0]), Wave()
+    counter = PassCounter(model)
     first, outcomes = evaluated(registry, fixed, model, data, plan, tmp_path)
-    spent, calls[0] = calls[0], 0
+    spent, counter.forward = counter.forward, 0
     second, again = evaluated(registry, fixed, model, data, plan, tmp_path)
     assert second.model_dump(exclude={"seconds"}) == first.model_dump(exclude={"seconds"})
     assert outcomes.keys() == again.keys()
     assert all(np.array_equal(again[name], array) for name, array in outcomes.items())
-    assert calls[0] == spent - 4 - 12 - 8, (
+    assert counter.forward == spent - 5 * (4 + 12 + 8), (
         "the attack's passes, those of two restarts, moved and not, and the higher end's"
     )
     measured = first.measures[text]
@@ -204,23 +205,21 @@ SHARING = (
 def test_one_attack_at_w_serves_every_measure_and_changes_none(registry, fixed, tmp_path):
     """Bit for bit the measure alone, in both orders; the attack is made once, and counted in each measure's passes."""
     texts = [resolve(registry, "measure", text).canonical for text in SHARING]
-    data, calls = splits([0, 1, 2, 3, 4], [0]), [0]
+    data = splits([0, 1, 2, 3, 4], [0])
 
-    def under(folder: str, *chosen: str) -> tuple[Result, dict[str, np.ndarray]]:
+    def under(folder: str, *chosen: str) -> tuple[Result, dict[str, np.ndarray], int]:
         model = Wave()
-        model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+        counter = PassCounter(model)
         plan = Plan((Attacked(attack="fgsm", test=5),), tuple(Measured(measure=text, test=5) for text in chosen))
-        return evaluated(registry, fixed, model, data, plan, tmp_path / folder)
+        return *evaluated(registry, fixed, model, data, plan, tmp_path / folder), counter.forward
 
-    under("none")
-    rest, calls[0] = calls[0], 0
+    *_, rest = under("none")
     alone = {text: under(f"alone-{number}", text) for number, text in enumerate(texts)}
-    apart, calls[0] = calls[0] - len(texts) * rest, 0
+    apart = sum(forward - rest for *_, forward in alone.values())
     for folder, chosen in (("all", texts), ("backwards", texts[::-1])):
-        result, outcomes = under(folder, *chosen)
-        assert calls[0] - rest == apart - 3 * 4, "four measures share one attack of three steps"
-        calls[0] = 0
-        for text, (own, arrays) in alone.items():
+        result, outcomes, forward = under(folder, *chosen)
+        assert forward - rest == apart - 5 * 3 * 4, "four measures share one attack of three steps"
+        for text, (own, arrays, _) in alone.items():
             one, other = (found.measures[text].model_dump(exclude={"seconds"}) for found in (own, result))
             assert one == other
             assert all(np.array_equal(outcomes[name], array) for name, array in arrays.items() if text in name)

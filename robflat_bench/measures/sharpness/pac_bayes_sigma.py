@@ -82,7 +82,7 @@ class PacBayesSigma(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
-        reference = oracle.errors(model, examples, section(workspace, "reference")).cpu().numpy()
+        reference = oracle.reference_errors(model, examples, workspace).cpu().numpy()
 
         def read(s: float, draw: int, rows: np.ndarray) -> np.ndarray:
             def scaled(z: Tensor, w: Tensor) -> Tensor:
