@@ -172,10 +172,8 @@ def ascend(
         Clean images and first iterates, float [B,C,H,W] in [0,1]. The start is projected first.
     objective
         The quantity to maximise.
-    epsilon, step
-        Radius of the ball and size of a step, in pixels of [0,1]; each may be per example, [B,1,1,1].
-    steps
-        Number of steps, at least 0.
+    epsilon, step, steps
+        Radius of the ball and size of a step, in pixels of [0,1], each possibly per example, [B,1,1,1]; number of steps.
     moving
         Called at the start of the ascent; returns the rule that says which examples take another step. With it, the
         last iterate is returned instead of the best.
@@ -197,16 +195,15 @@ def ascend(
             last = number == steps
             with torch.set_grad_enabled(not last):
                 variable = current.detach().requires_grad_(not last)
-                logits = model(variable)
-                loss = objective(logits)
+                loss = objective(logits := model(variable))
                 total = loss.sum()
             here = Ascent(current, loss.detach())
             best = best.improved_by(here) if moves is None else here
             if not last:
                 (gradient,) = torch.autograd.grad(total, variable)
                 finite &= gradient.sum().isfinite()  # a sum is finite only if all its numbers are
-                stepped = torch.clamp(current + step * gradient.sign(), lowest, highest)
-                current = stepped if moves is None else _each(moves(logits.detach()), stepped, current)
+                ahead = torch.clamp(current + step * gradient.sign(), lowest, highest)
+                current = ahead if moves is None else _each(moves(logits.detach()), ahead, current)
         return best, finite
 
     with captured(model):
