@@ -173,7 +173,7 @@ def ascend(
     objective
         The quantity to maximise.
     epsilon, step, steps
-        Radius of the ball and size of a step, in pixels of [0,1], each possibly per example, [B,1,1,1]; number of steps.
+        Radius of the ball and size of a step, in pixels of [0,1] (or per example, [B,1,1,1]), and number of steps.
     moving
         Called at the start of the ascent; returns the rule that says which examples take another step. With it, the
         last iterate is returned instead of the best.
