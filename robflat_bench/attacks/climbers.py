@@ -22,7 +22,7 @@ Size: TypeAlias = float | Tensor
 
 EARLIEST = 8
 """Steps after which images may rest. Hardly one does so earlier, and looking for it costs time."""
-SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
+SHARES = tuple(eighth / 8 for eighth in range(8))
 """Batches shrink to these shares of their first size: each new size sets up new kernels, at the price of some steps."""
 
 
