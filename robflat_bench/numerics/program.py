@@ -90,6 +90,8 @@ def _details(operation: Operation) -> dict[str, Any] | None:
             return {"gradient": input_gradient(layer, args[0].shape[2:])} if plain and last else None
         case "linear" if first and type(layer) is nn.Linear and args[1] is layer.weight:
             return {}
+        case "batch_norm" if type(layer) is nn.BatchNorm2d and first and args[1] is layer.running_mean is not None:
+            return {} if not layer.training else None
         case "relu" if first:
             return {}
         case "add" | "iadd" if len(signals) == 2 == len(args) and not kwargs and signals[0].shape == signals[1].shape:
@@ -100,6 +102,10 @@ def _details(operation: Operation) -> dict[str, Any] | None:
         case "getitem" if first and len(signals[0].shape) == 4:
             return _stride(args[1])
         case "clone" if first and len(args) == 1 and not kwargs:
+            return {}
+        case "adaptive_avg_pool2d" if first and args[1:] in ((1,), ((1, 1),)) and not kwargs:
+            return {} if len(signals[0].shape) == 4 else None
+        case "flatten" if first and args[1:] in ((1,), (1, -1)) and not kwargs:
             return {}
         case "mean" if first and len(args) == 1 and kwargs == {"dim": (2, 3)} and len(signals[0].shape) == 4:
             return {}
