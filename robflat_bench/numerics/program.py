@@ -39,7 +39,7 @@ from robflat_bench.numerics.steps import KERNELS, Made, Step
 
 
 def program(model: nn.Module, x: Tensor) -> list[Step]:
-    """The steps of a folded network; none if it has an operation that is not known.
+    """The steps of a folded network; none if it has an operation that is not known, or no convolution.
 
     Parameters
     ----------
@@ -48,10 +48,12 @@ def program(model: nn.Module, x: Tensor) -> list[Step]:
     x
         Images of the shape that it takes; the first two are used.
     """
+    if not any(type(layer) is nn.Conv2d for layer in model.modules()):
+        return []
     images = x[:2].detach()
     try:
         with torch.random.fork_rng([]), uncounted():
-            if not (steps := _steps(traced(model, images))):
+            if not (steps := _steps(traced(model, images, model.forward))):
                 return []
             with torch.no_grad():
                 found = Program(model, steps)
