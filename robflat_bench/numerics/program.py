@@ -247,5 +247,5 @@ class _Run(Function):
         x, *kept = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return ctx.program.backward(gradient, kept, ctx.shapes), None
-        (made,) = torch.autograd.grad((gradient * ctx.program.eager(x)).sum(), x, create_graph=True)
+        (made,) = torch.autograd.grad(ctx.program.eager(x), x, gradient, create_graph=True)
         return made, None
