@@ -98,6 +98,12 @@ class Oracle:
         found.again = PGD(params.model_copy(update=shorter), self.pgd.threat)
         return found
 
+    def part(self, rows: Tensor) -> Oracle:
+        """The oracle of some of the examples, [n] of their rows, with their images where it has found any."""
+        found = copy.copy(self)
+        found.images = None if self.images is None else self.images[rows]
+        return found
+
     def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
         """Find the images x' of `frozen` and of warm `reattack`; the other couplings keep no images."""
         if self.coupling == "frozen" or self.warm:

@@ -112,6 +112,19 @@ def test_reattack_is_the_robust_loss():
         assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    "params", [{"coupling": name} for name in COUPLINGS] + [{"coupling": "reattack", "warm": True}]
+)
+def test_some_of_the_examples_meet_their_own_images(params):
+    model, examples, one = small_net(), small_examples(15), oracle(**params)
+    one.freeze(model, examples, HERE)
+    rows = torch.tensor([11, 2, 7])
+    with WeightSpace(model).moved(elsewhere(model)):
+        for read in (Oracle.losses, Oracle.errors):
+            whole, some = read(one, model, examples, HERE), read(one.part(rows), model, examples[rows], HERE)
+            assert some.tolist() == pytest.approx(whole[rows].tolist(), abs=1e-12)
+
+
 @pytest.mark.parametrize("steps", [1, STEPS + 2, None])
 def test_warm_attacks_also_start_from_the_images_found_at_w_and_take_their_own_steps(steps):
     model, examples = small_net(), small_examples(9)
