@@ -133,11 +133,11 @@ FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
 
 
 def passes_of_draws() -> dict[str, Passes]:
-    """Passes of a measure with `DrawsParams`, by coupling. A, B, C, D, F, S: see `config.cost.passes_of`."""
+    """Passes of a measure with `DrawsParams`, by coupling. A, B, C, D, F, P, Q, S, T: see `config.cost`."""
     return {
         "clean": Passes("draws + 1"),
         "frozen": Passes("A + draws + 1", "B", at_most=True),
-        "reattack": Passes("warm * A + (F + 1) * C + S", "warm * B + (F + 1) * D + T", at_most=True),
+        "reattack": Passes("warm * A + (F + 1) * C + S + P", "warm * B + (F + 1) * D + T + Q", at_most=True),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.measures import REGISTRY
@@ -58,6 +60,58 @@ def test_a_measure_takes_the_passes_that_it_declares(one_thread, text, tmp_path)
     else:
         assert declared is not None
         assert (counter.forward, counter.backward) == (declared[0] * COUNT, declared[1] * COUNT)
+
+
+OTHERWISE = [
+    "average-case(draws=3, logits=normalised)",
+    "average-case(draws=3, logits=normalised, full_draws=2)",
+    "average-case(draws=3, logits=normalised, warm=true)",
+    "average-case(draws=3, reference=paper, reference_restarts=2)",
+    "worst-case(logits=normalised)",
+    "worst-case(warm=true)",
+    "worst-case(reference=paper, reference_restarts=2)",
+    "worst-case(coupling=frozen, logits=normalised)",
+]
+
+
+@pytest.mark.parametrize("text", OTHERWISE)
+def test_other_parameters_take_the_passes_that_they_declare(one_thread, text):
+    name, place = text.partition("(")[0], world()
+    measure = resolve(
+        REGISTRY, "measure", text[:-1] + {"worst-case": ", restarts=2, strong_steps=3"}.get(name, "") + ", steps=5)"
+    )
+    counter = PassCounter(place.model.eval())
+    measure.build(THREAT).measure(place.model, place.examples, Workspace(COUNT))
+    assert passes_of(measure) == (counter.forward / COUNT, counter.backward / COUNT)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_an_interrupted_measure_counts_the_passes_of_one_that_was_not(one_thread, text, tmp_path):
+    """The numbers too."""
+    measure, place = brief(text).build(THREAT), world()
+    with torch.no_grad():
+        place.examples.y[1:] = place.model.eval()(place.examples.x[1:]).argmax(1)  # so that searches have to search
+    counter = PassCounter(place.model)
+
+    def resumed(folder: Path, lives: int) -> tuple[object, ...]:
+        left = iter(range(lives))
+
+        def dies() -> None:
+            if next(left, None) is None:
+                raise InterruptedError
+
+        initial = {name: torch.zeros_like(tensor) for name, tensor in place.state.items()}
+        journal = StoredJournal(folder, dies, counter)
+        found = measure.measure(place.model, place.examples, Workspace(6, 0, journal, initial))
+        return found.value, found.standard_error, found.details, journal.spent.forward, journal.spent.backward
+
+    whole = resumed(tmp_path / "whole", 1000)
+    units = len([*(tmp_path / "whole").rglob("*.npz")])
+    for lives in sorted({units // 2, units - 1} - {-1, 0}):
+        folder = tmp_path / f"after-{lives}"
+        with pytest.raises(InterruptedError):
+            resumed(folder, lives)
+        assert resumed(folder, 1000) == whole
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("measure"))

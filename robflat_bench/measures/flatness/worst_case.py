@@ -102,8 +102,10 @@ class WorstCaseParams(shared.WeightSpaceParams):
         return self
 
 
-STRONG, STRONG_BACK = "2 * (strong_steps + 1)", "2 * strong_steps"
+STRONG, STRONG_BACK = "2 * (strong_steps + 1) + N", "2 * strong_steps"
 """Forward and backward passes of the strong attack."""
+WARM, WARM_BACK = "warm * (4 * steps + 5) + P", "warm * 4 * steps + Q"
+"""Passes of the ascent of `warm`, with those of `frozen` before it, and of reference=paper."""
 
 INFO = MeasureInfo(
     name="worst-case",
@@ -122,7 +124,9 @@ INFO = MeasureInfo(
             f"steps + 1 + restarts * (steps + 2) + {STRONG}", f"steps + restarts * steps + {STRONG_BACK}", at_most=True
         ),
         "joint": Passes(
-            f"2 * restarts * (steps + 1) + {STRONG}", f"2 * restarts * steps + {STRONG_BACK}", at_most=True
+            f"2 * restarts * (steps + 1) + {STRONG} + {WARM}",
+            f"2 * restarts * steps + {STRONG_BACK} + {WARM_BACK}",
+            at_most=True,
         ),
     },
     powers={"layers": 0},

@@ -40,6 +40,7 @@ with lazy_imports():
     from robflat_bench.measures.ascent import BALLS, LossOverWeights, Remembering, auto_pgd
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.units import unit
+    from robflat_bench.numerics.passes import uncounted
 
 
 class PacBayesSharpnessParams(SlopesParams):
@@ -87,6 +88,9 @@ class PacBayesSharpness(Measure):
                 return True
 
             def trial() -> dict[str, float]:
+                if not surface.points:  # an interrupted measurement reads its errors at w back, but no gradient
+                    with uncounted():
+                        surface.origin()
                 return {"rise": self._rise(surface, alpha, errors, workspace.seed)}
 
             rise = float(unit(journal, f"trial-{len(trials)}", trial)["rise"])
