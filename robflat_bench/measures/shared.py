@@ -61,7 +61,7 @@ Rho = Annotated[Number, Field(ge=0, description="Radius: l2 norm of the move of 
 Adaptive = Annotated[bool, Field(description="Moves are proportional to the magnitude |w_i| of each weight.")]
 Iterations = Annotated[PositiveInt, Field(description="Steps of the ascent over the weights.")]
 Starts = Annotated[PositiveInt, Field(description="Ascents: the first from w, the others from random points.")]
-Tolerance = Annotated[Number, Field(ge=1e-9, lt=1, description="Relative width at which the bisection ends.")]
+Tolerance = Annotated[Number, Field(ge=1e-9, lt=1, description="Relative width at which the search ends.")]
 Patterns = Annotated[
     tuple[str, ...], Field(min_length=1), BeforeValidator(lambda text: (text,) if isinstance(text, str) else text)
 ]
