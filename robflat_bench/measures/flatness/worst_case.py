@@ -50,7 +50,12 @@ with lazy_imports():
     from robflat_bench.attacks.climbers import project
     from robflat_bench.attacks.engine import attacked
     from robflat_bench.core.estimates import standard_deviation
-    from robflat_bench.core.randomness import per_example_gaussian_direction, per_example_uniform
+    from robflat_bench.core.randomness import (
+        generator,
+        global_state,
+        per_example_gaussian_direction,
+        per_example_uniform,
+    )
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.per_example import best_start, mean_of
@@ -183,7 +188,8 @@ class WorstCase(Measure):
         kept: dict[int, Climb] = {}  # the highest ascent so far
 
         def climbed(restart: int) -> Climb:
-            return self.ascend(model, examples, workspace, xi, restart, frozen)
+            with global_state(generator(workspace.seed, INFO.name, repr(xi), restart)):  # equal when computed again
+                return self.ascend(model, examples, workspace, xi, restart, frozen)
 
         def one(restart: int) -> dict[str, Tensor]:
             climb = climbed(restart)
