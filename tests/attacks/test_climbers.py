@@ -87,7 +87,7 @@ def test_images_that_move_are_never_dropped():
 def test_batches_shrink_to_few_sizes_and_not_before_the_eighth_step():
     _, _, sizes = climb(network(), rest=True)
     assert set(sizes) <= {64, *(int(share * 64) for share in SHARES)}
-    assert sizes[: EARLIEST + 1] == [64] * (EARLIEST + 1)
+    assert sizes[:EARLIEST] == [64] * EARLIEST
     assert all(before >= after for before, after in pairwise(sizes))
     assert len(sizes) < STEPS + 1, "it ends once every image rests"
 
@@ -100,6 +100,29 @@ def test_images_without_any_gradient_rest():
     found, passes, _ = climb(net, rest=True)
     assert passes == 2 * EARLIEST * 64
     assert torch.equal(found.x, project(start, x, EPSILON))
+
+
+class Noise(nn.Module):
+    """Noise from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn(x.shape, generator=self.source, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("part", [Noise, lambda: nn.BatchNorm1d(16, track_running_stats=False)])
+def test_nothing_rests_where_a_loss_depends_on_more_than_its_image(part):
+    found = []
+    for rest in (False, True):
+        net = network()
+        net.insert(2, part().double().eval())
+        found.append(climb(net, rest))
+    (plain, passes, _), (resting, as_many, _) = found
+    assert torch.equal(plain.x, resting.x)
+    assert as_many == passes
 
 
 def test_pgd_rests_and_equals_the_naive_loop():
