@@ -2,7 +2,8 @@
 
 By default glibc returns the top of the heap once twice the largest freed block lies free there, a few MB here, and the
 kernel clears each page again in the next step: several hundred page faults a step for a network whose activations are
-1.5 MB each. At most `KEPT` bytes stay. No number changes. The peak of a run of AT on digits was 953 instead of 951 MB.
+1.5 MB each. Each arena keeps at most `KEPT` free bytes at its top. No number changes. Peak memory of PGD-5 and training
+steps changes by -0.4 to +0.9 % (three networks, two processes each), page faults fall by 3 to 40 %.
 """
 
 from __future__ import annotations

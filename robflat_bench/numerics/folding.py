@@ -35,7 +35,7 @@ from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.program import Program, program
 from robflat_bench.numerics.steps import Step
-from robflat_bench.numerics.structure import is_hooked, looking, structure, watched
+from robflat_bench.numerics.structure import hooks, hooks_inside, looking, structure
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -97,7 +97,7 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
 def _running(model: nn.Module, x: Tensor, known: Known) -> Iterator[None]:
     """Inside, the model's forward is its program, if it has one that passes over no hooks."""
     eager = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or "forward" in model.__dict__
-    if eager or is_hooked(model):
+    if eager or any(hooks_inside(model)):
         yield
         return
     if known.steps is None:
@@ -235,4 +235,4 @@ def _foldable(module: nn.Module) -> bool:
 
 def _watched(module: nn.Module) -> bool:
     """Whether a hook may read inputs or outputs, or makes the weight anew before each pass (old weight norms)."""
-    return watched(module) or (isinstance(module, _ConvNd) and "weight" not in module._parameters)
+    return any(hooks(module)) or (isinstance(module, _ConvNd) and "weight" not in module._parameters)

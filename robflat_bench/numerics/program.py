@@ -13,10 +13,11 @@ Logits are equal bit for bit. The images' gradient is equal up to rounding: each
 spelling that is fastest for its shape (`kernels.INPUT_GRADIENTS`).
 
 `steps.KERNELS` names the known operations. A network with any other runs as it always does, and so does one with hooks
-on a layer or gradients of its own (`autograd.Function`), under autocast or `torch.func`, compiled, on a GPU, or with a
-weight that requires a gradient. Second derivatives are computed by the network, too. As for autograd, weights may not
-change between a pass forward and its way back; a weight that is written through `.data` while a program runs is not
-seen.
+on a layer or gradients of its own (`autograd.Function`), under autocast, forward-mode differentiation or `torch.func`,
+compiled, on a GPU, or with a weight that requires a gradient. Second derivatives are computed by the network, too.
+
+As for autograd, weights may not change between a pass forward and its way back. A program does not see a weight that is
+written through `.data` between two passes.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from robflat_bench.numerics import kernels
 from robflat_bench.numerics.gradients import is_guarded, nodes
 from robflat_bench.numerics.kernels import PRECISIONS, input_gradient
 from robflat_bench.numerics.operations import Operation, Trace, traced
 from robflat_bench.numerics.steps import KERNELS, Made, Step
-from robflat_bench.numerics.structure import looking
+from robflat_bench.numerics.structure import hooks_inside, looking
 
 # ---------------------------------------------------------------------------------------------------------
 # From a trace to steps
@@ -174,6 +175,7 @@ class Program:
         """Place -> the last step that reads it."""
         tables = (step.layer._parameters for step in self.steps)
         self.tables = list({id(table): table for table in tables if table}.values())
+        self.hooks = hooks_inside(model)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B,K]."""
@@ -194,7 +196,9 @@ class Program:
         return (
             x.device.type == "cpu"
             and x.shape[1:] == self.size
+            and not any(self.hooks)
             and not torch._C._are_functorch_transforms_active()
+            and forward_ad._current_level < 0
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not is_guarded(self.model)

@@ -1,14 +1,14 @@
 """Whether a network is still the one that was looked at, and whether passes leave it as it is.
 
-Findings about a network's operations hold for later passes if its forward depends on weights, buffers and images
-alone. `structure` holds the rest that may change a forward and that Python shows: modules, their attributes, hooks, the
-images' size. State elsewhere (a global variable, the inside of an attribute) is not seen.
+Findings about a network's operations hold for later passes if its forward depends on weights, buffers and images alone.
+`structure` lists the other things that may change a forward: modules, their attributes, hooks, the images' size. It
+does not see a global variable, an element of a list, or the number of images.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -26,6 +26,14 @@ OWN = frozenset(vars(nn.Module())) - {"training"}
 PLAIN = (bool, int, float, str)
 """Attributes compared by value; others by identity."""
 
+GLOBAL_HOOKS: tuple[Mapping[int, Any], ...] = (
+    modules._global_forward_hooks,
+    modules._global_forward_pre_hooks,
+    modules._global_backward_hooks,
+    modules._global_backward_pre_hooks,
+)
+"""Hooks of every module of the process."""
+
 
 def structure(network: nn.Module, x: Tensor) -> list[Any]:
     """Equal lists: the same modules in the same state, for images of the same size, up to weights and buffers.
@@ -39,23 +47,22 @@ def structure(network: nn.Module, x: Tensor) -> list[Any]:
     """
     found: list[Any] = [x.shape[1:], x.dtype, x.device]
     for path, module in network.named_modules():
-        found += path, type(module), module is not network and watched(module)
+        found += path, type(module), module is not network and any(hooks(module))
         for name, value in vars(module).items():
             if name not in OWN and not (name == "forward" and _ours(value)):
                 found += name, value if isinstance(value, PLAIN) else id(value)
     return found
 
 
-def watched(module: nn.Module) -> bool:
-    """Whether the module has hooks, which may read or replace inputs, outputs and gradients."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+def hooks(module: nn.Module) -> Iterator[Mapping[int, Any]]:
+    """The tables of a module's hooks, which may read or replace inputs, outputs and gradients."""
+    yield from (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
 
 
-def is_hooked(network: nn.Module) -> bool:
-    """Whether a module inside the network has hooks, or every module of the process has."""
-    inside = (module for module in network.modules() if module is not network)
-    return modules._has_any_global_hook() or any(map(watched, inside))
+def hooks_inside(network: nn.Module) -> list[Mapping[int, Any]]:
+    """The tables of all modules inside a network, and those of every module of the process."""
+    inside = [table for module in network.modules() if module is not network for table in hooks(module)]
+    return [*inside, *GLOBAL_HOOKS]
 
 
 @contextmanager
@@ -71,8 +78,7 @@ def looking(network: nn.Module, x: Tensor) -> Iterator[Callable[[], bool]]:
 
     def state() -> list[Any]:
         tensors = [(id(tensor), tensor._version) for tensor in chain(network.parameters(), network.buffers())]
-        drawn: Any = np.random.get_state()
-        draws = [torch.get_rng_state().tolist(), random.getstate(), repr(drawn[1].tolist()), drawn[2:]]
+        draws = [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state(legacy=False))]
         return [structure(network, x), tensors, draws]
 
     with uncounted(), global_state(generator("looking at a network")):

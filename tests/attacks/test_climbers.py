@@ -102,6 +102,29 @@ def test_images_without_any_gradient_rest():
     assert torch.equal(found.x, project(start, x, EPSILON))
 
 
+class Noise(nn.Module):
+    """Noise from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn(x.shape, generator=self.source, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("part", [Noise, lambda: nn.BatchNorm1d(16, track_running_stats=False)])
+def test_nothing_rests_where_a_loss_depends_on_more_than_its_image(part):
+    found = []
+    for rest in (False, True):
+        net = network()
+        net.insert(2, part().double().eval())
+        found.append(climb(net, rest))
+    (plain, passes, _), (resting, as_many, _) = found
+    assert torch.equal(plain.x, resting.x)
+    assert as_many == passes
+
+
 def test_pgd_rests_and_equals_the_naive_loop():
     net, (x, _, y) = network(), images()
     counter = PassCounter(net)

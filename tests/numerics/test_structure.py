@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, gradient_at
@@ -241,6 +241,25 @@ def test_function_transforms_run_the_network():
             head = {"head.weight": model.head.weight.detach().clone()}
             found = torch.func.grad(lambda own: torch.func.functional_call(model, own, (x,)).sum())(head)
     assert found["head.weight"].abs().max() > 0
+
+
+def test_hooks_added_inside_a_block_are_called():
+    model, x, seen = network(), images(), []
+    with attacked(model), folded(model, x):
+        assert "forward" in model.__dict__
+        model.act.register_forward_hook(lambda *_: seen.append(0))
+        model(x)
+    assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own, as forward mode starts
+def test_forward_mode_runs_the_network():
+    model, x = network(), images().requires_grad_()
+    direction = torch.ones_like(x)
+    with attacked(model), folded(model, x), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction))).tangent
+        (expected,) = torch.autograd.grad(model(x).sum(), x)
+    assert torch.allclose(found.sum(), (expected * direction).sum(), rtol=0, atol=1e-10)
 
 
 def test_hooks_of_all_modules_are_called():
