@@ -2,7 +2,7 @@
 
 By default glibc returns the top of the heap once twice the largest freed block lies free there, a few MB here, and the
 kernel clears each page again in the next step: several hundred page faults a step for a network whose activations are
-1.5 MB each. At most `KEPT` bytes stay. No number changes, and neither does the peak: it was reached before.
+1.5 MB each. At most `KEPT` bytes stay. No number changes. The peak of a run of AT on digits was 953 instead of 951 MB.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,10 +30,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from robflat_bench.numerics.gradients import nodes
 from robflat_bench.numerics.kernels import scale_and_shift
 from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.program import Program, program
 from robflat_bench.numerics.steps import Step
+from robflat_bench.numerics.structure import is_hooked, looking, structure, watched
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,10 +44,28 @@ ACTIVATED_NORM = "timm.layers.norm_act.BatchNormAct2d"
 
 Pair = tuple[_ConvNd, _BatchNorm]
 
-_KNOWN: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
-"""The pairs of models that were folded before: a model's structure does not change."""
-_STEPS: WeakKeyDictionary[nn.Module, list[Step]] = WeakKeyDictionary()
-"""The programs of models that were folded before; none: an empty list."""
+
+@dataclass
+class Known:
+    """Findings about a model, which hold while its structure is the same.
+
+    Parameters
+    ----------
+    structure : list
+        Of the model (`numerics.structure`).
+    pairs : list of (convolution, normalisation)
+        Layers to fold.
+    steps : list of Step, or None
+        Its program; None until it is needed, empty if it has none.
+    """
+
+    structure: list[Any]
+    pairs: list[Pair]
+    steps: list[Step] | None = None
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+"""Models that were folded before."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -64,27 +85,27 @@ def folded(model: nn.Module, x: Tensor) -> Iterator[None]:
     x
         Images of the shape that the model takes; the first is used to find the pairs.
     """
-    if model not in _KNOWN:  # the first block in a process must draw no other random numbers than a later one
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            _KNOWN[model] = pairs(model, x)
-    with _replaced(_KNOWN[model]), _running(model, x):
+    here, known = structure(model, x), _KNOWN.get(model)
+    if known is None or known.structure != here:
+        with looking(model, x):
+            known = _KNOWN[model] = Known(here, pairs(model, x))
+    with _replaced(known.pairs), _running(model, x, known):
         yield
 
 
 @contextmanager
-def _running(model: nn.Module, x: Tensor) -> Iterator[None]:
+def _running(model: nn.Module, x: Tensor, known: Known) -> Iterator[None]:
     """Inside, the model's forward is its program, if it has one that passes over no hooks."""
-    layers = [module for module in model.modules() if module is not model]
     eager = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or "forward" in model.__dict__
-    if eager or any(map(_watched, layers)):
+    if eager or is_hooked(model):
         yield
         return
-    if model not in _STEPS:
-        _STEPS[model] = program(model, x)
-    if not (steps := _STEPS[model]):
+    if known.steps is None:
+        known.steps = program(model, x)
+    if not known.steps:
         yield
         return
-    model.__dict__["forward"] = Program(model, steps)
+    model.__dict__["forward"] = Program(model, known.steps, x.shape[1:])
     try:
         yield
     finally:
@@ -93,7 +114,11 @@ def _running(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _replaced(found: list[Pair]) -> Iterator[None]:
-    """Inside, each convolution has folded weights and its normalisation is the identity."""
+    """Inside, each convolution has folded weights and its normalisation is the identity.
+
+    Pairs that a block around this one has folded stay as they are.
+    """
+    found = [(layer, norm) for layer, norm in found if "forward" not in norm.__dict__]
     own = [dict(layer._parameters) for layer, _ in found]
     try:
         for layer, norm in found:
@@ -187,15 +212,7 @@ def _graph(network: nn.Module, x: Tensor) -> tuple[dict[nn.Module, Any], Counter
             if _foldable(module) and not _watched(module):
                 hooks.enter_context(module.register_forward_hook(note))
         logits = network.forward(x[:1].detach().requires_grad_())
-    readers: Counter[Any] = Counter()
-    seen, waiting = {logits.grad_fn}, [logits.grad_fn]
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is not None:
-                readers[node] += 1
-                if node not in seen:
-                    seen.add(node)
-                    waiting.append(node)
+    readers = Counter(source for node in nodes(logits) for source, _ in node.next_functions)
     return {module: made[0] for module, made in ends.items() if len(made) == 1}, readers
 
 
@@ -218,5 +235,4 @@ def _foldable(module: nn.Module) -> bool:
 
 def _watched(module: nn.Module) -> bool:
     """Whether a hook may read inputs or outputs, or makes the weight anew before each pass (old weight norms)."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or (isinstance(module, _ConvNd) and "weight" not in module._parameters)
+    return watched(module) or (isinstance(module, _ConvNd) and "weight" not in module._parameters)

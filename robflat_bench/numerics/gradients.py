@@ -60,16 +60,22 @@ def _guard(model: nn.Module, inputs: object, output: Tensor) -> None:
         _walk(output)
 
 
-def _walk(value: Tensor) -> None:
-    """Let every operation that led to this tensor pass on finite gradients alone."""
+def nodes(value: Tensor) -> Iterator[Any]:
+    """The nodes of autograd's graph that led to this tensor, each once."""
     seen: set[Any] = {None}
     waiting: list[Any] = [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            node.register_hook(_finite)
+            yield node
             waiting += [source for source, _ in node.next_functions]
+
+
+def _walk(value: Tensor) -> None:
+    """Let every operation that led to this tensor pass on finite gradients alone."""
+    for node in nodes(value):
+        node.register_hook(_finite)
 
 
 def _finite(gradients: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...]:

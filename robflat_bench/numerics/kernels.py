@@ -131,13 +131,13 @@ class InputGradient:
     suits : callable
         (layer, (H, W) of its input) -> whether it is the fastest. The layer has one group and pads with zeros.
     prepare : callable
-        (layer, (H, W)) -> the weight in the form that `apply` reads.
+        (layer, its weight, (H, W)) -> the weight in the form that `apply` reads.
     apply : callable
         (layer, prepared weight, gradient of the output, shape of the input) -> gradient of the input.
     """
 
     suits: Callable[[nn.Conv2d, torch.Size], bool]
-    prepare: Callable[[nn.Conv2d, torch.Size], Tensor]
+    prepare: Callable[[nn.Conv2d, Tensor, torch.Size], Tensor]
     apply: Callable[[nn.Conv2d, Tensor, Tensor, torch.Size], Tensor]
 
 
@@ -176,12 +176,11 @@ def _axes(layer: nn.Conv2d, size: torch.Size) -> tuple[_Axis, _Axis]:
     return rows, columns
 
 
-def _phase_weight(layer: nn.Conv2d, size: torch.Size) -> Tensor:
+def _phase_weight(layer: nn.Conv2d, weight: Tensor, size: torch.Size) -> Tensor:
     """[s s C_in, C_out, offsets, offsets] of the convolution that computes all phases."""
     rows, columns = (torch.tensor(axis.taps) for axis in _axes(layer, size))
-    taps = F.pad(layer.weight, (0, 1, 0, 1))[:, :, rows[:, :, None, None], columns]  # [C_out, C_in, s, d, s, d]
-    weight = taps.permute(2, 4, 1, 0, 3, 5).flatten(0, 2)
-    return weight.contiguous(memory_format=torch.channels_last)
+    taps = F.pad(weight, (0, 1, 0, 1))[:, :, rows[:, :, None, None], columns]  # [C_out, C_in, s, d, s, d]
+    return taps.permute(2, 4, 1, 0, 3, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _phases(layer: nn.Conv2d, weight: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
@@ -215,14 +214,14 @@ def _few_positions(layer: nn.Conv2d, size: torch.Size) -> bool:
 INPUT_GRADIENTS = {
     "product": InputGradient(
         lambda layer, size: layer.out_channels >= max(16, 8 * layer.in_channels),
-        lambda layer, size: layer.weight.flatten(1).t(),
+        lambda layer, weight, size: weight.flatten(1).t(),
         _product,
     ),
     "phases": InputGradient(
         lambda layer, size: layer.in_channels <= 24 and layer.dilation == (1, 1), _phase_weight, _phases
     ),
-    "contiguous": InputGradient(_few_positions, lambda layer, size: layer.weight.contiguous(), _contiguous),
-    "usual": InputGradient(lambda layer, size: True, lambda layer, size: layer.weight, _usual),
+    "contiguous": InputGradient(_few_positions, lambda layer, weight, size: weight.contiguous(), _contiguous),
+    "usual": InputGradient(lambda layer, size: True, lambda layer, weight, size: weight, _usual),
 }
 """Name -> spelling; the first that suits a layer is used."""
 

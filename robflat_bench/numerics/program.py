@@ -13,8 +13,10 @@ Logits are equal bit for bit. The images' gradient is equal up to rounding: each
 spelling that is fastest for its shape (`kernels.INPUT_GRADIENTS`).
 
 `steps.KERNELS` names the known operations. A network with any other runs as it always does, and so does one with hooks
-on a layer, under autocast, compiled, on a GPU, or with a weight that requires a gradient. Second derivatives are
-computed by the network, too.
+on a layer or gradients of its own (`autograd.Function`), under autocast or `torch.func`, compiled, on a GPU, or with a
+weight that requires a gradient. Second derivatives are computed by the network, too. As for autograd, weights may not
+change between a pass forward and its way back; a weight that is written through `.data` while a program runs is not
+seen.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from robflat_bench.numerics.gradients import is_guarded
-from robflat_bench.numerics.kernels import input_gradient
+from robflat_bench.numerics import kernels
+from robflat_bench.numerics.gradients import is_guarded, nodes
+from robflat_bench.numerics.kernels import PRECISIONS, input_gradient
 from robflat_bench.numerics.operations import Operation, Trace, traced
-from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.steps import KERNELS, Made, Step
+from robflat_bench.numerics.structure import looking
 
 # ---------------------------------------------------------------------------------------------------------
 # From a trace to steps
@@ -39,7 +42,7 @@ from robflat_bench.numerics.steps import KERNELS, Made, Step
 
 
 def program(model: nn.Module, x: Tensor) -> list[Step]:
-    """The steps of a folded network; none if it has an operation that is not known.
+    """The steps of a folded network; none if it has an operation that is not known, or no convolution.
 
     Parameters
     ----------
@@ -48,16 +51,40 @@ def program(model: nn.Module, x: Tensor) -> list[Step]:
     x
         Images of the shape that it takes; the first two are used.
     """
-    images = x[:2].detach()
+    if not any(type(layer) is nn.Conv2d for layer in model.modules()):
+        return []
     try:
-        with torch.random.fork_rng([]), uncounted():
-            if not (steps := _steps(traced(model, images))):
-                return []
-            with torch.no_grad():
-                found = Program(model, steps)
-                return steps if torch.equal(found.forward(images, [], []), found.eager(images)) else []
+        images = x[torch.arange(2) % len(x)].detach()
+        with looking(model, x) as steady:
+            steps = _steps(traced(model, images, model.forward))
+            return steps if steps and _is_exact(Program(model, steps, x.shape[1:]), images) and steady() else []
     except Exception:  # of a network that fails, or that a trace cannot follow, the network itself says what is wrong
         return []
+
+
+def _is_exact(found: Program, images: Tensor) -> bool:
+    """Whether logits are equal, and the gradient up to rounding: parts of the network may pass on none or another."""
+    variable = images.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = found.eager(variable)
+    if logits.dtype not in PRECISIONS or any(map(_is_foreign, nodes(logits))):
+        return False
+    upstream = torch.linspace(1, 2, logits.numel(), dtype=logits.dtype).view_as(logits)
+    (expected,) = torch.autograd.grad((upstream * logits).sum(), variable)  # `grad_outputs` would import SymPy
+    kept: list[Tensor] = []
+    shapes: list[torch.Size] = []
+    with torch.no_grad():
+        if not torch.equal(found.forward(images, kept, shapes), logits):
+            return False
+        gradient = found.backward(upstream, kept, shapes)
+    bound = 1e4 * torch.finfo(logits.dtype).eps * float(expected.abs().max())
+    return torch.allclose(gradient, expected, rtol=0, atol=bound)
+
+
+def _is_foreign(node: Any) -> bool:
+    """Whether a node of the graph has a gradient of someone's own, such as a straight-through estimator's."""
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and function.__module__ != kernels.__name__
 
 
 def _steps(trace: Trace) -> list[Step]:
@@ -90,6 +117,8 @@ def _details(operation: Operation) -> dict[str, Any] | None:
             return {"gradient": input_gradient(layer, args[0].shape[2:])} if plain and last else None
         case "linear" if first and type(layer) is nn.Linear and args[1] is layer.weight:
             return {}
+        case "batch_norm" if type(layer) is nn.BatchNorm2d and first and args[1] is layer.running_mean is not None:
+            return {} if not layer.training else None
         case "relu" if first:
             return {}
         case "add" | "iadd" if len(signals) == 2 == len(args) and not kwargs and signals[0].shape == signals[1].shape:
@@ -100,6 +129,10 @@ def _details(operation: Operation) -> dict[str, Any] | None:
         case "getitem" if first and len(signals[0].shape) == 4:
             return _stride(args[1])
         case "clone" if first and len(args) == 1 and not kwargs:
+            return {}
+        case "adaptive_avg_pool2d" if first and args[1:] in ((1,), ((1, 1),)) and not kwargs:
+            return {} if len(signals[0].shape) == 4 else None
+        case "flatten" if first and args[1:] in ((1,), (1, -1)) and not kwargs:
             return {}
         case "mean" if first and len(args) == 1 and kwargs == {"dim": (2, 3)} and len(signals[0].shape) == 4:
             return {}
@@ -129,10 +162,12 @@ class Program:
         The network, which computes what the program does not.
     steps
         What `program` found in it.
+    size
+        Shape of an image: the network may treat others in another way.
     """
 
-    def __init__(self, model: nn.Module, steps: Sequence[Step]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, steps: Sequence[Step], size: torch.Size) -> None:
+        self.model, self.size = model, size
         modules = dict(model.named_modules())
         self.steps = [replace(step, layer=modules[step.path]) for step in steps]
         self.last = {place: step for step in self.steps for place in step.sources}
@@ -158,7 +193,8 @@ class Program:
         """Whether autograd would do here what the program does."""
         return (
             x.device.type == "cpu"
-            and x.dim() == 4
+            and x.shape[1:] == self.size
+            and not torch._C._are_functorch_transforms_active()
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not is_guarded(self.model)
@@ -172,8 +208,8 @@ class Program:
             inputs = [values[place] for place in step.sources]
             shapes.append(inputs[0].shape)
             values[step.target] = made = step.kernel.forward(step, *inputs)
-            if step.kernel.keeps:
-                kept.append(made)
+            if keeps := step.kernel.keeps:
+                kept.append(keeps(step, made))
             for place in step.sources:
                 if self.last[place] is step:
                     values[place] = None
@@ -184,8 +220,8 @@ class Program:
         found: list[Any] = [None] * (len(self.steps) + 1)
         found[-1] = (gradient, False)
         for step, shape in zip(reversed(self.steps), reversed(shapes), strict=True):
-            out = kept.pop() if step.kernel.keeps else None
-            made = step.kernel.backward(step, *found[step.target], shape, out)
+            needed = kept.pop() if step.kernel.keeps else None
+            made = step.kernel.backward(step, *found[step.target], shape, needed)
             found[step.target] = None
             for place in step.sources:
                 found[place] = made if found[place] is None else _sum(found[place], made)

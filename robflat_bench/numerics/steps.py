@@ -41,7 +41,7 @@ class Step:
     gradient : InputGradient
         Of a convolution.
     prepared : tuple or None
-        A convolution's weight, its version, and what `gradient` made of it.
+        A convolution's weight, its version and address, and the form of it that `gradient` reads.
     """
 
     kernel: Kernel
@@ -53,7 +53,7 @@ class Step:
     name: str = ""
     inplace: bool = False
     gradient: InputGradient = INPUT_GRADIENTS["usual"]
-    prepared: tuple[Tensor, int, Tensor] | None = None
+    prepared: tuple[Tensor, int, int, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class Kernel:
     forward : callable
         (step, *inputs) -> output.
     backward : callable
-        (step, gradient, whether it may be overwritten, shape of the first input, output or None) -> gradient of the
-        first input. A sum passes its gradient on to both inputs.
+        (step, gradient, whether it may be overwritten, shape of the first input, kept tensor or None) -> gradient of
+        the first input. A sum passes its gradient on to both inputs.
     fresh : bool
-        Whether the output is memory of its own.
-    keeps : bool
-        Whether the way back needs the output.
+        Whether the output is memory of its own, which a later step may overwrite.
+    keeps : callable or None
+        (step, output) -> the tensor that the way back needs, as it is in the pass forward.
     """
 
     forward: Callable[..., Tensor]
     backward: Callable[..., Made]
     fresh: bool = True
-    keeps: bool = False
+    keeps: Callable[[Step, Tensor], Tensor] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -84,16 +84,26 @@ class Kernel:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def _weight(step: Step, *_: Tensor) -> Tensor:
+    weight: Tensor = step.layer.weight
+    return weight
+
+
+def _constant(step: Step, *_: Tensor) -> Tensor:
+    constant: Tensor = step.layer._buffers[step.name]
+    return constant
+
+
 def _convolve(step: Step, x: Tensor) -> Tensor:
     layer = step.layer
     return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def _unconvolve(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
-    layer, gradient = step.layer, step.gradient
-    if step.prepared is None or step.prepared[0] is not layer.weight or step.prepared[1] != layer.weight._version:
-        step.prepared = (layer.weight, layer.weight._version, gradient.prepare(layer, shape[2:]))
-    return gradient.apply(layer, step.prepared[2], g, shape), True
+def _unconvolve(step: Step, g: Tensor, own: bool, shape: torch.Size, weight: Tensor) -> Made:
+    state, known = (weight._version, weight.data_ptr()), step.prepared
+    if known is None or known[0] is not weight or known[1:3] != state:
+        step.prepared = known = (weight, *state, step.gradient.prepare(step.layer, weight, shape[2:]))
+    return step.gradient.apply(step.layer, known[3], g, shape), True
 
 
 def _relu(step: Step, x: Tensor) -> Tensor:
@@ -114,6 +124,21 @@ def _pass(step: Step, g: Tensor, own: bool, *_: object) -> Made:
     return g, own and len(step.sources) == 1
 
 
+def _normalise(step: Step, x: Tensor) -> Tensor:
+    norm = step.layer
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def _scale(step: Step, *_: Tensor) -> Tensor:
+    norm = step.layer
+    scale: Tensor = (norm.running_var + norm.eps).rsqrt()
+    return (scale if norm.weight is None else scale * norm.weight).view(1, -1, 1, 1)
+
+
+def _unnormalise(step: Step, g: Tensor, own: bool, shape: torch.Size, scale: Tensor) -> Made:
+    return (g.mul_(scale) if own else g * scale), True
+
+
 def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
     b, c, h, w = shape
     made = g.new_zeros(b, h, w, c).permute(0, 3, 1, 2)
@@ -123,25 +148,32 @@ def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> M
 
 def _share(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
     b, c, h, w = shape
-    return (g / (h * w))[:, None, None, :].expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
+    return (g.view(b, 1, 1, c) / (h * w)).expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
 
 
 KERNELS: dict[str, Kernel] = {
-    "conv2d": Kernel(_convolve, _unconvolve),
+    "conv2d": Kernel(_convolve, _unconvolve, keeps=_weight),
     "linear": Kernel(
         lambda step, x: F.linear(x, step.layer.weight, step.layer.bias),
-        lambda step, g, *_: (g @ step.layer.weight, True),
+        lambda step, g, own, shape, weight: (g @ weight, True),
+        keeps=_weight,
     ),
-    "relu": Kernel(_relu, _unrelu, keeps=True),
+    "batch_norm": Kernel(_normalise, _unnormalise, keeps=_scale),
+    "relu": Kernel(_relu, _unrelu, fresh=False, keeps=lambda step, out: out),
     "add": Kernel(_add, _pass),
     "iadd": Kernel(_add, _pass),
-    "sub": Kernel(lambda step, x: x - step.layer._buffers[step.name], _pass),
+    "sub": Kernel(lambda step, x: x - _constant(step), _pass),
     "div": Kernel(
-        lambda step, x: x / step.layer._buffers[step.name],
-        lambda step, g, *_: (g / step.layer._buffers[step.name], True),
+        lambda step, x: x / _constant(step),
+        lambda step, g, own, shape, constant: (g / constant, True),
+        keeps=_constant,
     ),
     "getitem": Kernel(lambda step, x: x[:, :, :: step.stride, :: step.stride], _spread, fresh=False),
     "clone": Kernel(lambda step, x: x, _pass, fresh=False),
     "mean": Kernel(lambda step, x: x.mean(dim=(2, 3)), _share),
+    "adaptive_avg_pool2d": Kernel(lambda step, x: F.adaptive_avg_pool2d(x, 1), _share),
+    "flatten": Kernel(
+        lambda step, x: x.flatten(1), lambda step, g, own, shape, _: (g.reshape(shape), False), fresh=False
+    ),
 }
 """Name of an operation of torch -> its kernels."""

@@ -87,7 +87,7 @@ def test_images_that_move_are_never_dropped():
 def test_batches_shrink_to_few_sizes_and_not_before_the_eighth_step():
     _, _, sizes = climb(network(), rest=True)
     assert set(sizes) <= {64, *(int(share * 64) for share in SHARES)}
-    assert sizes[: EARLIEST + 1] == [64] * (EARLIEST + 1)
+    assert sizes[:EARLIEST] == [64] * EARLIEST
     assert all(before >= after for before, after in pairwise(sizes))
     assert len(sizes) < STEPS + 1, "it ends once every image rests"
 

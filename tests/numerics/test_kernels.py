@@ -106,7 +106,7 @@ def test_every_spelling_equals_autograd(name, kernel, stride, padding, size):
         out = one(x.requires_grad_())
         g = drawn(*out.shape, layout="channels_last")
         (expected,) = torch.autograd.grad(out, x, g)
-        found = spelling.apply(one, spelling.prepare(one, x.shape[2:]), g, x.shape)
+        found = spelling.apply(one, spelling.prepare(one, one.weight, x.shape[2:]), g, x.shape)
         assert found.shape == x.shape
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -118,7 +118,7 @@ def test_every_spelling_treats_its_two_axes_apart(name):
     g = drawn(*out.shape)
     (expected,) = torch.autograd.grad(out, x, g)
     spelling = INPUT_GRADIENTS[name]
-    found = spelling.apply(one, spelling.prepare(one, x.shape[2:]), g, x.shape)
+    found = spelling.apply(one, spelling.prepare(one, one.weight, x.shape[2:]), g, x.shape)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
@@ -235,6 +235,6 @@ def test_gradient_of_a_stem_equals_the_sum_over_taps():
             expected[0, :, row, column] += one.weight[:, :, a, b].T @ g[0, :, i, j]
     for name in ("product", "phases"):
         spelling = INPUT_GRADIENTS[name]
-        found = spelling.apply(one, spelling.prepare(one, torch.Size((5, 5))), g, expected.shape)
+        found = spelling.apply(one, spelling.prepare(one, one.weight, torch.Size((5, 5))), g, expected.shape)
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     assert F.conv2d(expected, one.weight, None, 2, 1).shape == g.shape

@@ -211,7 +211,7 @@ class WorstCase(Measure):
         best = best_start(found["losses"])
         if xi == 0 or self.params.coupling == "clean":
             return found
-        return {**found, **unit(journal, "strong", strongest)}
+        return {**found, **unit(journal, f"strong-{best}", strongest)}
 
     def strong(self, model: nn.Module, examples: Examples, workspace: Workspace, climb: Climb) -> Tensor:
         """Losses at w + nu under a longer attack that also starts from the images of the climb, float64 [N]."""

@@ -65,7 +65,7 @@ INFO = MeasureInfo(
         "Dziugaite et al.: In search of robust measures of generalization. NeurIPS 2020, arXiv 2010.11924"
     ),
     title="PAC-Bayes 1/sigma^2 ({coupling}), target={target:g}, magnitude={magnitude}, {draws} draws",
-    example={"draws": 2, "steps": 2, "tolerance": 0.25},
+    example={"draws": 4, "steps": 2, "tolerance": 0.001},
     couplings=("clean", "frozen", "reattack"),
     powers={"layers": -2},
 )
