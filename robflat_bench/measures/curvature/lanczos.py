@@ -4,12 +4,13 @@ r"""Both ends of the spectrum of a symmetric matrix that is known by its product
 
 V [m orthonormal vectors] spans the Krylov space of H and a random start; its Ritz values \theta approach both ends from
 inside. The iteration ends once V has been full and the residuals of the largest and of the smallest are at most
-`tolerance` times the width of the spectrum. Relative to the smallest eigenvalue the tolerance could not be met where that is 0, as in a convex
-problem with a null space. When V is full, it restarts from the Ritz vectors nearest to both ends, and from r.
+`tolerance` times the width of the spectrum. Relative to the smallest eigenvalue the tolerance could not be met where
+that is 0, as in a convex problem with a null space. When V is full, it restarts from the Ritz vectors nearest to both
+ends, and from r.
 
 One space serves both ends. `scipy.sparse.linalg.eigsh` can do the same (which="BE"), but its tolerance is relative to
-each eigenvalue. The residuals that are returned are measured, by one product each, so
-that they hold the rounding of the products.
+each eigenvalue. The residuals that are returned are measured, by one product each, so that they hold the rounding of
+the products.
 Wu, Simon: Thick-restart Lanczos method for large symmetric eigenvalue problems. SIAM J. Matrix Anal. Appl. 2000.
 """
 
