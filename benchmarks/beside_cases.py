@@ -50,9 +50,14 @@ def every_measure(registry: Registry) -> list[Component]:
     return [resolve(registry, "measure", row.measure) for row in plan.measures]
 
 
+QUICK = {"pac-bayes-sigma": {"draws": 2, "steps": 2, "tolerance": 0.25}}
+"""Quick parameters where both sides have not had the same ones."""
+
+
 def quick(component: Component, images: int) -> str:
     """The text of a measure with the parameters of a quick trial."""
-    less = dict(component.info.example) | ({"m": images // 2} if component.name == "m-sharpness" else {})
+    less = {**component.info.example, **QUICK.get(component.name, {})}
+    less |= {"m": images // 2} if component.name == "m-sharpness" else {}
     return Component(component.offer, component.info.params(**{**component.params.model_dump(), **less})).canonical
 
 

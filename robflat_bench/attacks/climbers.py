@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,8 +34,13 @@ def project(x_adv: Tensor, x: Tensor, epsilon: Size) -> Tensor:
 
 
 def each(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Images [B,C,H,W] of `yes` where mask [B] is true, else of `no`."""
-    return torch.where(mask[:, None, None, None], yes, no)
+    """Images [B,C,H,W] of `yes` where mask [B] is true, else of `no`; one of both itself where the mask is uniform."""
+    if mask.device.type != "cpu":
+        return torch.where(mask[:, None, None, None], yes, no)
+    rows = mask.nonzero()[:, 0]  # `where` reads images element by element: 0.8 instead of 0.1 ms for 64 x 3 x 32 x 32
+    if len(rows) in (0, len(mask)):
+        return yes if len(rows) else no
+    return no.index_copy(0, rows, yes[rows])
 
 
 class Ascent(NamedTuple):
@@ -114,9 +119,13 @@ class Climbers:
         self.taken += 1
         earlier, self.before, self.current = (self.current, self.before), self.current, stepped
         if self.rest and self.taken >= EARLIEST - 1:
-            self.again = torch.stack([(stepped == iterate).flatten(1).all(1) for iterate in earlier])
-            if self.proven:
+            self.again = self._repeats(earlier) if self._repeats(earlier, (slice(None), 0, 0)).any() else None
+            if self.again is not None and self.proven:
                 self._drop(self.again.any(0))
+
+    def _repeats(self, earlier: tuple[Tensor, Tensor], part: Any = ...) -> Tensor:
+        """Which current images equal each of two earlier ones, in whole or in this part of their pixels: bool [2,b]."""
+        return torch.stack([(self.current[part] == iterate[part]).flatten(1).all(1) for iterate in earlier])
 
     def _drop(self, resting: Tensor) -> None:
         """Shrink the batch to the least of `SHARES` that holds all moving images; resting ones fill it up."""

@@ -147,14 +147,24 @@ def _passes_of_attacks(values: Mapping[str, Any]) -> dict[str, int]:
     C, D   of an attack of `reattack`: with `warm`, one start more, and `warm_steps` steps where they are given
     F      draws that this attack sees
     S, T   of the short attacks at all draws, where the attack of `reattack` sees some draws only (`full_draws`)
+    N      1 where logits are normalised, so that the loss takes a pass after each attack (C and S hold it); else 0
+    P, Q   of the attacks of reference=paper; else 0
     """
     steps, restarts, warm = values.get("steps", 0), values.get("restarts", 1), values.get("warm", False)
     starts, again = restarts + warm, (warm and values.get("warm_steps")) or steps
     draws = values.get("draws", 0)
     full = min(draws, values.get("full_draws") or draws)
-    short, reads = -(-steps // 4), restarts * draws * (full < draws)
-    attacks = {"A": restarts * (steps + 1), "B": restarts * steps, "C": starts * (again + 1), "D": starts * again}
-    return {**attacks, "F": full, "S": reads * (short + 1), "T": reads * short}
+    short, shortened = -(-steps // 4), draws * (full < draws)
+    paper = values.get("reference_restarts", 0) * (values.get("reference") == "paper")
+    reading = int(values.get("logits") == "normalised")
+    return {
+        **{"A": restarts * (steps + 1), "B": restarts * steps},
+        **{"C": starts * (again + 1) + reading, "D": starts * again},
+        "F": full,
+        **{"S": shortened * (restarts * (short + 1) + reading), "T": shortened * restarts * short},
+        "N": reading,
+        **{"P": paper * (steps + 2), "Q": paper * steps},
+    }
 
 
 def declared_passes(component: Evaluated) -> Passes | None:

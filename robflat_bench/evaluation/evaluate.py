@@ -219,6 +219,8 @@ class _Evaluation:
             measures_train=self.measures["train"],
             flags=self.flags.model_copy(update=counts),
             seconds=self.seconds,
+            forward=self.journal.spent.forward,
+            backward=self.journal.spent.backward,
             **totals(self.outcomes, self.checkpoint, attacks),
         )
 

@@ -113,6 +113,6 @@ def _middle(low: End, high: End) -> float:
 def _next(root: float, low: End, high: End, tolerance: float) -> float:
     """The radius to try, strictly between the ends, where the model predicts this root; beyond an end: beside it."""
     if not root > 0 or low.radius >= (1 - 2 * tolerance) * high.radius > 0:
-        return _middle(low, high)  # also where both halves end the search
+        return _middle(low, high)  # also where both halves hardly exceed the tolerance
     after, before = low.radius / (1 - INSIDE * tolerance), high.radius * (1 - INSIDE * tolerance)
     return min(max(root, after), before)

@@ -32,6 +32,7 @@ from robflat_bench.core.batching import arrays_in_batches, in_batches, padded_ba
 from robflat_bench.measures.shared import OracleParams
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of
+from robflat_bench.numerics.weights import digest
 
 CHUNK = 128
 """Examples per backward pass with respect to weights. It differs from the memory batch, because the order in which
@@ -85,7 +86,10 @@ class Oracle:
 
     @classmethod
     def of(cls, measure: Measure, model: nn.Module, examples: Examples, workspace: Workspace) -> Oracle:
-        """The oracle of a measure with `OracleParams`, its images found at the model's present weights."""
+        """The oracle of a measure with `OracleParams`, its images found at the model's present weights.
+
+        Measures with the same attack, weights and examples share the images.
+        """
         oracle = cls(measure.threat, measure.params)
         oracle.freeze(model, examples, workspace)
         return oracle
@@ -98,25 +102,29 @@ class Oracle:
         found.again = PGD(params.model_copy(update=shorter), self.pgd.threat)
         return found
 
+    def part(self, rows: Tensor) -> Oracle:
+        """The oracle of some of the examples, [n] of their rows, with their images where it has found any."""
+        found = copy.copy(self)
+        found.images = None if self.images is None else self.images[rows]
+        return found
+
     def freeze(self, model: nn.Module, examples: Examples, workspace: Workspace) -> None:
         """Find the images x' of `frozen` and of warm `reattack`; the other couplings keep no images."""
         if self.coupling == "frozen" or self.warm:
             self.images = self._attacked_at_w(model, examples, workspace)["x"]
 
     def reference(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
-        """`losses` at w, where the model must be: read from `workspace.shared` if another measure has computed them."""
+        """`losses` at the present weights: read from `workspace.shared` if another measure has computed them there."""
         if self.coupling == "reattack" and self.plain and not self.warm:
             return self._attacked_at_w(model, examples, workspace)["loss"].double()
-        shared = workspace.shared.section(f"losses of {self.content}")
-        return self.losses(model, examples, replace(workspace, journal=shared))
+        return self.losses(model, examples, shared(f"losses of {self.content}", model, examples, workspace))
 
     def reference_errors(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         """`errors` at w, as `reference` reads losses."""
         here = copy.copy(self)
         if self.coupling == "reattack" and not self.warm:
             here.coupling, here.images = "frozen", self._attacked_at_w(model, examples, workspace)["x"]
-        shared = workspace.shared.section(f"errors of {self.content}")
-        return here.errors(model, examples, replace(workspace, journal=shared))
+        return here.errors(model, examples, shared(f"errors of {self.content}", model, examples, workspace))
 
     def losses(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         """Cross-entropy of each example in nats, float64 [N]. Each memory batch is a unit of the journal."""
@@ -212,13 +220,19 @@ class Oracle:
         def compute(part: Examples) -> dict[str, Tensor]:
             return self.pgd.maximise(model, part, workspace.seed)._asdict()
 
-        shared = workspace.shared.section(f"attack of {self.attack}")
-        return arrays_in_batches(examples, replace(workspace, journal=shared), compute, "attack")
+        place = shared(f"attack of {self.attack}", model, examples, workspace)
+        return arrays_in_batches(examples, place, compute, "attack")
 
     def _kept(self) -> Tensor:
         if self.images is None:
             raise ValueError(f"the coupling {self.coupling} has no images yet; call freeze first, at w")
         return self.images
+
+
+def shared(name: str, model: nn.Module, examples: Examples, workspace: Workspace) -> Workspace:
+    """The workspace with a section of `workspace.shared` for what has this name at these weights and examples."""
+    content = digest({**model.state_dict(), "images": examples.x, "labels": examples.y, "index": examples.index})
+    return replace(workspace, journal=workspace.shared.section(f"{name}, {content}"))
 
 
 def given_images(

@@ -1,7 +1,7 @@
 r"""Whether more than some of many pairs are wrong at a radius, read no further than the verdict needs.
 
 Each pair of a draw of the weights and an image is right or wrong at every radius s. The target is met at s where at
-most A of the M pairs are wrong. Pairs are read in one random order, the same at every s, and the test ends
+most A of the M pairs are wrong. Pairs are read in a random order, another one at each s, and the test ends
 
     surely    where more than A wrong pairs were read, or at least M - A right ones
     at a look after n pairs with the share q of errors, where  exp(-n KL(q || p)) <= FAILURE / looks,  p = A / M for
@@ -9,7 +9,8 @@ most A of the M pairs are wrong. Pairs are read in one random order, the same at
 
 KL(q || p) = q log(q/p) + (1-q) log((1-q)/(1-p)). The exponential bounds the probability of such a sample where the
 verdict is wrong: Hoeffding, JASA 1963, theorem 1, and section 6 for draws without replacement. So one radius fails with
-probability FAILURE at most, and a search with probability FAILURE times the radii that were decided at a look.
+probability FAILURE at most, whatever earlier verdicts led to it, because its order is independent of theirs; and a
+search with probability FAILURE times the radii at which it looked.
 
 After the looks, the pairs of one draw after another are read.
 """
@@ -60,16 +61,17 @@ class Race:
     target : float
         The rise of the share of errors that is tolerated.
     key : int or str
-        Key of the random order.
+        Key of the random orders.
     """
 
     def __init__(self, read: Read, reference: np.ndarray, draws: int, target: float, *key: int | str) -> None:
         self.read, self.target, self.draws, self.pairs = read, target, draws, draws * len(reference)
         self.allowed = draws * int(reference.sum()) + max(k for k in range(self.pairs) if k / self.pairs <= target)
         self.known = {0.0: np.tile(reference.astype(np.int8), (draws, 1))}
-        self.raced: set[float] = set()
+        self.looked: set[float] = set()
+        self.raced: set[float] = set()  # decided at a look
         self.excesses: dict[float, float] = {}
-        self.order = torch.randperm(self.pairs, generator=generator(*key, "order of pairs")).numpy()
+        self.key = key
 
     def bracket(self, largest: float, tolerance: float) -> tuple[float, float]:
         """(low, high) of `bisection.bracket`."""
@@ -83,7 +85,7 @@ class Race:
     @property
     def failure(self) -> float:
         """Bound on the probability that any verdict so far is wrong."""
-        return FAILURE * len(self.raced)
+        return FAILURE * len(self.looked)
 
     def excess(self, s: float) -> float:
         """The share of errors at s minus the largest that meets the target: its sign as tested, its size a guess.
@@ -118,10 +120,12 @@ class Race:
     def _looks(self, s: float) -> float:
         """The excess of the share of errors in the sample whose verdict is sure enough; NaN where none is."""
         sample = np.zeros(self.pairs, dtype=bool)
+        order = torch.randperm(self.pairs, generator=generator(*self.key, "order of pairs", repr(s))).numpy()
         for look in LOOKS:
             if 4 * look > self.pairs or self._verdict(s) is not None:
                 break
-            sample[self.order[:look]] = True
+            self.looked.add(s)
+            sample[order[:look]] = True
             self._fill(s, sample.reshape(self.draws, -1))
             share = float((self.known[s].ravel()[sample] == 1).mean())
             edge = (self.allowed + (share * self.pairs <= self.allowed)) / self.pairs

@@ -61,7 +61,7 @@ Rho = Annotated[Number, Field(ge=0, description="Radius: l2 norm of the move of 
 Adaptive = Annotated[bool, Field(description="Moves are proportional to the magnitude |w_i| of each weight.")]
 Iterations = Annotated[PositiveInt, Field(description="Steps of the ascent over the weights.")]
 Starts = Annotated[PositiveInt, Field(description="Ascents: the first from w, the others from random points.")]
-Tolerance = Annotated[Number, Field(ge=1e-9, lt=1, description="Relative width at which the bisection ends.")]
+Tolerance = Annotated[Number, Field(ge=1e-9, lt=1, description="Relative width at which the search ends.")]
 Patterns = Annotated[
     tuple[str, ...], Field(min_length=1), BeforeValidator(lambda text: (text,) if isinstance(text, str) else text)
 ]
@@ -133,11 +133,11 @@ FUNCTION: dict[Rescaling, float] = {"layers": 0, "filters": 0, "units": 0}
 
 
 def passes_of_draws() -> dict[str, Passes]:
-    """Passes of a measure with `DrawsParams`, by coupling. A, B, C, D, F, S: see `config.cost.passes_of`."""
+    """Passes of a measure with `DrawsParams`, by coupling. A, B, C, D, F, P, Q, S, T: see `config.cost`."""
     return {
         "clean": Passes("draws + 1"),
         "frozen": Passes("A + draws + 1", "B", at_most=True),
-        "reattack": Passes("warm * A + (F + 1) * C + S", "warm * B + (F + 1) * D + T", at_most=True),
+        "reattack": Passes("warm * A + (F + 1) * C + S + P", "warm * B + (F + 1) * D + T + Q", at_most=True),
     }
 
 

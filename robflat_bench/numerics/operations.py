@@ -140,7 +140,7 @@ def replaced(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def traced(network: nn.Module, x: Tensor) -> Trace:
+def traced(network: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Trace:
     """The operations of one pass of the first image.
 
     Parameters
@@ -149,6 +149,8 @@ def traced(network: nn.Module, x: Tensor) -> Trace:
         In eval mode; its parameters require no gradient.
     x
         Images of the shape that it takes.
+    forward
+        Called in place of the network, whose own hooks then do not see the pass.
 
     Raises
     ------
@@ -163,7 +165,7 @@ def traced(network: nn.Module, x: Tensor) -> Trace:
         begin = x[:1].detach().requires_grad_() + 0  # a gradient betrays what hidden code made from the images
         images = recorder.note(begin, Signal(None, begin.shape))
         with recorder:
-            logits = network(begin)
+            logits = (forward or network)(begin)
     recorder.unchanged(logits, f"the end of {type(network).__name__}")
     end = recorder.known.get(id(logits))
     if end is None:

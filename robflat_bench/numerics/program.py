@@ -43,7 +43,7 @@ from robflat_bench.numerics.structure import hooks_inside, looking
 
 
 def program(model: nn.Module, x: Tensor) -> list[Step]:
-    """The steps of a folded network; none if it has an operation that is not known.
+    """The steps of a folded network; none if it has an operation that is not known, or no convolution.
 
     Parameters
     ----------
@@ -52,10 +52,12 @@ def program(model: nn.Module, x: Tensor) -> list[Step]:
     x
         Images of the shape that it takes; the first two are used.
     """
+    if not any(type(layer) is nn.Conv2d for layer in model.modules()):
+        return []
     try:
         images = x[torch.arange(2) % len(x)].detach()
         with looking(model, x) as steady:
-            steps = _steps(traced(model, images))
+            steps = _steps(traced(model, images, model.forward))
             return steps if steps and _is_exact(Program(model, steps, x.shape[1:]), images) and steady() else []
     except Exception:  # of a network that fails, or that a trace cannot follow, the network itself says what is wrong
         return []
@@ -116,6 +118,8 @@ def _details(operation: Operation) -> dict[str, Any] | None:
             return {"gradient": input_gradient(layer, args[0].shape[2:])} if plain and last else None
         case "linear" if first and type(layer) is nn.Linear and args[1] is layer.weight:
             return {}
+        case "batch_norm" if type(layer) is nn.BatchNorm2d and first and args[1] is layer.running_mean is not None:
+            return {} if not layer.training else None
         case "relu" if first:
             return {}
         case "add" | "iadd" if len(signals) == 2 == len(args) and not kwargs and signals[0].shape == signals[1].shape:
@@ -126,6 +130,10 @@ def _details(operation: Operation) -> dict[str, Any] | None:
         case "getitem" if first and len(signals[0].shape) == 4:
             return _stride(args[1])
         case "clone" if first and len(args) == 1 and not kwargs:
+            return {}
+        case "adaptive_avg_pool2d" if first and args[1:] in ((1,), ((1, 1),)) and not kwargs:
+            return {} if len(signals[0].shape) == 4 else None
+        case "flatten" if first and args[1:] in ((1,), (1, -1)) and not kwargs:
             return {}
         case "mean" if first and len(args) == 1 and kwargs == {"dim": (2, 3)} and len(signals[0].shape) == 4:
             return {}

@@ -124,6 +124,21 @@ def _pass(step: Step, g: Tensor, own: bool, *_: object) -> Made:
     return g, own and len(step.sources) == 1
 
 
+def _normalise(step: Step, x: Tensor) -> Tensor:
+    norm = step.layer
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def _scale(step: Step, *_: Tensor) -> Tensor:
+    norm = step.layer
+    scale: Tensor = (norm.running_var + norm.eps).rsqrt()
+    return (scale if norm.weight is None else scale * norm.weight).view(1, -1, 1, 1)
+
+
+def _unnormalise(step: Step, g: Tensor, own: bool, shape: torch.Size, scale: Tensor) -> Made:
+    return (g.mul_(scale) if own else g * scale), True
+
+
 def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
     b, c, h, w = shape
     made = g.new_zeros(b, h, w, c).permute(0, 3, 1, 2)
@@ -133,7 +148,7 @@ def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> M
 
 def _share(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
     b, c, h, w = shape
-    return (g / (h * w))[:, None, None, :].expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
+    return (g.view(b, 1, 1, c) / (h * w)).expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
 
 
 KERNELS: dict[str, Kernel] = {
@@ -143,6 +158,7 @@ KERNELS: dict[str, Kernel] = {
         lambda step, g, own, shape, weight: (g @ weight, True),
         keeps=_weight,
     ),
+    "batch_norm": Kernel(_normalise, _unnormalise, keeps=_scale),
     "relu": Kernel(_relu, _unrelu, fresh=False, keeps=lambda step, out: out),
     "add": Kernel(_add, _pass),
     "iadd": Kernel(_add, _pass),
@@ -155,5 +171,9 @@ KERNELS: dict[str, Kernel] = {
     "getitem": Kernel(lambda step, x: x[:, :, :: step.stride, :: step.stride], _spread, fresh=False),
     "clone": Kernel(lambda step, x: x, _pass, fresh=False),
     "mean": Kernel(lambda step, x: x.mean(dim=(2, 3)), _share),
+    "adaptive_avg_pool2d": Kernel(lambda step, x: F.adaptive_avg_pool2d(x, 1), _share),
+    "flatten": Kernel(
+        lambda step, x: x.flatten(1), lambda step, g, own, shape, _: (g.reshape(shape), False), fresh=False
+    ),
 }
 """Name of an operation of torch -> its kernels."""

@@ -115,6 +115,8 @@ class Result(Strict):
     robust_loss, gap : under the reference attack.
     measures, measures_train : canonical text -> value, on test and on training examples.
     seconds : wall-clock time by attack and for the clean images.
+    forward, backward : image passes of all attacks and measures. The work that measures share counts once here, and in
+        each of those measures.
     """
 
     epoch: Count | None
@@ -128,6 +130,8 @@ class Result(Strict):
     measures_train: dict[str, MeasureResult] = Field(default_factory=dict)
     flags: Flags
     seconds: dict[str, NonNegative]
+    forward: Count = 0
+    backward: Count = 0
 
 
 class Budget(Strict):

@@ -235,7 +235,9 @@ def test_shorter_runs_are_the_beginning_of_the_longest_bit_for_bit(subject, tmp_
     ascend = WorstCase.ascend
     monkeypatch.setattr(WorstCase, "ascend", lambda self, *a: ascents.append(a[3:5]) or ascend(self, *a))
     (line,) = read(ABLATION, subject, tmp_path).lines
-    assert sorted(ascents) == [(xi, restart) for xi in (0.0, 0.03) for restart in range(3)]
+    once = [(xi, restart) for xi in (0.0, 0.03) for restart in range(3)]
+    assert sorted(set(ascents)) == once
+    assert len(ascents) <= len(once) + 2, "the highest of fewer restarts may be climbed again, for its strong attack"
     assert line.settings == (1, 2, 3)
     for restarts, found in zip(line.settings, line.found, strict=True):
         expected = direct(subject, f"worst-case(xi=0.03, steps=2, strong_steps=2, restarts={restarts})")

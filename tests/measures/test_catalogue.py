@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.measures import REGISTRY
@@ -10,6 +12,7 @@ from torch import nn
 from robflat_bench.config.cost import passes_of
 from robflat_bench.config.protocol import load
 from robflat_bench.core import MeasureInfo, NoValue, UsageError, Workspace
+from robflat_bench.evaluation.keyed import KeyedJournal
 from robflat_bench.evaluation.plan import choose_plan
 from robflat_bench.measures.norms.distance_from_init import DistanceFromInit
 from robflat_bench.numerics.passes import PassCounter
@@ -58,6 +61,62 @@ def test_a_measure_takes_the_passes_that_it_declares(one_thread, text, tmp_path)
     else:
         assert declared is not None
         assert (counter.forward, counter.backward) == (declared[0] * COUNT, declared[1] * COUNT)
+
+
+OTHERWISE = [
+    "average-case(draws=3, logits=normalised)",
+    "average-case(draws=3, logits=normalised, full_draws=2)",
+    "average-case(draws=3, logits=normalised, warm=true)",
+    "average-case(draws=3, reference=paper, reference_restarts=2)",
+    "worst-case(logits=normalised)",
+    "worst-case(warm=true)",
+    "worst-case(reference=paper, reference_restarts=2)",
+    "worst-case(coupling=frozen, logits=normalised)",
+]
+
+
+@pytest.mark.parametrize("text", OTHERWISE)
+def test_other_parameters_take_the_passes_that_they_declare(one_thread, text):
+    name, place = text.partition("(")[0], world()
+    measure = resolve(
+        REGISTRY, "measure", text[:-1] + {"worst-case": ", restarts=2, strong_steps=3"}.get(name, "") + ", steps=5)"
+    )
+    counter = PassCounter(place.model.eval())
+    measure.build(THREAT).measure(place.model, place.examples, Workspace(COUNT))
+    assert passes_of(measure) == (counter.forward / COUNT, counter.backward / COUNT)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_an_interrupted_measure_ends_with_the_numbers_and_passes_of_one_that_was_not(one_thread, text, tmp_path):
+    """The numbers too, where the network draws random numbers."""
+    measure, place = brief(text).build(THREAT), world()
+    with torch.no_grad():
+        place.examples.y[1:] = place.model.eval()(place.examples.x[1:]).argmax(1)  # so that searches have to search
+    place.model.register_forward_hook(lambda module, images, logits: logits + 0.01 * torch.randn_like(logits))
+    counter = PassCounter(place.model)
+
+    def resumed(folder: Path, lives: int) -> tuple[object, ...]:
+        left = iter(range(lives))
+
+        def dies() -> None:
+            if next(left, None) is None:
+                raise InterruptedError
+
+        initial = {name: torch.zeros_like(tensor) for name, tensor in place.state.items()}
+        journal = StoredJournal(folder, dies, counter)
+        try:
+            found = measure.measure(place.model, place.examples, Workspace(6, 0, KeyedJournal(journal, 0), initial))
+        except NoValue as reason:  # some read the layers only, and meet the noise
+            return (str(reason),)
+        return found.value, found.standard_error, found.details, journal.spent.forward, journal.spent.backward
+
+    whole = resumed(tmp_path / "whole", 1000)
+    units = len([*(tmp_path / "whole").rglob("*.npz")])
+    for lives in sorted({units // 2, units - 1} - {-1, 0}):
+        folder = tmp_path / f"after-{lives}"
+        with pytest.raises(InterruptedError):
+            resumed(folder, lives)
+        assert resumed(folder, 1000) == whole
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("measure"))

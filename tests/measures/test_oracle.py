@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,40 @@ def test_reattack_is_the_robust_loss():
         expected = pgd.maximise(model, examples, HERE.seed).loss
         found = oracle(coupling="reattack").losses(model, examples, HERE)
         assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "params", [{"coupling": name} for name in COUPLINGS] + [{"coupling": "reattack", "warm": True}]
+)
+def test_some_of_the_examples_meet_their_own_images(params):
+    model, examples, one = small_net(), small_examples(15), oracle(**params)
+    one.freeze(model, examples, HERE)
+    rows = torch.tensor([11, 2, 7])
+    with WeightSpace(model).moved(elsewhere(model)):
+        for read in (Oracle.losses, Oracle.errors):
+            whole, some = read(one, model, examples, HERE), read(one.part(rows), model, examples[rows], HERE)
+            assert some.tolist() == pytest.approx(whole[rows].tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_what_measures_share_is_named_by_weights_and_examples(coupling):
+    """Oracles at other weights, of other examples, with one journal: each reads its own images, losses and errors."""
+    model, examples, journal = small_net(), small_examples(15), Remembering()
+    other = replace(examples, x=1 - examples.x)
+
+    def read(examples: Examples, place: Workspace) -> list[Tensor]:
+        one = oracle(coupling=coupling)
+        one.freeze(model, examples, place)
+        return [one.reference(model, examples, place), one.reference_errors(model, examples, place)]
+
+    for move in (elsewhere(model), WeightSpace(model).zero()):
+        with WeightSpace(model).moved(move):
+            for some in (examples, examples[3:9], examples[9:], other):
+                found = read(some, Workspace(batch=4, seed=SEED, journal=journal))
+                assert all(torch.equal(*pair) for pair in zip(found, read(some, HERE), strict=True))
+    kept = len(journal.kept)
+    read(examples, Workspace(batch=4, seed=SEED, journal=journal))
+    assert len(journal.kept) == kept, "all is there"
 
 
 @pytest.mark.parametrize("steps", [1, STEPS + 2, None])

@@ -62,7 +62,27 @@ def test_verdicts_are_right_and_far_ones_are_cheap(wrong):
         assert (found.excess(1.0) > 0) == (wrong > 200)
         read = int((found.known[1.0] != racing.UNREAD).sum())
         assert (read <= racing.LOOKS[-1]) == (wrong in (0, 1, 1000, 2000))
-        assert found.failure == (racing.FAILURE if read <= racing.LOOKS[-1] else 0)
+        assert found.failure == racing.FAILURE, "a look may fail, also where it does not decide"
+
+
+def test_a_radius_that_earlier_readings_chose_is_decided_by_pairs_of_its_own():
+    """At 0.5 only those pairs are wrong that were read at 1: far fewer than allowed, but all of one sample."""
+    seen = np.zeros((10, 200), dtype=bool)
+
+    def read(s: float, draw: int, rows: np.ndarray) -> np.ndarray:
+        seen[draw, rows] |= s == 1
+        return np.ones(len(rows)) if s == 1 else seen[draw, rows]
+
+    found = Race(read, np.zeros(200), 10, 0.1, 0)
+    assert found.excess(1.0) > 0
+    assert seen.sum() == racing.LOOKS[0]
+    assert found.excess(0.5) <= 0
+
+
+def test_few_pairs_are_all_read_and_cannot_fail():
+    found = race(population(20, 2, 100, 0))
+    assert found.excess(1.0) <= 0
+    assert found.failure == 0
 
 
 def test_excess_is_exact_where_all_was_read():

@@ -392,6 +392,21 @@ def test_couplings_differ(name):
     assert len({round(value, 4) for value in found}) == 3
 
 
+@pytest.mark.parametrize("more", [{"coupling": "frozen"}, {"coupling": "reattack", "warm": True}])
+def test_basin_width_reads_first_the_adversarial_images_of_the_highest_losses(more):
+    """Another example's image is confidently of another class: with it, a tiny move would be a steep one."""
+    linear = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        linear.weight.copy_(50 * torch.eye(2))
+    model, examples = nn.Sequential(nn.AvgPool2d(5), nn.Flatten(), linear).eval(), small_examples(40)
+    examples.y[:] = torch.arange(40) // 20
+    for label, sure in enumerate((0.9, 0.7)):  # images of the second class have the higher losses
+        examples.x[examples.y == label] = 1 - sure
+        examples.x[examples.y == label, label] = sure
+    found = measured("basin-width", model, examples, largest=1e-3, **more)
+    assert (found.value, found.details["saturated"]) == (1e-3, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Invariances
 # ---------------------------------------------------------------------------------------------------------

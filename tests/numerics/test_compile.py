@@ -323,10 +323,10 @@ def test_call_that_fails_after_its_trial_is_repeated_eagerly(session):
 # ---------------------------------------------------------------------------------------------------------
 
 
-VARIANTS_OF_A_RUN = 12
+VARIANTS_OF_A_RUN = 13
 """The loss; the attack with and without gradients, on the batches of training and of the held-out check (as large:
 other autocast settings); and in evaluation, where each of two checkpoints has a network of its own, and one attack goes
-on with the images that still move."""
+on with the images that still move, in two sizes of batches."""
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", no_compiler])

@@ -30,6 +30,9 @@ NETWORKS = {
     "odd": ("resnet8(width=8)", ImageShape(3, 9, 4, (0.5,) * 3, (0.2,) * 3)),
     "few positions": ("resnet8(width=48, stem_stride=2)", ImageShape(3, 8, 4, (0.5,) * 3, (0.2,) * 3)),
     "resnet18": ("resnet18(width=16)", ImageShape(3, 8, 4, (0.5,) * 3, (0.2,) * 3)),
+    "preactivation": ("preact-resnet18(width=16)", ImageShape(3, 8, 4, (0.5,) * 3, (0.2,) * 3)),
+    "wide": ("wrn(depth=10, factor=1)", ImageShape(3, 12, 4, (0.5,) * 3, (0.2,) * 3)),
+    "timm": ("timm(name=resnet18)", ImageShape(3, 8, 4, (0.5,) * 3, (0.2,) * 3)),
 }
 
 

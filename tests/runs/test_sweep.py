@@ -319,7 +319,8 @@ def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, f
 
 
 def test_an_evaluation_makes_the_passes_that_its_components_declare(registry, tiny, one_thread, tmp_path):
-    """Attacks and measures of the tiny protocol on both checkpoints; clean images and flags are extra."""
+    """Attacks and measures of the tiny protocol on both checkpoints; clean images and flags are extra. Passes of images
+    that rest are declared and not made."""
     protocol = load(registry, str(tiny))
     fixed, session = protocol.fixed, Session(registry, protocol, None, Store(tmp_path), "cpu")
     model = build_model(session, 1)
@@ -332,8 +333,9 @@ def test_an_evaluation_makes_the_passes_that_its_components_declare(registry, ti
     selection = protocol.recipe.epochs * fixed.data.heldout.count
     forward, backward = passes_of_evaluation(registry, protocol)
     assert undeclared(registry, protocol) == []
-    assert counter.forward - clean - 2 * flags == forward - selection * (3 + 2)
-    assert counter.backward - flags == backward - selection * 2
+    forward, backward = forward - selection * (3 + 2), backward - selection * 2
+    assert 0.5 * forward < counter.forward - clean - 2 * flags <= forward
+    assert 0.5 * backward < counter.backward - flags <= backward
 
 
 @pytest.mark.parametrize("text", ["fgsm", "pgd(steps=3, restarts=2)", "autoattack(version=apgd)"])

@@ -10,7 +10,8 @@ nothing is clipped at 0. For other balls than the paper's see `weight_space`.
 Stutz et al., ICCV 2021.
 
 Unchanged when a convolution followed by batch normalisation is rescaled.
-Standard error: over draws and examples. Cost: draws + 1 times the attack, or forward passes.
+Standard error: over draws and examples. Cost: draws + 1 times the attack, or forward passes; with `full_draws` see
+`random_moves`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ INFO = MeasureInfo(
 
 
 class AverageCase(Measure):
-    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (the mean over draws, minus `reference`)."""
+    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (the mean over draws, minus `reference`);
+    `shortfall` [full_draws, N], if short attacks are corrected (`random_moves`)."""
 
     params: AverageCaseParams
 

@@ -85,12 +85,12 @@ class BasinWidth(Measure):
         oracle = Oracle.of(self, model, examples, section(workspace, "images"))
         reference = oracle.reference(model, examples, workspace)
         threshold = float(reference.mean()) + params.target
-        highest = examples[reference.argsort(descending=True, stable=True)[: -(-len(examples) // FIRST)]]
+        highest = reference.argsort(descending=True, stable=True)[: -(-len(examples) // FIRST)]
 
         def excess(d: Direction, signed: float, place: Workspace) -> float:
             with space.moved({layer: signed * tensor for layer, tensor in d.items()}):
                 if abs(signed) == params.largest:  # losses are at least 0: a few images may exceed the sum of all
-                    first = oracle.losses(model, highest, section(place, "first"))
+                    first = oracle.part(highest).losses(model, examples[highest], section(place, "first"))
                     if float(first.sum()) > threshold * len(examples):
                         return math.inf
                 return float(oracle.losses(model, examples, place).mean()) - threshold

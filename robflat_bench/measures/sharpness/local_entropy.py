@@ -14,6 +14,8 @@ has 1/sqrt(gamma), and its constant lacks the factor d.
 
 Standard error: to first order. The part over draws (e_k / mean e - 1) and the part over examples (their losses averaged
 with the weights e_k / \sum e) are added as if independent; this counts their interaction twice, and errs upwards.
+With `full_draws` one correction serves all draws. So the value exceeds that of the full attack by about
+var(c) / 2 + cov(s, c) over draws, s the mean loss under the short attack and c what this attack misses.
 Invariances: to scaling layers without changing the function (a convolution before batch normalisation), not filters or
 single weights. Scaling the last layer, and so the logits, changes it; with logits="normalised" and the coupling clean
 it does not. The detail `local_entropy` is a volume in weight space and has no invariance: its constant sees every norm.
@@ -67,7 +69,7 @@ SMALLEST_SAMPLE = 5
 
 
 class LocalEntropy(Measure):
-    """Arrays: `losses` [draws, N], `reference` [N]."""
+    """Arrays: `losses` [draws, N], `reference` [N]; `shortfall` [full_draws, N] where short attacks are corrected."""
 
     params: LocalEntropyParams
 

@@ -55,7 +55,8 @@ INFO = MeasureInfo(
 
 
 class LPF(Measure):
-    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (their mean difference)."""
+    """Arrays: `losses` [draws, N], `reference` [N], `per_example` [N] (their mean difference); `shortfall`
+    [full_draws, N], if short attacks are corrected (`random_moves`)."""
 
     params: LPFParams
 

@@ -37,9 +37,11 @@ with lazy_imports():
     import torch
     from torch import nn
 
-    from robflat_bench.measures.ascent import BALLS, LossOverWeights, Remembering, auto_pgd
+    from robflat_bench.core.randomness import generator, global_state
+    from robflat_bench.measures.ascent import BALLS, LossOverWeights, Point, Remembering, auto_pgd
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.units import unit
+    from robflat_bench.numerics.passes import uncounted
 
 
 class PacBayesSharpnessParams(SlopesParams):
@@ -78,7 +80,12 @@ class PacBayesSharpness(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, journal = self.params, workspace.journal
         surface = Remembering(model, *given_images(self, model, examples, workspace), exclude=self.params.exclude)
-        errors = int(unit(journal, "reference", lambda: {"wrong": surface.origin().wrong})["wrong"].sum())
+
+        def at_w() -> Point:
+            with global_state(generator(workspace.seed, INFO.name, "at w")):  # equal when computed again
+                return surface.origin()
+
+        errors = int(unit(journal, "reference", lambda: {"wrong": at_w().wrong})["wrong"].sum())
         trials: list[tuple[float, float]] = []
         settled = 1 - errors / len(examples) <= params.target
 
@@ -87,6 +94,9 @@ class PacBayesSharpness(Measure):
                 return True
 
             def trial() -> dict[str, float]:
+                if not surface.points:  # an interrupted measurement reads its errors at w back, but no gradient
+                    with uncounted():
+                        at_w()
                 return {"rise": self._rise(surface, alpha, errors, workspace.seed)}
 
             rise = float(unit(journal, f"trial-{len(trials)}", trial)["rise"])
