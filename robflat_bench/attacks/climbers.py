@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,6 +41,12 @@ def each(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     if len(rows) in (0, len(mask)):
         return yes if len(rows) else no
     return no.index_copy(0, rows, yes[rows])
+
+
+def equal(one: Tensor, others: tuple[Tensor, ...]) -> Tensor:
+    """Which images equal those of each other tensor, bool [len(others),B]; one row of pixels settles most."""
+    rows = torch.stack([(one[:, 0, 0] == other[:, 0, 0]).all(1) for other in others])
+    return torch.stack([(one == other).flatten(1).all(1) for other in others]) if rows.any() else rows
 
 
 class Ascent(NamedTuple):
@@ -119,13 +125,9 @@ class Climbers:
         self.taken += 1
         earlier, self.before, self.current = (self.current, self.before), self.current, stepped
         if self.rest and self.taken >= EARLIEST - 1:
-            self.again = self._repeats(earlier) if self._repeats(earlier, (slice(None), 0, 0)).any() else None
-            if self.again is not None and self.proven:
+            self.again = equal(stepped, earlier)
+            if self.proven:
                 self._drop(self.again.any(0))
-
-    def _repeats(self, earlier: tuple[Tensor, Tensor], part: Any = ...) -> Tensor:
-        """Which current images equal each of two earlier ones, in whole or in this part of their pixels: bool [2,b]."""
-        return torch.stack([(self.current[part] == iterate[part]).flatten(1).all(1) for iterate in earlier])
 
     def _drop(self, resting: Tensor) -> None:
         """Shrink the batch to the least of `SHARES` that holds all moving images; resting ones fill it up."""

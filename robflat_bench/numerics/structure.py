@@ -78,8 +78,7 @@ def looking(network: nn.Module, x: Tensor) -> Iterator[Callable[[], bool]]:
 
     def state() -> list[Any]:
         tensors = [(id(tensor), _version(tensor)) for tensor in chain(network.parameters(), network.buffers())]
-        drawn: Any = np.random.get_state()
-        draws = [torch.get_rng_state().tolist(), random.getstate(), repr(drawn[1].tolist()), drawn[2:]]
+        draws = [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state(legacy=False))]
         return [structure(network, x), tensors, draws]
 
     with uncounted(), global_state(generator("looking at a network")):

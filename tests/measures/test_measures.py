@@ -426,6 +426,23 @@ def test_worst_case_keeps_the_best_restart():
     assert found.n == 9
 
 
+@pytest.mark.parametrize("means", [(1.0, 3.0, 2.0), (2.0, 2.0, 1.0), (1.0, math.nan, 3.0), (math.nan, 1.0, math.nan)])
+def test_no_ascent_is_made_twice_for_the_strong_attack(means, monkeypatch):
+    """The ascent that is kept is the one with the highest mean, the first of equal ones; NaN is the highest."""
+    made: list[int] = []
+    ascend = WorstCase.ascend
+
+    def given(self, model, examples, workspace, xi, restart, frozen=None):
+        made.append(restart)
+        climb = ascend(self, model, examples, workspace, xi, restart, frozen)
+        return climb._replace(losses=torch.full_like(climb.losses, means[restart]))
+
+    monkeypatch.setattr(WorstCase, "ascend", given)
+    params = WorstCaseParams(xi=0.1, restarts=3, steps=1, strong_steps=1)
+    WorstCase(params, THREAT).measure(small_net(), small_examples(), Workspace(seed=5))
+    assert made == [0, 1, 2] * 2
+
+
 def test_paper_reference_selects_restarts_by_wrong_class_confidence():
     model, examples = small_net(), small_examples(40)
     found = paper_reference(PGD(PGDParams(steps=2), THREAT), model, examples, Workspace(seed=5, batch=16), restarts=4)

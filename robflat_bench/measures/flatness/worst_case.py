@@ -193,7 +193,8 @@ class WorstCase(Measure):
 
         def one(restart: int) -> dict[str, Tensor]:
             climb = climbed(restart)
-            if not kept or climb.losses.mean() > max(other.losses.mean() for other in kept.values()):
+            highest = np.stack([each.losses.cpu().numpy() for each in (*kept.values(), climb)])
+            if best_start(highest) == len(kept):
                 kept.clear()
                 kept[restart] = climb
             return {"losses": climb.losses}

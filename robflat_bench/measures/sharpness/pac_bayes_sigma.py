@@ -15,9 +15,10 @@ where the target is not exceeded even at `largest` (the true sigma is larger), -
 (with `magnitude`, e alone is too much), else 0.
 Standard error: None, because the value is a root of one curve. The detail `standard_error_rise` is the standard error
 of the mean rise at the upper end, over draws and examples.
-Invariances: none to scaling weights; scaling all layers by c at the same decisions divides the value by c^2. With
-`magnitude` and e = 0, all rescalings of single weights that keep the function. Scaling logits through the last layer
-keeps decisions, so only the scale of that layer matters; normalised logits would change nothing and are no option.
+Invariances: none to scaling weights; scaling all layers by c at the same decisions divides the value by c^2, up to the
+residual. Where the rise crosses the target several times, the search may then find another crossing. With `magnitude`
+and e = 0, all rescalings of single weights that keep the function. Scaling logits through the last layer keeps
+decisions, so only the scale of that layer matters; normalised logits would change nothing and are no option.
 Cost: `draws` forward passes for each s near sigma, about 4 to 8 of them, and little for others; `reattack` adds an
 attack for each, `frozen` one attack in all.
 """
