@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 PRECISIONS = (torch.float32, torch.float64)
@@ -62,14 +62,24 @@ def scale_and_shift(
 
 def every(x: Tensor, stride: int) -> Tensor:
     """Every stride-th pixel in both directions: [B,C,H,W] -> [B,C,ceil(H/stride),ceil(W/stride)]."""
-    made: Tensor = x if stride == 1 else _Every.apply(x, stride)
+    if stride == 1:
+        return x
+    if forward_mode():
+        return x[:, :, ::stride, ::stride]
+    made: Tensor = _Every.apply(x, stride)
     return made
 
 
 def position_mean(x: Tensor) -> Tensor:
     """The mean over positions: [B,C,H,W] -> [B,C]."""
-    made: Tensor = _PositionMean.apply(x)
+    made: Tensor = x.mean(dim=(2, 3)) if forward_mode() else _PositionMean.apply(x)
     return made
+
+
+def forward_mode() -> bool:
+    """Whether tangents are carried forward, for which the functions here have no rule."""
+    level: int = forward_ad._current_level
+    return level >= 0
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -276,6 +286,7 @@ def _applies(layer: nn.Conv2d, x: Tensor) -> bool:
         and x.dtype == layer.weight.dtype
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not forward_mode()
     )
 
 

@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from robflat_bench.numerics import kernels
 from robflat_bench.numerics.gradients import is_guarded, nodes
-from robflat_bench.numerics.kernels import PRECISIONS, input_gradient
+from robflat_bench.numerics.kernels import PRECISIONS, forward_mode, input_gradient
 from robflat_bench.numerics.operations import Operation, Trace, traced
 from robflat_bench.numerics.steps import KERNELS, Made, Step
 from robflat_bench.numerics.structure import hooks_inside, looking
@@ -198,7 +198,7 @@ class Program:
             and x.shape[1:] == self.size
             and not any(self.hooks)
             and not torch._C._are_functorch_transforms_active()
-            and forward_ad._current_level < 0
+            and not forward_mode()
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not is_guarded(self.model)

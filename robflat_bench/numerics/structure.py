@@ -77,13 +77,18 @@ def looking(network: nn.Module, x: Tensor) -> Iterator[Callable[[], bool]]:
     """
 
     def state() -> list[Any]:
-        tensors = [(id(tensor), tensor._version) for tensor in chain(network.parameters(), network.buffers())]
+        tensors = [(id(tensor), _version(tensor)) for tensor in chain(network.parameters(), network.buffers())]
         draws = [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state(legacy=False))]
         return [structure(network, x), tensors, draws]
 
     with uncounted(), global_state(generator("looking at a network")):
         before = state()
         yield lambda: state() == before
+
+
+def _version(tensor: Tensor) -> int:
+    """The number of writes; tensors of inference mode do not count theirs."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _ours(forward: object) -> bool:

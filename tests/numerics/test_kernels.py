@@ -69,6 +69,7 @@ def test_gradient_has_the_layout_of_its_input(name, layout):
     assert gradient(ours(x), x).is_contiguous(memory_format=LAYOUTS[layout])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own, as forward mode starts
 @pytest.mark.parametrize("name", ["every 2", "mean"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_function_transforms_see_the_plain_operation(name, layout):
@@ -76,6 +77,8 @@ def test_function_transforms_see_the_plain_operation(name, layout):
     ours, plain = PLAIN[name]
     x = drawn(2, 3, 5, 4, layout=layout)
     assert torch.equal(torch.func.jacrev(ours)(x), torch.func.jacrev(plain)(x))
+    direction = torch.flip(x, (0,))
+    assert torch.equal(torch.func.jvp(ours, (x,), (direction,))[1], plain(direction))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -182,14 +185,16 @@ def test_frozen_stem_passes_on_the_gradient_of_autograd(products):
     assert len(products) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own, as forward mode starts
 def test_frozen_stem_can_be_differentiated_again(products):
     with torch.random.fork_rng([]):
         network = stem()
     x = drawn(1, 2, 5, 5).requires_grad_()
     with attacked(network):
         assert torch.autograd.gradgradcheck(network, x)
-        mapped = torch.func.jacrev(network)(x)
+        mapped, forward = torch.func.jacrev(network)(x), torch.func.jacfwd(torch.func.jacrev(network))(x.detach())
     assert products
+    assert torch.allclose(forward, torch.func.jacfwd(torch.func.jacrev(network))(x.detach()), rtol=0, atol=1e-12)
     assert torch.allclose(mapped, torch.func.jacrev(network)(x), rtol=0, atol=1e-12)
 
 

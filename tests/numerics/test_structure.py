@@ -262,6 +262,13 @@ def test_forward_mode_runs_the_network():
     assert torch.allclose(found.sum(), (expected * direction).sum(), rtol=0, atol=1e-10)
 
 
+def test_buffers_made_in_inference_mode_are_read():
+    model = network(lambda net, x: net.act(x - net.shift))
+    with torch.inference_mode():
+        model.shift = model.shift.clone()
+    assert runs_program(model, images())
+
+
 def test_hooks_of_all_modules_are_called():
     model, x, seen = network(), images(), []
     with attacked(model), folded(model, x):
