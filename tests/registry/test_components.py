@@ -230,7 +230,9 @@ def other_value(annotation, default):
     if isinstance(default, tuple):
         return [1] * len(default)
     if default is None:
-        return "*.bias" if "tuple[str" in str(annotation) else 3 if "[int" in str(annotation) else 0.125
+        return (
+            "*.bias" if "tuple[str" in str(annotation) else 3 if int in options or "[int" in str(annotation) else 0.125
+        )
     return "another"
 
 
