@@ -158,12 +158,16 @@ def _passes_of_attacks(values: Mapping[str, Any]) -> dict[str, int]:
     paper = values.get("reference_restarts", 0) * (values.get("reference") == "paper")
     reading = int(values.get("logits") == "normalised")
     return {
-        **{"A": restarts * (steps + 1), "B": restarts * steps},
-        **{"C": starts * (again + 1) + reading, "D": starts * again},
+        "A": restarts * (steps + 1),
+        "B": restarts * steps,
+        "C": starts * (again + 1) + reading,
+        "D": starts * again,
         "F": full,
-        **{"S": shortened * (restarts * (short + 1) + reading), "T": shortened * restarts * short},
+        "S": shortened * (restarts * (short + 1) + reading),
+        "T": shortened * restarts * short,
         "N": reading,
-        **{"P": paper * (steps + 2), "Q": paper * steps},
+        "P": paper * (steps + 2),
+        "Q": paper * steps,
     }
 
 

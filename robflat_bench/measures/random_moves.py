@@ -70,17 +70,17 @@ def losses_after(
         `shortfall` [full_draws, N], what they miss.
     """
     model, params = space.model, measure.params
-    oracle = Oracle.of(measure, model, examples, section(workspace, "images"))
+    oracle = Oracle.of(measure, model, examples, workspace)
     reference = oracle.reference(model, examples, workspace)
     shortened = oracle.coupling == "reattack" and (params.full_draws or params.draws) < params.draws
-    full, short = [], []
+    shorter, full, short = oracle.short(), [], []
     for number, move in enumerate(moves):
         here = section(workspace, f"draw-{number}")
         with space.moved(move):
             if not shortened or number < params.full_draws:
                 full.append(oracle.losses(model, examples, here))
             if shortened:
-                short.append(oracle.short().losses(model, examples, section(here, "short")))
+                short.append(shorter.losses(model, examples, section(here, "short")))
     losses, arrays = torch.stack(full), {"reference": reference}
     if shortened:
         arrays["shortfall"] = losses - torch.stack(short[: len(full)])

@@ -86,6 +86,23 @@ def _channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1  # torch.vmap refuses to say more
 
 
+def spread(gradient: Tensor, shape: torch.Size, stride: int, last: bool) -> Tensor:
+    """The gradient of `every` in images of this shape [B,C,H,W]; last: in channels last."""
+    b, c, h, w = shape
+    made = gradient.new_zeros(b, h, w, c).permute(0, 3, 1, 2) if last else gradient.new_zeros(b, c, h, w)
+    made[:, :, ::stride, ::stride] = gradient
+    return made
+
+
+def shared_out(gradient: Tensor, shape: torch.Size, last: bool) -> Tensor:
+    """The gradient of a mean over positions, [B,C] or [B,C,1,1], in images of this shape; last: in channels last."""
+    b, c, h, w = shape
+    share: Tensor = gradient / (h * w)
+    if last:
+        return share.reshape(b, 1, 1, c).expand(b, h, w, c).contiguous().permute(0, 3, 1, 2)
+    return share.reshape(b, c, 1, 1).expand(b, c, h, w).contiguous()
+
+
 class _Every(Function):
     generate_vmap_rule = True
 
@@ -100,10 +117,7 @@ class _Every(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        b, c, h, w = ctx.shape
-        spread = gradient.new_zeros(b, h, w, c).permute(0, 3, 1, 2) if ctx.last else gradient.new_zeros(ctx.shape)
-        spread[:, :, :: ctx.stride, :: ctx.stride] = gradient
-        return spread, None
+        return spread(gradient, ctx.shape, ctx.stride, ctx.last), None
 
 
 class _PositionMean(Function):
@@ -120,11 +134,7 @@ class _PositionMean(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        b, c, h, w = ctx.shape
-        share: Tensor = gradient / (h * w)
-        if ctx.last:
-            return share[:, None, None, :].expand(b, h, w, c).contiguous().permute(0, 3, 1, 2)
-        return share[:, :, None, None].expand(b, c, h, w).contiguous()
+        return shared_out(gradient, ctx.shape, ctx.last)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -262,9 +272,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _is_stem(layer: nn.Conv2d) -> bool:
-    """With fewer than 16 outputs the Python of a Function costs more than the product saves."""
+    """Whether `product` suits it. With fewer than 16 outputs the Python of a Function costs more than it saves."""
     chosen = input_gradient(layer, torch.Size((1, 1))) is INPUT_GRADIENTS["product"]
-    return chosen and layer.out_channels >= 16 and "forward" not in layer.__dict__
+    return chosen and "forward" not in layer.__dict__
 
 
 def _forward(layer: nn.Conv2d, x: Tensor) -> Tensor:

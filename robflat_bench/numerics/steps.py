@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robflat_bench.numerics.kernels import INPUT_GRADIENTS, InputGradient
+from robflat_bench.numerics.kernels import INPUT_GRADIENTS, InputGradient, shared_out, spread
 
 aten: Any = torch.ops.aten
 
@@ -140,15 +140,11 @@ def _unnormalise(step: Step, g: Tensor, own: bool, shape: torch.Size, scale: Ten
 
 
 def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
-    b, c, h, w = shape
-    made = g.new_zeros(b, h, w, c).permute(0, 3, 1, 2)
-    made[:, :, :: step.stride, :: step.stride] = g
-    return made, True
+    return spread(g, shape, step.stride, last=True), True
 
 
 def _share(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
-    b, c, h, w = shape
-    return (g.view(b, 1, 1, c) / (h * w)).expand(b, h, w, c).contiguous().permute(0, 3, 1, 2), True
+    return shared_out(g, shape, last=True), True
 
 
 KERNELS: dict[str, Kernel] = {

@@ -59,7 +59,7 @@ with lazy_imports():
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.per_example import best_start, mean_of
-    from robflat_bench.measures.units import section, unit, units
+    from robflat_bench.measures.units import unit, units
     from robflat_bench.numerics.folding import folded
     from robflat_bench.numerics.passes import uncounted
     from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
@@ -169,7 +169,7 @@ class WorstCase(Measure):
     def _images(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         """The images of the coupling `frozen`."""
         oracle = self._oracle("frozen")
-        oracle.freeze(model, examples, section(workspace, "images"))
+        oracle.freeze(model, examples, workspace)
         return oracle.points(examples).x
 
     def _oracle(self, coupling: Literal["clean", "frozen"]) -> Oracle:

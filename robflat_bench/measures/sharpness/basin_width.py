@@ -82,7 +82,7 @@ class BasinWidth(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
-        oracle = Oracle.of(self, model, examples, section(workspace, "images"))
+        oracle = Oracle.of(self, model, examples, workspace)
         reference = oracle.reference(model, examples, workspace)
         threshold = float(reference.mean()) + params.target
         highest = reference.argsort(descending=True, stable=True)[: -(-len(examples) // FIRST)]

@@ -81,7 +81,7 @@ class PacBayesSigma(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
-        oracle = Oracle.of(self, model, examples, section(workspace, "images"))
+        oracle = Oracle.of(self, model, examples, workspace)
         reference = oracle.reference_errors(model, examples, workspace).cpu().numpy()
 
         def read(s: float, draw: int, rows: np.ndarray) -> np.ndarray:
