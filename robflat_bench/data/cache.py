@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robflat_bench.core import RobflatError
+from robflat_bench.core import RobflatError, uninterrupted
 from robflat_bench.records.removal import sweep
 from robflat_bench.records.store import write_atomically
 
@@ -50,7 +50,8 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], o
         return arrays
     arrays = dict(compute())
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
+    with uninterrupted():  # zipfile would answer an interruption within an entry by a ValueError
+        np.savez(content, allow_pickle=False, **arrays)
     with contextlib.suppress(OSError, RobflatError):
         sweep(path.parent, SECONDS_OF_A_WRITE)
         write_atomically(path, content.getvalue())

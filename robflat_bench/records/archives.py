@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from robflat_bench.core import uninterrupted
+
 MAX_MEMBERS = 1000
 """Most arrays in one file."""
 MAX_UNPACKED = 512 * 1024 * 1024
@@ -24,6 +26,11 @@ ENCRYPTED = 1
 
 def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """A compressed .npz whose bytes depend on its content only: no time stamps, entries sorted by name."""
+    with uninterrupted():  # zipfile answers an interruption within an entry by a ValueError, and loses one as it goes
+        return _packed(arrays)
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):
