@@ -198,7 +198,15 @@ def main() -> None:
     best, unit = max(products.values()), operations(bench.model(), options.device)
     print(f"bf16 matmul peak {best / 1e12:.3g} Tflop/s; a forward unit is {unit / 1e9:.4g} Gflop")  # noqa: T201
     print(f"{'':26s}{'images/s':>12s}{'s per epoch':>14s}{'of peak':>10s}{'x first':>10s}{'compiled in':>14s}")  # noqa: T201
-    rows: list[dict[str, Any]] = []
+    document: dict[str, Any] = {
+        "sizes": vars(sizes),
+        "units_per_image": UNITS,
+        "operations_per_unit": unit,
+        "matmul_peak": {str(side): value for side, value in products.items()},
+        "rows": [],
+        "measures": [],
+        "environment": {**environment.describe(), **environment.torch_environment(options.device)},
+    }
     for name, how in VARIANTS.items():
         seconds, session = bench.epoch(*how)
         rate = sizes.images / seconds
@@ -207,29 +215,25 @@ def main() -> None:
             "images_per_second": rate,
             "seconds_per_epoch": EPOCH / rate,
             "fraction_of_peak": rate * UNITS * unit / best,
-            "relative_to_first": rate / rows[0]["images_per_second"] if rows else 1.0,
+            "relative_to_first": rate / document["rows"][0]["images_per_second"] if document["rows"] else 1.0,
             "compiled": session.report() if session else None,
         }
-        rows.append(row)
+        document["rows"].append(row)
+        keep(document, options.record)
         print(  # noqa: T201
             f"{name:26s}{rate:12,.1f}{row['seconds_per_epoch']:14,.1f}{row['fraction_of_peak']:10.1%}"
             f"{row['relative_to_first']:10.2f}{f'{session.seconds:.0f} s' if session else '-':>14s}"
         )
-    measures = bench.measures()
-    total = sum(row["seconds"] for row in measures)
-    print(f"{len(measures)} measures on {sizes.measured} images: {total:.0f} s")  # noqa: T201
-    if options.record:
-        machine = {**environment.describe(), **environment.torch_environment(options.device)}
-        document = {
-            "sizes": vars(sizes),
-            "units_per_image": UNITS,
-            "operations_per_unit": unit,
-            "matmul_peak": {str(side): value for side, value in products.items()},
-            "rows": rows,
-            "measures": measures,
-            "environment": machine,
-        }
-        options.record.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    document["measures"] = bench.measures()
+    total = sum(row["seconds"] for row in document["measures"])
+    print(f"{len(document['measures'])} measures on {sizes.measured} images: {total:.0f} s")  # noqa: T201
+    keep(document, options.record)
+
+
+def keep(document: dict[str, Any], record: Path | None) -> None:
+    """Written after every row: a call whose time is up leaves what it has."""
+    if record:
+        record.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
