@@ -226,7 +226,7 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     registry : Registry
         Provides the protocols of the package and of plugins, and the components that a protocol names.
     name : str
-        Name of a protocol, or path of a TOML file.
+        Name of a protocol, NAME@VERSION of an earlier version, or path of a TOML file.
     settings : tuple of str
         As after `--set`: "recipe.epochs=3". A setting of `fixed` makes another board: its hash is added to the name.
 
@@ -239,8 +239,9 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     """
     content = parse_toml(_text(registry, name), f"protocol {name}")
     original = _validated(registry, name, content)
-    if name in registry.protocols and original.name != name:
-        raise PluginError(f"protocol {name} calls itself {original.name}; rename its file to {original.name}.toml")
+    own = original.name + ("@" in name) * f"@{original.version}"
+    if registry.has_protocol(name) and own != name:
+        raise PluginError(f"protocol {name} calls itself {own}; rename its file to {own}.toml")
     for setting in settings:
         _apply(content, setting)
     changed = _validated(registry, name, content)
@@ -250,8 +251,16 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     return Protocol(label, *same, changed.checksum)
 
 
+def of_version(registry: Registry, name: str, version: str) -> Protocol | None:
+    """The protocol of that name and version in this package or a plugin; None where there is none."""
+    for known in (name, f"{name}@{version}"):
+        if registry.has_protocol(known) and (found := load(registry, known)).version == version:
+            return found
+    return None
+
+
 def _text(registry: Registry, name: str) -> str:
-    if name in registry.protocols:
+    if registry.has_protocol(name):
         return registry.protocol(name)[0]
     path = Path(name)
     if path.suffix != ".toml":

@@ -105,7 +105,7 @@ def admitted(registry: Registry, name: str) -> Protocol:
     from robflat_bench.config.protocol import load
 
     found = load(registry, name)
-    if name not in registry.protocols:
+    if not registry.has_protocol(name):
         registry.admit_protocol(found.name, Path(name))
     return found
 

@@ -178,7 +178,7 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     documents = [one.model_dump(mode="json") for one in (record, *added)]
     for problem in chain(  # lazily: a check may rely on those before it
         _identity_problems(found, folder),
-        protocol_problems(registry, record, outcomes),
+        protocol_problems(registry, record, outcomes, entry.status == "active"),
         (problem for one, arrays in evidence for problem in estimate_problems(registry, one.results, arrays)),
         (problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
         (problem for document in documents for problem in registry.plugins.problems(document)),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench import NUMERICS
-from robflat_bench.config.protocol import Attacked, Measured, Protocol, load
-from robflat_bench.config.spec import RunSpec, make_spec
+from robflat_bench.config.protocol import Attacked, Measured, Protocol, load, of_version
+from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec
 from robflat_bench.core import RobflatError
 from robflat_bench.leaderboard.derived import training_problems
 from robflat_bench.records.quantities import SPLITS, Outcomes
@@ -34,16 +34,25 @@ def known_protocol(registry: Registry, name: str) -> Protocol | None:
     return load(registry, name) if name in registry.protocols else None
 
 
-def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes) -> Iterator[str]:
-    """Ways in which a record is not a complete run under a known protocol."""
+@lru_cache(maxsize=64)
+def _protocol_of(registry: Registry, ref: ProtocolRef) -> Protocol | None:
+    """The protocol of that name and version; the one in force where that version is unknown."""
+    return of_version(registry, ref.name, ref.version) or known_protocol(registry, ref.name)
+
+
+def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes, active: bool) -> Iterator[str]:
+    """Ways in which a record is not a complete run under a known protocol, for an active entry the one in force."""
     ref = record.protocol
-    protocol = known_protocol(registry, ref.name)
+    protocol = _protocol_of(registry, ref)
     if protocol is None:
         yield f"there is no protocol {ref.name!r}; there are {', '.join(registry.protocols)}"
         return
     if (ref.version, ref.hash) != (protocol.version, protocol.hash):
         board = f"{protocol.version} ({protocol.hash[:8]})"
         yield f"made under {ref.name} {ref.version} ({ref.hash[:8]}); the board's is {board}"
+        return
+    if active and protocol != (now := known_protocol(registry, ref.name)):
+        yield f"made under {ref.name} {ref.version}, which version {now.version if now else 'none'} replaces; {MARK}"
         return
     yield from _spec_problems(registry, record.spec)
     dataset = record.dataset
@@ -79,9 +88,9 @@ def _sizes(checkpoint: str, attacks: list[Attacked], measures: list[Measured]) -
 
 
 @lru_cache(maxsize=4096)
-def _derived(registry: Registry, name: str, recipe: Any, method: str, dataset: Any) -> tuple[str, str, str]:
+def _derived(registry: Registry, ref: ProtocolRef, recipe: Any, method: str, dataset: Any) -> tuple[str, str, str]:
     """Label, method and extra data of a spec, as this code derives them from the rest."""
-    protocol = known_protocol(registry, name)
+    protocol = _protocol_of(registry, ref)
     assert protocol is not None
     spec = make_spec(registry, replace(protocol, recipe=recipe), compose(registry, method), dataset, 0)
     return spec.label, spec.method, spec.extra_data
@@ -93,7 +102,7 @@ def _spec_problems(registry: Registry, spec: RunSpec) -> Iterator[str]:
     if spec.numerics > NUMERICS:
         yield f"made with numerics {spec.numerics}; this version knows {NUMERICS}. Update robflat-bench"
     try:
-        label, method, extra_data = _derived(registry, spec.protocol.name, spec.recipe, spec.method, spec.dataset)
+        label, method, extra_data = _derived(registry, spec.protocol, spec.recipe, spec.method, spec.dataset)
     except RobflatError as error:
         if not spec.plugins:
             yield f"its method cannot be made here: {str(error).splitlines()[0]}"

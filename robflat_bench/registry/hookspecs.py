@@ -158,7 +158,8 @@ def robflat_bench_protocols() -> list[Traversable]:
     Returns
     -------
     list of Traversable
-        TOML files, each called NAME.toml after its `name`.
+        TOML files, each called NAME.toml after its `name`. A file called NAME@VERSION.toml is an earlier version, which
+        `--protocol NAME@VERSION` still names.
 
     Example::
 

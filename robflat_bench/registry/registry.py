@@ -162,11 +162,15 @@ class Registry:
 
     @property
     def protocols(self) -> list[str]:
-        """Names of the protocols that come with the package and its plugins."""
-        return sorted(self._protocols)
+        """Names of the protocols that come with the package and its plugins, without earlier versions."""
+        return sorted(name for name in self._protocols if "@" not in name)
+
+    def has_protocol(self, name: str) -> bool:
+        """Whether a protocol has this name, or an earlier version of one this NAME@VERSION."""
+        return name in self._protocols
 
     def protocol(self, name: str) -> tuple[str, Provider]:
-        """The TOML text of a protocol in `protocols`, and the plugin it comes from; PluginError where two offer it."""
+        """The TOML text of a protocol that it has, and the plugin it comes from; PluginError where two offer it."""
         ((file, provider), *others) = self._protocols[name]
         if others:
             raise _twice("protocol", name, [provider, *(other for _, other in others)])
@@ -198,8 +202,8 @@ def _twice(kind: str, name: str, providers: Sequence[Provider]) -> PluginError:
 
 
 def _check_protocol(file: Any) -> None:
-    if not re.fullmatch(rf"{_NAME}\.toml", getattr(file, "name", "")) or not file.is_file():
-        raise TypeError(f"robflat_bench_protocols must return files called NAME.toml, got {file!r}")
+    if not re.fullmatch(rf"{_NAME}(@[\w.]+)?\.toml", getattr(file, "name", "")) or not file.is_file():
+        raise TypeError(f"robflat_bench_protocols must return files called NAME.toml or NAME@VERSION.toml, got {file!r}")
 
 
 @functools.cache
