@@ -203,7 +203,8 @@ def _twice(kind: str, name: str, providers: Sequence[Provider]) -> PluginError:
 
 def _check_protocol(file: Any) -> None:
     if not re.fullmatch(rf"{_NAME}(@[\w.]+)?\.toml", getattr(file, "name", "")) or not file.is_file():
-        raise TypeError(f"robflat_bench_protocols must return files called NAME.toml or NAME@VERSION.toml, got {file!r}")
+        files = "NAME.toml or NAME@VERSION.toml"
+        raise TypeError(f"robflat_bench_protocols must return files called {files}, got {file!r}")
 
 
 @functools.cache

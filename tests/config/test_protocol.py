@@ -51,7 +51,8 @@ def refusal(registry, name, *settings):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_protocols_load(registry, name):
     protocol = load(registry, name)
-    assert protocol.name == name
+    assert protocol.name == name.split("@")[0]
+    assert name in (protocol.name, f"{protocol.name}@{protocol.version}")
     assert protocol.summary
     assert protocol.overrides == {}
     assert len(protocol.hash) == 64

@@ -15,7 +15,9 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard import entries
 from robflat_bench.leaderboard.build import build_leaderboard
 from robflat_bench.leaderboard.entries import Submission, read_entries, store_submissions
+from robflat_bench.leaderboard.submit import add_entries
 from robflat_bench.records.record import MeasureResult
+from robflat_bench.registry.registry import Registry
 
 METHODS = {"at": 0.0, "trades": 0.4, "mart": 0.1, "at+awp": 0.7, "at+ema": 0.05}
 GOLDEN = Path(__file__).parent / "golden_board.json"
@@ -124,9 +126,17 @@ def test_rows_are_ranked_by_the_per_example_worst_case_on_examples_that_met_ever
 
 
 def test_a_checkpoint_with_fewer_attacks_has_no_worst_case_over_attacks(tmp_path):
-    """cifar10-mini attacks the best checkpoint with PGD alone, the last one also with AutoAttack."""
-    submitted(tmp_path, [fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini")])
-    (row,) = build_leaderboard(read_entries(tmp_path, REGISTRY)[0], tmp_path, REGISTRY).boards[0].rows
+    """Version 1.0 of cifar10-mini attacks the best checkpoint with PGD alone, the last one also with AutoAttack."""
+    registry, file = Registry(REGISTRY.plugins), tmp_path / "fewer.toml"
+    file.write_text(registry.protocol("cifar10-mini@1.0")[0])
+    registry.admit_protocol("cifar10-mini", file)
+    add_entries(
+        tmp_path,
+        [fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini", registry=registry)],
+        registry,
+        "2026-01-02",
+    )
+    (row,) = build_leaderboard(read_entries(tmp_path, registry)[0], tmp_path, registry).boards[0].rows
     assert "robust_error" in row.values["last"]
     assert "robust_error" not in row.values["best"]
     assert any(name.startswith("attack:pgd") for name in row.values["best"])

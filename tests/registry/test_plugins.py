@@ -215,8 +215,16 @@ def test_a_broken_plugin_is_one_line_and_the_rest_works(site, command, source, l
         ("modifier", "ModifierInfo('mine', 's', 'm:C', joints=(1,))", "'joints.0' = 1: "),
         ("modifier", "ModifierInfo('mine', 's', 'm:C', joints=('target', 'loose'))", "'joints.1' = 'loose': "),
         ("measure", "MeasureInfo('mine', 's', 'm:C', powers={'layers': 'a'})", "'powers.layers' = 'a': "),
-        ("protocol", "pathlib.Path(__file__).with_name('none.toml')", "must return files called NAME.toml or NAME@VERSION.toml, got "),
-        ("protocol", "pathlib.Path(__file__).with_name('folder.toml')", "must return files called NAME.toml or NAME@VERSION.toml, got "),
+        (
+            "protocol",
+            "pathlib.Path(__file__).with_name('none.toml')",
+            "must return files called NAME.toml or NAME@VERSION.toml, got ",
+        ),
+        (
+            "protocol",
+            "pathlib.Path(__file__).with_name('folder.toml')",
+            "must return files called NAME.toml or NAME@VERSION.toml, got ",
+        ),
         ("protocol", "'digits.toml'", "must return files called NAME.toml or NAME@VERSION.toml, got "),
     ],
 )
