@@ -3,8 +3,9 @@ r"""Faster spellings of a network's operations on a CPU: the values of autograd 
 | gradient of                         | spelling                         | for                                      |
 |-------------------------------------|----------------------------------|------------------------------------------|
 | `every` s-th pixel, `position_mean` | in the layout of the input       | all networks of `backbones.blocks`       |
-| a convolution's input, where the    | `product`: W^T g, then a fold    | C_out >= 16 and >= 8 C_in (stems)        |
-| weights are frozen                  | `phases`: a convolution          | C_in <= 24                               |
+| a convolution's input, where the    | `pointwise`: W^T g               | 1x1, stride 1 (shortcuts)                |
+| weights are frozen                  | `product`: W^T g, then a fold    | C_out >= 16 and >= 8 C_in (stems)        |
+|                                     | `phases`: a convolution          | C_in <= 24                               |
 |                                     | `contiguous`: oneDNN's, but NCHW | 3x3, C_in >= 48, at most 4 x 4 positions |
 |                                     | `usual`: oneDNN's                | all others                               |
 
@@ -24,6 +25,8 @@ channels last, AMD EPYC, one thread, torch 2.15; oneDNN's -> ours:
     phases       8 -> 16, 8x8, stride 2, batch 50: 170 -> 70;   24 -> 24, 16x16, stride 2, batch 64: 657 -> 490
                  8 -> 8, 8x8, batch 50: 90 -> 83;   32 -> 64, 16x16, stride 2, batch 64: 1151 -> 1266 (not used)
     contiguous   48 -> 96, 4x4, batch 64: 444 -> 362;   512 -> 512, 4x4, batch 32: 12845 -> 9885
+    pointwise    (Intel Xeon) 24 -> 24, 8x8, batch 64: 99 -> 52;   48 -> 96, 4x4, batch 64: 103 -> 58;
+                 8 -> 16, 4x4, batch 50: 41 -> 12;   256 -> 512, 4x4, batch 32: 832 -> 772
 
 The rules read shapes alone. Nothing is timed when a network runs, so equal runs use equal kernels.
 """
@@ -169,6 +172,14 @@ def input_gradient(layer: nn.Conv2d, size: torch.Size) -> InputGradient:
     )
 
 
+def _pointwise(layer: nn.Conv2d, weight: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
+    return (g.permute(0, 2, 3, 1) @ weight).permute(0, 3, 1, 2)
+
+
+def _is_pointwise(layer: nn.Conv2d, size: torch.Size) -> bool:
+    return (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
+
+
 def _product(layer: nn.Conv2d, weight: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
     padding: Any = layer.padding
     return F.fold(weight @ g.flatten(2), shape[2:], layer.kernel_size, layer.dilation, padding, layer.stride)
@@ -232,6 +243,7 @@ def _few_positions(layer: nn.Conv2d, size: torch.Size) -> bool:
 
 
 INPUT_GRADIENTS = {
+    "pointwise": InputGradient(_is_pointwise, lambda layer, weight, size: weight.flatten(1), _pointwise),
     "product": InputGradient(
         lambda layer, size: layer.out_channels >= max(16, 8 * layer.in_channels),
         lambda layer, weight, size: weight.flatten(1).t(),

@@ -7,7 +7,7 @@ calls their kernels itself, forward and backward, as one node of autograd's grap
 
 - no module is called, and no graph is built,
 - a ReLU and a sum overwrite their input if nothing else reads it; only outputs of ReLUs are kept for the way back,
-- where gradients meet, they are summed into one that nothing else holds.
+- where gradients meet, they are summed into one that nothing else holds; that of a slice is added at its pixels alone.
 
 Logits are equal bit for bit. The images' gradient is equal up to rounding: each convolution passes it back in the
 spelling that is fastest for its shape (`kernels.INPUT_GRADIENTS`).
@@ -103,7 +103,12 @@ def _steps(trace: Trace) -> list[Step]:
         inplace = fresh[signals[0]] and signals[0].readers == 1
         sources = tuple(places[signal] for signal in signals)
         steps.append(Step(kernel, sources, places[made], operation.path, inplace=inplace, **details))
-    return steps if steps and trace.logits is made else []
+    return sorted(steps, key=_turn) if steps and trace.logits is made else []
+
+
+def _turn(step: Step) -> float:
+    """A slice is taken as soon as its source is made, so its gradient comes last and is added to those of others."""
+    return step.sources[0] + 0.5 if step.kernel.adds else step.target
 
 
 def _details(operation: Operation) -> dict[str, Any] | None:
@@ -224,9 +229,12 @@ class Program:
         found: list[Any] = [None] * (len(self.steps) + 1)
         found[-1] = (gradient, False)
         for step, shape in zip(reversed(self.steps), reversed(shapes), strict=True):
-            needed = kept.pop() if step.kernel.keeps else None
-            made = step.kernel.backward(step, *found[step.target], shape, needed)
+            kernel, (g, own), so_far = step.kernel, found[step.target], found[step.sources[0]]
             found[step.target] = None
+            if kernel.adds and so_far and so_far[1]:
+                kernel.adds(step, g, so_far[0])
+                continue
+            made = kernel.backward(step, g, own, shape, kept.pop() if kernel.keeps else None)
             for place in step.sources:
                 found[place] = made if found[place] is None else _sum(found[place], made)
         images: Tensor = found[0][0]

@@ -71,12 +71,15 @@ class Kernel:
         Whether the output is memory of its own, which a later step may overwrite.
     keeps : callable or None
         (step, output) -> the tensor that the way back needs, as it is in the pass forward.
+    adds : callable or None
+        (step, gradient, gradient of the first input so far) adds to the latter in place, in place of `backward`.
     """
 
     forward: Callable[..., Tensor]
     backward: Callable[..., Made]
     fresh: bool = True
     keeps: Callable[[Step, Tensor], Tensor] | None = None
+    adds: Callable[[Step, Tensor, Tensor], object] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -139,6 +142,10 @@ def _unnormalise(step: Step, g: Tensor, own: bool, shape: torch.Size, scale: Ten
     return (g.mul_(scale) if own else g * scale), True
 
 
+def _every(step: Step, x: Tensor) -> Tensor:
+    return x[:, :, :: step.stride, :: step.stride]
+
+
 def _spread(step: Step, g: Tensor, own: bool, shape: torch.Size, out: None) -> Made:
     return spread(g, shape, step.stride, last=True), True
 
@@ -164,7 +171,7 @@ KERNELS: dict[str, Kernel] = {
         lambda step, g, own, shape, constant: (g / constant, True),
         keeps=_constant,
     ),
-    "getitem": Kernel(lambda step, x: x[:, :, :: step.stride, :: step.stride], _spread, fresh=False),
+    "getitem": Kernel(_every, _spread, fresh=False, adds=lambda step, g, so_far: _every(step, so_far).add_(g)),
     "clone": Kernel(lambda step, x: x, _pass, fresh=False),
     "mean": Kernel(lambda step, x: x.mean(dim=(2, 3)), _share),
     "adaptive_avg_pool2d": Kernel(lambda step, x: F.adaptive_avg_pool2d(x, 1), _share),

@@ -96,10 +96,12 @@ def layer(
     return made.to(memory_format=torch.channels_last)
 
 
+GENERAL = [name for name in INPUT_GRADIENTS if name != "pointwise"]
+"""Spellings that are right for every layer."""
 KERNEL_STRIDE_PADDING = tuple(itertools.product((1, 2, 3, 5), (1, 2, 3), (0, 1, 2)))
 
 
-@pytest.mark.parametrize("name", INPUT_GRADIENTS)
+@pytest.mark.parametrize("name", GENERAL)
 @pytest.mark.parametrize(("kernel", "stride", "padding"), KERNEL_STRIDE_PADDING)
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 def test_every_spelling_equals_autograd(name, kernel, stride, padding, size):
@@ -114,7 +116,7 @@ def test_every_spelling_equals_autograd(name, kernel, stride, padding, size):
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", INPUT_GRADIENTS)
+@pytest.mark.parametrize("name", GENERAL)
 def test_every_spelling_treats_its_two_axes_apart(name):
     one, x = layer(2, 3, (3, 2), (2, 3), (0, 1)), drawn(2, 2, 9, 7).requires_grad_()
     out = one(x)
@@ -125,7 +127,25 @@ def test_every_spelling_treats_its_two_axes_apart(name):
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pointwise_gradient_is_the_sum_over_outputs_at_each_pixel(layout, shape):
+    batch, inputs, height, width = shape
+    one, g, spelling = layer(inputs, 3, 1), drawn(batch, 3, height, width, layout=layout), INPUT_GRADIENTS["pointwise"]
+    found = spelling.apply(one, spelling.prepare(one, one.weight, torch.Size(shape[2:])), g, torch.Size(shape))
+    expected = torch.zeros(shape, dtype=torch.float64)
+    for output, source in itertools.product(range(3), range(inputs)):
+        expected[:, source] += one.weight[output, source, 0, 0] * g[:, output]
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert found.permute(0, 2, 3, 1).is_contiguous()
+
+
 RULE = {
+    "shortcut": (layer(48, 96, 1), (4, 4), "pointwise"),
+    "strided shortcut": (layer(48, 96, 1, 2), (4, 4), "usual"),
+    "padded": (layer(48, 96, 1, 1, 1), (4, 4), "usual"),
+    "grouped": (layer(8, 8, 1, groups=2), (8, 8), "usual"),
     "stem": (layer(3, 24, 3, 2, 1), (32, 32), "product"),
     "dilated stem": (layer(3, 24, 3, 1, 2, dilation=2), (32, 32), "product"),
     "stem of one channel": (layer(1, 8, 3, 1, 1), (8, 8), "phases"),

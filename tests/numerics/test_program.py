@@ -199,6 +199,7 @@ BEHIND = {
     "sum in place": (lambda x: x.add_(x.relu()), True),
     "shared sum": (lambda x: (y := x.relu()) + (x + y), True),
     "every other": (lambda x: x[:, :, ::2, ::2] + x[:, :, ::2, ::2].relu(), True),
+    "slice of a summand": (lambda x: ((y := x.relu()) + x)[:, :, ::2, ::2] + y[:, :, ::2, ::2], True),
     "twice": (lambda x: x + x, False),
     "sigmoid": (torch.sigmoid, False),
     "offset": (lambda x: x[:, :, 1::2, 1::2], False),
