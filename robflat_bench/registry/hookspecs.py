@@ -158,8 +158,7 @@ def robflat_bench_protocols() -> list[Traversable]:
     Returns
     -------
     list of Traversable
-        TOML files, each called NAME.toml after its `name`. A file called NAME@VERSION.toml is an earlier version, which
-        `--protocol NAME@VERSION` still names.
+        TOML files, each called NAME.toml after its `name`, or NAME@VERSION.toml where it is an earlier version.
 
     Example::
 
