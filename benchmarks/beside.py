@@ -121,8 +121,10 @@ class Work:
         return work(side, str(HERE / "beside_cases.py"), name)
 
     def run_mini(self, side: Path) -> Found:
+        """AT under the base's cifar10-mini on both sides."""
         data = ("--data", str(self.options.data)) if self.options.data else ()
-        return self.command(side, "run", "--method", "at", "--protocol", "cifar10-mini", *data)
+        protocol = self.options.base / "robflat_bench/config/protocols/cifar10-mini.toml"
+        return self.command(side, "run", "--method", "at", "--protocol", str(protocol), *data)
 
     def run_digits(self, side: Path) -> Found:
         return self.command(side, "run", "--method", "trades")
