@@ -31,6 +31,8 @@ from robflat_bench.registry.grammar import members, parse
 LOSS, GAP = column_id("robust_loss"), column_id("gap_robust_loss")
 UNIFORM = math.log(10)
 """Loss of a uniform prediction over ten classes, in nats."""
+HUGE = 200.0
+"""Largest logarithm of a ratio: two seeds that differ by many orders of magnitude have an interval beyond floats."""
 SIDE = 5
 """Fewest methods on each side of the kink."""
 
@@ -77,9 +79,8 @@ def flatter_when_best(which: str) -> Callable[[Facts], Evidence]:
         if min(*last, *best) <= 0:
             return Evidence(reason="flatness of a seed is not positive, so there is no ratio")
         found = over_seeds(np.log(last / best))
-        assert found.low is not None
-        assert found.high is not None
-        return Evidence(math.exp(found.mean), math.exp(found.low), math.exp(found.high), seeds_of(at))
+        mean, low, high = (math.exp(min(end or 0.0, HUGE)) for end in (found.mean, found.low, found.high))
+        return Evidence(mean, low, high, seeds_of(at))
 
     return of
 
@@ -288,8 +289,14 @@ def awp_ends(column: Callable[[Facts], str], sign: int) -> Callable[[Facts], Evi
         found = []
         for group, row in zip(facts.groups, facts.rows, strict=True):
             names = [parse(part) for part in members(row.method)]
-            usable = group.ranked and not row.changes and column(facts) and [n for n, _ in names] == ["at", "awp"]
-            if usable and group.compared(RANKED_AT, column(facts)).size:
+            penalised = [name for name, _ in names] == ["at", "awp"] and "gamma" in names[1][1]
+            if (
+                penalised
+                and group.ranked
+                and not row.changes
+                and column(facts)
+                and group.compared(RANKED_AT, column(facts)).size
+            ):
                 found.append((float(names[1][1]["gamma"]), group.compared(RANKED_AT, column(facts))))
         found.sort(key=lambda pair: pair[0])
         if len({gamma for gamma, _ in found}) < 2:

@@ -8,6 +8,7 @@ from typing import Any
 
 from robflat_bench.analysis.statistics import RANKED_SEEDS
 from robflat_bench.config.protocol import Checkpoint
+from robflat_bench.core import UsageError
 from robflat_bench.leaderboard.model import BoardColumn, BoardRow, Correlation
 from robflat_bench.leaderboard.rows import SeedGroup
 from robflat_bench.records.quantities import MEASURE
@@ -78,8 +79,16 @@ class Facts:
 
 def _column(columns: Sequence[BoardColumn], measure: str, coupling: str) -> str:
     """The first column of a measure with this coupling: the protocol's columns come first."""
-    texts = (column.id.removeprefix(MEASURE) for column in columns if column.id.startswith(f"{MEASURE}{measure}("))
-    return next((MEASURE + text for text in texts if parse(text)[1].get("coupling") == coupling), "")
+    found = (column.id for column in columns if column.id.startswith(f"{MEASURE}{measure}("))
+    return next((id for id in found if _coupling(id.removeprefix(MEASURE)) == coupling), "")
+
+
+def _coupling(measure: str) -> Any:
+    """The coupling in a measure's text; None where it has none. An added evaluation may hold text that is no measure."""
+    try:
+        return parse(measure)[1].get("coupling")
+    except UsageError:
+        return None
 
 
 def of_baseline(measured: Callable[[SeedGroup, Facts], Evidence]) -> Callable[[Facts], Evidence]:

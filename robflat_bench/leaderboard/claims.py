@@ -8,6 +8,7 @@ several numbers is contradicted if one of them is, supported if all are, not tes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -204,6 +205,9 @@ def _decided(rule: Rule, facts: Facts) -> Claim:
 
 
 def _part(number: Number, found: Evidence) -> ClaimPart:
+    estimates = (found.value, found.low, found.high)
+    if not all(math.isfinite(each) for each in estimates if each is not None):
+        found = Evidence(reason="a value of a network is too large for an interval")
     return ClaimPart(
         measured=number.measured,
         threshold=number.threshold,

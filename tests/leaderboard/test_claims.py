@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.claim_boards import AVERAGE, CLEAN, WORST, decided, made
+from helpers.claim_boards import AVERAGE, CLEAN, MEASURES, WORST, decided, made
 from helpers.fake_records import REGISTRY, league, submitted
 from scipy import stats
 
@@ -18,6 +18,7 @@ from robflat_bench.leaderboard.claim_evidence import settings
 from robflat_bench.leaderboard.claims import CLAIMS, combined
 from robflat_bench.leaderboard.entries import read_entries
 from robflat_bench.leaderboard.model import ClaimPart
+from robflat_bench.leaderboard.rows import SeedGroup
 
 T = float(stats.t.ppf(0.975, 2))
 RNG = np.random.default_rng(3)
@@ -278,6 +279,21 @@ def test_measures_are_found_by_coupling_whatever_their_other_parameters():
     assert found.verdict == "supported", "the order of the columns does not matter"
     without = decided(*many(), measures=(AVERAGE, WORST))["C8"]
     assert without.parts[0].reason == "no run of the board measures flatness of the clean loss"
+
+
+def test_a_measure_that_is_no_component_is_passed_over():
+    """Added evaluations may hold any text."""
+    found = decided(*many(), measures=("measure:average-case(garbage", *MEASURES))["C3"]
+    assert found.parts[0].value == 1.0
+
+
+@pytest.mark.parametrize("flat", [1e-90, 1e90])
+def test_values_of_any_size_give_finite_numbers(flat):
+    """Seeds that differ by a hundred orders of magnitude, as a hostile record may."""
+    one, two, three = (made(flat=value, best={"flat": 1.0}, noise=0.0, seeds=1) for value in (1e10, flat, 1e-5))
+    runs, networks = (tuple(getattr(group, k)[0] for group, _ in (one, two, three)) for k in ("runs", "networks"))
+    for part in decided((SeedGroup("x", runs, networks), one[1]))["C2"].parts:
+        assert all(math.isfinite(number) for number in numbers(part))
 
 
 def test_rows_are_a_grid_if_they_differ_in_one_number_only():

@@ -11,6 +11,7 @@ import socket
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, league
 
+from robflat_bench.analysis.correlation import STATISTICS
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.leaderboard import publish
 from robflat_bench.leaderboard.entries import read_entries
@@ -251,6 +252,8 @@ def test_correlate_measures_with_a_target(command, store):
     assert found["models"] == 3
     assert found["target"] == "robust_loss"
     assert {statistic["name"] for statistic in found["statistics"]} >= {"pearson", "spearman", "kendall"}
+    shown = command("results", "correlate", "average-*", "--store", store).out
+    assert all(f"{name}: {kind.meaning}" in shown for name, kind in STATISTICS.items())
     assert command("results", "correlate", "--store", store, "--target", "loss").code == 2
 
 
