@@ -84,7 +84,7 @@ def _column(columns: Sequence[BoardColumn], measure: str, coupling: str) -> str:
 
 
 def _coupling(measure: str) -> Any:
-    """The coupling in a measure's text; None where it has none. An added evaluation may hold text that is no measure."""
+    """The coupling in a measure's text; None where it has none. Added evaluations may hold text that is no measure."""
     try:
         return parse(measure)[1].get("coupling")
     except UsageError:
