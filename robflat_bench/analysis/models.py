@@ -27,7 +27,10 @@ class Model:
     label : for messages; no number depends on it.
     measure, target : x and y, a finite number for each seed.
     axes : hyperparameter -> value; a missing hyperparameter has its default, which counts as the value None.
-    confidence : z, mean probability of the true class on clean examples, for each seed; None if unknown.
+    confidence, logit_scale, train_loss : what may explain x and y both, for each seed; None if unknown. Mean
+        probability of the true class on clean test examples; their typical size of the logits; robust loss on training
+        examples.
+    rival : another measure of the same networks, for a difference between two measures; None if there is none.
     """
 
     label: str
@@ -35,6 +38,13 @@ class Model:
     target: Sequence[float]
     axes: Mapping[str, Hashable] = field(default_factory=dict)
     confidence: Sequence[float] | None = None
+    logit_scale: Sequence[float] | None = None
+    train_loss: Sequence[float] | None = None
+    rival: Sequence[float] | None = None
+
+
+BESIDE = ("confidence", "logit_scale", "train_loss", "rival")
+"""Fields of a `Model` beside measure and target, in the order of a `Zoo`'s values."""
 
 
 @dataclass(frozen=True)
@@ -106,39 +116,38 @@ class Zoo:
 
     Attributes
     ----------
-    values : [3,n], x, y and z (0 where it is not known of every model).
-    signs : [3,n,n], s_x, s_y and s_z: the sign of (value of i) - (value of j).
-    confident : z is known of every model.
+    values : [6,n], x, y and the fields of `BESIDE` (0 where one is not known of every model).
+    signs : [6,n,n], s_x, s_y, ...: the sign of (value of i) - (value of j).
+    known : the fields of `BESIDE` that are known of every model.
     given : [n], the partition of `design` on which conditional mutual information is conditioned.
     """
 
     values: Floats
     signs: Floats
-    confident: bool
+    known: frozenset[str]
     design: Design
     given: Ints
 
     @classmethod
     def of(cls, models: Sequence[Model]) -> Zoo:
-        confident = all(model.confidence is not None for model in models)
-        content = [(_means(model, confident), model.axes) for model in models]
-        content.sort(key=lambda pair: (pair[0], repr(sorted(pair[1].items()))))
-        values = _rounded(np.array([means for means, _ in content]).reshape(-1, 3).T)
+        known = frozenset(name for name in BESIDE if all(getattr(model, name) is not None for model in models))
+        content = [(_means(model, known), model.axes) for model in models]
+        content.sort(key=lambda pair: (pair[0][:3], repr(sorted(pair[1].items())), pair[0]))
+        values = _rounded(np.array([means for means, _ in content]).reshape(-1, 2 + len(BESIDE)).T)
         signs = np.sign(values[:, :, None] - values[:, None, :])
         design = Design.of([axes for _, axes in content])
-        return cls(values, signs, confident, design, design.partitions[0])
+        return cls(values, signs, known, design, design.partitions[0])
 
 
-def _means(model: Model, confident: bool) -> tuple[float, float, float]:
-    """x, y and z of a model; z is 0 unless `confident`."""
-    confidence = model.confidence if confident and model.confidence is not None else [0.0] * len(model.measure)
-    columns = (model.measure, model.target, confidence)
+def _means(model: Model, known: frozenset[str]) -> tuple[float, ...]:
+    """x, y and the fields of `BESIDE`; 0 for a field that is not `known`."""
+    beside = [getattr(model, name) if name in known else [0.0] * len(model.measure) for name in BESIDE]
+    columns = (model.measure, model.target, *beside)
     if not len(model.measure) or len({len(column) for column in columns}) > 1:
         raise ValueError(f"{model.label}: measure, target and confidence need one number for each seed, at least one")
     if not np.isfinite(columns).all():
         raise ValueError(f"{model.label}: measure, target and confidence must be finite")
-    x, y, z = (math.fsum(column) / len(column) for column in columns)
-    return x, y, z
+    return tuple(math.fsum(column) / len(column) for column in columns)
 
 
 def _rounded(values: Floats) -> Floats:

@@ -114,6 +114,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     """Correlate each MEASURE (a name, or a pattern) with a target over all methods in the store."""
     from fnmatch import fnmatchcase
 
+    from robflat_bench.analysis.correlation import STATISTICS
     from robflat_bench.core import UsageError
     from robflat_bench.leaderboard.build import build_leaderboard
     from robflat_bench.leaderboard.correlations import TARGETS
@@ -132,7 +133,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
         and fnmatchcase(parse(one.quantity.removeprefix(MEASURE))[0], measure)
     ]
 
-    def tables() -> Iterator[Grid]:
+    def tables() -> Iterator[Grid | str]:
         if not correlations:
             raise UsageError(f"no measure matches '{measure}' in the runs under {protocol} in {store}")
         for one in correlations:
@@ -140,6 +141,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
             measured, targeted = (column_label(registry, id) for id in (one.quantity, target))
             heading = f"{measured} with {targeted}, {checkpoint}, {one.models} models"
             yield grid(heading, ["statistic", "value", "95 % from", "to", "why there is none"], cells)
+        yield from (f"{name}: {kind.meaning}" for name, kind in STATISTICS.items())
 
     output.report(correlations, tables())
 

@@ -50,6 +50,37 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
     output.report({**found.leaderboard.model_dump(mode="json"), "boards": found.boards}, parts())
 
 
+@leaderboard.command("claims")
+@click.option("--board", "names", multiple=True, metavar="ID", help="Only the board of this protocol; repeatable.")
+@root_option
+@output.json_option
+def show_claims(names: tuple[str, ...], root: Path) -> None:
+    """Print what the committed board.json says to each claim of the paper and to each objection."""
+    from robflat_bench.core import UsageError
+    from robflat_bench.leaderboard.model import Leaderboard
+    from robflat_bench.records.store import read_record
+
+    file = root / "board.json"
+    if not file.is_file():
+        raise UsageError(f"there is no {file}; `robflat-bench leaderboard build --leaderboard {root}` writes it")
+    found = read_record(file, Leaderboard).boards
+    if unknown := sorted({*names} - {board.id for board in found}):
+        known = ", ".join(board.id for board in found)
+        raise UsageError(f"{file} has no board {unknown[0]!r:.80}; its boards are {known}")
+    chosen = [board for board in found if (board.id in names or not names) and board.claims]
+
+    def parts() -> Iterator[Grid | str]:
+        for board in chosen:
+            yield grid(f"{board.id} {board.version}", *boards.claims_table(board))
+        if chosen:
+            yield boards.CLAIMS_LEGEND
+        else:
+            output.note(f"no board of {file} has runs, so no claim can be tested")
+
+    document = [{"board": board.id, "version": board.version, "claims": board.claims} for board in chosen]
+    output.report(document, parts())
+
+
 @leaderboard.command("submit")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @output.store_option

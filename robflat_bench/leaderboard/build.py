@@ -1,7 +1,7 @@
 """The leaderboard as a pure function of its entries: independent of clock, machine, order of files and random state.
 
-`rows.py` makes the rows, `ranks.py` ranks them, `correlations.py` compares flatness with robustness. The statistics
-are in `robflat_bench.analysis`.
+`rows.py` makes the rows, `ranks.py` ranks them, `correlations.py` compares flatness with robustness, `claims.py`
+decides the claims of the paper. The statistics are in `robflat_bench.analysis`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import CheckFailed
+from robflat_bench.leaderboard.claims import claims
 from robflat_bench.leaderboard.correlations import correlations
 from robflat_bench.leaderboard.entries import Submission, references
 from robflat_bench.leaderboard.entry_checks import known_protocol
@@ -61,6 +62,7 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
     groups = group_seeds(submissions)
     columns = _columns(groups, protocol, registry)
     rows = [board_row(id, group, columns, protocol) for id, group in zip(_ids(groups), groups, strict=True)]
+    correlated = correlations(groups, rows, columns)
     rankings = (WORST_CASE, *(column_id("measure", row.measure) for row in fixed.measures))
     return Board(
         id=name,
@@ -76,7 +78,8 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
         quantities=columns,
         rankings=rankings,
         rows=ranked(groups, rows, rankings),
-        correlations=correlations(groups, rows, columns),
+        correlations=correlated,
+        claims=claims(groups, rows, columns, correlated),
         references=references(root, protocol.name),
     )
 

@@ -154,6 +154,61 @@ class Correlation(Strict):
     statistics: tuple[CorrelationValue, ...]
 
 
+Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
+
+
+class ClaimPart(Strict):
+    """One number of a claim, against the threshold that the claim puts below it.
+
+    Attributes
+    ----------
+    measured : the quantity, in words.
+    threshold : the claim says that the quantity is above it.
+    low, high : 95 % interval.
+    n : what the estimate counts, in words.
+    reason : why there is no interval; "" where there is.
+    decides : False for a number that is reported and does not enter the verdict of the claim.
+    """
+
+    measured: str
+    threshold: Derived
+    value: Derived | None = None
+    low: Derived | None = None
+    high: Derived | None = None
+    n: str = ""
+    reason: str = ""
+    decides: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the interval: entirely above the threshold, entirely below, or neither."""
+        if self.low is None or self.high is None:
+            return "not testable"
+        if self.low > self.threshold:
+            return "supported"
+        return "contradicted" if self.high < self.threshold else "undecided"
+
+
+class Claim(Strict):
+    """A claim of the paper, or an objection to it, decided on one board.
+
+    Attributes
+    ----------
+    claim : the claim in a sentence.
+    source : where it is made.
+    rule : how its numbers and their intervals are made, written down before the numbers.
+    sentence : the verdict with numbers and n.
+    """
+
+    id: str
+    claim: str
+    source: str
+    rule: str
+    verdict: Verdict
+    sentence: str
+    parts: tuple[ClaimPart, ...]
+
+
 class Reference(Strict):
     """A number published elsewhere; never ranked."""
 
@@ -189,6 +244,7 @@ class Board(Strict):
     rankings: tuple[str, ...]
     rows: tuple[BoardRow, ...]
     correlations: tuple[Correlation, ...] = ()
+    claims: tuple[Claim, ...] = ()
     references: tuple[Reference, ...] = ()
 
     def column(self, id: str) -> BoardColumn:

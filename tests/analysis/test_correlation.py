@@ -14,18 +14,26 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from robflat_bench.analysis.correlation import STATISTICS, Statistic, statistics
+from robflat_bench.analysis import association
+from robflat_bench.analysis.correlation import STATISTICS, Statistic, resampled, statistics
 from robflat_bench.analysis.models import Model
 
 OF_PAIRS = ("granulated-kendall", "sign-error-mean", "sign-error-worst")
 OF_AXES = (*OF_PAIRS, "conditional-mutual-information")
 FIELDS = ("measure", "target", "confidence")
+PARTIAL = {
+    "partial-spearman": "confidence",
+    "partial-spearman-logit-scale": "logit_scale",
+    "partial-spearman-train-loss": "train_loss",
+}
+NOT_OF_RANKS = ("pearson", "regret")
 
 
 def zoo(
     measure: ArrayLike, target: ArrayLike, confidence: ArrayLike | None = None, **axes: Sequence[Any]
 ) -> list[Model]:
-    """One seed each; axes: name -> a value of each model, None where it has none."""
+    """One seed each; axes: name -> a value of each model, None where it has none. confidence: also of the other
+    controls."""
     x, y = np.asarray(measure, dtype=float), np.asarray(target, dtype=float)
     z = None if confidence is None else np.asarray(confidence, dtype=float)
     return [
@@ -34,7 +42,7 @@ def zoo(
             measure=[x[i]],
             target=[y[i]],
             axes={name: values[i] for name, values in axes.items() if values[i] is not None},
-            confidence=None if z is None else [z[i]],
+            **{} if z is None else {control: [z[i]] for control in PARTIAL.values()},
         )
         for i in range(len(x))
     ]
@@ -70,7 +78,7 @@ def random_zoo(seed: int, models: int = 12, ties: bool = False, set_by: Sequence
             measure=column(seeds, i),
             target=column(seeds, i),
             axes={"a": i % 2, "b": i // 2 % 3} | ({"c": 1} if 2 * i >= models else {}),
-            confidence=column(seeds),
+            **dict.fromkeys(PARTIAL.values(), column(seeds)),
         )
         for i, seeds in enumerate(rng.integers(1, 4, size=models))
     ]
@@ -94,11 +102,15 @@ def test_correlations_over_all_models_equal_scipys(name: str, models: int, ties:
     assert of(zoo)[name].value == pytest.approx(RIVALS[name](x, y).statistic, abs=1e-9)
 
 
-def test_partial_spearman_is_the_correlation_of_rank_residuals() -> None:
+@pytest.mark.parametrize("name", PARTIAL)
+def test_partial_spearman_is_the_correlation_of_rank_residuals(name: str) -> None:
     zoo = random_zoo(0, 20)
     x, y, z = (stats.rankdata([np.mean(getattr(one, k)) for one in zoo]) for k in FIELDS)
     left = [of - np.polyval(np.polyfit(z, of, 1), z) for of in (x, y)]
-    assert of_value(zoo, "partial-spearman") == pytest.approx(stats.pearsonr(*left).statistic, abs=1e-9)
+    given = [
+        dataclasses.replace(one, **{**dict.fromkeys(PARTIAL.values()), PARTIAL[name]: one.confidence}) for one in zoo
+    ]
+    assert of_value(given, name) == pytest.approx(stats.pearsonr(*left).statistic, abs=1e-9)
 
 
 def of_value(models: Sequence[Model], name: str) -> float:
@@ -263,16 +275,116 @@ def test_statistics_of_pairs_are_those_of_one_pair_at_a_time(ties: bool, set_by:
         assert found[name].value == pytest.approx(value)
 
 
+# --- the picked model -------------------------------------------------------------------------------------------------
+
+
+def naive_choice(models: Sequence[Model]) -> dict[str, float]:
+    """Regret and hit of the models with the lowest measure, one model at a time; nan where all targets are equal."""
+    x, y = ([float(np.mean(getattr(one, k))) for one in models] for k in ("measure", "target"))
+    picked = [y[i] for i in range(len(models)) if x[i] == min(x)]
+    if min(y) == max(y):
+        return {"regret": math.nan, "top-20-hit": math.nan}
+    return {
+        "regret": float(np.mean([(t - min(y)) / (max(y) - min(y)) for t in picked])),
+        "top-20-hit": float(np.mean([sum(other < t for other in y) / len(y) < 0.2 for t in picked])),
+    }
+
+
+def test_regret_and_hit_by_hand() -> None:
+    """Ten models with targets 0, 1, ..., 9. The lowest measure picks target 1 (regret 1/9, the second best of ten is
+    among the best 20 %), then target 2 (regret 2/9, the third is not), then 0 and 4 in a tie (mean regret 2/9)."""
+    target = list(range(10))
+    for picked, regret, hit in (([1], 1 / 9, 1), ([2], 2 / 9, 0), ([0, 4], 2 / 9, 0.5)):
+        found = of(zoo([0 if i in picked else 1 + i for i in range(10)], target))
+        assert found["regret"].value == pytest.approx(regret)
+        assert found["top-20-hit"].value == hit
+
+
+def test_a_measure_that_picks_the_worst_has_regret_1() -> None:
+    found = of(zoo([3, 2, 1], [1, 2, 3]))
+    assert (found["regret"].value, found["top-20-hit"].value) == (1, 0)
+
+
+# --- differences of two measures, and the kink ------------------------------------------------------------------------
+
+
+def drawn_values(models: Sequence[Model], count: np.ndarray, value: Callable[[Sequence[Model]], float]) -> list[float]:
+    return [value([models[i] for i in np.repeat(np.arange(len(models)), row)]) for row in count]
+
+
+def means(models: Sequence[Model], *fields: str) -> list[np.ndarray]:
+    return [np.array([np.mean(getattr(one, k)) for one in models]) for k in fields]
+
+
+def naive_spearman_lead(models: Sequence[Model]) -> float:
+    x, y, rival = means(models, "measure", "target", "rival")
+    return float(stats.spearmanr(x, y).statistic - stats.spearmanr(rival, y).statistic)
+
+
+def naive_regret_lead(models: Sequence[Model]) -> float:
+    rivals = [dataclasses.replace(one, measure=one.rival) for one in models]
+    return naive_choice(models)["regret"] - naive_choice(rivals)["regret"]
+
+
+def naive_kink(models: Sequence[Model]) -> float:
+    x, y = means(models, "measure", "target")
+    sides = [x <= 0, x > 0]
+    if any(len(set(x[side])) < 2 for side in sides):
+        return math.nan
+    below, above = (np.polyfit(x[side], y[side], 1)[0] for side in sides)
+    return float(below - above)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "naive"),
+    [
+        (association.spearman_lead, naive_spearman_lead),
+        (association.regret_lead, naive_regret_lead),
+        (association.kink(0.0), naive_kink),
+    ],
+    ids=["spearman-lead", "regret-lead", "kink"],
+)
+def test_a_resampled_statistic_is_that_of_the_drawn_models(
+    statistic: Any, naive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(8)
+    x, y, z, rival = rng.normal(size=(4, 12))
+    models = [dataclasses.replace(one, rival=[float(other)]) for one, other in zip(zoo(x, y, z), rival, strict=True)]
+    models.sort(key=lambda one: one.measure)
+    source = Source()
+    monkeypatch.setattr(np.random, "default_rng", lambda _: source)
+    found = resampled("it", statistic, models, 200)
+    assert found.value == pytest.approx(naive(models))
+    values = np.array(drawn_values(models, source.drawn, naive))
+    assert [found.low, found.high] == pytest.approx(np.nanpercentile(values, (2.5, 97.5)))
+
+
+def test_a_line_with_a_kink_has_the_difference_of_its_slopes() -> None:
+    x = np.linspace(1, 3, 11)
+    y = np.where(x <= 2, 3 * x, 6 + 0.5 * (x - 2))
+    assert resampled("kink", association.kink(2.0), zoo(x, y)).value == pytest.approx(2.5)
+
+
+def test_a_resampled_statistic_without_a_value_or_an_interval_says_why() -> None:
+    line = zoo(range(5), range(5))
+    assert resampled("kink", association.kink(9.0), line).reason == "not defined"
+    assert resampled("kink", association.kink(9.0), []).reason == "not defined"
+    assert resampled("kink", association.kink(2.0), line).reason == "fewer than 10 models: no interval"
+
+
 # --- invariances ------------------------------------------------------------------------------------------------------
 
 
 def test_order_and_labels_of_models_and_order_of_seeds_change_nothing() -> None:
-    models = [*random_zoo(1), Model("cancels", [1e16, -1e16, 1.0], [1, 2, 3], confidence=[1, 2, 3])]
+    models = [
+        *random_zoo(1),
+        Model("cancels", [1e16, -1e16, 1.0], [1, 2, 3], **{control: [1, 2, 3] for control in PARTIAL.values()}),
+    ]
     shuffled = [
         dataclasses.replace(
             models[i],
             label=f"other {i}",
-            **{k: getattr(models[i], k)[::-1] for k in FIELDS},
+            **{k: getattr(models[i], k)[::-1] for k in (*FIELDS[:2], *PARTIAL.values())},
             axes=dict(reversed(models[i].axes.items())),
         )
         for i in np.random.default_rng(0).permutation(len(models))
@@ -289,14 +401,15 @@ def test_renaming_axes_and_their_values_changes_nothing() -> None:
     assert of(models, 50) == of(renamed, 50)
 
 
-@pytest.mark.parametrize("name", [name for name in STATISTICS if name != "pearson"])
-def test_all_statistics_but_pearson_depend_only_on_the_order(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in STATISTICS if name not in NOT_OF_RANKS])
+def test_all_statistics_but_pearson_and_regret_depend_only_on_the_order(name: str) -> None:
     rng = np.random.default_rng(2)
     x, y, z = rng.normal(size=(3, 12))
     axes = {"a": [0, 1] * 6, "b": [i // 2 % 3 for i in range(12)], "c": [i // 6 for i in range(12)]}
     plain, moved = of(zoo(x, y, z, **axes)), of(zoo(np.exp(3 * x), y**3, np.arctan(z), **axes))
     assert plain[name].value == pytest.approx(moved[name].value)
-    assert plain["pearson"].value != pytest.approx(moved["pearson"].value)
+    for other in NOT_OF_RANKS:
+        assert plain[other].value != pytest.approx(moved[other].value)
 
 
 def test_a_negated_measure_negates_the_correlations() -> None:
@@ -357,6 +470,7 @@ def test_a_resample_is_the_statistic_of_the_drawn_models(monkeypatch: pytest.Mon
         drawn = [models[i] for i in np.repeat(np.arange(11), count)]
         x, y = (np.array([np.mean(getattr(one, k)) for one in drawn]) for k in ("measure", "target"))
         every = {name: float(rival(x, y).statistic) for name, rival in RIVALS.items()} | naive_along(drawn)
+        every |= naive_choice(drawn)
         for name, value in (every | {"conditional-mutual-information": naive_information(drawn, given)}).items():
             values.setdefault(name, []).append(value)
     for name, expected in values.items():
@@ -366,11 +480,12 @@ def test_a_resample_is_the_statistic_of_the_drawn_models(monkeypatch: pytest.Mon
 def test_a_model_is_drawn_with_all_its_seeds() -> None:
     """A model's interval is that of its means: seeds add no noise of their own."""
     models = random_zoo(5)
-    means = [
-        dataclasses.replace(one, **{k: [math.fsum(getattr(one, k)) / len(getattr(one, k))] for k in FIELDS})
+    fields = (*FIELDS[:2], *PARTIAL.values())
+    of_means = [
+        dataclasses.replace(one, **{k: [math.fsum(getattr(one, k)) / len(getattr(one, k))] for k in fields})
         for one in models
     ]
-    assert of(models, 100) == of(means, 100)
+    assert of(models, 100) == of(of_means, 100)
 
 
 def test_a_statistic_undefined_in_most_resamples_has_no_interval() -> None:
@@ -424,12 +539,12 @@ UNDEFINED: dict[str, tuple[list[Model], Sequence[str], str]] = {
     "no axes": (zoo(R, R, SWAPPED), OF_AXES, "no axis has 2 values"),
     "an axis of one value": (zoo(R, R, SWAPPED, depth=[8] * 12), OF_AXES, "fewer than 2 values of depth"),
     "mixed axes": (zoo(R, R, SWAPPED, a=R, b=R), OF_PAIRS, "no two models differ along one axis only"),
-    "no confidence": (zoo(R, R, **AXES), ["partial-spearman"], "confidence is not known of every model"),
-    "three models": (zoo([1, 2, 3], [1, 3, 2], [3, 1, 2], a=[1, 2, 3]), ["partial-spearman"], "fewer than 4 models"),
-    "confidence ties": (zoo(R, R, [1] * 12, **AXES), ["partial-spearman"], "all models tie in clean confidence"),
+    "no confidence": (zoo(R, R, **AXES), list(PARTIAL), "is not known of every model"),
+    "three models": (zoo([1, 2, 3], [1, 3, 2], [3, 1, 2], a=[1, 2, 3]), list(PARTIAL), "fewer than 4 models"),
+    "confidence ties": (zoo(R, R, [1] * 12, **AXES), list(PARTIAL), "all models tie in"),
     "confidence is the measure": (
         zoo(R, R[::-1], np.exp(R), **AXES),
-        ["partial-spearman"],
+        list(PARTIAL),
         "orders the models as the measure or the target",
     ),
 }

@@ -127,6 +127,20 @@ def test_the_correlations_are_those_of_the_board(board, target):
     assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**statistic) in README
 
 
+def test_the_verdicts_are_those_of_the_board(board):
+    def listed(verdict):
+        return (
+            ", ".join(one["id"] for one in board["claims"] if one["verdict"] == verdict and one["id"][0] == "C")
+            or "none"
+        )
+
+    said = (
+        f"this board supports {listed('supported')}; contradicts {listed('contradicted')}; "
+        f"leaves {listed('undecided')} undecided; cannot test {listed('not testable')} (`leaderboard claims`)."
+    )
+    assert said in README.replace("\n", " ")
+
+
 def test_the_badges_say_what_the_package_declares():
     declared = PYPROJECT["project"]
     pythons = re.findall(r"Python :: (3\.\d+)", " ".join(declared["classifiers"]))

@@ -20,6 +20,8 @@ from robflat_bench.leaderboard.model import (
     BoardRow,
     BoardRun,
     Change,
+    Claim,
+    ClaimPart,
     Correlation,
     CorrelationValue,
     Leaderboard,
@@ -105,6 +107,7 @@ def make(hostile: str = "", methods: int = len(METHODS), seeds: int = 3) -> tupl
         rankings=tuple(ids),
         rows=tuple(rows),
         correlations=_correlations(ids[1:], hostile),
+        claims=_claims(hostile),
         references=(
             Reference(
                 label=hostile or "TRADES, WRN-34-10",
@@ -287,6 +290,23 @@ def _ranked(rows: list[BoardRow], ids: list[str]) -> list[BoardRow]:
             places[row.id][name] = Place(rank=k + 1, low=max(1, k - 1), high=min(len(order), k + 4), letters=letters)
     done = [row.model_copy(update={"places": places.get(row.id, {})}) for row in rows]
     return sorted(done, key=lambda row: (bool(row.unranked), mean(row, "robust_error")))
+
+
+def _claims(hostile: str) -> tuple[Claim, ...]:
+    found = ClaimPart(measured="difference", threshold=0.0, value=0.4, low=0.1, high=0.7, n=hostile or "3 seeds")
+    lacking = ClaimPart(measured="ratio", threshold=1.0, reason=hostile or "AT has 1 of 3 seeds")
+    return tuple(
+        Claim(
+            id=id,
+            claim=hostile or f"Claim {id} of the paper.",
+            source=hostile or "the paper",
+            rule=hostile or f"Rule of {id}.",
+            verdict=part.verdict,
+            sentence=hostile or f"{part.verdict.capitalize()}: numbers of {id}.",
+            parts=(part,),
+        )
+        for id, part in (("C1", found), ("C2", lacking))
+    )
 
 
 def _correlations(measures: list[str], hostile: str) -> tuple[Correlation, ...]:

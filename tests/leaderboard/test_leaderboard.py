@@ -1,6 +1,7 @@
 """`robflat-bench leaderboard` and the commands that compare methods, on synthetic runs."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import socket
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, league
 
+from robflat_bench.analysis.correlation import STATISTICS
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.leaderboard import publish
 from robflat_bench.leaderboard.entries import read_entries
@@ -104,6 +106,24 @@ def test_build_writes_the_committed_board_and_the_site_and_check_proves_it(comma
     done = command("leaderboard", "build", "--check", "--leaderboard", root)
     assert done.code == 3
     assert "board.json differs from what its entries give" in done.err
+
+
+def test_claims_are_those_of_board_json(command, root, tmp_path):
+    done = command("leaderboard", "claims", "--leaderboard", root)
+    assert done.code == 2
+    assert f"`robflat-bench leaderboard build --leaderboard {root}` writes it" in done.err
+    command("leaderboard", "build", "--leaderboard", root, "--site", tmp_path / "site")
+    boards = [one for one in json.loads((root / "board.json").read_text())["boards"] if one["rows"]]
+    found = json.loads(command("leaderboard", "claims", "--json", "--leaderboard", root).out)
+    assert [(one["board"], one["claims"]) for one in found] == [(one["id"], one["claims"]) for one in boards]
+    page = html.unescape((tmp_path / "site" / "index.html").read_text())
+    words = "".join(command("leaderboard", "claims", "--board", "digits-linf", "--leaderboard", root).out.split())
+    for one in found[0]["claims"]:
+        assert one["sentence"] in page
+        assert one["rule"] in page
+        assert one["id"] in words
+    done = command("leaderboard", "claims", "--board", "cifar", "--leaderboard", root)
+    assert (done.code, "has no board 'cifar'; its boards are digits-linf" in done.err) == (2, True)
 
 
 def test_the_page_of_a_run_has_standard_errors_and_n(command, root, store, tmp_path):
@@ -232,6 +252,8 @@ def test_correlate_measures_with_a_target(command, store):
     assert found["models"] == 3
     assert found["target"] == "robust_loss"
     assert {statistic["name"] for statistic in found["statistics"]} >= {"pearson", "spearman", "kendall"}
+    shown = command("results", "correlate", "average-*", "--store", store).out
+    assert all(f"{name}: {kind.meaning}" in shown for name, kind in STATISTICS.items())
     assert command("results", "correlate", "--store", store, "--target", "loss").code == 2
 
 

@@ -163,6 +163,14 @@ def test_pages_show_the_numbers_of_the_board(made, pages):
     assert f"rank 1 ({words.rank_interval(row.places['robust_error'])})" in text
 
 
+def test_the_first_page_leads_with_the_claims(made, pages):
+    text = pages["index.html"].text
+    for one in made[0].boards[0].claims:
+        assert text.index(one.sentence) < text.index("Lowest robust error")
+        assert one.rule in text
+    assert "Not testable here: C2" in text
+
+
 def test_a_method_card_says_what_each_parameter_means(made):
     leaderboard, sources = made
     row = leaderboard.boards[0].rows[0]
@@ -310,12 +318,12 @@ def test_a_board_without_ranks_or_rows_is_a_board(made):
     (board,) = leaderboard.boards
     lone = tuple(row for row in board.rows if row.unranked)[:1]
     for rows in ((), lone):
-        bare = board.model_copy(update={"rows": rows, "correlations": ()})
+        bare = board.model_copy(update={"rows": rows, "correlations": (), "claims": ()})
         files = render_site(leaderboard.model_copy(update={"boards": (bare,)}), replace(sources, trainings=()))
         page = Page(files[f"{BOARD}/index.html"])
         assert f"0 ranked of {len(rows)}" in page.text
         assert "Ranks and their intervals" not in page.text
-        Page(files["index.html"])
+        assert "claims on" not in Page(files["index.html"]).text
 
 
 # ---------------------------------------------------------------------------------------------------------

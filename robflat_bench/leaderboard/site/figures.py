@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from robflat_bench.analysis.correlation import STATISTICS
 from robflat_bench.leaderboard.model import Board, BoardRow, Correlation, CorrelationValue, RowValue
 from robflat_bench.leaderboard.site import words
 from robflat_bench.leaderboard.site.svg import WIDTH, Drawing, Scale, hint, scale
@@ -207,7 +208,8 @@ def heat_maps(board: Board) -> list[dict[str, Any]]:
                 row = statistics.setdefault(value.name, {}).setdefault(correlation.quantity, {})
                 row[correlation.target] = (correlation, value)
         for name, rows in sorted(statistics.items(), key=lambda item: item[0] != "spearman"):
-            maps.append({"title": f"{name.capitalize()}, {checkpoint} checkpoint", "targets": targets, "rows": rows})
+            title, meaning = f"{name.capitalize()}, {checkpoint} checkpoint", STATISTICS[name].meaning
+            maps.append({"title": title, "meaning": meaning, "targets": targets, "rows": rows})
     return maps
 
 
