@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from robflat_bench.analysis.variance import LEVEL, CrossedTable, Floats, Spread, example_part, pair_spreads, variance
+from robflat_bench.analysis.moderation import Floats
+from robflat_bench.analysis.variance import (
+    LEVEL,
+    CrossedTable,
+    Spread,
+    common_prior,
+    example_part,
+    pair_spreads,
+    variance,
+)
 
 RANKED_SEEDS = 3
 BLOCK = 100
@@ -51,12 +60,19 @@ class Place:
     rank : 1 + the number of methods with a lower mean; exact ties share it.
     low, high : 95 % interval of the bootstrap's ranks.
     letters : one character each; the difference of two methods that share a letter is not significant.
+    lead : in the lead group: not significantly worse than any other method.
     """
 
     rank: int
     low: int
     high: int
     letters: str
+    lead: bool
+
+    @property
+    def groups(self) -> str:
+        """`ab lead`: the letters, and whether the method is in the lead group."""
+        return f"{self.letters} lead" if self.lead else self.letters
 
 
 @dataclass(frozen=True)
@@ -153,11 +169,15 @@ def places(tables: Sequence[NDArray[Any]], draws: int = 1000) -> list[Place]:
 
     Notes
     -----
-    Letters come from all pairwise tests with Holm's correction: of 2,000 simulated leagues of six equal methods with 3
-    seeds, at most 2 % had two letters. Rank intervals come from a paired hierarchical bootstrap: all methods share the
-    resampled examples, and seeds are resampled within each method. It serves for ranks only, because it sees
-    (S - 1) / S of the seeds' variance. Random streams depend on n and on a method's outcomes, so names, order and other
-    methods do not change them.
+    Seed variances are moderated across methods (`moderation.py`). Letters come from all pairwise tests with Holm's
+    correction. The lead group (multiple comparisons with the best; Hsu: Ann. Stat. 1981) holds the truly best method
+    with a probability of at least 95 %, on average over methods: a method leaves it where its test against a better
+    one has p <= 5 % / (M - 1), Bonferroni's correction for its M - 1 comparisons. `benchmarks/leagues.py` simulates
+    both.
+
+    Rank intervals come from a paired hierarchical bootstrap: all methods share the resampled examples, and seeds are
+    resampled within each method. It serves for ranks only, because it sees (S - 1) / S of the seeds' variance. Random
+    streams depend on n and on a method's outcomes, so names, order and other methods do not change them.
     """
     methods = [CrossedTable(table) for table in tables]
     if any(method.seeds < RANKED_SEEDS for method in methods):
@@ -168,19 +188,21 @@ def places(tables: Sequence[NDArray[Any]], draws: int = 1000) -> list[Place]:
     first, second = np.triu_indices(len(methods), 1)
     means = np.array([method.mean for method in methods])
     different = np.zeros((len(methods), len(methods)), bool)
-    different[first, second] = _significant(pair_spreads(methods), means[first] - means[second])
+    spreads, distance = pair_spreads(methods, common_prior(methods)), means[first] - means[second]
+    different[first, second] = significant(spreads, distance)
+    lead = lead_group(spreads, distance, len(methods))
     order = sorted(range(len(methods)), key=lambda m: (methods[m].mean, methods[m].key))
     ranks = _ranks(_bootstrap(methods, draws))
     low, high = np.quantile(ranks, [LEVEL / 2, 1 - LEVEL / 2], axis=1, method="inverted_cdf")
     rank = _ranks(np.array([[method.mean] for method in methods]))[:, 0]
     return [
-        Place(int(r), int(a), int(b), c)
-        for r, a, b, c in zip(rank, low, high, letters(order, different | different.T), strict=True)
+        Place(int(r), int(a), int(b), c, bool(d))
+        for r, a, b, c, d in zip(rank, low, high, letters(order, different | different.T), lead, strict=True)
     ]
 
 
 def compare_methods(a: NDArray[Any], b: NDArray[Any]) -> Comparison:
-    """Method a against method b, paired over examples; seeds are independent.
+    """Method a against method b, paired over examples; seeds are independent, and nothing is borrowed from others.
 
     Parameters
     ----------
@@ -213,7 +235,7 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted
 
 
-def _significant(spreads: Floats, distance: Floats) -> NDArray[np.bool_]:
+def significant(spreads: Floats, distance: Floats) -> NDArray[np.bool_]:
     """[m]: pairs whose difference is significant at LEVEL with Holm's correction.
 
     spreads: [m, 3], the `Spread` of each pair. distance: [m], differences of means. Holm's method always rejects
@@ -225,6 +247,18 @@ def _significant(spreads: Floats, distance: Floats) -> NDArray[np.bool_]:
     between = ~never & ~always
     p[between] = Spread(*spreads[between].T).p(distance[between])
     return holm(p) <= LEVEL
+
+
+def lead_group(spreads: Floats, distance: Floats, count: int) -> NDArray[np.bool_]:
+    """[M]: methods that are not significantly worse than any other.
+
+    spreads: [m, 3], distance: [m], of the pairs of `count` methods, as in `significant`. p is two-sided where a
+    one-sided one would do: half of the level is reserve for methods whose seeds vary far more than is typical."""
+    first, second = np.triu_indices(count, 1)
+    apart = Spread(*spreads.T).reach(LEVEL / max(count - 1, 1)) < np.abs(distance)
+    lead = np.ones(count, bool)
+    lead[np.where(distance > 0, first, second)[apart]] = False
+    return lead
 
 
 def letters(order: Sequence[int], different: NDArray[np.bool_]) -> list[str]:

@@ -13,6 +13,8 @@ in quadrature. With one number per network (n = 1) it is the t interval and Welc
 
 Satterthwaite's degrees of freedom for the sum would be shorter and wrong: with 3 seeds and both parts positive they
 reject equal methods up to 7 times too often at p = 0.003, the level that Holm's correction uses.
+
+Among several methods, the seed parts are moderated first (`moderation.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
+from robflat_bench.analysis.moderation import ALONE, Floats, Prior, estimated_prior
 
 LEVEL = 0.05
 """Significance level of every interval and test."""
@@ -59,13 +61,6 @@ class CrossedTable:
         r"""\sigma_e^2: mean square of seeds x examples with (S - 1)(n - 1) degrees of freedom; 0 where n = 1."""
         within = float(self.table.var(0, ddof=1).sum()) - self.n * variance(self.means)
         return max(within, 0.0) / max(self.n - 1, 1)
-
-    @cached_property
-    def seed_part(self) -> float:
-        """The seed part for tests: at least its share of the residual. By chance, or because errors are whole numbers,
-        the estimate can fall below that, down to 0, and equal methods would differ significantly. (Intervals of one
-        method would cover 99 % with this bound.)"""
-        return max(variance(self.means), self.residual / self.n) / self.seeds
 
 
 @dataclass(frozen=True)
@@ -110,12 +105,16 @@ def example_part(method: CrossedTable) -> float:
     return max(variance(method.profile) - method.residual / method.seeds, 0.0) / method.n
 
 
-def pair_spreads(methods: Sequence[CrossedTable]) -> Floats:
+def common_prior(methods: Sequence[CrossedTable]) -> Prior:
+    """The distribution of the methods' seed variances; at least two seeds each."""
+    return estimated_prior(*_seed_variances(methods))
+
+
+def pair_spreads(methods: Sequence[CrossedTable], prior: Prior = ALONE) -> Floats:
     """The `Spread` of each pair's difference, [pairs, 3], in the order of `np.triu_indices`. Seeds are independent
-    (freedom: Welch, Biometrika 1947), examples are shared."""
+    (freedom: Welch, Biometrika 1947, at most the prior's pooled one), examples are shared."""
     first, second = np.triu_indices(len(methods), 1)
-    part = np.array([method.seed_part for method in methods])
-    free = np.array([method.seeds - 1 for method in methods])
+    part, free = _seed_parts(methods, prior)
     noise = np.array([method.residual / method.seeds for method in methods])
     profiles = np.array([method.profile for method in methods])
     seed = part[first] + part[second]
@@ -126,4 +125,24 @@ def pair_spreads(methods: Sequence[CrossedTable]) -> Floats:
         shared = np.concatenate([(profiles[m] - profiles[m + 1 :]).var(1, ddof=1) for m in range(len(methods))])
     else:
         shared = np.zeros(len(first))
-    return np.stack([seed, freedom, np.maximum(shared - (noise[first] + noise[second]), 0) / n], axis=1)
+    example = np.maximum(shared - (noise[first] + noise[second]), 0) / n
+    return np.stack([seed, np.minimum(freedom, prior.pooled), example], axis=1)
+
+
+def _seed_variances(methods: Sequence[CrossedTable]) -> tuple[Floats, Floats]:
+    """Variance of each method's seed means, and its degrees of freedom: [M] and [M]."""
+    return np.array([variance(method.means) for method in methods]), np.array(
+        [method.seeds - 1.0 for method in methods]
+    )
+
+
+def _seed_parts(methods: Sequence[CrossedTable], prior: Prior) -> tuple[Floats, Floats]:
+    """The seed part of each method for tests, and its degrees of freedom: [M] and [M].
+
+    It is at least its share of the residual: by chance, or because errors are whole numbers, the estimate can fall
+    below that, down to 0, and equal methods would differ significantly. (Intervals of one method would cover 99 % with
+    this bound.)"""
+    observed, freedom = _seed_variances(methods)
+    residual = np.array([method.residual / method.n for method in methods])
+    seeds = np.array([method.seeds for method in methods])
+    return np.maximum(prior.moderated(observed, freedom), residual) / seeds, freedom + prior.freedom

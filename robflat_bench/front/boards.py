@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (
-    "rank (lowest-highest): 95 % of bootstrap ranks; methods that share a letter do not differ significantly. "
-    "±: half the 95 % confidence interval over seeds and examples; in brackets: standard error of one network over "
-    "examples"
+    "rank (lowest-highest): 95 % of bootstrap ranks; methods that share a letter do not differ significantly; "
+    "lead: not significantly worse than any other method. ±: half the 95 % confidence interval over seeds and "
+    "examples; in brackets: standard error of one network over examples"
 )
 
 Cells = list[list[str]]
@@ -150,7 +150,7 @@ def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Ce
         version = f" {{{row.runs[0].key[:8]}}}" if labels[row.label] > 1 else ""
         mark = " *" if any(run.key in mine for run in row.runs) else ""
         place = row.places.get(board.rankings[0])
-        rank = f"{_place(place)} {place.letters}" if place else "-"
+        rank = f"{_place(place)} {place.groups}" if place else "-"
         values = [_value(row, quantity, board, ranked=quantity is shown[0]) for quantity in shown]
         rows.append([rank, row.label + version + mark, str(len(row.runs)), *values])
     return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows

@@ -189,8 +189,8 @@ def board(
     Rows
         board, method, seeds, mine, tier, checkpoint, quantity, unit, value (mean over seeds), low, high (95 % interval
         over seeds and examples), standard_error (of a single seed), n, rank (None where the row is not ranked),
-        rank_low, rank_high (95 % of bootstrap ranks), letters (rows that share one do not differ significantly). A
-        notebook shows the board.
+        rank_low, rank_high (95 % of bootstrap ranks), letters (rows that share one do not differ significantly), lead
+        (not significantly worse than any other row). A notebook shows the board.
 
     Raises
     ------
@@ -240,4 +240,5 @@ def _board_rows(made: Board, mine: frozenset[str]) -> Iterator[Row]:
                     "rank_low": place.low if place else None,
                     "rank_high": place.high if place else None,
                     "letters": place.letters if place else "",
+                    "lead": place.lead if place else None,
                 }

@@ -287,7 +287,8 @@ def _ranked(rows: list[BoardRow], ids: list[str]) -> list[BoardRow]:
         order = sorted(ranked, key=lambda row: mean(row, name))
         for k, row in enumerate(order):
             letters = "abcdefgh"[min(k // 3, 7)] + ("bcdefgh"[min(k // 3, 6)] if k % 3 == 2 else "")
-            places[row.id][name] = Place(rank=k + 1, low=max(1, k - 1), high=min(len(order), k + 4), letters=letters)
+            low, high = max(1, k - 1), min(len(order), k + 4)
+            places[row.id][name] = Place(rank=k + 1, low=low, high=high, letters=letters, lead=k < 3)
     done = [row.model_copy(update={"places": places.get(row.id, {})}) for row in rows]
     return sorted(done, key=lambda row: (bool(row.unranked), mean(row, "robust_error")))
 

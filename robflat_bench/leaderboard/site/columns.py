@@ -114,7 +114,7 @@ def _evidence(row: BoardRow) -> Cell:
 def _cell(row: BoardRow, column: BoardColumn, value: RowValue, ranked: bool) -> Cell:
     note = f"se {words.format_value(value.standard_error, column.unit)}" if value.standard_error is not None else ""
     if ranked and (place := row.places.get(column.id)):
-        note = f"rank {place.rank} ({words.rank_interval(place)}) {place.letters}"
+        note = f"rank {place.rank} ({words.rank_interval(place)}) {place.groups}"
     return Cell(words.spread(value, column.unit), note, value.mean)
 
 
@@ -147,7 +147,7 @@ def method_results(board: Board, row: BoardRow) -> list[tuple[BoardColumn, dict[
             if not uncertainty and value.standard_error is not None:
                 uncertainty = f"standard error {words.format_value(value.standard_error, column.unit)}"
             place = row.places.get(column.id) if checkpoint == board.checkpoint else None
-            rank = f"rank {place.rank} ({words.rank_interval(place)}), {place.letters}" if place else ""
+            rank = f"rank {place.rank} ({words.rank_interval(place)}), {place.groups}" if place else ""
             cells[checkpoint] = (words.format_value(value.mean, column.unit), uncertainty, rank)
         if cells:
             made.append((column, cells))

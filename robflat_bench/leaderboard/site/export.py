@@ -12,7 +12,7 @@ from jinja2 import Environment
 from robflat_bench.leaderboard.model import Board, BoardRow, Change, Leaderboard
 from robflat_bench.leaderboard.site.words import clean, rank_interval, spread
 
-RANK_FIELDS = ("rank", "low", "high", "letters")
+RANK_FIELDS = ("rank", "low", "high", "letters", "lead")
 VALUE_FIELDS = ("mean", "sd", "low", "high", "standard_error")
 
 

@@ -191,8 +191,8 @@ def _ranks(board: Board, k: int, id: str) -> Figure:
         "Methods that share a letter do not differ significantly.": True,
         f"The first {NAMED} of {len(ranked)}.": len(ranked) > NAMED,
     }
-    table = [(row.label, str(p.rank), words.rank_interval(p), p.letters) for row in ranked if (p := row.places[id])]
-    return Figure(drawing, _sentences(caption), ("Method", "Rank", "95 % interval", "Letters"), table)
+    table = [(row.label, str(p.rank), words.rank_interval(p), p.groups) for row in ranked if (p := row.places[id])]
+    return Figure(drawing, _sentences(caption), ("Method", "Rank", "95 % interval", "Letters, lead group"), table)
 
 
 def heat_maps(board: Board) -> list[dict[str, Any]]:
