@@ -88,9 +88,10 @@ def flatter_when_best(which: str) -> Callable[[Facts], Evidence]:
 # --- over methods -----------------------------------------------------------------------------------------------------
 
 
-def _enough(facts: Facts, count: int) -> str:
+def _enough(count: int, where: str = "") -> str:
     """Why these methods are too few for an interval; "" where they are enough."""
-    return f"{count} methods have both values; an interval needs {FEWEST}" if count < FEWEST else ""
+    few = f"{count} methods of {RANKED_SEEDS} seeds{where} have both values; an interval needs {FEWEST}"
+    return few if count < FEWEST else ""
 
 
 def spearman(which: str, target: str) -> Callable[[Facts], Evidence]:
@@ -99,26 +100,27 @@ def spearman(which: str, target: str) -> Callable[[Facts], Evidence]:
     def of(facts: Facts) -> Evidence:
         wanted = (getattr(facts, which), target, RANKED_AT)
         found = next((c for c in facts.correlations if (c.quantity, c.target, c.checkpoint) == wanted), None)
-        if found is None:
-            return Evidence(reason="no method of the board has both values")
+        if reason := _enough(found.models if found and facts.ranked else 0):
+            return Evidence(reason=reason)
+        assert found is not None
         value = next(one for one in found.statistics if one.name == "spearman")
-        reason = _enough(facts, found.models) or ("" if value.low is not None else value.reason)
-        return Evidence(value.value, value.low, value.high, facts.counted(range(found.models)), reason)
+        reason = "" if value.low is not None else value.reason
+        return Evidence(value.value, value.low, value.high, f"{found.models} methods", reason)
 
     return of
 
 
 def _models(facts: Facts, measure: str, target: str) -> list[tuple[SeedGroup, Model]]:
     """The methods that have both columns at the ranked checkpoint."""
-    known = [g for g in facts.methods if all(g.values(RANKED_AT, name).size for name in (measure, target))]
+    known = [g for g in facts.ranked if all(g.values(RANKED_AT, name).size for name in (measure, target))]
     return [(group, board_model(group, RANKED_AT, measure, target)) for group in known]
 
 
-def _over_methods(facts: Facts, name: str, of: Callable[[Sample], Floats], models: Sequence[Model]) -> Evidence:
-    if reason := _enough(facts, len(models)):
+def _over_methods(name: str, of: Callable[[Sample], Floats], models: Sequence[Model]) -> Evidence:
+    if reason := _enough(len(models)):
         return Evidence(reason=reason)
     found = resampled(name, of, models)
-    return Evidence(found.value, found.low, found.high, facts.counted(models), found.reason)
+    return Evidence(found.value, found.low, found.high, f"{len(models)} methods", found.reason)
 
 
 def settings(row: BoardRow) -> dict[str, Any]:
@@ -146,11 +148,11 @@ def within_grids(facts: Facts) -> Evidence:
     models = [replace(model, axes=of_group[id(group)]) for group, model in _models(facts, facts.average, LOSS)]
     design = Design.of([model.axes for model in models])
     inside = sorted({*design.first.tolist(), *design.second.tolist()})
-    if reason := _enough(facts, len(inside)):
-        return Evidence(reason=f"{reason} in grids")
+    if reason := _enough(len(inside), " in grids"):
+        return Evidence(reason=reason)
     grids = len(design.starts)
     found = next(one for one in statistics([models[k] for k in inside]) if one.name == "granulated-kendall")
-    n = f"{facts.counted(inside)} in {grids} grids, {len(design.first)} pairs"
+    n = f"{len(inside)} methods in {grids} grids, {len(design.first)} pairs"
     return Evidence(found.value, found.low, found.high, n, "" if found.low is not None else found.reason)
 
 
@@ -161,7 +163,7 @@ def kink(facts: Facts) -> Evidence:
     if min(below, len(models) - below) < SIDE:
         sides = f"{below} methods have a robust loss up to {UNIFORM:.2f}, {len(models) - below} above"
         return Evidence(reason=f"{sides}; each side needs {SIDE}")
-    found = _over_methods(facts, "kink", association.kink(UNIFORM), models)
+    found = _over_methods("kink", association.kink(UNIFORM), models)
     return replace(found, n=f"{found.n}, {below} below") if found.n else found
 
 
@@ -171,7 +173,7 @@ def lead_over_clean(facts: Facts) -> Evidence:
         return Evidence(reason="no run of the board measures flatness of the clean loss")
     known = [(g, model) for g, model in _models(facts, facts.average, LOSS) if g.values(RANKED_AT, facts.clean).size]
     models = [replace(model, rival=g.values(RANKED_AT, facts.clean).tolist()) for g, model in known]
-    return _over_methods(facts, "spearman lead", association.spearman_lead, models)
+    return _over_methods("spearman lead", association.spearman_lead, models)
 
 
 def regret_over_confidence(facts: Facts) -> Evidence:
@@ -183,7 +185,7 @@ def regret_over_confidence(facts: Facts) -> Evidence:
         replace(model, rival=[float(run.outcomes[clean].mean()) for run in group.runs])
         for group, model in _models(facts, facts.average, LOSS)
     ]
-    return _over_methods(facts, "regret lead", association.regret_lead, models)
+    return _over_methods("regret lead", association.regret_lead, models)
 
 
 # --- methods against AT -----------------------------------------------------------------------------------------------

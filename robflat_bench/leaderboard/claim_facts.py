@@ -58,13 +58,8 @@ class Facts:
 
     @property
     def ranked(self) -> list[SeedGroup]:
-        """Methods of at least three seeds."""
+        """Methods of at least three seeds: rows with fewer support no claim."""
         return [group for group in self.groups if group.ranked]
-
-    @property
-    def methods(self) -> list[SeedGroup]:
-        """Those that the board's correlations are over: ranked methods, or all where none is ranked."""
-        return self.ranked or list(self.groups)
 
     @property
     def baseline(self) -> SeedGroup | None:
@@ -72,9 +67,6 @@ class Facts:
         pairs = zip(self.groups, self.rows, strict=True)
         found = [group for group, row in pairs if row.method == "at" and not row.changes]
         return max(found, key=lambda group: len(group.runs), default=None)
-
-    def counted(self, models: Sequence[Any]) -> str:
-        return f"{len(models)} methods{'' if self.ranked else ' of one or two seeds'}"
 
 
 def _column(columns: Sequence[BoardColumn], measure: str, coupling: str) -> str:

@@ -1,9 +1,10 @@
-"""The claims of the paper, C1 to C8, and objections to it, O1 to O4, decided on a board by rules fixed in advance.
+"""The claims of the paper, C1 to C8, and objections to it, O1 to O4, decided by rules that all boards share.
 
 `CLAIMS` is the table of rules: what is claimed, where, what is measured, above which threshold. `claim_evidence.py`
-computes the numbers from committed records. A number is supported if its whole 95 % interval lies above the threshold,
-contradicted if it lies below, undecided if it holds the threshold, and not testable without an interval. A claim of
-several numbers is contradicted if one of them is, supported if all are, not testable if all are, otherwise undecided.
+computes the numbers from committed records of methods with at least three seeds. A number is supported if its whole
+95 % interval lies above the threshold, contradicted if it lies below, undecided if it holds the threshold, and not
+testable without an interval. A claim of several numbers is contradicted if one of them is, supported if all are, not
+testable if all are, otherwise undecided.
 """
 
 from __future__ import annotations

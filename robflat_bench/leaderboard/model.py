@@ -196,7 +196,7 @@ class Claim(Strict):
     ----------
     claim : the claim in a sentence.
     source : where it is made.
-    rule : how its numbers and their intervals are made, written down before the numbers.
+    rule : how its numbers and their intervals are made, the same on every board.
     sentence : the verdict with numbers and n.
     """
 

@@ -298,8 +298,7 @@ def test_values_of_any_size_give_finite_numbers():
 
 def test_rows_are_a_grid_if_they_differ_in_one_number_only():
     def axes(method, changes=None):
-        found = settings(made(method, changes=changes)[1])
-        return found
+        return settings(made(method, changes=changes)[1])
 
     def differ(one, other):
         return [name for name in {*one, *other} if one.get(name) != other.get(name)]
@@ -313,9 +312,14 @@ def test_rows_are_a_grid_if_they_differ_in_one_number_only():
     assert len(differ(axes("at+ema(warmup=true)"), axes("at+ema(warmup=false)"))) > 1
 
 
-def test_single_seeds_are_said_to_be_single_seeds():
-    rows = [made(METHODS[k], loss=k / 10, flat=k / 10 + 1, seeds=1) for k in range(12)]
-    assert decided(*rows)["C3"].parts[0].n == "12 methods of one or two seeds"
+def test_methods_of_fewer_than_three_seeds_support_no_claim():
+    """Although the board shows a correlation of single networks where no row is ranked."""
+    rows = [made(METHODS[k], loss=k / 10, flat=k / 10 + 1, seeds=2) for k in range(12)]
+    found = decided(made(seeds=2), *rows)
+    assert {one.verdict for one in found.values()} == {"not testable"}
+    few = "0 methods of 3 seeds have both values; an interval needs 10"
+    assert found["C3"].sentence == f"Not testable: {few}."
+    assert decided(*rows, *many())["C3"].parts[0].n == "30 methods"
 
 
 def test_an_empty_board_has_no_claims():
@@ -337,7 +341,7 @@ def test_a_board_of_records_has_its_claims(tmp_path):
     board = next(one for one in build_leaderboard(found, tmp_path, REGISTRY).boards if one.rows)
     by_id = {one.id: one for one in board.claims}
     assert list(by_id) == [rule.id for rule in CLAIMS]
-    assert by_id["C3"].parts[0].reason == "3 methods have both values; an interval needs 10"
+    assert by_id["C3"].parts[0].reason == "3 methods of 3 seeds have both values; an interval needs 10"
     losses = [
         [run.record.results[name].robust_loss.test for run in found if run.record.method == "at"]
         for name in ("last", "best")

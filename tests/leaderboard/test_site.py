@@ -169,6 +169,10 @@ def test_the_first_page_leads_with_the_claims(made, pages):
         assert text.index(one.sentence) < text.index("Lowest robust error")
         assert one.rule in text
     assert "Not testable here: C2" in text
+    (board,) = made[0].boards
+    untested = board.model_copy(update={"claims": board.claims[1:]})
+    files = render_site(made[0].model_copy(update={"boards": (untested,)}), made[1])
+    assert "No claim can be tested here yet." in Page(files["index.html"]).text
 
 
 def test_a_method_card_says_what_each_parameter_means(made):
