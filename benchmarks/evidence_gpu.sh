@@ -14,17 +14,22 @@
 #
 #     DEVICE=cpu PROTOCOL=digits-linf MINUTES=2 benchmarks/evidence_gpu.sh OUT
 set -euo pipefail
+case $#:${1:-} in 1:[!-]* | 2:[!-]*) ;; *) echo "usage: DATA=DIR $0 OUT [EARLIER]" >&2 && exit 2 ;; esac
+[[ ${MINUTES:-8} =~ ^[1-9][0-9]*$ && ${MINUTES:-8} -ge 2 ]] || { echo "MINUTES is a whole number, at least 2" >&2 && exit 2; }
+# paths are as seen from where the command is typed
+EARLIER=${2:+$(realpath -m "$2")}
+[ -z "$EARLIER" ] || [ -f "$EARLIER/run.tar.gz-00" ] || { echo "EARLIER: no run.tar.gz-00 in $EARLIER" >&2 && exit 2; }
+OUT=$(mkdir -p "$1" && cd "$1" && pwd)
+[ -z "${STORE:-}" ] || STORE=$(realpath -m "$STORE")
+[ -z "${DATA:-}" ] || DATA=$(realpath -m "$DATA")
 cd "$(dirname "$0")/.."
 
-OUT=$(mkdir -p "$1" && cd "$1" && pwd)
-EARLIER=${2:-}
 : "${PYTHON:=uv run python}" "${PROTOCOL:=cifar10-linf-30}" "${METHOD:=at}" "${SEED:=1}" "${DEVICE:=cuda}" "${MINUTES:=8}"
 : "${STORE:=$OUT/store}" "${DATA:=}"
 ENDS=$((SECONDS + 60 * MINUTES))
 SAVING=20 # seconds that saving and packing take
 read -ra python <<<"$PYTHON"
 mkdir -p "$STORE"
-[ "$MINUTES" -ge 2 ] || { echo "MINUTES is at least 2" && exit 2; }
 
 left() { echo $((ENDS - SECONDS)); }
 # INT lets a run save its state; KILL comes if it takes longer than that.

@@ -37,7 +37,8 @@ POWER = 0.8
 
 
 def variance(values: Floats) -> float:
-    return float(values.var(ddof=1)) if len(values) > 1 else 0.0
+    """The sample variance, 0 for one value. Of equal values it is 0 exactly: their mean may differ in the last bit."""
+    return float((values - values.min()).var(ddof=1)) if len(values) > 1 else 0.0
 
 
 class CrossedTable:
@@ -118,8 +119,9 @@ def pair_spreads(methods: Sequence[CrossedTable], prior: Prior = ALONE) -> Float
     noise = np.array([method.residual / method.seeds for method in methods])
     profiles = np.array([method.profile for method in methods])
     seed = part[first] + part[second]
-    squares = (part**2 / free)[first] + (part**2 / free)[second]
-    freedom = np.where(squares > 0, seed**2 / np.where(squares > 0, squares, 1), free[first] + free[second])
+    unit = np.where(seed > 0, seed, 1)  # shares, not seed**2: numbers may be as large as 1e100
+    squares = (part[first] / unit) ** 2 / free[first] + (part[second] / unit) ** 2 / free[second]
+    freedom = np.where(squares > 0, 1 / np.where(squares > 0, squares, 1), free[first] + free[second])
     n = profiles.shape[1]
     if n > 1:
         shared = np.concatenate([(profiles[m] - profiles[m + 1 :]).var(1, ddof=1) for m in range(len(methods))])

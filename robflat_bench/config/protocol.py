@@ -253,10 +253,14 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
 
 def of_version(registry: Registry, name: str, version: str) -> Protocol | None:
     """The protocol of that name and version in this package or a plugin; None where there is none."""
-    for known in (name, f"{name}@{version}"):
-        if registry.has_protocol(known) and (found := load(registry, known)).version == version:
-            return found
-    return None
+    known = named(registry, name, version)
+    return load(registry, known) if known else None
+
+
+def named(registry: Registry, name: str, version: str) -> str:
+    """What `--protocol` takes for that name and version: NAME or NAME@VERSION; "" where it is not known."""
+    candidates = [known for known in (name, f"{name}@{version}") if registry.has_protocol(known)]
+    return next((known for known in candidates if load(registry, known).version == version), "")
 
 
 def _text(registry: Registry, name: str) -> str:

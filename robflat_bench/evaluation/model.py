@@ -170,9 +170,10 @@ def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
             f"{name} was made under {board.name}, and a run is evaluated under its own protocol; leave out --set "
             f"fixed.*, or evaluate its weights as a file: {folder.weights(checkpoint)}"
         )
-    if board.hash != protocol.hash and session.registry.has_protocol(board.name):
-        own = of_version(session.registry, board.name, board.version)
-        protocol = own or load(session.registry, board.name)
+    if board.hash != protocol.hash and (own := of_version(session.registry, board.name, board.version)):
+        protocol = own
+    elif board.hash != protocol.hash and session.registry.has_protocol(board.name):
+        protocol = load(session.registry, board.name)
     if board.hash != protocol.hash:
         raise UsageError(
             f"{name} was made under {board.name} {board.version} (hash {board.hash[:8]}), but {protocol.name} "

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from robflat_bench.config.protocol import Fixed, Protocol, SplitName
+from robflat_bench.config.protocol import Fixed, Protocol, SplitName, named
 from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
@@ -167,7 +167,7 @@ def _rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     record = RunFolder(home).record()
     defaults = protocol.defaults.model_dump(mode="json")
     recipe = record.spec.recipe.model_dump(mode="json")
-    file = protocol.name if protocol.name in registry.protocols else "FILE.toml"
+    file = named(registry, protocol.name, protocol.version) or "FILE.toml"
     words = ["robflat-bench", "run", "--method", compose(registry, record.method).brief, "--protocol", file]
     words += ["--seed", str(record.seed)]
     words += [word for k, v in recipe.items() if v != defaults[k] for word in ("--set", f"recipe.{k}={v}")]

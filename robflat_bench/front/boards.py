@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robflat_bench.core import CheckFailed
+from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.front.text import note, number, percent
 
 if TYPE_CHECKING:
@@ -61,11 +61,17 @@ class Standings:
         CheckFailed
             An entry or a record cannot be trusted.
         """
+        from robflat_bench.config.protocol import load
         from robflat_bench.leaderboard.build import build_leaderboard
 
-        names = {admitted(registry, text).name for text in protocols}
-        committed = checked_entries(root, registry) if root.exists() else []
-        known = {one.record.key: one.record.outcomes for one in committed}
+        committed = checked_entries(root, registry) if root.exists() else []  # before a protocol stands for another
+        asked = {(one.name, one.hash) for one in [load(registry, text) for text in protocols]}
+        names, hashes = {name for name, _ in asked}, {content for _, content in asked}
+        if len(names) < len(asked):
+            raise UsageError("two versions of one protocol have two boards; name one of them with --protocol")
+        for text in protocols:
+            admitted(registry, text)
+        known = {one.record.key: one.record.outcomes for one in committed if one.entry.status == "active"}
         found = own_runs(store, registry, protocols) if store else []
         own = [one for one in found if one.record.key not in known]
         same = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
@@ -73,7 +79,7 @@ class Standings:
             others = f", {same.count(False)} with other outcomes (another machine rounds differently)"
             others = "" if all(same) else others
             note(f"{len(same)} of your runs are in {root} already{others}; the committed entry is shown")
-        wanted = [one for one in (*committed, *own) if not names or one.record.protocol.name in names]
+        wanted = [one for one in (*committed, *own) if not names or one.record.protocol.hash in hashes]
         made = build_leaderboard(wanted, root, registry)
         chosen = tuple(board for board in made.boards if not names or board.protocol in names)
         return cls(made, chosen, frozenset(one.record.key for one in own))
@@ -101,12 +107,14 @@ def checked_entries(root: Path, registry: Registry) -> list[Submission]:
 
 
 def admitted(registry: Registry, name: str) -> Protocol:
-    """Load a protocol by name or file; a file's protocol is known by its name afterwards."""
+    """Load a protocol by name, NAME@VERSION or file; afterwards it is known by its name without a version."""
     from robflat_bench.config.protocol import load
+    from robflat_bench.leaderboard.entry_checks import known_protocol
 
     found = load(registry, name)
-    if not registry.has_protocol(name):
-        registry.admit_protocol(found.name, Path(name))
+    if name != found.name:
+        registry.admit_protocol(found.name, registry.protocol_file(name) if registry.has_protocol(name) else Path(name))
+        known_protocol.cache_clear()
     return found
 
 
@@ -122,7 +130,8 @@ def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Subm
     chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
     if others and (not names or not chosen):
         listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
-        note(f"left out, since their protocol is not known here: in {store} {listed}; add --protocol FILE.toml")
+        add = "add --protocol NAME@VERSION or --protocol FILE.toml"
+        note(f"left out, since their protocol is not known here: in {store} {listed}; {add}")
     return chosen
 
 

@@ -113,10 +113,11 @@ def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:
 
 def _next_lines(registry: Registry, folder: RunFolder, record: RunRecord) -> Iterator[str]:
     """Whether a board ranks a run, and the lines to type next."""
-    from robflat_bench.config.protocol import DEFAULT
+    from robflat_bench.config.protocol import DEFAULT, named
 
     spec, store = record.spec, folder.path.parents[2]
-    options = ["--protocol", spec.protocol.name] if spec.protocol.name != DEFAULT else []
+    protocol = named(registry, spec.protocol.name, spec.protocol.version) or spec.protocol.name
+    options = ["--protocol", protocol] if protocol != DEFAULT else []
     options += ["--store", str(store)] if store != Path("runs") else []
     if spec.protocol.name not in registry.protocols:
         yield f"not ranked: {spec.protocol.name} is no protocol of `robflat-bench list protocols`; next"

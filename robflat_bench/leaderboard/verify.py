@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from robflat_bench.config.protocol import load
+from robflat_bench.config.protocol import load, named
 from robflat_bench.core import CheckFailed, RunFailed
 from robflat_bench.leaderboard.agreement import Disagreement, agreement, training_agreement
 from robflat_bench.leaderboard.child import run_child
@@ -25,7 +25,7 @@ from robflat_bench.registry.registry import Registry
 Granted = Literal["re-evaluated", "reproduced"]
 
 
-def reevaluate(entry: Submission, weights: Path, options: list[str], today: str) -> Verification:
+def reevaluate(entry: Submission, registry: Registry, weights: Path, options: list[str], today: str) -> Verification:
     """Evaluate the checkpoint with these weights again.
 
     Parameters
@@ -45,7 +45,8 @@ def reevaluate(entry: Submission, weights: Path, options: list[str], today: str)
     with tempfile.TemporaryDirectory() as store:
         file = Path(store) / f"{names[0]}.safetensors"
         shutil.copyfile(weights, file)
-        model = [str(file), "--protocol", spec.protocol.name, "--set", f"recipe.activation={spec.recipe.activation}"]
+        protocol = named(registry, spec.protocol.name, spec.protocol.version) or spec.protocol.name
+        model = [str(file), "--protocol", protocol, "--set", f"recipe.activation={spec.recipe.activation}"]
         _harness("evaluate", *model, "--checkpoint", names[0], "--store", store, *options)
         path = next(Path(store).glob("*/external/*/evaluations/*.json"))
         again: EvaluationRecord = read_record(path, EvaluationRecord)
@@ -59,11 +60,12 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
     Raises CheckFailed where the results do not agree, or this version makes another run of the spec.
     """
     spec = entry.record.spec
-    protocol = load(registry, spec.protocol.name)
+    known = named(registry, spec.protocol.name, spec.protocol.version) or spec.protocol.name
+    protocol = load(registry, known)
     changes = replace(protocol, recipe=spec.recipe).overrides
     settings = [part for key, value in changes.items() for part in ("--set", f"recipe.{key}={value}")]
     with tempfile.TemporaryDirectory() as store:
-        row = ["--method", spec.method, "--protocol", protocol.name, "--seed", str(spec.seed), *settings]
+        row = ["--method", spec.method, "--protocol", known, "--seed", str(spec.seed), *settings]
         _harness("run", *row, "--store", store, *options)
         run = RunFolder(Path(store) / spec.folder)
         if not run.record_file.is_file():

@@ -176,9 +176,13 @@ class Registry:
             raise _twice("protocol", name, [provider, *(other for _, other in others)])
         return file.read_text("utf-8"), provider
 
-    def admit_protocol(self, name: str, file: Path) -> None:
+    def protocol_file(self, name: str) -> Traversable:
+        """The TOML file of a protocol that it has."""
+        return self._protocols[name][0][0]
+
+    def admit_protocol(self, name: str, file: Path | Traversable) -> None:
         """Let a file stand for the protocol of that name in this process, before every plugin's."""
-        self._protocols[name] = [(file, Provider(file.name, "file", file.stem))]
+        self._protocols[name] = [(file, Provider(file.name, "file", file.name.removesuffix(".toml")))]
 
     def duplicates(self) -> list[str]:
         """One line for each name that more than one plugin offers."""
@@ -202,7 +206,7 @@ def _twice(kind: str, name: str, providers: Sequence[Provider]) -> PluginError:
 
 
 def _check_protocol(file: Any) -> None:
-    if not re.fullmatch(rf"{_NAME}(@[\w.]+)?\.toml", getattr(file, "name", "")) or not file.is_file():
+    if not re.fullmatch(rf"{_NAME}(@[0-9]+\.[0-9]+)?\.toml", getattr(file, "name", "")) or not file.is_file():
         files = "NAME.toml or NAME@VERSION.toml"
         raise TypeError(f"robflat_bench_protocols must return files called {files}, got {file!r}")
 

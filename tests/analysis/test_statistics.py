@@ -355,6 +355,21 @@ def test_a_method_without_variance_is_not_certain():
     assert alone > 0
 
 
+def test_the_last_bit_of_a_mean_is_no_seed_variance():
+    """Three seeds at 0.7: their mean rounds to another number. What the others borrow is as with three seeds at 0.5."""
+    others = [CrossedTable(np.array(values)) for values in ([0.1, 0.11, 0.13], [0.2, 0.22, 0.21], [0.3, 0.32, 0.29])]
+    halves, sevens = (common_prior([*others, CrossedTable(np.full(3, value))]) for value in (0.5, 0.7))
+    assert sevens == halves
+    assert over_seeds([0.7] * 3).sd == 0
+
+
+@pytest.mark.parametrize("unit", [1e-100, 1e99])
+def test_places_do_not_depend_on_the_unit(unit):
+    """Records hold numbers up to 1e100, whose variance has no square among floats."""
+    tables = [np.array([0.3, 0.31, 0.29]) + 0.1 * k for k in range(4)]
+    assert places([unit * table for table in tables], draws=10) == places(tables, draws=10)
+
+
 def test_two_methods_have_no_more_degrees_of_freedom_than_their_seeds():
     """What is borrowed was estimated from the same seeds: 2 + 2, as in Student's pooled test."""
     methods = [CrossedTable(np.array(values)) for values in ([1.0, 2.0, 3.0], [2.0, 3.1, 4.0])]

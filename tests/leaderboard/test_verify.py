@@ -255,7 +255,7 @@ def test_other_weights_are_refused_before_the_evaluation(entry, tmp_path):
 
     write_weights(tmp_path / "last.safetensors", {"w": torch.zeros(3)})
     with pytest.raises(CheckFailed, match="not the weights of this entry"):
-        reevaluate(entry, tmp_path / "last.safetensors", [], "2026-01-01")
+        reevaluate(entry, REGISTRY, tmp_path / "last.safetensors", [], "2026-01-01")
 
 
 @pytest.mark.parametrize(("share", "agrees"), [(0.4, True), (0.6, False)])

@@ -13,8 +13,8 @@ verdict on s is sure, or wrong with probability 1e-6 at most (`racing`): far fro
 it all are read. `failure_probability` bounds the probability that any verdict of the search is wrong. `saturated` is 1
 where the target is not exceeded even at `largest` (the true sigma is larger), -1 where it is exceeded at the smallest s
 (with `magnitude`, e alone is too much), else 0.
-Under `reattack` the rise is noisy at the scale of the tolerance, since an attack's last successes change with rounding: it
-may cross the target several times, and two machines may find crossings further apart than `residual`.
+Under `reattack` the rise is noisy at the scale of the tolerance, since an attack's last successes change with rounding:
+it may cross the target several times, and two machines may find crossings further apart than `residual`.
 Standard error: None, because the value is a root of one curve. The detail `standard_error_rise` is the standard error
 of the mean rise at the upper end, over draws and examples.
 Invariances: none to scaling weights; scaling all layers by c at the same decisions divides the value by c^2, up to the

@@ -1,0 +1,62 @@
+"""Versions of a protocol: each has its own board; entries of an earlier one are checked against it, and superseded."""
+
+import json
+
+import pytest
+from helpers.fake_records import REGISTRY, fake_run
+
+from robflat_bench.config.protocol import load, named
+from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.front.boards import Standings
+from robflat_bench.front.shown import _next_lines
+from robflat_bench.leaderboard.entries import Entry, read_entry
+from robflat_bench.records.store import write_json
+from robflat_bench.registry.registry import Registry
+
+NOW, EARLIER = "cifar10-mini", "cifar10-mini@1.0"
+
+
+@pytest.fixture
+def store(tmp_path):
+    for seed in (1, 2, 3):
+        fake_run(tmp_path / "runs", "at", seed, protocol=EARLIER)
+        fake_run(tmp_path / "runs", "trades", seed, protocol=NOW)
+    return tmp_path / "runs"
+
+
+def standings(root, store, *protocols):
+    return Standings.of(Registry(REGISTRY.plugins), protocols, root, store)
+
+
+@pytest.mark.parametrize(("asked", "row"), [(EARLIER, "at"), (NOW, "trades")])
+def test_each_version_has_its_own_board(tmp_path, store, asked, row):
+    (board,) = standings(tmp_path / "none", store, asked).boards
+    assert board.hash == load(REGISTRY, asked).hash
+    assert [each.label for each in board.rows] == [row]
+
+
+def test_two_versions_at_once_are_refused(tmp_path, store):
+    with pytest.raises(UsageError, match="name one of them"):
+        standings(tmp_path / "none", store, EARLIER, NOW)
+
+
+@pytest.mark.parametrize("status", ["active", "superseded"])
+def test_an_entry_of_an_earlier_version_is_superseded(tmp_path, status):
+    run = fake_run(tmp_path / "records", "at", 1, protocol=EARLIER)
+    entry = Entry.of(run.record(), run.record_file.read_bytes(), "2026-01-02")
+    for path in {*run.path.iterdir()} - {run.record_file, run.path / "outcomes.npz"}:
+        path.unlink() if path.is_file() else path.rmdir()
+    reason = "" if status == "active" else "version 2.0 replaces it"
+    write_json(run.path / "entry.json", {**json.loads(entry.model_dump_json()), "status": status, "reason": reason})
+    if status == "active":
+        with pytest.raises(CheckFailed, match=r"made under cifar10-mini 1.0, which version 2.0 replaces; mark"):
+            read_entry(tmp_path, run.path, REGISTRY)
+    else:
+        assert read_entry(tmp_path, run.path, REGISTRY).record.protocol.version == "1.0"
+
+
+def test_commands_to_type_next_name_the_version(tmp_path):
+    run = fake_run(tmp_path, "at", 1, protocol=EARLIER)
+    assert any(f"--protocol {EARLIER}" in line for line in _next_lines(REGISTRY, run, run.record()))
+    assert named(REGISTRY, "cifar10-mini", "2.0") == NOW
+    assert named(REGISTRY, "cifar10-mini", "3.0") == ""
