@@ -172,7 +172,7 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
     if weights is None:
         granted = reproduce(found, registry, options, _today())
     else:
-        granted = reevaluate(found, output.registry(), weights, options, _today())
+        granted = reevaluate(found, registry, weights, options, _today())
     moved = found.entry.model_copy(update={"verifications": (*found.entry.verifications, granted)})
     write_entry(folder, moved)
     changed, total = granted.flags

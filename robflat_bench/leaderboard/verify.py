@@ -45,8 +45,13 @@ def reevaluate(entry: Submission, registry: Registry, weights: Path, options: li
     with tempfile.TemporaryDirectory() as store:
         file = Path(store) / f"{names[0]}.safetensors"
         shutil.copyfile(weights, file)
-        protocol = named(registry, spec.protocol.name, spec.protocol.version) or spec.protocol.name
-        model = [str(file), "--protocol", protocol, "--set", f"recipe.activation={spec.recipe.activation}"]
+        model = [
+            str(file),
+            "--protocol",
+            _protocol(registry, entry),
+            "--set",
+            f"recipe.activation={spec.recipe.activation}",
+        ]
         _harness("evaluate", *model, "--checkpoint", names[0], "--store", store, *options)
         path = next(Path(store).glob("*/external/*/evaluations/*.json"))
         again: EvaluationRecord = read_record(path, EvaluationRecord)
@@ -60,7 +65,7 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
     Raises CheckFailed where the results do not agree, or this version makes another run of the spec.
     """
     spec = entry.record.spec
-    known = named(registry, spec.protocol.name, spec.protocol.version) or spec.protocol.name
+    known = _protocol(registry, entry)
     protocol = load(registry, known)
     changes = replace(protocol, recipe=spec.recipe).overrides
     settings = [part for key, value in changes.items() for part in ("--set", f"recipe.{key}={value}")]
@@ -72,6 +77,12 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
             raise CheckFailed(f"{entry.folder}: this version makes another run of that spec (its key differs)")
         again, outcomes = run.evidence()
     return _granted(entry, "reproduced", again, outcomes, today)
+
+
+def _protocol(registry: Registry, entry: Submission) -> str:
+    """What `--protocol` takes for the entry's protocol; its name where its version is not known."""
+    ref = entry.record.protocol
+    return named(registry, ref.name, ref.version) or ref.name
 
 
 def _harness(*arguments: str) -> None:
