@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench import NUMERICS
-from robflat_bench.config.protocol import Attacked, Measured, Protocol, load, of_version
+from robflat_bench.config.protocol import Attacked, Measured, Protocol, load, recorded
 from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec
 from robflat_bench.core import RobflatError
 from robflat_bench.leaderboard.derived import training_problems
@@ -36,8 +36,9 @@ def known_protocol(registry: Registry, name: str) -> Protocol | None:
 
 @lru_cache(maxsize=64)
 def _protocol_of(registry: Registry, ref: ProtocolRef) -> Protocol | None:
-    """The protocol of that name and version; the one in force where that version is unknown."""
-    return of_version(registry, ref.name, ref.version) or known_protocol(registry, ref.name)
+    """The protocol of a record; None where none is known (`recorded`)."""
+    known = recorded(registry, ref.name, ref.version)
+    return load(registry, known) if known else None
 
 
 def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes, active: bool) -> Iterator[str]:

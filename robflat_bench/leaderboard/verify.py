@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from robflat_bench.config.protocol import load, named
+from robflat_bench.config.protocol import load, recorded
 from robflat_bench.core import CheckFailed, RunFailed
 from robflat_bench.leaderboard.agreement import Disagreement, agreement, training_agreement
 from robflat_bench.leaderboard.child import run_child
@@ -80,9 +80,9 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
 
 
 def _protocol(registry: Registry, entry: Submission) -> str:
-    """What `--protocol` takes for the entry's protocol; its name where its version is not known."""
+    """What `--protocol` takes for the entry's protocol."""
     ref = entry.record.protocol
-    return named(registry, ref.name, ref.version) or ref.name
+    return recorded(registry, ref.name, ref.version)
 
 
 def _harness(*arguments: str) -> None:

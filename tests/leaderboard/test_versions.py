@@ -5,7 +5,8 @@ import json
 import pytest
 from helpers.fake_records import REGISTRY, fake_run
 
-from robflat_bench.config.protocol import load, named
+from robflat_bench.config import protocol
+from robflat_bench.config.protocol import load, named, recorded
 from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.front.boards import Standings
 from robflat_bench.front.shown import _next_lines
@@ -24,8 +25,12 @@ def store(tmp_path):
     return tmp_path / "runs"
 
 
+def own():
+    return Registry(REGISTRY.plugins)
+
+
 def standings(root, store, *protocols):
-    return Standings.of(Registry(REGISTRY.plugins), protocols, root, store)
+    return Standings.of(own(), protocols, root, store)
 
 
 @pytest.mark.parametrize(("asked", "row"), [(EARLIER, "at"), (NOW, "trades")])
@@ -35,9 +40,18 @@ def test_each_version_has_its_own_board(tmp_path, store, asked, row):
     assert [each.label for each in board.rows] == [row]
 
 
-def test_two_versions_at_once_are_refused(tmp_path, store):
+def test_two_versions_at_once_are_refused(tmp_path, store, command):
     with pytest.raises(UsageError, match="name one of them"):
         standings(tmp_path / "none", store, EARLIER, NOW)
+    both = ("--protocol", EARLIER, "--protocol", NOW, "--store", store)
+    assert "name one of them" in command("results", "report", *both).complaint
+
+
+def test_a_protocol_that_was_asked_for_is_read_once(tmp_path, store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(protocol, "load", lambda registry, name, *_: asked.append(name) or load(registry, name))
+    standings(tmp_path / "none", store, EARLIER)
+    assert asked == [EARLIER]
 
 
 @pytest.mark.parametrize("status", ["active", "superseded"])
@@ -60,3 +74,15 @@ def test_commands_to_type_next_name_the_version(tmp_path):
     assert any(f"--protocol {EARLIER}" in line for line in _next_lines(REGISTRY, run, run.record()))
     assert named(REGISTRY, "cifar10-mini", "2.0") == NOW
     assert named(REGISTRY, "cifar10-mini", "3.0") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "known"), [(NOW, "1.0", EARLIER), (NOW, "2.0", NOW), (NOW, "0.9", NOW), ("mine", "1.0", "")]
+)
+def test_the_protocol_of_a_record_is_its_version_or_the_one_in_force(name, version, known):
+    assert recorded(REGISTRY, name, version) == known
+
+
+def test_info_describes_an_earlier_version(command):
+    found = command("info", EARLIER, "--json").document
+    assert (found["name"], found["version"], found["hash"]) == (NOW, "1.0", load(REGISTRY, EARLIER).hash)
