@@ -90,7 +90,7 @@ def show_claims(names: tuple[str, ...], root: Path) -> None:
 def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
     from robflat_bench.core import UsageError
-    from robflat_bench.leaderboard.submit import add_entries
+    from robflat_bench.leaderboard.submit import add_entries, earlier_numerics
     from robflat_bench.records.store import Store
 
     registry = output.registry()
@@ -99,10 +99,13 @@ def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     if not named:
         raise UsageError(f"{store} has no finished run to submit; `robflat-bench results ls --store DIR` lists a store")
     chosen = {run.path.resolve(): run for run in named}
+    earlier = [*earlier_numerics(root, [*chosen.values()], registry)]
     packed = add_entries(root, [*chosen.values()], registry, _today())
 
     def lines() -> Iterator[str]:
         yield from map(str, packed)
+        for line in earlier:
+            output.note(line)
         if output.plugin_files():
             output.note("this leaderboard can be checked and built only with these plugin files: send them along")
         output.note(
