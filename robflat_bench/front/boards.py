@@ -169,12 +169,6 @@ def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Ce
     return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows
 
 
-CLAIMS_LEGEND = (
-    "C1 to C8: the paper's claims; O1 to O4: objections to it. Supported, contradicted: the whole 95 % interval, in "
-    "brackets, is above or below the claimed threshold; undecided: it holds the threshold"
-)
-
-
 def claims_table(board: Board) -> tuple[list[str], Cells]:
     """Columns and rows of the claims of a board."""
     return ["", "claim", "evidence"], [[one.id, one.claim, one.sentence] for one in board.claims]
