@@ -111,7 +111,8 @@ def found(registry: Registry, name: str) -> Description:
             registry.get(wanted or "method", short)  # type: ignore[arg-type]
         known = [known for kind, (names, _) in entries.items() if wanted in ("", kind) for known in names]
         hint = registry.family(short) or did_you_mean(short, known)
-        raise UsageError(f"{f'no {wanted}' if wanted else 'nothing'} is called '{short}'{hint}; see `robflat-bench list`")
+        what = f"no {wanted}" if wanted else "nothing"
+        raise UsageError(f"{what} is called '{short}'{hint}; see `robflat-bench list`")
     if len(kinds) > 1:
         raise UsageError(f"'{short}' is " + " and ".join(f"{kind}:{short}" for kind in kinds) + "; name one of them")
     row = Description(entries[kinds[0]][1](short))

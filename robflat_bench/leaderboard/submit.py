@@ -57,8 +57,8 @@ def earlier_numerics(root: Path, runs: Sequence[RunFolder], registry: Registry) 
         new = spec.numerics < NUMERICS and not (root / RECORDS / spec.folder).exists()
         if new and known_protocol(registry, spec.protocol.name):
             yield (
-                f"{run.path} was trained with numerics {spec.numerics}; runs of this version have {NUMERICS} and another "
-                f"row, and `verify --retrain` cannot reproduce it. To train it again: {_again(run, spec, registry)}"
+                f"{run.path} was trained with numerics {spec.numerics}. Runs of this version have {NUMERICS} and "
+                f"another row, and `verify --retrain` cannot reproduce it. Train it again: {_again(run, spec, registry)}"
             )
 
 

@@ -150,7 +150,7 @@ class Registry:
         return f": it is a family of measures; name one: {', '.join(members)}" if members else ""
 
     def _versions(self, name: str) -> str:
-        """`; type NAME for the version in force, or NAME@1.0` for NAME@VERSION of a protocol that has other versions."""
+        """`; type NAME for the version in force, or NAME@1.0` for NAME@VERSION of a protocol with other versions."""
         own, at, _ = name.partition("@")
         known = sorted(each for each in self._protocols if at and each.partition("@")[0] == own)
         told = [f"{own} for the version in force" if each == own else each for each in known]

@@ -136,7 +136,7 @@ def test_claims_name_the_boards_without_active_entries(command, tmp_path):
     (root / "records").mkdir()
     (root / "board.json").write_text(Leaderboard(boards=()).model_dump_json())
     claims = ("leaderboard", "claims", "--leaderboard", root)
-    assert "board.json has no boards, so no claim can be tested; `robflat-bench leaderboard submit" in command(*claims).err
+    assert "board.json has no boards, so no claim can be tested; `robflat-bench" in command(*claims).err
     command("leaderboard", "build", "--leaderboard", root, "--site", tmp_path / "site")
     said = "cifar10-linf has no active entries, so no claim can be tested there; `robflat-bench leaderboard submit"
     assert said in command(*claims).err

@@ -224,7 +224,8 @@ EARLIER = "cifar10-mini@1.0"
 
 
 def again(method, *settings):
-    return rf"robflat-bench run --method {method} --protocol cifar10-mini --seed 1 {' '.join(settings)}--store \S+/runs`"
+    options = f"--method {method} --protocol cifar10-mini --seed 1 {' '.join(settings)}"
+    return rf"robflat-bench run {options}--store \S+/runs`"
 
 
 @pytest.mark.parametrize("settings", [(), ("--set recipe.weight_decay=0.005 ",)])
@@ -242,7 +243,7 @@ def test_a_run_with_earlier_numerics_is_packed_and_says_how_to_train_it_again(tm
     run = fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini")
     monkeypatch.undo()
     line = ("leaderboard", "submit", run.path, "--leaderboard", tmp_path / "leaderboard")
-    told = rf"numerics {NUMERICS - 1}; runs of this version have {NUMERICS} .* again: `{again('at')}"
+    told = rf"numerics {NUMERICS - 1}\. Runs of this version have {NUMERICS} .* again: `{again('at')}"
     done = command(*line)
     assert done.code == 0
     assert re.search(told, done.err)
