@@ -56,10 +56,9 @@ def earlier_numerics(root: Path, runs: Sequence[RunFolder], registry: Registry) 
         spec = run.record().spec
         new = spec.numerics < NUMERICS and not (root / RECORDS / spec.folder).exists()
         if new and known_protocol(registry, spec.protocol.name):
-            yield (
-                f"{run.path} was trained with numerics {spec.numerics}. Runs of this version have {NUMERICS} and "
-                f"another row, and `verify --retrain` cannot reproduce it. Train it again: {_again(run, spec, registry)}"
-            )
+            why = f"runs of this version have {NUMERICS} and another row, and `verify --retrain` cannot reproduce it"
+            again = _again(run, spec, registry)
+            yield f"{run.path} was trained with numerics {spec.numerics}: {why}. Train it again: {again}"
 
 
 def _check_version(run: RunFolder, spec: RunSpec, registry: Registry) -> None:
