@@ -37,7 +37,7 @@ def script(tmp_path):
             env={"PATH": os.environ["PATH"], **made, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 
