@@ -7,7 +7,7 @@
 #
 #     gpu.json            images/s, the fraction of the matmul peak, the time of every measure
 #     run.log             the run's own lines
-#     run.tar.gz-*        the store, in parts of at most 15 MB, from which the run continues anywhere
+#     run.tar.gz-*        the store, in parts of at most 15 MiB, from which the run continues anywhere
 #
 # EARLIER is the OUT of an earlier call: the run continues from its parts.
 # PYTHON, PROTOCOL, METHOD, SEED, DEVICE, MINUTES and STORE have defaults. On a CPU, whether it all works:

@@ -104,7 +104,8 @@ def regret(sample: Sample, measure: int = 0) -> Floats:
 
 
 def hit(sample: Sample) -> Floats:
-    """1 where fewer than 20 % of the models have a lower y than the model with the lowest x, else 0."""
+    """1 where fewer than 20 % of the models have a lower y than the model with the lowest x, else 0; of several models
+    with the lowest x: the share of those with 1."""
     lower = sample.weights @ (sample.zoo.signs[1] > 0).T
     among_best = 5 * lower < sample.weights.sum(axis=1, keepdims=True)
     defined = (sample.weights @ np.abs(sample.zoo.signs[1])).max(axis=1) > 0

@@ -228,9 +228,12 @@ STATISTICS: dict[str, _Kind] = {
     ),
     "regret": _Kind(
         on.regret,
-        "Where 0 is the best and 1 the worst target of all methods: the target of the method with the lowest measure.",
+        "Where 0 is the best and 1 the worst target of all methods: the target of the method with the lowest measure; "
+        "where several have it, the mean of theirs.",
     ),
     "top-20-hit": _Kind(
-        on.hit, "1 if the method with the lowest measure is among the 20 % of methods with the lowest target, else 0."
+        on.hit,
+        "1 if the method with the lowest measure is among the 20 % of methods with the lowest target, else 0; where "
+        "several methods have the lowest measure, the share of them that is.",
     ),
 }

@@ -35,7 +35,8 @@ class Prior:
     ----------
     freedom : d_0, the degrees of freedom that each method borrows.
     variance : s_0^2.
-    pooled : the sum of all d: s_0^2 is estimated from so many degrees of freedom, and no test has more.
+    pooled : the degrees of freedom that s_0^2 is estimated from: the sum of d over the variances above 0. No test has
+        more (as in limma).
     """
 
     freedom: float
@@ -55,8 +56,8 @@ def estimated_prior(variances: Floats, freedom: Floats) -> Prior:
     """The prior of the observed seed variances, [M], with degrees of freedom [M], at least 1.
 
     s_0^2 is its maximum-likelihood estimate; d_0 is the lower end of its 95 % interval, so that a few methods that look
-    alike by chance borrow little. A variance of 0 says only that it is below what outcomes resolve: it is left out
-    here, and moderated like the others. Where all are 0, the prior is `ALONE`.
+    alike by chance borrow little. A variance of 0 says only that it is below what outcomes resolve: neither estimate
+    nor `pooled` counts it, and it is moderated like the others. Where all are 0, the prior is `ALONE`.
     """
     positive = variances > 0
     if not positive.any():
@@ -66,7 +67,7 @@ def estimated_prior(variances: Floats, freedom: Floats) -> Prior:
     log_scale, likelihood = _profile(s2 / s2[-1], d)
     best = int(likelihood.argmax())
     lower = int(np.flatnonzero(2 * (likelihood[best] - likelihood) <= DOUBT)[0])
-    return Prior(float(FREEDOMS[lower]), float(s2[-1] * math.exp(log_scale[best])), float(freedom.sum()))
+    return Prior(float(FREEDOMS[lower]), float(s2[-1] * math.exp(log_scale[best])), float(d.sum()))
 
 
 def _profile(s2: Floats, d: Floats) -> tuple[Floats, Floats]:

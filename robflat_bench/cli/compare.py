@@ -45,7 +45,7 @@ def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: P
     from robflat_bench.leaderboard.rows import group_seeds
 
     registry = output.registry()
-    rows = group_seeds(boards.own_runs(store, registry, [protocol]))
+    rows = group_seeds(boards.own_runs(store, registry, boards.admitted(registry, [protocol])))
     one, other = (_row(rows, name, f"under {protocol} in {store}") for name in (a, b))
     measured = [row.networks[0][checkpoint].measures for row in (one, other)]
     measures = [name for name in measured[0] if name in measured[1]]
@@ -124,7 +124,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
     if target not in TARGETS:
         raise UsageError(f"unknown target '{target}'; there are {', '.join(TARGETS)}")
     registry = output.registry()
-    runs = boards.own_runs(store, registry, [protocol])
+    runs = boards.own_runs(store, registry, boards.admitted(registry, [protocol]))
     correlations = [
         one
         for board in build_leaderboard(runs, store, registry).boards
@@ -164,7 +164,7 @@ def report_methods(protocols: tuple[str, ...], style: str, store: Path) -> None:
     from robflat_bench.leaderboard.build import build_leaderboard
 
     registry = output.registry()
-    runs = boards.own_runs(store, registry, protocols)
+    runs = boards.own_runs(store, registry, boards.admitted(registry, protocols))
     made = [board for board in build_leaderboard(runs, store, registry).boards if board.rows]
 
     def texts() -> Iterator[str]:

@@ -19,6 +19,8 @@ root_option = click.option(
 )
 site_option = click.option("--site", type=PATH, default=Path("site"), show_default=True, help="Folder of the pages.")
 
+SUBMIT = "`robflat-bench leaderboard submit RUN` adds a finished run"
+
 
 @click.group(no_args_is_help=False)
 def leaderboard() -> None:
@@ -45,7 +47,7 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
         if not root.exists():
             output.note(f"there is no folder {root} here, so only your own runs count; name it with --leaderboard DIR")
         if not filled:
-            output.note(f"{root} ranks no runs yet; `robflat-bench leaderboard submit RUN` adds a finished run")
+            output.note(f"{root} ranks no runs yet; {SUBMIT}")
 
     output.report({**found.leaderboard.model_dump(mode="json"), "boards": found.boards}, parts())
 
@@ -57,6 +59,7 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
 def show_claims(names: tuple[str, ...], root: Path) -> None:
     """Print what the committed board.json says to each claim of the paper and to each objection."""
     from robflat_bench.core import UsageError
+    from robflat_bench.leaderboard.claims import LEGEND
     from robflat_bench.leaderboard.model import Leaderboard
     from robflat_bench.records.store import read_record
 
@@ -67,15 +70,19 @@ def show_claims(names: tuple[str, ...], root: Path) -> None:
     if unknown := sorted({*names} - {board.id for board in found}):
         known = ", ".join(board.id for board in found)
         raise UsageError(f"{file} has no board {unknown[0]!r:.80}; its boards are {known}")
-    chosen = [board for board in found if (board.id in names or not names) and board.claims]
+    asked = [board for board in found if board.id in names or not names]
+    chosen = [board for board in asked if board.claims]
+    empty = [board.id for board in asked if not board.claims and (names or not chosen)]
 
     def parts() -> Iterator[Grid | str]:
         for board in chosen:
             yield grid(f"{board.id} {board.version}", *boards.claims_table(board))
         if chosen:
-            yield boards.CLAIMS_LEGEND
-        else:
-            output.note(f"no board of {file} has runs, so no claim can be tested")
+            yield LEGEND
+        for name in empty:
+            output.note(f"{name} has no active entries, so no claim can be tested there; {SUBMIT}")
+        if not asked:
+            output.note(f"{file} has no boards, so no claim can be tested; {SUBMIT}")
 
     document = [{"board": board.id, "version": board.version, "claims": board.claims} for board in chosen]
     output.report(document, parts())
@@ -90,7 +97,7 @@ def show_claims(names: tuple[str, ...], root: Path) -> None:
 def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     """Pack each RUN (a folder, or a key or its beginning; '*': all finished ones) as an entry of the leaderboard."""
     from robflat_bench.core import UsageError
-    from robflat_bench.leaderboard.submit import add_entries
+    from robflat_bench.leaderboard.submit import add_entries, earlier_numerics
     from robflat_bench.records.store import Store
 
     registry = output.registry()
@@ -99,10 +106,13 @@ def submit_runs(runs: tuple[str, ...], store: Path, root: Path) -> None:
     if not named:
         raise UsageError(f"{store} has no finished run to submit; `robflat-bench results ls --store DIR` lists a store")
     chosen = {run.path.resolve(): run for run in named}
+    earlier = [*earlier_numerics(root, [*chosen.values()], registry)]
     packed = add_entries(root, [*chosen.values()], registry, _today())
 
     def lines() -> Iterator[str]:
         yield from map(str, packed)
+        for line in earlier:
+            output.note(line)
         if output.plugin_files():
             output.note("this leaderboard can be checked and built only with these plugin files: send them along")
         output.note(
@@ -131,7 +141,7 @@ def check_entries(entries: tuple[Path, ...], root: Path) -> None:
         checked = {str(root / entry_place(root, entry)) for entry in entries}
         refused = {place: line for place, line in refused.items() if place in checked}
     if not checked:
-        raise UsageError(f"{root} has nothing to check; `robflat-bench leaderboard submit RUN` adds a finished run")
+        raise UsageError(f"{root} has nothing to check; {SUBMIT}")
     refused = dict(sorted(refused.items()))
     document = {"checked": len(checked), "problems": refused}
     output.report(document, [*refused.values(), f"{len(checked)} checked, {len(refused)} refused"])

@@ -251,16 +251,16 @@ def load(registry: Registry, name: str = DEFAULT, settings: tuple[str, ...] = ()
     return Protocol(label, *same, changed.checksum)
 
 
-def of_version(registry: Registry, name: str, version: str) -> Protocol | None:
-    """The protocol of that name and version in this package or a plugin; None where there is none."""
-    known = named(registry, name, version)
-    return load(registry, known) if known else None
-
-
 def named(registry: Registry, name: str, version: str) -> str:
     """What `--protocol` takes for that name and version: NAME or NAME@VERSION; "" where it is not known."""
     candidates = [known for known in (name, f"{name}@{version}") if registry.has_protocol(known)]
     return next((known for known in candidates if load(registry, known).version == version), "")
+
+
+def recorded(registry: Registry, name: str, version: str) -> str:
+    """What `--protocol` takes for the protocol of a record: `named`, or where that version is not known the version in
+    force; "" where no protocol has the name."""
+    return named(registry, name, version) or (name if registry.has_protocol(name) else "")
 
 
 def _text(registry: Registry, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -137,6 +138,23 @@ def make_spec(
         extra_data=dataset.spare if method.extra_data else "",
         label=f"{method.brief} [{changes}]" if changes else method.brief,
     )
+
+
+def run_options(spec: RunSpec, own: Protocol, known: str) -> list[str]:
+    """Options of `robflat-bench run` that train a spec's method, recipe and seed.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    own : Protocol
+        Its protocol; settings of the recipe that differ from the defaults are named.
+    known : str
+        What `--protocol` takes.
+    """
+    changes = replace(own, recipe=spec.recipe).overrides
+    settings = [part for key, value in changes.items() for part in ("--set", f"recipe.{key}={value}")]
+    return ["--method", spec.method, "--protocol", known, "--seed", str(spec.seed), *settings]
 
 
 def _check_trainable(protocol: Protocol, method: Composed, dataset: DatasetRef, helped: tuple[str, ...]) -> None:

@@ -123,6 +123,9 @@ class Training:
 class InnerAttack(ABC):
     """The recipe's training attack with this step's random numbers.
 
+    What it calls (`objective`, `moving`) must not write the model's weights, not through `weight.data` either: an
+    attack prepares copies of them, and a step after the change could follow the gradient of the old weights.
+
     Attributes
     ----------
     epsilon: radius, in pixels of [0,1].

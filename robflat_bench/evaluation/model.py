@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.backbones.parts import Normalized, built, check_tensors
-from robflat_bench.config.protocol import Protocol, load, of_version
+from robflat_bench.config.protocol import Protocol, load, recorded
 from robflat_bench.core import ImageShape, UsageError, one_line
 from robflat_bench.evaluation.fitting import (
     OTHER_NETWORK,
@@ -170,10 +170,8 @@ def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
             f"{name} was made under {board.name}, and a run is evaluated under its own protocol; leave out --set "
             f"fixed.*, or evaluate its weights as a file: {folder.weights(checkpoint)}"
         )
-    if board.hash != protocol.hash and (own := of_version(session.registry, board.name, board.version)):
-        protocol = own
-    elif board.hash != protocol.hash and session.registry.has_protocol(board.name):
-        protocol = load(session.registry, board.name)
+    if board.hash != protocol.hash and (known := recorded(session.registry, board.name, board.version)):
+        protocol = load(session.registry, known)
     if board.hash != protocol.hash:
         raise UsageError(
             f"{name} was made under {board.name} {board.version} (hash {board.hash[:8]}), but {protocol.name} "

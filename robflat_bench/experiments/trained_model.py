@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName, named
+from robflat_bench.config.spec import run_options
 from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
@@ -164,13 +165,10 @@ def kept_epochs(registry: Registry, protocol: Protocol, home: Path) -> list[str]
 
 def _rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     """The command that trains a run again and keeps checkpoints."""
-    record = RunFolder(home).record()
-    defaults = protocol.defaults.model_dump(mode="json")
-    recipe = record.spec.recipe.model_dump(mode="json")
     file = named(registry, protocol.name, protocol.version) or "FILE.toml"
-    words = ["robflat-bench", "run", "--method", compose(registry, record.method).brief, "--protocol", file]
-    words += ["--seed", str(record.seed)]
-    words += [word for k, v in recipe.items() if v != defaults[k] for word in ("--set", f"recipe.{k}={v}")]
+    spec = RunFolder(home).record().spec
+    brief = spec.model_copy(update={"method": compose(registry, spec.method).brief})
+    words = ["robflat-bench", "run", *run_options(brief, protocol, file)]
     # home is <store>/<protocol>/<label>/seed-<n>-<key>
     return shlex.join([*words, "--store", str(home.parents[2]), "--keep-every", "5", "--fresh"])
 

@@ -60,19 +60,16 @@ class Standings:
         ------
         CheckFailed
             An entry or a record cannot be trusted.
+        UsageError
+            There is no such protocol, or two of them are versions of one.
         """
-        from robflat_bench.config.protocol import load
         from robflat_bench.leaderboard.build import build_leaderboard
 
         committed = checked_entries(root, registry) if root.exists() else []  # before a protocol stands for another
-        asked = {(one.name, one.hash) for one in [load(registry, text) for text in protocols]}
-        names, hashes = {name for name, _ in asked}, {content for _, content in asked}
-        if len(names) < len(asked):
-            raise UsageError("two versions of one protocol have two boards; name one of them with --protocol")
-        for text in protocols:
-            admitted(registry, text)
+        asked = admitted(registry, protocols)
+        names, hashes = {one.name for one in asked}, {one.hash for one in asked}
         known = {one.record.key: one.record.outcomes for one in committed if one.entry.status == "active"}
-        found = own_runs(store, registry, protocols) if store else []
+        found = own_runs(store, registry, asked) if store else []
         own = [one for one in found if one.record.key not in known]
         same = [known[one.record.key] == one.record.outcomes for one in found if one.record.key in known]
         if same:
@@ -106,29 +103,36 @@ def checked_entries(root: Path, registry: Registry) -> list[Submission]:
     return found
 
 
-def admitted(registry: Registry, name: str) -> Protocol:
-    """Load a protocol by name, NAME@VERSION or file; afterwards it is known by its name without a version."""
+def admitted(registry: Registry, names: Sequence[str]) -> list[Protocol]:
+    """Load protocols by name, NAME@VERSION or file; afterwards each is known by its name without a version.
+
+    Raises UsageError where two of them have one name and different boards.
+    """
     from robflat_bench.config.protocol import load
     from robflat_bench.leaderboard.entry_checks import known_protocol
 
-    found = load(registry, name)
-    if name != found.name:
-        registry.admit_protocol(found.name, registry.protocol_file(name) if registry.has_protocol(name) else Path(name))
-        known_protocol.cache_clear()
+    found = [load(registry, name) for name in names]
+    if len({one.name for one in found}) < len({(one.name, one.hash) for one in found}):
+        raise UsageError("two versions of one protocol have two boards; name one of them with --protocol")
+    for name, one in zip(names, found, strict=True):
+        if name != one.name:
+            file = registry.protocol_file(name) if registry.has_protocol(name) else Path(name)
+            registry.admit_protocol(one.name, file)
+            known_protocol.cache_clear()
     return found
 
 
-def own_runs(store: Path, registry: Registry, names: Sequence[str]) -> list[Submission]:
-    """The finished runs of a store under these protocols (names or files; none: all that are known here).
+def own_runs(store: Path, registry: Registry, asked: Sequence[Protocol]) -> list[Submission]:
+    """The finished runs of a store under these protocols, which are `admitted` (none: all that are known here).
 
     Runs under unknown protocols are named in a line on stderr, unless protocols were chosen and have runs.
     """
     from robflat_bench.leaderboard.entries import store_submissions
 
-    hashes = {admitted(registry, name).hash for name in names}
+    hashes = {one.hash for one in asked}
     found, others = store_submissions(store, registry)
-    chosen = [run for run in found if not names or run.record.protocol.hash in hashes]
-    if others and (not names or not chosen):
+    chosen = [run for run in found if not asked or run.record.protocol.hash in hashes]
+    if others and (not asked or not chosen):
         listed = ", ".join(f"{count} under {name}" for name, count in sorted(others.items()))
         add = "add --protocol NAME@VERSION or --protocol FILE.toml"
         note(f"left out, since their protocol is not known here: in {store} {listed}; {add}")
@@ -163,12 +167,6 @@ def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Ce
         values = [_value(row, quantity, board, ranked=quantity is shown[0]) for quantity in shown]
         rows.append([rank, row.label + version + mark, str(len(row.runs)), *values])
     return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows
-
-
-CLAIMS_LEGEND = (
-    "C1 to C8: the paper's claims; O1 to O4: objections to it. Supported, contradicted: the whole 95 % interval, in "
-    "brackets, is above or below the claimed threshold; undecided: it holds the threshold"
-)
 
 
 def claims_table(board: Board) -> tuple[list[str], Cells]:

@@ -104,12 +104,15 @@ def found(registry: Registry, name: str) -> Description:
     if wanted not in ("", *entries):
         raise UsageError(f"'{wanted}' is not a kind; there are {', '.join(entries)}")
     kinds: Any = [kind for kind, (names, _) in entries.items() if wanted in ("", kind) and short in names]
+    if "@" in short and wanted in ("", "protocol"):  # only protocols have versions; the catalogue lists those in force
+        kinds = ["protocol"]
     if not kinds:
         if registry.plugins.broken and wanted not in _OWN:  # the message names the plugin that may have it
             registry.get(wanted or "method", short)  # type: ignore[arg-type]
-        known = [known for names, _ in entries.values() for known in names]
+        known = [known for kind, (names, _) in entries.items() if wanted in ("", kind) for known in names]
         hint = registry.family(short) or did_you_mean(short, known)
-        raise UsageError(f"nothing is called '{short}'{hint}; see `robflat-bench list`")
+        what = f"no {wanted}" if wanted else "nothing"
+        raise UsageError(f"{what} is called '{short}'{hint}; see `robflat-bench list`")
     if len(kinds) > 1:
         raise UsageError(f"'{short}' is " + " and ".join(f"{kind}:{short}" for kind in kinds) + "; name one of them")
     row = Description(entries[kinds[0]][1](short))

@@ -113,15 +113,14 @@ def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:
 
 def _next_lines(registry: Registry, folder: RunFolder, record: RunRecord) -> Iterator[str]:
     """Whether a board ranks a run, and the lines to type next."""
-    from robflat_bench.config.protocol import DEFAULT, named
+    from robflat_bench.config.protocol import DEFAULT, recorded
 
     spec, store = record.spec, folder.path.parents[2]
-    protocol = named(registry, spec.protocol.name, spec.protocol.version) or spec.protocol.name
-    options = ["--protocol", protocol] if protocol != DEFAULT else []
+    protocol = recorded(registry, spec.protocol.name, spec.protocol.version)
+    options = ["--protocol", protocol] if protocol not in ("", DEFAULT) else []
     options += ["--store", str(store)] if store != Path("runs") else []
-    if spec.protocol.name not in registry.protocols:
+    if not protocol:
         yield f"not ranked: {spec.protocol.name} is no protocol of `robflat-bench list protocols`; next"
-        options = options[2:]
         lines = [["results", "show", record.key[:8]]]
     else:
         yield "no ranking follows from one run: boards rank three seeds; next, the same command with another --seed, or"

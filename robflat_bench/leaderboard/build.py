@@ -26,14 +26,14 @@ from robflat_bench.registry.registry import Registry
 
 
 def build_leaderboard(submissions: Sequence[Submission], root: Path, registry: Registry) -> Leaderboard:
-    """Every board with a submission, or with reference rows below `root`; boards with a ranking come first.
+    """Every board with an entry, superseded and retracted ones included, or with reference rows below `root`; boards
+    with a ranking come first.
 
     Raises CheckFailed where two active entries are the same row and seed, or call different data canonical.
     """
     boards: dict[str, list[Submission]] = {path.stem: [] for path in (root / REFERENCES).glob("*.toml")}
     for submission in submissions:
-        if submission.entry.status == "active":
-            boards.setdefault(board_id(submission), []).append(submission)
+        boards.setdefault(board_id(submission), []).append(submission)
     made = [_board(name, found, root, registry) for name, found in boards.items()]
     return Leaderboard(
         boards=tuple(sorted(made, key=lambda one: (not any(row.places for row in one.rows), not one.rows, one.id))),
@@ -48,14 +48,16 @@ def board_id(submission: Submission) -> str:
     return protocol.name if dataset.canonical else f"{protocol.name}-{dataset.checksum[:8]}"
 
 
-def _board(name: str, submissions: Sequence[Submission], root: Path, registry: Registry) -> Board:
-    records = [submission.record for submission in submissions]
-    protocol = known_protocol(registry, records[0].protocol.name if records else name)
+def _board(name: str, entries: Sequence[Submission], root: Path, registry: Registry) -> Board:
+    submissions = [one for one in entries if one.entry.status == "active"]
+    own = [one for one in entries if not one.record.dataset.canonical]  # canonical data may be an earlier version's
+    datasets = [one.record.dataset for one in submissions or own]
+    protocol = known_protocol(registry, entries[0].record.protocol.name if entries else name)
     if protocol is None:  # entries are checked before, so this is a file of references
         known = ", ".join(registry.protocols)
         raise CheckFailed(f"{root / REFERENCES / name}.toml is named after no known protocol. Known are: {known}")
     for submission in submissions:
-        if submission.record.dataset.checksum != records[0].dataset.checksum:
+        if submission.record.dataset.checksum != datasets[0].checksum:
             both = f"{submission.folder} and {submissions[0].folder}"
             raise CheckFailed(f"{both} call different data canonical: their dataset checksums differ")
     fixed = protocol.fixed
@@ -70,8 +72,8 @@ def _board(name: str, submissions: Sequence[Submission], root: Path, registry: R
         version=protocol.version,
         hash=protocol.hash,
         summary=protocol.summary,
-        dataset=records[0].dataset.origin if records else fixed.data.dataset,
-        canonical=records[0].dataset.canonical if records else True,
+        dataset=datasets[0].origin if datasets else fixed.data.dataset,
+        canonical=datasets[0].canonical if datasets else True,
         epsilon=fixed.threat.epsilon,
         backbone=fixed.backbone,
         checkpoint=RANKED_AT,

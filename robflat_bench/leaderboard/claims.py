@@ -1,10 +1,7 @@
 """The claims of the paper, C1 to C8, and objections to it, O1 to O4, decided by rules that all boards share.
 
 `CLAIMS` is the table of rules: what is claimed, where, what is measured, above which threshold. `claim_evidence.py`
-computes the numbers from committed records of methods with at least three seeds. A number is supported if its whole
-95 % interval lies above the threshold, contradicted if it lies below, undecided if it holds the threshold, and not
-testable without an interval. A claim of several numbers is contradicted if one of them is, supported if all are, not
-testable if all are, otherwise undecided.
+computes the numbers from committed records of methods with at least three seeds. `LEGEND` says how numbers decide.
 """
 
 from __future__ import annotations
@@ -18,6 +15,12 @@ from robflat_bench.leaderboard.claim_facts import Evidence, Facts
 from robflat_bench.leaderboard.model import BoardColumn, BoardRow, Claim, ClaimPart, Correlation, Verdict
 from robflat_bench.leaderboard.rows import SeedGroup
 
+LEGEND = (
+    "C1 to C8 are claims of the paper, O1 to O4 objections to it. A number is supported or contradicted if its whole "
+    "95 % interval, in brackets, is above or below the claimed threshold; undecided if the interval holds the "
+    "threshold; not testable without an interval. A claim of several numbers is contradicted if one of them is, "
+    "supported if all are, not testable if all are, and otherwise undecided."
+)
 PAPER = "Stutz, Hein, Schiele: ICCV 2021 (arXiv 2104.04448)"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robflat_bench import NUMERICS
-from robflat_bench.config.protocol import Attacked, Measured, Protocol, load, of_version
+from robflat_bench.config.protocol import Attacked, Measured, Protocol, load, recorded
 from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec
 from robflat_bench.core import RobflatError
 from robflat_bench.leaderboard.derived import training_problems
@@ -36,23 +36,24 @@ def known_protocol(registry: Registry, name: str) -> Protocol | None:
 
 @lru_cache(maxsize=64)
 def _protocol_of(registry: Registry, ref: ProtocolRef) -> Protocol | None:
-    """The protocol of that name and version; the one in force where that version is unknown."""
-    return of_version(registry, ref.name, ref.version) or known_protocol(registry, ref.name)
+    """The protocol of a record; None where none is known (`recorded`)."""
+    known = recorded(registry, ref.name, ref.version)
+    return load(registry, known) if known else None
 
 
 def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes, active: bool) -> Iterator[str]:
     """Ways in which a record is not a complete run under a known protocol, for an active entry the one in force."""
     ref = record.protocol
-    protocol = _protocol_of(registry, ref)
-    if protocol is None:
+    protocol, now = _protocol_of(registry, ref), known_protocol(registry, ref.name)
+    if protocol is None or now is None:
         yield f"there is no protocol {ref.name!r}; there are {', '.join(registry.protocols)}"
         return
     if (ref.version, ref.hash) != (protocol.version, protocol.hash):
         board = f"{protocol.version} ({protocol.hash[:8]})"
         yield f"made under {ref.name} {ref.version} ({ref.hash[:8]}); the board's is {board}"
         return
-    if active and protocol != (now := known_protocol(registry, ref.name)):
-        yield f"made under {ref.name} {ref.version}, which version {now.version if now else 'none'} replaces; {MARK}"
+    if active and protocol != now:
+        yield f"made under {ref.name} {ref.version}, which version {now.version} replaces; {MARK}"
         return
     yield from _spec_problems(registry, record.spec)
     dataset = record.dataset

@@ -208,6 +208,11 @@ class Claim(Strict):
     sentence: str
     parts: tuple[ClaimPart, ...]
 
+    @property
+    def evidence(self) -> str:
+        """The sentence without its verdict."""
+        return self.sentence.removeprefix(f"{self.verdict.capitalize()}: ")
+
 
 class Reference(Strict):
     """A number published elsewhere; never ranked."""

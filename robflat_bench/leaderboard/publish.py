@@ -44,12 +44,11 @@ def read_leaderboard(root: Path, registry: Registry) -> tuple[list[Submission], 
     if not root.is_dir():
         raise UsageError(f"there is no folder {root} here; change to a clone, or name it with --leaderboard DIR")
     found, problems = read_entries(root, registry)
-    boards = {board_id(one) for one in found if one.entry.status == "active"}
-    return found, [*problems, *_document_problems(root, registry, boards)]
+    return found, [*problems, *_document_problems(root, registry, {board_id(one) for one in found})]
 
 
 def _document_problems(root: Path, registry: Registry, boards: set[str]) -> Iterator[Problem]:
-    """What is wrong with references, pages and experiment documents. boards: with an active entry."""
+    """What is wrong with references, pages and experiment documents. boards: with an entry."""
     files = [root / each.place for each in walk(root) if not each.problem and not each.entry]
     boards |= {file.stem for file in files if file.parent.name == REFERENCES}
     for file in files:

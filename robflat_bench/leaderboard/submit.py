@@ -7,15 +7,19 @@ rename for each entry then moves it to its place.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from robflat_bench import NUMERICS
+from robflat_bench.config.protocol import load, recorded
+from robflat_bench.config.spec import RunSpec, run_options
 from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.leaderboard.entries import Entry, read_entries, read_entry, write_entry
-from robflat_bench.leaderboard.entry_checks import twin_problems
+from robflat_bench.leaderboard.entry_checks import known_protocol, twin_problems
 from robflat_bench.leaderboard.tree import MAX_OUTCOMES, RECORDS
 from robflat_bench.records import record as records
 from robflat_bench.records.removal import TEMPORARY
@@ -45,6 +49,40 @@ def add_entries(root: Path, runs: Sequence[RunFolder], registry: Registry, today
     return [root / place for place in places]
 
 
+def earlier_numerics(root: Path, runs: Sequence[RunFolder], registry: Registry) -> Iterator[str]:
+    """A line for each run that was trained with earlier numerics and is no entry of `root` yet: the board will have it,
+    in a row without today's runs. The line ends with the command that trains it again."""
+    for run in runs:
+        spec = run.record().spec
+        new = spec.numerics < NUMERICS and not (root / RECORDS / spec.folder).exists()
+        if new and known_protocol(registry, spec.protocol.name):
+            why = f"runs of this version have {NUMERICS} and another row, and `verify --retrain` cannot reproduce it"
+            again = _again(run, spec, registry)
+            yield f"{run.path} was trained with numerics {spec.numerics}: {why}. Train it again: {again}"
+
+
+def _check_version(run: RunFolder, spec: RunSpec, registry: Registry) -> None:
+    """Raise CheckFailed where a later version of the run's protocol is in force."""
+    ref, now = spec.protocol, known_protocol(registry, spec.protocol.name)
+    if now and _order(ref.version) < _order(now.version):
+        raise CheckFailed(
+            f"{run.path} was made under {ref.name} {ref.version}, which version {now.version} replaces. Train it again "
+            f"under that one: {_again(run, spec, registry)}"
+        )
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _again(run: RunFolder, spec: RunSpec, registry: Registry) -> str:
+    """The command that trains a run's method, recipe and seed under the version of its protocol that is in force."""
+    ref = spec.protocol
+    options = run_options(spec, load(registry, recorded(registry, ref.name, ref.version)), ref.name)
+    # its folder is <store>/<protocol>/<label>/seed-<n>-<key>
+    return f"`{shlex.join(['robflat-bench', 'run', *options, '--store', str(run.path.parents[2])])}`"
+
+
 def _nearest(root: Path) -> Path:
     """`root`, or the first folder above it that exists: a place on the same disk."""
     return next(folder for folder in (root, *Path(os.path.abspath(root)).parents) if folder.exists())
@@ -68,6 +106,8 @@ def _pack(stage: Path, root: Path, run: RunFolder, registry: Registry, today: st
             raise CheckFailed(f"{known} holds another record of this run. To replace it, remove that folder first")
         entry = before
         shutil.copytree(known, folder)
+    else:
+        _check_version(run, record.spec, registry)
     files = {"record.json": raw, "outcomes.npz": regular_bytes(run.outcomes_file, MAX_OUTCOMES)}
     for evaluation, _ in run.evaluations():
         if {*evaluation.results} <= {*record.results}:  # those of other checkpoints say nothing about the entry

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from robflat_bench.config.protocol import load, named
+from robflat_bench.config.protocol import load, recorded
+from robflat_bench.config.spec import run_options
 from robflat_bench.core import CheckFailed, RunFailed
 from robflat_bench.leaderboard.agreement import Disagreement, agreement, training_agreement
 from robflat_bench.leaderboard.child import run_child
@@ -66,11 +66,8 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
     """
     spec = entry.record.spec
     known = _protocol(registry, entry)
-    protocol = load(registry, known)
-    changes = replace(protocol, recipe=spec.recipe).overrides
-    settings = [part for key, value in changes.items() for part in ("--set", f"recipe.{key}={value}")]
+    row = run_options(spec, load(registry, known), known)
     with tempfile.TemporaryDirectory() as store:
-        row = ["--method", spec.method, "--protocol", known, "--seed", str(spec.seed), *settings]
         _harness("run", *row, "--store", store, *options)
         run = RunFolder(Path(store) / spec.folder)
         if not run.record_file.is_file():
@@ -80,9 +77,9 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
 
 
 def _protocol(registry: Registry, entry: Submission) -> str:
-    """What `--protocol` takes for the entry's protocol; its name where its version is not known."""
+    """What `--protocol` takes for the entry's protocol."""
     ref = entry.record.protocol
-    return named(registry, ref.name, ref.version) or ref.name
+    return recorded(registry, ref.name, ref.version)
 
 
 def _harness(*arguments: str) -> None:

@@ -131,7 +131,7 @@ class Registry:
             traces = "\n".join(f"{broken}\n{broken.trace}" for broken in self.plugins.broken)
             hint = did_you_mean(name, known)
             return PluginError(f"{message}{hint}; it may belong to a plugin that is broken:\n{traces}")
-        if hint := self._kind(name) or self.family(name):
+        if hint := self._kind(name) or self.family(name) or self._versions(name):
             return UsageError(message + hint)
         files = f"; your own {what} needs --plugin FILE.py" if what in KINDS else ""
         return UsageError(f"{message}{did_you_mean(name, known)}; see `robflat-bench list {what}s`{files}")
@@ -148,6 +148,13 @@ class Registry:
         """`: it is a family of measures, ...` for a family's name; else the empty string."""
         members = [offer.info.name for offer in self.offers("measure") if name in offer.info.factory.split(".")[:-1]]
         return f": it is a family of measures; name one: {', '.join(members)}" if members else ""
+
+    def _versions(self, name: str) -> str:
+        """`; type NAME for the version in force, or NAME@1.0` for NAME@VERSION of a protocol with other versions."""
+        own, at, _ = name.partition("@")
+        known = sorted(each for each in self._protocols if at and each.partition("@")[0] == own)
+        told = [f"{own} for the version in force" if each == own else each for each in known]
+        return f"; type {', or '.join(told)}" if told else ""
 
     def parameters(self, kind: Kind, name: str) -> list[str]:
         """The names of a component's parameters; none where nobody offers it."""
@@ -175,6 +182,12 @@ class Registry:
         if others:
             raise _twice("protocol", name, [provider, *(other for _, other in others)])
         return file.read_text("utf-8"), provider
+
+    def offered_protocols(self, distribution: str) -> list[str]:
+        """Names of the protocols that a plugin offers, with earlier versions, sorted."""
+        return sorted(
+            name for name, files in self._protocols.items() for _, who in files if who.distribution == distribution
+        )
 
     def protocol_file(self, name: str) -> Traversable:
         """The TOML file of a protocol that it has."""

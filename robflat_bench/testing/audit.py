@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from robflat_bench import api
+from robflat_bench.config.protocol import load
 from robflat_bench.core import PROJECT, RobflatError, UsageError
 from robflat_bench.registry.plugins import Broken, Provider, normalized
 from robflat_bench.registry.registry import Offer, Registry, discover
@@ -149,10 +151,23 @@ def check_hooks(plugin: AuditedPlugin) -> None:
 
 
 def check_names(plugin: AuditedPlugin) -> None:
-    """It is the only plugin that offers its components and protocols, and offers each once."""
-    offered = {line: line.rpartition(" by ")[2].split(" and ") for line in plugin.registry.duplicates()}
+    """It is the only plugin that offers its components and protocols, and offers each once. Its protocols are valid,
+    each file is called after its content, and no earlier version equals the one in force."""
+    registry = plugin.registry
+    offered = {line: line.rpartition(" by ")[2].split(" and ") for line in registry.duplicates()}
     if clashes := [line for line, owners in offered.items() if plugin.name in owners]:
         raise CheckFailure("; ".join(clashes))
+    for name in registry.offered_protocols(plugin.name):
+        own = name.partition("@")[0]
+        try:
+            found = load(registry, name)
+            if not registry.has_protocol(own):
+                raise CheckFailure(f"{name}.toml is an earlier version of no protocol: call the file {own}.toml")
+            if name != own and found.version == load(registry, own).version:
+                both = f"{own}.toml and {name}.toml are both version {found.version}"
+                raise CheckFailure(f"{both}: raise `version` in {own}.toml, or remove one of the files")
+        except RobflatError as error:
+            raise CheckFailure(str(error)) from None
 
 
 def check_import(plugin: AuditedPlugin) -> None:
@@ -205,6 +220,9 @@ def find_plugin(name: str) -> AuditedPlugin:
         if not file.is_file():
             raise UsageError(f"{file}: no such file; give the path of a Python file, or the name of a distribution")
         return AuditedPlugin(file.name, "file", None, discover((file,)), ())
+    if name.endswith(".toml"):
+        plan = shlex.join(["robflat-bench", "run", "--method", "at", "--protocol", name, "--plan"])
+        raise UsageError(f"{name} is no plugin; type `{plan}` to check a protocol")
     wanted = normalized(name)
     distributions = {
         normalized(point.dist.name): point.dist for point in metadata.entry_points(group=PROJECT) if point.dist

@@ -298,6 +298,8 @@ def test_regret_and_hit_by_hand() -> None:
         found = of(zoo([0 if i in picked else 1 + i for i in range(10)], target))
         assert found["regret"].value == pytest.approx(regret)
         assert found["top-20-hit"].value == hit
+    for name in ("regret", "top-20-hit"):
+        assert "where several" in STATISTICS[name].meaning, "the text says what a tie gives"
 
 
 def test_a_measure_that_picks_the_worst_has_regret_1() -> None:

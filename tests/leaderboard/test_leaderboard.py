@@ -9,12 +9,13 @@ import shutil
 import socket
 
 import pytest
-from helpers.fake_records import REGISTRY, fake_run, league
+from helpers.fake_records import REGISTRY, fake_run, league, submitted
 
 from robflat_bench.analysis.correlation import STATISTICS
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.leaderboard import publish
 from robflat_bench.leaderboard.entries import read_entries
+from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.records.quantities import quantity_values
 from robflat_bench.records.store import Store
 
@@ -119,11 +120,30 @@ def test_claims_are_those_of_board_json(command, root, tmp_path):
     page = html.unescape((tmp_path / "site" / "index.html").read_text())
     words = "".join(command("leaderboard", "claims", "--board", "digits-linf", "--leaderboard", root).out.split())
     for one in found[0]["claims"]:
-        assert one["sentence"] in page
+        assert one["sentence"].partition(": ")[2] in page
         assert one["rule"] in page
         assert one["id"] in words
+    assert "Aclaimofseveralnumbersiscontradictedifoneofthemis" in words
     done = command("leaderboard", "claims", "--board", "cifar", "--leaderboard", root)
     assert (done.code, "has no board 'cifar'; its boards are digits-linf" in done.err) == (2, True)
+
+
+def test_claims_name_the_boards_without_active_entries(command, tmp_path):
+    """All boards where none can be tested; else those that were asked for."""
+    root = tmp_path / "leaderboard"
+    (root / "references").mkdir(parents=True)
+    (root / "references" / "cifar10-linf.toml").write_text("")
+    (root / "records").mkdir()
+    (root / "board.json").write_text(Leaderboard(boards=()).model_dump_json())
+    claims = ("leaderboard", "claims", "--leaderboard", root)
+    assert "board.json has no boards, so no claim can be tested; `robflat-bench" in command(*claims).err
+    command("leaderboard", "build", "--leaderboard", root, "--site", tmp_path / "site")
+    said = "cifar10-linf has no active entries, so no claim can be tested there; `robflat-bench leaderboard submit"
+    assert said in command(*claims).err
+    submitted(root, [fake_run(tmp_path / "runs", "at", 1)])
+    command("leaderboard", "build", "--leaderboard", root, "--site", tmp_path / "site")
+    assert command(*claims).err == ""
+    assert said in command(*claims, "--board", "cifar10-linf").err
 
 
 def test_the_page_of_a_run_has_standard_errors_and_n(command, root, store, tmp_path):

@@ -166,9 +166,11 @@ def test_pages_show_the_numbers_of_the_board(made, pages):
 def test_the_first_page_leads_with_the_claims(made, pages):
     text = pages["index.html"].text
     for one in made[0].boards[0].claims:
-        assert text.index(one.sentence) < text.index("Lowest robust error")
+        assert text.index(one.evidence) < text.index("Lowest robust error")
         assert one.rule in text
+        assert one.sentence not in text, "the verdict has a column of its own"
     assert "Not testable here: C2" in text
+    assert "A claim of several numbers is contradicted if one of them is, supported if all are" in text
     (board,) = made[0].boards
     untested = board.model_copy(update={"claims": board.claims[1:]})
     files = render_site(made[0].model_copy(update={"boards": (untested,)}), made[1])

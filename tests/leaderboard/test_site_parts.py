@@ -4,7 +4,8 @@ import pytest
 from helpers import board_fixture
 
 from robflat_bench.leaderboard.model import RowValue
-from robflat_bench.leaderboard.site import cards, figures, svg, words
+from robflat_bench.leaderboard.site import cards, columns, figures, svg, words
+from robflat_bench.records.quantities import QuantityValue
 
 
 def test_every_method_and_modifier_has_an_equation_and_what_cites_a_paper_has_bibtex():
@@ -35,6 +36,16 @@ def test_a_citation_becomes_a_bibtex_entry():
         "  author = {Zhang and others},\n  year = {2019},\n  booktitle = {ICML},\n"
         "  eprint = {1901.08573},\n  archivePrefix = {arXiv}\n}"
     )
+
+
+def test_an_attack_of_an_earlier_version_is_named_by_its_text_alone():
+    board = board_fixture.make()[0].boards[0]
+    attacks = ("pgd(steps=3)", board_fixture.PGD)
+    rows = columns.run_results(board, [QuantityValue("robust_error", of, "test", 0.4, 0.02, 250) for of in attacks])
+    assert [(row.heading, row.of) for row in rows] == [
+        ("Robust error, %", attacks[0]),
+        ("Robust error, %: PGD-20 x 3", attacks[1]),
+    ]
 
 
 def test_regression_and_pareto_lines_of_known_points():

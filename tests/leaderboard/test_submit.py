@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import pytest
 from helpers.fake_records import REGISTRY, fake_evaluation, fake_run, submitted
 from pydantic import ValidationError
 
+from robflat_bench import NUMERICS
+from robflat_bench.config import spec as specs
 from robflat_bench.config.spec import ProtocolRef, RunSpec
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.entries import read_entries
@@ -215,3 +218,33 @@ def test_a_file_in_place_of_the_leaderboard_is_one_line(command, tmp_path, run):
     done = command("leaderboard", "submit", run.path, "--leaderboard", tmp_path / "file")
     assert done.code == 2
     assert "--leaderboard DIR" in done.complaint
+
+
+EARLIER = "cifar10-mini@1.0"
+
+
+def again(method, *settings):
+    options = f"--method {method} --protocol cifar10-mini --seed 1 {' '.join(settings)}"
+    return rf"robflat-bench run {options}--store \S+/runs`"
+
+
+@pytest.mark.parametrize("settings", [(), ("--set recipe.weight_decay=0.005 ",)])
+def test_a_run_under_an_earlier_version_is_answered_with_the_command_that_trains_it_again(tmp_path, root, settings):
+    changes = tuple(text.split()[1] for text in settings)
+    run = fake_run(tmp_path / "runs", "trades", 1, protocol=EARLIER, settings=changes)
+    with pytest.raises(CheckFailed) as refused:
+        add(root, run)
+    assert "made under cifar10-mini 1.0, which version 2.0 replaces. Train it again" in str(refused.value)
+    assert re.search(again(r"'trades\(beta=6.0\)'", *settings), str(refused.value))
+
+
+def test_a_run_with_earlier_numerics_is_packed_and_says_how_to_train_it_again(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(specs, "NUMERICS", NUMERICS - 1)
+    run = fake_run(tmp_path / "runs", "at", 1, protocol="cifar10-mini")
+    monkeypatch.undo()
+    line = ("leaderboard", "submit", run.path, "--leaderboard", tmp_path / "leaderboard")
+    told = rf"numerics {NUMERICS - 1}: runs of this version have {NUMERICS} .* again: `{again('at')}"
+    done = command(*line)
+    assert done.code == 0
+    assert re.search(told, done.err)
+    assert "numerics" not in command(*line).err, "it is an entry already"

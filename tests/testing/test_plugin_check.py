@@ -231,6 +231,44 @@ def test_a_plugin_without_components_says_that_there_is_nothing_for_the_kit(tmp_
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Protocols
+# ---------------------------------------------------------------------------------------------------------
+
+OFFERS = """
+import pathlib
+from robflat_bench.api import hookimpl
+
+@hookimpl
+def robflat_bench_protocols():
+    return sorted(pathlib.Path(__file__).parent.glob("*.toml"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"tiny": "1.1", "tiny@1.0": "1.0"}, ""),
+        ({"tiny": "1.0", "tiny@1.0": "1.0"}, "tiny.toml and tiny@1.0.toml are both version 1.0: raise `version` in"),
+        ({"tiny": "1.1", "tiny@0.9": "1.0"}, "protocol tiny@0.9 calls itself tiny@1.0; rename its file to tiny@1.0"),
+        ({"tiny@1.0": "1.0"}, "tiny@1.0.toml is an earlier version of no protocol: call the file tiny.toml"),
+        ({"tiny": "1.x"}, "protocol tiny: 'version' = '1.x'"),
+    ],
+)
+def test_each_version_of_a_protocol_is_one_valid_file(site, command, tiny, files, reason):
+    text = {name: tiny.read_text().replace('version = "1.0"', f'version = "{v}"') for name, v in files.items()}
+    site.install(NAME, {"offers/__init__.py": OFFERS, **{f"offers/{name}.toml": each for name, each in text.items()}})
+    failed = outcomes(command("plugin", "check", NAME, "--json"), "failed").get("check_names", "")
+    assert failed.startswith(reason)
+    assert bool(failed) == bool(reason)
+
+
+def test_a_protocol_in_place_of_a_plugin_is_answered_with_the_command_that_checks_it(command, tiny):
+    done = command("plugin", "check", tiny)
+    assert done.code == 2
+    assert f"type `robflat-bench run --method at --protocol {tiny} --plan`" in done.complaint
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Not found
 # ---------------------------------------------------------------------------------------------------------
 

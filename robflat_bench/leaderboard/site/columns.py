@@ -176,7 +176,7 @@ def run_results(board: Board, values: Sequence[QuantityValue]) -> list[ResultRow
         unit, title = quantity_unit(quantity, of), titles.get(column_id(quantity, of), "")
         name = title or "Measure" if quantity == "measure" else quantity.replace("_", " ").capitalize()
         heading = ", ".join(filter(None, (name, words.UNITS.get(unit))))
-        if quantity == "robust_error":
+        if quantity == "robust_error" and title:  # the board of a later version may have other attacks
             heading += f": {title}"
         shown = of if quantity in ("robust_error", "measure") else ""
         rows.append(ResultRow(heading, shown, unit, value, train.get((quantity, of))))

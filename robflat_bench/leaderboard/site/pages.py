@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import LeaderboardColumn
+from robflat_bench.leaderboard.claims import LEGEND
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
 from robflat_bench.leaderboard.site import columns, curves, export, figures, words
 from robflat_bench.leaderboard.site.cards import Card, equation
@@ -110,6 +111,7 @@ class _Site:
             "groups": columns.GROUPS,
             "icons": columns.ICONS,
             "interval": words.interval,
+            "legend": LEGEND,
             "pages": [name for name in sources.pages if name != "about"],
             "units": words.UNITS,
         }
