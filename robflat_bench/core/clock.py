@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+BEGAN = time.time()
+"""When this process began, in seconds since 1970, up to the time that Python takes to start."""
+
 _stopped = 0.0
 
 
