@@ -21,13 +21,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from robflat_bench.config.cost import passes_of
 from robflat_bench.config.protocol import Protocol
-from robflat_bench.core import one_line
+from robflat_bench.core import Observer, one_line
 from robflat_bench.core.clock import BEGAN
 from robflat_bench.data.splits import Splits
 from robflat_bench.evaluation.evaluate import EvaluatedModel, Evaluation
@@ -80,23 +81,24 @@ def ahead(session: Session, subjects: Subjects, journal: StoredJournal) -> Itera
     This process evaluates alone where no other can have the network, and where code has changed since it was loaded. A
     note says so where `session.jobs` was given.
     """
-    workers: list[_Worker] = []
-    problem = ""
+    observer, workers, problem = session.observer, list[_Worker](), ""
     try:
         if count := processes(session) - 1:
-            journal.claims = Reading()
             payload = _payload(session, subjects, journal)
+            journal.claims = Reading()
             for _ in range(count):
-                workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS))
+                workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS, observer))
     except _Unfit as error:
         problem = str(error)
+    passes = [_passes(session.registry, stage) for plan, _ in subjects for stage in (None, *plan.stages)]
+    observer.work_starts(passes, 1 + len(workers), lambda: journal.spent)
     try:
         yield
     finally:
         problems = [problem, *(worker.end() for worker in workers)]
     if session.jobs and any(problems):
         said = next(filter(None, problems))
-        session.observer.note(f"fewer processes than --jobs {session.jobs} made this evaluation: {said}")
+        observer.note(f"fewer processes than --jobs {session.jobs} made this evaluation: {said}")
 
 
 def processes(session: Session) -> int:
@@ -130,11 +132,11 @@ def _payload(session: Session, subjects: Subjects, journal: StoredJournal) -> by
 
 
 class _Worker(threading.Thread):
-    """Starts a worker process after `patience` seconds, and writes the payload into its pipe."""
+    """Starts a worker process after `patience` seconds, gives it the payload, and reports what it has done."""
 
-    def __init__(self, payload: bytes, patience: float) -> None:
+    def __init__(self, payload: bytes, patience: float, observer: Observer) -> None:
         super().__init__(daemon=True)
-        self.payload, self.patience = payload, patience
+        self.payload, self.patience, self.observer = payload, patience, observer
         self.unwanted = threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (`end` closes it)
@@ -145,12 +147,17 @@ class _Worker(threading.Thread):
             return
         path = os.pathsep.join(place or os.getcwd() for place in sys.path)
         environment = {**os.environ, "PYTHONPATH": path}
-        to, out = subprocess.PIPE, subprocess.DEVNULL
-        self.process = subprocess.Popen(COMMAND, stdin=to, stdout=out, stderr=self.errors, env=environment)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=self.errors, env=environment)
         assert self.process.stdin
+        assert self.process.stdout
         with contextlib.suppress(OSError):  # the process has ended
             self.process.stdin.write(self.payload)
             self.process.stdin.flush()
+        self.payload = b""
+        for line in self.process.stdout:
+            stage, passes, ended = map(int, line.split())
+            self.observer.work_ends_elsewhere(stage, passes, bool(ended))
 
     def end(self) -> str:
         """End the process; returns why it had failed, "" if it had not."""
@@ -165,6 +172,7 @@ class _Worker(threading.Thread):
             self.process.wait()
             with contextlib.suppress(OSError):  # what is still in the buffer has no reader
                 self.process.stdin.close()  # type: ignore[union-attr]
+            self.process.stdout.close()  # type: ignore[union-attr]
         self.errors.seek(0)
         lines = self.errors.read().decode("utf-8", "replace").strip().splitlines()
         self.errors.close()
@@ -179,6 +187,8 @@ class _Worker(threading.Thread):
 def main() -> None:
     """Do the work that stdin holds; end when it is done, or when the process at the other end of the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the code of others prints
     stream = sys.stdin.buffer
     plugins, files = pickle.load(stream)
     registry = discover(tuple(plugins))
@@ -189,7 +199,7 @@ def main() -> None:
     with beside(Path.cwd()):
         work = pickle.load(stream)
     threading.Thread(target=_end_with, args=(stream.fileno(),), daemon=True).start()
-    fill(registry, work)
+    fill(registry, work, lambda *report: print(*map(int, report), file=reports, flush=True))
     os._exit(0)
 
 
@@ -200,46 +210,83 @@ def _end_with(pipe: int) -> None:
     os._exit(1)
 
 
-def fill(registry: Registry, work: Work) -> None:
-    """Compute all units of the work that no other process computes, the longest stages first."""
+def fill(registry: Registry, work: Work, report: Callable[[int, int, bool], None]) -> None:
+    """Compute all units of the work that no other process computes, the longest stages first.
+
+    After each unit and each stage, `report` gets the stage's number, the image passes since the last report, and
+    whether the stage has ended.
+    """
     session = Session(registry, work.protocol, work.splits, Store(work.folder), work.device)
     configure(session.fixed)
     claims = Filling()
-    journal = StoredJournal(work.folder, claims=claims)
-    tasks: list[tuple[Evaluation, EvaluationStage]] = []
+    tasks: list[_Task] = []
+    number = 0
     for plan, subject in work.subjects:
+        journal = StoredJournal(work.folder, claims=claims)
         evaluation = Evaluation(session, plan, subject, journal)
         with evaluation.keyed("clean"):
             evaluation.clean()
-        tasks += [(evaluation, stage) for stage in plan.stages]
-    tasks.sort(key=lambda task: _length(registry, task[1]), reverse=True)
+        tasks += [_Task(evaluation, stage, number + place, report) for place, stage in enumerate(plan.stages, 1)]
+        number += 1 + len([*plan.stages])
+    tasks.sort(key=lambda task: _length(registry, task.stage), reverse=True)
     while tasks:
-        left = [task for task in tasks if not _ended(*task, claims)]
+        left = [task for task in tasks if not task.ends(claims)]
         if len(left) == len(tasks):
             time.sleep(PAUSE_SECONDS)
         tasks = left
 
 
-def _length(registry: Registry, stage: EvaluationStage) -> float:
-    """Image passes of a stage; infinite where its component declares none, such as a search."""
+def _passes(registry: Registry, stage: EvaluationStage | None) -> int | None:
+    """Image passes of a stage, 0 without an attack or a measure; None where its component declares none."""
+    if stage is None:
+        return 0
     passes = passes_of(resolve(registry, stage.kind, stage.text))  # type: ignore[arg-type]  # no other kind is a stage
-    return math.inf if passes is None else stage.examples * sum(passes)
+    return None if passes is None else stage.examples * sum(passes)
 
 
-def _ended(evaluation: Evaluation, stage: EvaluationStage, claims: Filling) -> bool:
-    """Compute what is free of a stage; whether nothing is left for this process to do.
+def _length(registry: Registry, stage: EvaluationStage) -> float:
+    """Its image passes; infinite where they are unknown, as of a search."""
+    passes = _passes(registry, stage)
+    return math.inf if passes is None else passes
 
-    A stage that raises is left to the process that reads.
-    """
-    claims.leaving = ended = False
-    try:
-        with evaluation.keyed(*stage):
-            evaluation.fill(stage)
-        ended = True
-    except Elsewhere:
-        pass
-    except BaseException:
-        ended = True
-    if not evaluation.unchanged():
-        sys.exit(f"{stage.text} did not restore the network when it was interrupted")
-    return ended
+
+@dataclass
+class _Task:
+    """A stage of an evaluation, and its number in the whole work."""
+
+    evaluation: Evaluation
+    stage: EvaluationStage
+    number: int
+    report: Callable[[int, int, bool], None]
+    told: int = 0
+    """Passes of the evaluation's network that were reported, or made for other stages."""
+
+    def ends(self, claims: Filling) -> bool:
+        """Compute what is free of the stage; whether nothing is left for this process to do.
+
+        A stage that raises is left to the process that reads.
+        """
+        claims.leaving = ended = False
+        self.told = self._made
+        self.evaluation.journal.on_unit = partial(self._tell, False)
+        try:
+            with self.evaluation.keyed(*self.stage):
+                self.evaluation.fill(self.stage)
+            ended = True
+            self._tell(True)
+        except Elsewhere:
+            pass
+        except BaseException:
+            ended = True
+        if not self.evaluation.unchanged():
+            sys.exit(f"{self.stage.text} did not restore the network when it was interrupted")
+        return ended
+
+    @property
+    def _made(self) -> int:
+        return self.evaluation.counter.forward + self.evaluation.counter.backward
+
+    def _tell(self, ended: bool) -> None:
+        made = self._made
+        self.report(self.number, made - self.told, ended)
+        self.told = made
