@@ -2,7 +2,7 @@
 
     uv run python benchmarks/jobs.py --json benchmarks/records/jobs.json                  # needs N idle cores
     uv run python benchmarks/jobs.py --protocol cifar10-mini --data DIR --cases run
-    uv run python benchmarks/jobs.py --set recipe.epochs=1 --rounds 1 --examples 10       # only tries the script
+    uv run python benchmarks/jobs.py --protocol tiny.toml --rounds 1 --measure margin      # only tries the script
 
 `run` trains and evaluates a method; `measures` evaluates that run by every measure under every coupling. In a round
 both commands run one after the other, each in a store of its own, from the start of Python to its end; which is first
@@ -44,7 +44,7 @@ class Bench:
     protocol: str
     data: str | None
     settings: tuple[str, ...]
-    examples: int | None
+    measure: str
 
     def command(self, case: str, store: Path, jobs: int) -> list[str]:
         common = ["--protocol", self.protocol, "--store", str(store), "--jobs", str(jobs), "--json"]
@@ -53,8 +53,7 @@ class Bench:
             settings = [part for setting in self.settings for part in ("--set", setting)]
             return ["run", "--method", self.method, *settings, *common]
         (folder,) = store.glob("*/*/seed-*")
-        some = ["--examples", str(self.examples)] if self.examples else []
-        return ["evaluate", str(folder), "--measure", "*", *some, *common]
+        return ["evaluate", str(folder), "--measure", self.measure, *common]
 
     def times(self, case: str, folder: Path, trained: Path) -> Iterator[dict[str, Any]]:
         """One round after the other: seconds of wall time by number of processes, and the share of training."""
@@ -101,11 +100,11 @@ def main() -> None:
     parser.add_argument("--protocol", default="digits-linf")
     parser.add_argument("--data")
     parser.add_argument("--set", dest="settings", action="append", default=[])
-    parser.add_argument("--examples", type=int, help="of `measures`")
+    parser.add_argument("--measure", default="*", help="of `measures`")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     settings = tuple(chosen.settings)
-    bench = Bench(chosen.jobs, chosen.rounds, chosen.method, chosen.protocol, chosen.data, settings, chosen.examples)
+    bench = Bench(chosen.jobs, chosen.rounds, chosen.method, chosen.protocol, chosen.data, settings, chosen.measure)
     if cores() < chosen.jobs or os.getloadavg()[0] > cores() - chosen.jobs + 0.5:
         say(f"warning: {chosen.jobs} idle cores are needed; {cores()} are here, load {os.getloadavg()[0]:.1f}")
     found: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """Workers: processes that compute units of an evaluation ahead of the one that makes its record.
 
 The numbers are those of one process. It evaluates in the usual order, and reads the units that workers have written
-into its journal as it reads those of an interrupted evaluation. A worker makes the same evaluation, the longest stages
-first, skips the units that another process computes (`records.claims`), and keeps nothing but units. So a worker may
-end at any moment, and an error in a worker is met by the reading process itself.
+into its journal as it reads those of an interrupted evaluation. A worker makes the same evaluation in another order,
+skips the units that another process computes (`records.claims`), and keeps nothing but units. So a worker may end at
+any moment, and an error in a worker is met by the reading process itself.
 
 A worker is a new Python process, which gets examples and networks through a pipe, and ends when the pipe does. It
 prints nothing, and leaves Ctrl-C to the process that started it.
@@ -47,8 +47,12 @@ KEPT_FREE = 0.25
 """Share of the free memory that workers leave, where their number is not given."""
 PATIENCE_SECONDS = 1.0
 """Workers start after so long where their number is not given: none does for an evaluation that ends sooner."""
+LAST_LOOKS = 500
+"""Hundredths of a second in which a worker that is killed must have ended, with what it had started."""
 PAUSE_SECONDS = 0.1
 """Pause of a worker that finds every unit that it could compute claimed by others."""
+GENERATED = "_remote_module_"
+"""Modules whose files torch.distributed writes anew in each process."""
 COMMAND = (sys.executable, "-P", "-c", f"from {__name__} import main; main()")
 
 Subjects = Sequence[tuple[Plan, EvaluatedModel]]
@@ -81,21 +85,22 @@ def ahead(session: Session, subjects: Subjects, journal: StoredJournal) -> Itera
     This process evaluates alone where no other can have the network, and where code has changed since it was loaded. A
     note says so where `session.jobs` was given.
     """
-    observer, workers, problem = session.observer, list[_Worker](), ""
-    try:
-        if count := processes(session) - 1:
-            payload = _payload(session, subjects, journal)
-            journal.claims = Reading()
-            for _ in range(count):
-                workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS, observer))
-    except _Unfit as error:
-        problem = str(error)
+    observer, count, payload, problems = session.observer, processes(session), b"", [""]
     passes = [_passes(session.registry, stage) for plan, _ in subjects for stage in (None, *plan.stages)]
-    observer.work_starts(passes, 1 + len(workers), lambda: journal.spent)
     try:
+        payload = _payload(session, subjects, journal) if count > 1 else b""
+    except _Unfit as error:
+        count, problems = 1, [str(error)]
+    workers: list[_Worker] = []
+    try:
+        if count > 1:
+            journal.claims = Reading()
+        while len(workers) < count - 1:
+            workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS, observer))
+        observer.work_starts(passes, count, lambda: journal.spent)
         yield
     finally:
-        problems = [problem, *(worker.end() for worker in workers)]
+        problems += [worker.end() for worker in workers]
     if session.jobs and any(problems):
         said = next(filter(None, problems))
         observer.note(f"fewer processes than --jobs {session.jobs} made this evaluation: {said}")
@@ -116,6 +121,8 @@ def processes(session: Session) -> int:
 def _payload(session: Session, subjects: Subjects, journal: StoredJournal) -> bytes:
     """What a worker reads: the files of one-file plugins, all files that are loaded by their paths, and its `Work`."""
     for name, module in [*sys.modules.items()]:
+        if name.startswith(GENERATED):
+            continue
         with contextlib.suppress(OSError, TypeError, KeyError):
             if Path(vars(module)["__file__"]).stat().st_mtime > BEGAN:
                 raise _Unfit(f"the file of the module {name} has changed since this process began")
@@ -137,7 +144,7 @@ class _Worker(threading.Thread):
     def __init__(self, payload: bytes, patience: float, observer: Observer) -> None:
         super().__init__(daemon=True)
         self.payload, self.patience, self.observer = payload, patience, observer
-        self.unwanted = threading.Event()
+        self.unwanted, self.problem = threading.Event(), ""
         self.process: subprocess.Popen[bytes] | None = None
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (`end` closes it)
         self.start()
@@ -145,15 +152,19 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         if self.unwanted.wait(self.patience):
             return
+        try:
+            self._serve()
+        except OSError as error:  # the process could not start, or has ended
+            self.problem = "" if self.unwanted.is_set() else one_line(error)
+
+    def _serve(self) -> None:
         path = os.pathsep.join(place or os.getcwd() for place in sys.path)
-        environment = {**os.environ, "PYTHONPATH": path}
-        pipe = subprocess.PIPE
+        environment, pipe = {**os.environ, "PYTHONPATH": path}, subprocess.PIPE
         self.process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=self.errors, env=environment)
         assert self.process.stdin
         assert self.process.stdout
-        with contextlib.suppress(OSError):  # the process has ended
-            self.process.stdin.write(self.payload)
-            self.process.stdin.flush()
+        self.process.stdin.write(self.payload)
+        self.process.stdin.flush()
         self.payload = b""
         for line in self.process.stdout:
             stage, passes, ended = map(int, line.split())
@@ -163,20 +174,20 @@ class _Worker(threading.Thread):
         """End the process; returns why it had failed, "" if it had not."""
         self.unwanted.set()
         code = self.process.poll() if self.process else None
-        while self.is_alive():
+        for _ in range(LAST_LOOKS):
             if self.process:
-                self.process.kill()  # else it may wait for the pipe
+                self.process.kill()
             self.join(0.01)
+            if not self.is_alive():
+                break
         if self.process:
-            self.process.kill()
             self.process.wait()
             with contextlib.suppress(OSError):  # what is still in the buffer has no reader
                 self.process.stdin.close()  # type: ignore[union-attr]
-            self.process.stdout.close()  # type: ignore[union-attr]
         self.errors.seek(0)
-        lines = self.errors.read().decode("utf-8", "replace").strip().splitlines()
+        said = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
         self.errors.close()
-        return f"one ended with code {code}" + f": {lines[-1]:.300}" * bool(lines) if code else ""
+        return ": ".join([f"one ended with code {code}", *said])[:300] if code else self.problem
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -211,7 +222,7 @@ def _end_with(pipe: int) -> None:
 
 
 def fill(registry: Registry, work: Work, report: Callable[[int, int, bool], None]) -> None:
-    """Compute all units of the work that no other process computes, the longest stages first.
+    """Compute all units of the work that no other process computes.
 
     After each unit and each stage, `report` gets the stage's number, the image passes since the last report, and
     whether the stage has ended.
@@ -228,7 +239,8 @@ def fill(registry: Registry, work: Work, report: Callable[[int, int, bool], None
             evaluation.clean()
         tasks += [_Task(evaluation, stage, number + place, report) for place, stage in enumerate(plan.stages, 1)]
         number += 1 + len([*plan.stages])
-    tasks.sort(key=lambda task: _length(registry, task.stage), reverse=True)
+    # Searches first, for they may be long; then backwards, because the process that reads begins with the first stage.
+    tasks.sort(key=lambda task: (_passes(registry, task.stage) is None, task.number), reverse=True)
     while tasks:
         left = [task for task in tasks if not task.ends(claims)]
         if len(left) == len(tasks):
@@ -242,12 +254,6 @@ def _passes(registry: Registry, stage: EvaluationStage | None) -> int | None:
         return 0
     passes = passes_of(resolve(registry, stage.kind, stage.text))  # type: ignore[arg-type]  # no other kind is a stage
     return None if passes is None else stage.examples * sum(passes)
-
-
-def _length(registry: Registry, stage: EvaluationStage) -> float:
-    """Its image passes; infinite where they are unknown, as of a search."""
-    passes = _passes(registry, stage)
-    return math.inf if passes is None else passes
 
 
 @dataclass
