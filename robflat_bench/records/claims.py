@@ -40,7 +40,8 @@ class Reading(Claims):
     """The claims of the process that reads all units: it waits for a unit that another one computes."""
 
     def of(self, unit: Path) -> AbstractContextManager[object]:
-        return _lock(unit).acquire(poll_interval=POLL_SECONDS)
+        with disk_errors(unit):
+            return _lock(unit).acquire(poll_interval=POLL_SECONDS)
 
 
 class Filling(Claims):
@@ -84,6 +85,5 @@ class Filling(Claims):
 
 
 def _lock(unit: Path) -> FileLock:
-    with disk_errors(unit):
-        unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(unit.with_suffix(".lock"))
