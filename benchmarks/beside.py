@@ -47,7 +47,7 @@ Round = dict[str, Found]
 
 def work(checkout: Path, *arguments: str) -> Found:
     """Run Python with the package of a checkout."""
-    environment = os.environ | {"PYTHONPATH": str(checkout), "ROBFLAT_BENCH_PLUGINS": ""}
+    environment = os.environ | {"PYTHONPATH": str(checkout), "ROBFLAT_BENCH_PLUGINS": "", "ROBFLAT_BENCH_JOBS": "1"}
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as notes:
         began = time.perf_counter()
         child = subprocess.Popen(

@@ -13,14 +13,24 @@ Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core import Attack, AttackInfo, Examples, Params, Seed, UsageError, Workspace, lazy_imports
+from robflat_bench.core import (
+    Attack,
+    AttackInfo,
+    Examples,
+    Journal,
+    Params,
+    Seed,
+    UsageError,
+    Workspace,
+    lazy_imports,
+)
 
 with lazy_imports():
     import numpy as np
@@ -134,15 +144,29 @@ class AutoAttack(Attack):
                 raise UsageError(f"autoattack needs ten classes, for nine targets; this model has {classes}: use pgd")
             unbroken = (logits.argmax(1) == examples.y).cpu()  # indices lie on the CPU
             for stage in VERSIONS[self.params.version]:
-                for number, rows in enumerate(unbroken.nonzero()[:, 0].split(batch)):
-                    unit = partial(self._attack, model, examples[rows], stage, quick)
-                    arrays = workspace.journal.unit(f"{stage}-{number}" + quick * "-errors", unit)
+                batches = unbroken.nonzero()[:, 0].split(batch)
+                part = partial(self._part, model, examples, workspace.journal, stage, quick, batches)
+                for rows, arrays in zip(batches, workspace.journal.each(len(batches), part), strict=True):
                     broken = rows[torch.from_numpy(arrays["broken"])]
                     x_adv[broken] = torch.from_numpy(arrays["x_adv"]).to(x_adv)
                     unbroken[broken] = False
                     if stage == "square":
                         self.notes["only_square"] = self.notes.get("only_square", 0) + len(broken)
         return x_adv
+
+    def _part(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        journal: Journal,
+        stage: str,
+        quick: bool,
+        batches: Sequence[Tensor],
+        number: int,
+    ) -> Mapping[str, np.ndarray]:
+        """`_attack` on one of the batches, a unit of the journal."""
+        attack = partial(self._attack, model, examples[batches[number]], stage, quick)
+        return journal.unit(f"{stage}-{number}" + quick * "-errors", attack)
 
     def _attack(self, model: nn.Module, part: Examples, stage: str, quick: bool) -> Mapping[str, np.ndarray]:
         """broken bool [b]: the examples that the stage fooled; x_adv: their adversarial images."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @output.data_option
 @output.device_option
 @output.compile_option
+@output.jobs_option
 @output.plugin_option
 @output.json_option
 def evaluate_checkpoint(
@@ -48,6 +49,7 @@ def evaluate_checkpoint(
     data: str | None,
     device: str,
     compile: bool,
+    jobs: int | None,
 ) -> None:
     """Attack and measure a trained MODEL without training it again.
 
@@ -63,7 +65,7 @@ def evaluate_checkpoint(
     chosen = evaluation_protocol(registry, protocol, settings)
     request.check(registry, chosen, store)
     with Progress() as progress:
-        session = open_session(registry, chosen, (), data, store, device, compile, observer=progress)
+        session = open_session(registry, chosen, (), data, store, device, compile, observer=progress, jobs=jobs)
         made = evaluated(session, request, progress.note)
     for problem in registry.plugins.problems(made.record.model_dump(mode="json")):
         output.note(problem)

@@ -51,6 +51,12 @@ store_option = click.option(
 data_option = click.option("--data", envvar="ROBFLAT_BENCH_DATA", help="Folder of the data sets.", show_envvar=True)
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 compile_option = click.option("--compile", is_flag=True, help="Use torch.compile; on CUDA, attacks as CUDA graphs.")
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(1, 9999),
+    help="Processes that evaluate at a time; it changes no number. By default as many as there are cores and memory "
+    "for, 1 on a GPU; ROBFLAT_BENCH_JOBS sets another default.",
+)
 protocol_option = click.option(
     "--protocol", default="digits-linf", show_default=True, help="Name of a protocol, or a TOML file."
 )

@@ -8,12 +8,14 @@ from collections import Counter
 from rich.progress import Progress as Bars
 from rich.progress import TaskID
 
+from robflat_bench.core.clock import duration
 from robflat_bench.front.console import console
 from robflat_bench.front.progress import Drawn, draws, progress_bars
 from robflat_bench.front.text import say
-from robflat_bench.runs.agenda import duration
+from robflat_bench.records.record import Budget, RunRecord
+from robflat_bench.records.store import read_record
 from robflat_bench.runs.sweep import Event, Sweep
-from robflat_bench.runs.tasks import Task
+from robflat_bench.runs.tasks import Pace, Task
 
 LINE_SECONDS = 60.0
 """Seconds between a sweep's progress lines, without a terminal."""
@@ -26,8 +28,9 @@ class SweepProgress(Drawn):
     def __init__(self, total: int, drawing: bool) -> None:
         screen = console(stderr=True)
         self.total, self.ended, self.shown = total, 0, 0
-        self.began = self.said = time.monotonic()
-        self.ahead = 0
+        self.said = time.monotonic()
+        self.budgets: dict[str, Budget] = {}
+        """Of the runs that are done, by key."""
         self.bars = progress_bars(screen) if draws(screen) and drawing else None
         self.rows: dict[str, TaskID] = {}
         if self.bars:
@@ -35,7 +38,6 @@ class SweepProgress(Drawn):
 
     def __call__(self, sweep: Sweep) -> None:
         """Show the events since the last call; the sweep calls this on every turn."""
-        self.ahead = self.ahead or _ahead(sweep)
         for event in sweep.events[self.shown :]:
             self._line(self._told(event))
         self.shown = len(sweep.events)
@@ -69,19 +71,23 @@ class SweepProgress(Drawn):
         shown.update(self.all, completed=self.ended, description=self._summary(sweep))
 
     def _summary(self, sweep: Sweep) -> str:
-        """The number of runs in each state, and how long the rest takes at the pace so far."""
-        ahead, elapsed = _ahead(sweep), time.monotonic() - self.began
+        """The number of runs in each state, and how long the rest takes at the pace of those that are done."""
         counts = Counter(event.what for event in sweep.ended.values())
         texts = [f"{count} {what}" for what, count in counts.items()]
         texts += [f"{len(sweep.running)} running", f"{len(sweep.waiting)} waiting"]
-        if ahead < self.ahead:
-            texts.append(f"about {duration(elapsed * ahead / (self.ahead - ahead))} left")
+        if seconds := self._left(sweep):
+            texts.append(f"about {duration(seconds)} left")
         return ", ".join(texts)
 
-
-def _ahead(sweep: Sweep) -> int:
-    """Image passes of running and waiting runs."""
-    return sum(sum(task.left()) for task in (*sweep.waiting, *sweep.running.values()))
+    def _left(self, sweep: Sweep) -> float:
+        """Seconds until all runs are done; 0 where none is done yet, which would tell the pace."""
+        for key in [key for key, event in sweep.ended.items() if event.what == "done" and key not in self.budgets]:
+            record: RunRecord = read_record(sweep.ended[key].task.folder.record_file, RunRecord)
+            self.budgets[key] = record.budget
+        if (pace := Pace.of([*self.budgets.values()])) is None:
+            return 0.0
+        left = [pace.seconds(task) for task in (*sweep.running.values(), *sweep.waiting)]
+        return max(sum(left) / sweep.launcher.resources.jobs, *left, 0.0)
 
 
 def _place(task: Task) -> str:

@@ -19,6 +19,7 @@ from robflat_bench.front.shown import run_parts
 @output.data_option
 @output.device_option
 @output.compile_option
+@output.jobs_option
 @click.option("--keep-every", type=click.IntRange(1, 1_000_000), help="Keep the weights of every N-th epoch.")
 @click.option("--fresh", is_flag=True, help="Delete what an earlier run left, and start again.")
 @click.option("--plan", is_flag=True, help="Print the plan and do nothing.")
@@ -33,6 +34,7 @@ def run(
     data: str | None,
     device: str,
     compile: bool,
+    jobs: int | None,
     keep_every: int | None,
     fresh: bool,
     plan: bool,
@@ -60,6 +62,7 @@ def run(
         keep_every=keep_every or 0,
         observer=progress,
         trains=True,
+        jobs=jobs,
     )
 
     from robflat_bench.runs.run import execute

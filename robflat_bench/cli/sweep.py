@@ -114,7 +114,7 @@ def _raise_for(lacking: int, total: int) -> None:
 
 def _plan(agenda: Agenda, study: Study, undeclared: Sequence[str]) -> Iterator[Grid | str]:
     """The runs with their image passes, and below them the sums."""
-    from robflat_bench.runs.agenda import duration
+    from robflat_bench.core.clock import duration
 
     rows = []
     for task in agenda.wanted:

@@ -34,10 +34,15 @@ def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, i
     part, count
         A batch, and how many of its first examples count. The last batch repeats its own examples until it is full.
     """
-    size = -(-len(examples) // -(-len(examples) // batch)) if len(examples) else batch
-    for start in range(0, len(examples), size):
-        rows = torch.arange(start, min(start + size, len(examples)))
-        yield examples[rows[torch.arange(size) % len(rows)]], len(rows)
+    count = -(-len(examples) // batch)
+    return (_padded_batch(examples, count, number) for number in range(count))
+
+
+def _padded_batch(examples: Examples, count: int, number: int) -> tuple[Examples, int]:
+    """Batch `number` of the `count` batches that `padded_batches` yields."""
+    size = -(-len(examples) // count)
+    rows = torch.arange(number * size, min((number + 1) * size, len(examples)))
+    return examples[rows[torch.arange(size) % len(rows)]], len(rows)
 
 
 def in_batches(examples: Examples, workspace: Workspace, compute: Callable[[Examples], Tensor], name: str) -> Tensor:
@@ -54,7 +59,7 @@ def in_batches(examples: Examples, workspace: Workspace, compute: Callable[[Exam
 def arrays_in_batches(
     examples: Examples, workspace: Workspace, compute: Callable[[Examples], Mapping[str, Tensor]], name: str
 ) -> dict[str, Tensor]:
-    """Apply `compute` to all examples, batch by batch.
+    """Apply `compute` to all examples, batch by batch; no batch needs another.
 
     Parameters
     ----------
@@ -72,12 +77,15 @@ def arrays_in_batches(
     dict of str to Tensor
         [N,...] each, on the examples' device.
     """
-    parts: list[Mapping[str, np.ndarray]] = []
-    for number, (part, count) in enumerate(padded_batches(examples, workspace.batch)):
+    batches = -(-len(examples) // workspace.batch)
 
-        def unit(part: Examples = part, count: int = count) -> dict[str, np.ndarray]:
+    def batch(number: int) -> Mapping[str, np.ndarray]:
+        def unit() -> dict[str, np.ndarray]:
+            part, count = _padded_batch(examples, batches, number)
             return {key: tensor[:count].cpu().numpy() for key, tensor in compute(part).items()}
 
-        parts.append(workspace.journal.unit(f"{name}-{workspace.batch}-{number}", unit))
+        return workspace.journal.unit(f"{name}-{workspace.batch}-{number}", unit)
+
+    parts = workspace.journal.each(batches, batch)
     device = examples.x.device
     return {key: torch.cat([torch.from_numpy(arrays[key]) for arrays in parts]).to(device) for key in parts[0]}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class Journal:
     def unit(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """The arrays of one unit: computed now, or read back bit for bit if the unit had finished before."""
         return compute()
+
+    def each(self, count: int, compute: Callable[[int], Result]) -> list[Result]:
+        """compute(0), ..., compute(count - 1), each of which computes units and needs no other: a draw, a restart.
+
+        Several processes may share them, so any order must give the same results.
+        """
+        return [compute(number) for number in range(count)]
 
     def section(self, name: str) -> Journal:
         """A journal for one part of the work."""

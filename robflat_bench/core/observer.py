@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from robflat_bench.core.examples import Spent
     from robflat_bench.records.record import Epoch
 
 
@@ -24,6 +25,14 @@ class Observer:
 
     def evaluation_starts(self, stages: Sequence[str]) -> None:
         """An evaluation begins; it has these stages, in this order."""
+
+    def work_starts(self, passes: Sequence[int | None], processes: int, spent: Callable[[], Spent]) -> None:
+        """So many processes share the stages. `passes` are the image passes of each stage as declared (None: unknown),
+        `spent()` the cost of the units that this process has computed or read."""
+
+    def work_ends_elsewhere(self, stage: int, passes: int, ended: bool) -> None:
+        """Another process has made more passes for the stage of this number, and may have ended it. Called from any
+        thread."""
 
     def unit_ends(self) -> None:
         """One unit of the current stage is computed, or read from an earlier process."""

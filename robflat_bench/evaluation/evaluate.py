@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def evaluate(
     RunFailed
         If an attack leaves the threat model, or if an attack or a measure changes the network.
     """
-    work = _Evaluation(session, plan, subject, journal)
+    work = Evaluation(session, plan, subject, journal)
     try:
         with work.keyed("clean"):
             work.clean()
@@ -102,7 +102,7 @@ def evaluate(
 
 def adversarial_images(session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> Tensor:
     """The test images that the plan's one attack finds, float [N,C,H,W]; arguments and errors as in `evaluate`."""
-    work = _Evaluation(session, plan, subject, journal)
+    work = Evaluation(session, plan, subject, journal)
     (stage,) = plan.stages
     try:
         with work.keyed("clean"):
@@ -113,7 +113,7 @@ def adversarial_images(session: Session, plan: Plan, subject: EvaluatedModel, jo
         work.counter.remove()
 
 
-class _Evaluation:
+class Evaluation:
     """An evaluation in progress: each stage adds to outcomes, seconds, notes and measures."""
 
     def __init__(self, session: Session, plan: Plan, subject: EvaluatedModel, journal: StoredJournal) -> None:
@@ -152,6 +152,14 @@ class _Evaluation:
         work(stage, component, examples, workspace)
         self._ends(stage.name(stage.text), (units.spent + workspace.shared.spent).seconds)
 
+    def fill(self, stage: EvaluationStage) -> None:
+        """Compute the units of an attack or a measure, for another process to read."""
+        component, examples, workspace, _ = self.prepared(stage)
+        if stage.kind == "attack":
+            self.images(stage, component, examples, workspace)
+        else:
+            component.measure(self.model, examples, workspace)
+
     def prepared(self, stage: EvaluationStage) -> tuple[Any, Examples, Workspace, StoredJournal]:
         """The component of a stage, its examples and workspace, and the journal of its units."""
         session = self.session
@@ -161,7 +169,9 @@ class _Evaluation:
         journal = KeyedJournal(units, session.fixed.seed, *stage)
         common = f"shared by measures, {len(examples)} {stage.split} examples"
         shared = KeyedJournal(self.journal.section(common), session.fixed.seed, common)
-        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, journal, self.subject.initial, shared)
+        # A network with random outputs meets other draws where an attack leaves images alone.
+        errors_only = stage.kind == "attack" and not self._is_reference(stage) and not self.flags.random_forward
+        workspace = Workspace(MEMORY_BATCH, session.fixed.seed, journal, self.subject.initial, shared, errors_only)
         return resolve(session.registry, stage.kind, stage.text).build(session.threat), examples, workspace, units
 
     def images(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> Tensor:
@@ -172,15 +182,16 @@ class _Evaluation:
         _check_admissible(stage, x_adv, examples.x, self.session.threat)
         return x_adv
 
+    def _is_reference(self, stage: EvaluationStage) -> bool:
+        """Whether it is the attack with which robust loss and gap are measured."""
+        return stage.text == self.plan.attacks[0].attack
+
     def _attack(self, stage: EvaluationStage, attack: Attack, examples: Examples, workspace: Workspace) -> None:
-        reference = stage.text == self.plan.attacks[0].attack
-        # A network with random outputs meets other draws where an attack leaves images alone.
-        errors_only = not reference and not self.flags.random_forward
-        x_adv = self.images(stage, attack, examples, replace(workspace, errors_only=errors_only))
+        x_adv = self.images(stage, attack, examples, workspace)
         error, loss = _outcome(self.model, examples, x_adv, f"{len(examples)} {stage.split} images of {stage.text}")
         path = f"{self.checkpoint}/{stage.split}/{stage.text}"
         self.outcomes[f"{path}/error"] = error
-        if reference:
+        if self._is_reference(stage):
             self.outcomes[f"{path}/loss"] = loss
         if stage.split == "test":
             self.notes |= attack.notes
@@ -196,12 +207,16 @@ class _Evaluation:
         self.seconds[stage] = seconds
         self.session.observer.stage_ends(next(self.names))
 
+    def unchanged(self) -> bool:
+        """Whether the network's weights, buffers and modes are what they were."""
+        return self._state() == (self.weights, self.modes)
+
     def _state(self) -> tuple[str, list[bool]]:
         return digest(self.model.state_dict()), [module.training for module in self.model.modules()]
 
     def _check_unchanged(self, stage: EvaluationStage) -> None:
         """RunFailed if a stage changed the network, because all later stages would evaluate another network."""
-        if self._state() != (self.weights, self.modes):
+        if not self.unchanged():
             raise RunFailed(
                 f"the {stage.kind} {stage.text} left the network changed: its weights, buffers or mode differ"
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from robflat_bench.core import Journal
-from robflat_bench.core.examples import Spent
+from robflat_bench.core.examples import Result, Spent
 from robflat_bench.core.randomness import generator, global_state
 
 
@@ -35,6 +35,9 @@ class KeyedJournal(Journal):
                 return compute()
 
         return self.journal.unit(name, keyed)
+
+    def each(self, count: int, compute: Callable[[int], Result]) -> list[Result]:
+        return self.journal.each(count, compute)
 
     def section(self, name: str) -> KeyedJournal:
         return KeyedJournal(self.journal.section(name), *self.key, name)

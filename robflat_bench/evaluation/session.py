@@ -52,6 +52,8 @@ class Session:
         last epoch. 0 keeps only these. It changes no number.
     compile : Compilation or None
         Compiles every network of the session. Records name it in their environment; it is never part of a key.
+    jobs : int or None
+        Processes that evaluate at a time; None: see `workers.processes`. It changes no number.
     """
 
     registry: Registry
@@ -62,6 +64,7 @@ class Session:
     observer: Observer = field(default_factory=Observer)
     keep_every: int = 0
     compile: Compilation | None = None
+    jobs: int | None = 1
 
     @property
     def fixed(self) -> Fixed:

@@ -121,6 +121,7 @@ def evaluate(
     store: str | Path = "runs",
     device: str = "auto",
     compile: bool = False,
+    jobs: int | None = None,
     plugins: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Evaluation:
@@ -157,7 +158,7 @@ def evaluate(
         Of a checkpoint: a built-in backbone, "resnet18(width=64)"; None: recognised by the names of its tensors.
     checkpoint : str
         Of a run: best, last, initial or epoch-N.
-    settings, store, device, compile, plugins, progress
+    settings, store, device, compile, jobs, plugins, progress
         As in `run`.
 
     Returns
@@ -194,7 +195,7 @@ def evaluate(
 
         with undisturbed():
             source = own_splits(data, examples) if given else data
-            session = open_session(registry, chosen, (), source, store, device, compile, observer=observer)
+            session = open_session(registry, chosen, (), source, store, device, compile, observer=observer, jobs=jobs)
             return evaluated(session, request)
 
 

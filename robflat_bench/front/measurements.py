@@ -86,6 +86,7 @@ def measure(
     examples: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    jobs: int = 1,
     plugins: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Measurement:
@@ -113,6 +114,8 @@ def measure(
         Seed of all random numbers, keyed by the images' positions and the weights' names; protocols have 0.
     device, plugins, progress
         As in `run`.
+    jobs : int
+        Processes that work at a time, each with as many threads as this one has; it changes no number.
 
     Returns
     -------
@@ -132,6 +135,7 @@ def measure(
     from robflat_bench.config.protocol import Measured
     from robflat_bench.evaluation.evaluate import evaluate as run
     from robflat_bench.evaluation.plan import Plan
+    from robflat_bench.evaluation.workers import ahead
     from robflat_bench.records.record import measure_path
 
     registry = open_registry(plugins)
@@ -139,11 +143,12 @@ def measure(
     attacked = component.info.couplings and getattr(component.params, "coupling", "") != "clean"
     if epsilon is None and attacked:
         raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
-    with _direct(registry, data, epsilon or 0, examples, seed, device, progress) as session:
+    with _direct(registry, data, epsilon or 0, examples, seed, device, jobs, progress) as session:
         row = Measured(measure=component.canonical, test=session.splits.available("test"))
         plan = Plan((), (row,))
         subject, journal = _ready(session, model, normalize, plan)
-        result, outcomes = run(session, plan, subject, journal)
+        with ahead(session, [(plan, subject)], journal):
+            result, outcomes = run(session, plan, subject, journal)
     found, prefix = result.measures[row.measure], f"{measure_path(subject.checkpoint, 'test', row.measure)}/"
     arrays = {name.removeprefix(prefix): array for name, array in outcomes.items() if name.startswith(prefix)}
     return Measurement(row.measure, **found.model_dump(), registry=registry, arrays=arrays)
@@ -160,6 +165,7 @@ def attack(
     normalize: Normalization | None = None,
     seed: int = 0,
     device: str = "auto",
+    jobs: int = 1,
     plugins: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Tensor:
@@ -177,7 +183,7 @@ def attack(
         An attack with its parameters; `list("attacks")` has all.
     epsilon : float or str
         Radius of the l-infinity ball, in pixels of [0,1]: 8 / 255.
-    normalize, seed, device, plugins, progress
+    normalize, seed, device, jobs, plugins, progress
         As in `measure`.
 
     Returns
@@ -201,12 +207,15 @@ def attack(
     from robflat_bench.config.protocol import Attacked
     from robflat_bench.evaluation.evaluate import adversarial_images
     from robflat_bench.evaluation.plan import Plan
+    from robflat_bench.evaluation.workers import ahead
 
     registry = open_registry(plugins)
     component = resolve(registry, "attack", attack)
-    with _direct(registry, (x, y), epsilon, None, seed, device, progress) as session:
+    with _direct(registry, (x, y), epsilon, None, seed, device, jobs, progress) as session:
         plan = Plan((Attacked(attack=component.canonical, test=session.splits.available("test")),), ())
-        found = adversarial_images(session, plan, *_ready(session, model, normalize, plan))
+        subject, journal = _ready(session, model, normalize, plan)
+        with ahead(session, [(plan, subject)], journal):
+            found = adversarial_images(session, plan, subject, journal)
         return found.to(torch.as_tensor(x))
 
 
@@ -241,6 +250,7 @@ def _direct(
     examples: int | None,
     seed: int,
     device: str,
+    jobs: int,
     progress: bool,
 ) -> Iterator[Session]:
     """The session of one call, on the call's examples, with this process's threads. Its store is gone afterwards."""
@@ -257,7 +267,7 @@ def _direct(
     threat = validate(ThreatModel, {"epsilon": epsilon}, "the threat model")
     with undisturbed(), temporary_folder() as store, chosen_observer(progress) as observer:
         splits = own_splits(data, examples)
-        session = open_session(registry, data=splits, store=store, device=device, observer=observer)
+        session = open_session(registry, data=splits, store=store, device=device, observer=observer, jobs=jobs)
         precision = str(splits.given.x.dtype).removeprefix("torch.")
         chosen = {"threat": threat, "seed": seed, "threads": torch.get_num_threads(), "precision": precision}
         fixed = validate(Fixed, {**session.fixed.model_dump(), **chosen}, "measure")

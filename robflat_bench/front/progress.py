@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
-from robflat_bench.core import Observer
+from robflat_bench.core import Observer, Spent
 from robflat_bench.front import text as texts
 from robflat_bench.front.console import console
+from robflat_bench.front.remaining import Remaining
 from robflat_bench.front.text import percent
 from robflat_bench.records.record import Epoch
 
@@ -44,6 +46,14 @@ class Drawn:
             self.bars.stop()
 
 
+class _Left(TimeRemainingColumn):
+    """The time left: what the task says itself, or at the pace of its steps so far."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return super().render(task) if left is None else Text(left, style="progress.remaining")
+
+
 class Progress(Drawn, Observer):
     """An observer that shows the progress of a run."""
 
@@ -53,7 +63,8 @@ class Progress(Drawn, Observer):
         self.began = time.perf_counter()
         self.stages: list[str] = []
         self.units = 0
-        self.bars = progress_bars(screen, TimeRemainingColumn()) if draws(screen) else None
+        self.remaining: Remaining | None = None
+        self.bars = progress_bars(screen, _Left()) if draws(screen) else None
 
     def line(self, text: str) -> None:
         """Write one plain line, without a terminal and a notebook."""
@@ -92,19 +103,36 @@ class Progress(Drawn, Observer):
             self.evaluation = self.bars.add_task(self._next(0), total=len(stages))
         self.line(f"evaluation: {len(stages)} stages")
 
+    def work_starts(self, passes: Sequence[int | None], processes: int, spent: Callable[[], Spent]) -> None:
+        self.remaining = Remaining(passes, processes, spent)
+
+    def work_ends_elsewhere(self, stage: int, passes: int, ended: bool) -> None:
+        if self.remaining:
+            self.remaining.work_ends_elsewhere(stage, passes, ended)
+        self._show_left()
+
     def unit_ends(self) -> None:
         self.units += 1
         if self.bars and self.stages:
             done = int(self.bars.tasks[-1].completed)
             self.bars.update(self.evaluation, description=f"{self._next(done)} (unit {self.units})")
+        self._show_left()
 
     def stage_ends(self, stage: str) -> None:
         self.units = 0
         if self.bars:
             self.bars.advance(self.evaluation)
             self.bars.update(self.evaluation, description=self._next(int(self.bars.tasks[-1].completed)))
+        if self.remaining:
+            self.remaining.stage_ends()
+        self._show_left()
         checkpoint, _, rest = stage.partition(": ")
-        self.line(f"{checkpoint}: {rest} done")
+        left = str(self.remaining or "")
+        self.line(f"{checkpoint}: {rest} done" + (f"; {left}" if left else ""))
+
+    def _show_left(self) -> None:
+        if self.bars and self.stages and self.remaining:
+            self.bars.update(self.evaluation, left=str(self.remaining))
 
     def _next(self, done: int) -> str:
         if done >= len(self.stages):

@@ -85,6 +85,7 @@ def run(
     data: str | Path | None = None,
     device: str = "auto",
     compile: bool = False,
+    jobs: int | None = None,
     keep_every: int = 0,
     fresh: bool = False,
     plugins: Sequence[str | Path] = (),
@@ -113,6 +114,9 @@ def run(
         Where it runs; "auto" is CUDA where torch finds it.
     compile : bool
         Use torch.compile.
+    jobs : int or None
+        Processes that evaluate at a time, each with the protocol's threads; it changes no number. None: as many as
+        there are cores and memory for, 1 on a GPU. Training is one process.
     keep_every : int
         Keep the weights of every such epoch; 0: only those of the first step, the best and the last epoch.
     fresh : bool
@@ -152,6 +156,7 @@ def run(
             keep_every=keep_every,
             observer=observer,
             trains=True,
+            jobs=jobs,
         )
         planned = planned_run(session, composed, seed)
 

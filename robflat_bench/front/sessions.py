@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -77,6 +78,7 @@ def open_session(
     keep_every: int = 0,
     observer: Observer | None = None,
     trains: bool = False,
+    jobs: int | None = 1,
 ) -> Session:
     """A session under a protocol; mistakes in its name and settings are reported before torch is imported.
 
@@ -90,10 +92,13 @@ def open_session(
         Folder of the data sets, None for the usual places, or the examples themselves (`data.own.own_splits`).
     trains : bool
         It trains, so the store and the protocol's data are looked for before torch is imported.
+    jobs : int or None
+        Processes that evaluate; None: the number in ROBFLAT_BENCH_JOBS, else as in `workers.processes`.
     """
     from robflat_bench.config.protocol import load
 
     chosen = load(registry, protocol, written(settings)) if isinstance(protocol, str) else protocol
+    jobs = _jobs(jobs, compile)
     if trains:
         require_places(registry, chosen, Path(store), data)
 
@@ -112,7 +117,20 @@ def open_session(
         observer,
         keep_every,
         compilation,
+        jobs,
     )
+
+
+def _jobs(given: Any, compile: bool) -> int | None:
+    """The number of processes that is asked for, here or by the environment; UsageError where it is none."""
+    name, value = ("jobs", given) if given is not None else ("ROBFLAT_BENCH_JOBS", os.environ.get("ROBFLAT_BENCH_JOBS"))
+    if value is None:
+        return None
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,3}", str(value)):
+        raise UsageError(f"{name}={value!r:.50} is no number of processes; give 1 or more")
+    if compile and given and int(value) > 1:
+        raise UsageError(f"--jobs {value}: one process evaluates compiled networks; leave out --jobs or --compile")
+    return 1 if compile else int(value)
 
 
 def require_places(registry: Registry, protocol: Protocol, store: Path, data: Any) -> None:

@@ -17,7 +17,7 @@ Operations Research 2008).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -44,13 +44,6 @@ def random_move(space: WeightSpace, scale: Scale, *key: int | str, noise: Noise 
     }
 
 
-def random_moves(
-    space: WeightSpace, scale: Scale, draws: int, *key: int | str, noise: Noise = normal_like
-) -> Iterator[Direction]:
-    """One `random_move` after another, draw by draw."""
-    return (random_move(space, scale, *key, draw, noise=noise) for draw in range(draws))
-
-
 def by_filter(tensor: Tensor) -> Tensor:
     """||w_f||_2 / sqrt(n_f) of each filter f of n_f weights, shaped to multiply the tensor."""
     each = filters(tensor.detach())
@@ -59,9 +52,13 @@ def by_filter(tensor: Tensor) -> Tensor:
 
 
 def losses_after(
-    measure: Measure, space: WeightSpace, examples: Examples, workspace: Workspace, moves: Iterable[Direction]
+    measure: Measure,
+    space: WeightSpace,
+    examples: Examples,
+    workspace: Workspace,
+    move: Callable[[int], Direction],
 ) -> dict[str, np.ndarray]:
-    """Losses of a measure with `DrawsParams`. Every move starts at w.
+    """Losses of a measure with `DrawsParams`; `move(k)` is the move of draw k, from w.
 
     Returns
     -------
@@ -73,18 +70,24 @@ def losses_after(
     oracle = Oracle.of(measure, model, examples, workspace)
     reference = oracle.reference(model, examples, workspace)
     shortened = oracle.coupling == "reattack" and (params.full_draws or params.draws) < params.draws
-    shorter, full, short = oracle.short(), [], []
-    for number, move in enumerate(moves):
-        here = section(workspace, f"draw-{number}")
-        with space.moved(move):
-            if not shortened or number < params.full_draws:
-                full.append(oracle.losses(model, examples, here))
+    shorter = oracle.short()
+
+    def after(draw: int) -> dict[str, Tensor]:
+        """Losses of the full and of the short attack, where it sees this draw."""
+        here, found = section(workspace, f"draw-{draw}"), {}
+        with space.moved(move(draw)):
+            if not shortened or draw < params.full_draws:
+                found["full"] = oracle.losses(model, examples, here)
             if shortened:
-                short.append(shorter.losses(model, examples, section(here, "short")))
-    losses, arrays = torch.stack(full), {"reference": reference}
+                found["short"] = shorter.losses(model, examples, section(here, "short"))
+        return found
+
+    draws = workspace.journal.each(params.draws, after)
+    losses, arrays = torch.stack([draw["full"] for draw in draws if "full" in draw]), {"reference": reference}
     if shortened:
-        arrays["shortfall"] = losses - torch.stack(short[: len(full)])
-        losses = torch.stack(short) + arrays["shortfall"].mean(0)
+        short = torch.stack([draw["short"] for draw in draws])
+        arrays["shortfall"] = losses - short[: len(losses)]
+        losses = short + arrays["shortfall"].mean(0)
     return {name: array.cpu().numpy() for name, array in (arrays | {"losses": losses}).items()}
 
 

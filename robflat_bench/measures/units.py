@@ -26,8 +26,9 @@ def unit(journal: Journal, name: str, compute: Callable[[], Results]) -> Mapping
 
 
 def units(journal: Journal, name: str, count: int, compute: Callable[[int], Results]) -> dict[str, np.ndarray]:
-    """Arrays of the units NAME-0 ... NAME-(count - 1), each stacked to [count, ...]; none where count is 0."""
-    found = [unit(journal, f"{name}-{number}", functools.partial(compute, number)) for number in range(count)]
+    """Arrays of the units NAME-0 ... NAME-(count - 1), each stacked to [count, ...]; none where count is 0. No unit
+    may need another."""
+    found = journal.each(count, lambda number: unit(journal, f"{name}-{number}", functools.partial(compute, number)))
     return {key: np.stack([arrays[key] for arrays in found]) for key in (found[0] if found else ())}
 
 

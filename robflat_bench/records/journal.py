@@ -7,17 +7,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from robflat_bench.core import Journal, Spent, clock
+from robflat_bench.core.examples import Result
 from robflat_bench.records.archives import arrays_bytes
+from robflat_bench.records.claims import Claims
 from robflat_bench.records.store import read_arrays, write_atomically
 
 if TYPE_CHECKING:
     from robflat_bench.numerics.passes import PassCounter
 
+Unit: TypeAlias = tuple[dict[str, np.ndarray], Spent]
+"""The arrays of a unit's file, and what the unit cost."""
 SECONDS, PASSES = "spent.seconds", "spent.passes"
 """Arrays of a unit's file that say what the unit cost; all others are the unit's own."""
 
@@ -26,14 +30,16 @@ SECONDS, PASSES = "spent.seconds", "spent.passes"
 class StoredJournal(Journal):
     """Units of work as files below `folder`: a finished unit is read, a damaged unit is computed again.
 
-    `on_unit` is called after each unit; `counter` counts image passes; `parent` has this journal as a section. `spent`
-    sums the cost of all units, each once, in whichever process they were computed; a parent's includes its sections'.
+    `on_unit` is called after each unit; `counter` counts image passes; `parent` has this journal as a section; `claims`
+    share the units with other processes. `spent` sums the cost of all units, each once, in whichever process they were
+    computed; a parent's includes its sections'.
     """
 
     folder: Path
     on_unit: Callable[[], None] = lambda: None
     counter: PassCounter | None = None
     parent: StoredJournal | None = None
+    claims: Claims = field(default_factory=Claims)
     spent: Spent = field(default=Spent(), init=False)
     _counted: set[Path] = field(default_factory=set, init=False)
 
@@ -41,22 +47,27 @@ class StoredJournal(Journal):
         if not re.fullmatch(r"[\w.-]{1,200}", name):
             raise ValueError(f"a unit's name is [\\w.-], not {name!r}")  # the name becomes a file's
         path = self.folder / f"{name}.npz"
-        try:
-            arrays = read_arrays(path)
-            spent = _spent(arrays)
-        except (ValueError, KeyError, FileNotFoundError):
-            began, before = clock.now(), self._passes()
-            arrays = dict(compute())
-            arrays |= {SECONDS: np.array(clock.now() - began), PASSES: self._passes() - before}
-            write_atomically(path, arrays_bytes(arrays))
-            spent = _spent(arrays)
+        if (found := _read(path)) is None:
+            with self.claims.of(path):
+                found = _read(path) or self._computed(path, compute)  # another process may have computed it
+        arrays, spent = found
         self._count(path, spent)
         self.on_unit()
         return {name: array for name, array in arrays.items() if name not in (SECONDS, PASSES)}
 
+    def each(self, count: int, compute: Callable[[int], Result]) -> list[Result]:
+        return self.claims.each(count, compute)
+
     def section(self, name: str, counter: PassCounter | None = None) -> StoredJournal:
         folder = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return StoredJournal(self.folder / folder, self.on_unit, counter or self.counter, self)
+        return StoredJournal(self.folder / folder, self.on_unit, counter or self.counter, self, self.claims)
+
+    def _computed(self, path: Path, compute: Callable[[], Mapping[str, np.ndarray]]) -> Unit:
+        began, before = clock.now(), self._passes()
+        arrays = dict(compute())
+        arrays |= {SECONDS: np.array(clock.now() - began), PASSES: self._passes() - before}
+        write_atomically(path, arrays_bytes(arrays))
+        return arrays, _spent(arrays)
 
     def _passes(self) -> np.ndarray:
         return np.array([self.counter.forward, self.counter.backward] if self.counter else [0, 0])
@@ -67,6 +78,15 @@ class StoredJournal(Journal):
             self.spent += spent
         if self.parent:
             self.parent._count(unit, spent)
+
+
+def _read(path: Path) -> Unit | None:
+    """A finished unit; None where there is none, or it is damaged."""
+    try:
+        arrays = read_arrays(path)
+        return arrays, _spent(arrays)
+    except (ValueError, KeyError, FileNotFoundError):
+        return None
 
 
 def _spent(unit: Mapping[str, np.ndarray]) -> Spent:

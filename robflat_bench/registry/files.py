@@ -47,6 +47,12 @@ def load_file(file: Path) -> ModuleType:
     return module
 
 
+def loaded_files() -> list[Path]:
+    """The files that `load_file` has loaded in this process, in their order."""
+    names = [name for name in sys.modules if name.startswith(_PREFIX) and "." not in name]
+    return [Path(str(sys.modules[name].__file__)) for name in names]
+
+
 def neighbours(file: Path) -> dict[str, Path]:
     """The files beside a plugin's file that its imports name, directly or through each other, by their relative path.
 

@@ -6,15 +6,14 @@ import contextlib
 import hashlib
 import os
 import platform
-import resource
 import socket
-import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robflat_bench import __version__
+from robflat_bench.numerics.capacity import cores
 
 if TYPE_CHECKING:
     from robflat_bench.evaluation.session import Session
@@ -39,7 +38,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "packages": {name: _version(name) for name in PACKAGES},
     }
@@ -82,12 +81,6 @@ def provenance(used: Iterable[Component]) -> dict[str, Any]:
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8],
         "components": dict(sorted(components.items())),
     }
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
 
 
 def _version(name: str) -> str | None:

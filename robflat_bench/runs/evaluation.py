@@ -19,6 +19,7 @@ from robflat_bench.evaluation.model import FoundModel, find_model, initial_weigh
 from robflat_bench.evaluation.network import behaviour, check_network
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
+from robflat_bench.evaluation.workers import ahead
 from robflat_bench.numerics.weights import digest
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import EvaluationRecord
@@ -69,7 +70,8 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
             return folder.evaluation(key), path
         observer.evaluation_starts(plan.stage_names(session.registry, found.name))
         journal = StoredJournal(path.with_name(f"work-{key}"), observer.unit_ends)
-        result, outcomes = evaluate(session, plan, subject, journal)
+        with ahead(session, [(plan, subject)], journal):
+            result, outcomes = evaluate(session, plan, subject, journal)
         raw = outcomes_bytes({found.name: result}, outcomes)
         record = EvaluationRecord(
             key=key,

@@ -19,6 +19,8 @@ from robflat_bench.evaluation.model import build_model, initial_weights
 from robflat_bench.evaluation.network import check_trainable
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
+from robflat_bench.evaluation.workers import ahead
+from robflat_bench.numerics.capacity import peak_memory_bytes
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import Budget, Result, RunRecord
@@ -202,19 +204,23 @@ def _evaluate(
         raise RunFailed("training ended without a checkpoint; run again with --fresh")
     session, folder = run.session, run.folder
     epochs = {"best": trained.best.epoch, "last": run.spec.recipe.epochs - 1}
-    plans = {checkpoint: Plan.of(session.fixed, checkpoint) for checkpoint in CHECKPOINTS}
-    stages = [stage for name, plan in plans.items() for stage in plan.stage_names(session.registry, name)]
-    session.observer.evaluation_starts(stages)
     initial = initial_weights(folder.weights(INITIAL))
-    results: dict[str, Result] = {}
-    outcomes: dict[str, np.ndarray] = {}
-    for checkpoint, plan in plans.items():
+    subjects: list[tuple[Plan, EvaluatedModel]] = []
+    for checkpoint in CHECKPOINTS:
         model = build_model(session, run.seed)  # anew: a network may keep what it derived from other weights
         load_weights(model, read_weights(folder.weights(checkpoint)), checkpoint)
         subject = EvaluatedModel(model, checkpoint, epochs[checkpoint], initial)
-        results[checkpoint], arrays = evaluate(session, plan, subject, journal)
-        outcomes |= arrays
-        watchers.evaluation_ends(checkpoint, results[checkpoint])
+        subjects.append((Plan.of(session.fixed, checkpoint), subject))
+    stages = [stage for plan, subject in subjects for stage in plan.stage_names(session.registry, subject.checkpoint)]
+    session.observer.evaluation_starts(stages)
+    results: dict[str, Result] = {}
+    outcomes: dict[str, np.ndarray] = {}
+    with ahead(session, subjects, journal):
+        for plan, subject in subjects:
+            result, arrays = evaluate(session, plan, subject, journal)
+            results[subject.checkpoint] = result
+            outcomes |= arrays
+            watchers.evaluation_ends(subject.checkpoint, result)
     return results, outcomes
 
 
@@ -224,5 +230,5 @@ def _budget(trained: State, evaluation_seconds: float) -> Budget:
         backward=trained.backward,
         seconds=trained.seconds + evaluation_seconds,
         evaluation_seconds=evaluation_seconds,
-        peak_memory_bytes=environment.peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
     )

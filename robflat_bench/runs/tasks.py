@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,6 +145,16 @@ class Pace:
     evaluation: float
     runs: int
 
+    @classmethod
+    def of(cls, budgets: Sequence[Budget]) -> Pace | None:
+        """The pace of runs with these budgets; None without any."""
+        if not budgets:
+            return None
+        evaluation = sum(budget.evaluation_seconds for budget in budgets)
+        passes = sum(budget.forward + budget.backward for budget in budgets)
+        training = sum(budget.seconds - budget.evaluation_seconds for budget in budgets)
+        return cls(training / passes, evaluation / len(budgets), len(budgets))
+
     def seconds(self, task: Task) -> float:
         """The seconds that the rest of a task takes at this pace."""
         training, evaluation = task.left()
@@ -153,13 +163,7 @@ class Pace:
 
 def pace(store: Store, protocol: str) -> Pace | None:
     """The pace of a store's finished runs under the protocol with this hash; None without any."""
-    budgets = list(_budgets(store, protocol))
-    if not budgets:
-        return None
-    evaluation = sum(budget.evaluation_seconds for budget in budgets)
-    passes = sum(budget.forward + budget.backward for budget in budgets)
-    training = sum(budget.seconds - budget.evaluation_seconds for budget in budgets)
-    return Pace(training / passes, evaluation / len(budgets), len(budgets))
+    return Pace.of([*_budgets(store, protocol)])
 
 
 def _budgets(store: Store, protocol: str) -> Iterator[Budget]:

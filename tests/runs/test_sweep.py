@@ -25,6 +25,7 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
 from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
+from robflat_bench.core.clock import duration
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.plan import Plan
@@ -32,7 +33,7 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.records.journal import StoredJournal
-from robflat_bench.records.record import RunRecord
+from robflat_bench.records.record import Budget, RunRecord
 from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.runs.sweep import Event, Sweep
@@ -465,9 +466,30 @@ def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch)
     assert (
         lines[1] == "2 running, 2 waiting; standard, seed 1: starting; standard [learning_rate=1e+30], seed 1: starting"
     )
-    assert re.fullmatch(r"2 running, 2 waiting, about \d+ s left; .* epoch 2/2; .*: evaluation", lines[2])
+    assert re.fullmatch(r"2 running, 2 waiting; .* epoch 2/2; .*: evaluation", lines[2])
     assert lines[3] == "[1/4] standard, seed 1: failed: diverged"
-    assert re.fullmatch(r"1 failed, 1 running, 2 waiting, about \d+ s left; .*: evaluation", lines[4])
+    assert re.fullmatch(r"1 failed, 1 running, 2 waiting; .*: evaluation", lines[4])
+
+
+def test_time_left_is_work_at_the_pace_of_finished_runs(stages, capsys, monkeypatch):
+    """Neither start-up nor the part of a run that is done counts; the longest run bounds it from below."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with progress.SweepProgress(4, drawing=True) as shown:
+        turns = stages()
+        shown(next(turns))
+        assert " left" not in capsys.readouterr().err, "no run is done, so nothing tells the pace"
+        shown.budgets["earlier"] = Budget(
+            forward=500, backward=500, seconds=140.0, evaluation_seconds=40.0, peak_memory_bytes=1
+        )
+        sweep = next(turns)
+        shown(sweep)
+        shown(sweep)
+    tasks = [*sweep.running.values(), *sweep.waiting]
+    half, none, *whole = [0.1 * sum(task.left()[:1]) + 40.0 for task in tasks]
+    assert none == 40.0, "it is in its evaluation"
+    assert half == 0.1 * sum(tasks[0].training) / 2 + 40.0
+    expected = max(max(whole), (half + none + sum(whole)) / 2)
+    assert f", about {duration(expected)} left;" in capsys.readouterr().err
 
 
 def shown_on(terminal: int) -> str:
@@ -495,7 +517,7 @@ def test_progress_on_a_terminal(stages, monkeypatch, drawing):
     assert "at, seed 1: waiting for it: process 7 is working on it" in seen
     assert "[1/4] standard, seed 1: failed: diverged" in seen
     for text in (
-        "1 failed, 1 running, 2 waiting, about",
+        "1 failed, 1 running, 2 waiting",
         "[learning_rate=1e+30], seed 1: evaluation",
         "2/2",
         "1/4\x1b",

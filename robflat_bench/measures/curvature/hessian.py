@@ -200,12 +200,16 @@ def hutchinson(hessian: Hessian, scale: Vector, probes: int, journal: Journal, *
             return np.stack([hessian.by_layer(v * product(v)) for v in moved])
 
     blocks = [range(first, min(first + BLOCK, probes)) for first in range(0, probes, BLOCK)]
+    parts = [(chunk, numbers) for chunk in range(len(hessian.chunks)) for numbers in blocks]
+
+    def part(place: int) -> Vector:
+        chunk, numbers = parts[place]
+        name = f"probes-{numbers.start}-chunk-{chunk}"
+        return unit(journal, name, lambda: {"layers": block(chunk, numbers)})["layers"]
+
     total = np.zeros((probes, len(hessian.layers)))
-    for chunk in range(len(hessian.chunks)):
-        for numbers in blocks:
-            name = f"probes-{numbers.start}-chunk-{chunk}"
-            found = unit(journal, name, lambda c=chunk, n=numbers: {"layers": block(c, n)})  # type: ignore[misc]
-            total[numbers.start : numbers.stop] += found["layers"]
+    for (_, numbers), found in zip(parts, journal.each(len(parts), part), strict=True):
+        total[numbers.start : numbers.stop] += found
     return total
 
 

@@ -28,7 +28,7 @@ with lazy_imports():
 
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.random_moves import losses_after, mean_rise
-    from robflat_bench.numerics.weight_space import Ball, WeightSpace
+    from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
 
 
 class AverageCaseParams(shared.DrawsParams):
@@ -71,7 +71,10 @@ class AverageCase(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params = self.params
         space = WeightSpace(model, ball=Ball(params.ball, params.norm), exclude=params.exclude)
-        moves = (space.on_sphere(params.xi, workspace.seed, INFO.name, draw) for draw in range(params.draws))
-        arrays = losses_after(self, space, examples, workspace, moves)
+
+        def move(draw: int) -> Direction:
+            return space.on_sphere(params.xi, workspace.seed, INFO.name, draw)
+
+        arrays = losses_after(self, space, examples, workspace, move)
         reference, details = subtracted(self, arrays["reference"], model, examples, workspace)
         return mean_rise({**arrays, "reference": reference}, details)

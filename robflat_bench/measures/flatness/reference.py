@@ -22,15 +22,19 @@ def paper_reference(pgd: PGD, model: nn.Module, examples: Examples, workspace: W
     """
     confidence = torch.full_like(examples.y, -torch.inf, dtype=torch.float64)
     chosen = torch.zeros_like(confidence)
-    for restart in range(restarts):
-        # Each restart is an attack with one restart and a seed of its own.
-        def logits(part: Examples, seed: int = workspace.seed + restart) -> Tensor:
-            x_adv = pgd.perturb(model, part, seed)
+
+    def attacked_once(restart: int) -> Tensor:
+        """Logits of an attack with one restart and a seed of its own, float64 [N,K]."""
+
+        def logits(part: Examples) -> Tensor:
+            x_adv = pgd.perturb(model, part, workspace.seed + restart)
             with attacked(model), folded(model, x_adv), torch.no_grad():
                 found: Tensor = model(x_adv)
                 return found
 
-        z = in_batches(examples, section(workspace, f"paper-{restart}"), logits, "logits").double()
+        return in_batches(examples, section(workspace, f"paper-{restart}"), logits, "logits").double()
+
+    for z in workspace.journal.each(restarts, attacked_once):
         wrong = z.softmax(1).scatter(1, examples.y[:, None], -torch.inf).amax(1)
         loss = F.cross_entropy(z, examples.y, reduction="none")
         better = wrong > confidence

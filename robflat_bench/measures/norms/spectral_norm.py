@@ -50,7 +50,7 @@ with lazy_imports():
 
     from robflat_bench.attacks.engine import attacked
     from robflat_bench.core.randomness import generator
-    from robflat_bench.measures.units import unit
+    from robflat_bench.measures.units import units
     from robflat_bench.numerics.operations import LAYERS, PRODUCTS, Operation, Signal, Trace, absorb, replaced, traced
 
 
@@ -93,14 +93,14 @@ class SpectralNorm(Measure):
         with attacked(model):
             trace = absorb(traced(model, examples.x))
 
-        def norm_of(place: int, name: str, operator: Operator) -> np.ndarray:
-            def compute() -> dict[str, np.ndarray]:
-                return {"norm": np.array(self._operator_norm(operator, workspace.seed, INFO.name, name))}
+        layers = [*_named(trace)]
 
-            # By its place: a module's name may be empty, or hold characters that no unit's name has.
-            return unit(workspace.journal, f"layer-{place}", compute)["norm"]
+        def norm_of(place: int) -> dict[str, np.ndarray]:
+            name, operator = layers[place]
+            return {"norm": np.array(self._operator_norm(operator, workspace.seed, INFO.name, name))}
 
-        found = [norm_of(place, name, operator) for place, (name, operator) in enumerate(_named(trace))]
+        # By its place: a module's name may be empty, or hold characters that no unit's name has.
+        found = units(workspace.journal, "layer", len(layers), norm_of).get("norm", np.zeros((0, 2)))
         norms = np.array([norm for norm, _ in found])
         positive = [norm for norm in norms if norm > 0]
         return Measurement(

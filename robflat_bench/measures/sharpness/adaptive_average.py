@@ -27,8 +27,8 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.core.randomness import normal_like, uniform_like
-    from robflat_bench.measures.random_moves import losses_after, mean_rise, random_moves
-    from robflat_bench.numerics.weight_space import WeightSpace
+    from robflat_bench.measures.random_moves import losses_after, mean_rise, random_move
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 class AdaptiveAverageParams(DrawsParams):
@@ -70,8 +70,11 @@ class AdaptiveAverage(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         noise = normal_like if params.ball == "l2" else uniform_like
-        moves = random_moves(space, self._scaled, params.draws, workspace.seed, INFO.name, noise=noise)
-        return mean_rise(losses_after(self, space, examples, workspace, moves))
+
+        def move(draw: int) -> Direction:
+            return random_move(space, self._scaled, workspace.seed, INFO.name, draw, noise=noise)
+
+        return mean_rise(losses_after(self, space, examples, workspace, move))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.rho * z * (w.abs() if self.params.adaptive else 1)

@@ -38,7 +38,7 @@ with lazy_imports():
     from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.bisection import End, bracket, interpolated, power_law
     from robflat_bench.measures.oracle import Oracle
-    from robflat_bench.measures.random_moves import by_filter, random_moves
+    from robflat_bench.measures.random_moves import by_filter, random_move
     from robflat_bench.measures.units import section
     from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
@@ -104,7 +104,8 @@ class BasinWidth(Measure):
             return bracket(tried, params.largest, params.tolerance, partial(parabola.root, sign))
 
         ends: list[list[tuple[float, float]]] = []
-        for draw, d in enumerate(random_moves(space, self._scaled, params.directions, workspace.seed, INFO.name)):
+        for draw in range(params.directions):
+            d = random_move(space, self._scaled, workspace.seed, INFO.name, draw)
             usual = math.exp(np.log(np.mean(ends, 2)).mean()) if ends else math.nan
             parabola = Parabola(params.target, usual)
             ends.append([edge(d, parabola, 1, f"plus-{draw}"), edge(d, parabola, -1, f"minus-{draw}")])

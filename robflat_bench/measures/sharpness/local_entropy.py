@@ -37,8 +37,8 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.core.estimates import estimated
-    from robflat_bench.measures.random_moves import losses_after, random_moves
-    from robflat_bench.numerics.weight_space import WeightSpace, norm
+    from robflat_bench.measures.random_moves import losses_after, random_move
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
 
 
 class LocalEntropyParams(DrawsParams):
@@ -75,8 +75,11 @@ class LocalEntropy(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
-        moves = random_moves(space, lambda z, w: self._std(w) * z, self.params.draws, workspace.seed, INFO.name)
-        arrays = losses_after(self, space, examples, workspace, moves)
+
+        def move(draw: int) -> Direction:
+            return random_move(space, lambda z, w: self._std(w) * z, workspace.seed, INFO.name, draw)
+
+        arrays = losses_after(self, space, examples, workspace, move)
         found = estimated(INFO.estimate, arrays)
         sample = found.details["effective_sample_size"]
         if sample < SMALLEST_SAMPLE:

@@ -24,8 +24,8 @@ from robflat_bench.measures.shared import Draws, DrawsParams, FullDraws, passes_
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, random_moves
-    from robflat_bench.numerics.weight_space import WeightSpace
+    from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, random_move
+    from robflat_bench.numerics.weight_space import Direction, WeightSpace
 
 
 class LPFParams(DrawsParams):
@@ -62,8 +62,11 @@ class LPF(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
-        moves = random_moves(space, self._scaled, self.params.draws, workspace.seed, INFO.name)
-        return mean_rise(losses_after(self, space, examples, workspace, moves))
+
+        def move(draw: int) -> Direction:
+            return random_move(space, self._scaled, workspace.seed, INFO.name, draw)
+
+        return mean_rise(losses_after(self, space, examples, workspace, move))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
         return self.params.std * z * (by_filter(w) if self.params.filter_normalised else 1)

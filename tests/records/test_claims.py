@@ -1,0 +1,66 @@
+"""Claims: which process computes a unit of a journal."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from robflat_bench.records.claims import Elsewhere, Filling, Reading
+from robflat_bench.records.journal import StoredJournal
+
+
+def value(number: float) -> dict[str, np.ndarray]:
+    return {"value": np.array(number)}
+
+
+def test_a_unit_that_another_process_computes_is_left_and_no_later_one_is_computed(tmp_path):
+    """Not even by a component that catches everything: its later units may need the one that is missing."""
+    claims = Filling()
+    journal = StoredJournal(tmp_path, claims=claims)
+    with Reading().of(tmp_path / "one.npz"):
+        with pytest.raises(Elsewhere):
+            journal.unit("one", lambda: value(1))
+        with pytest.raises(Elsewhere):
+            journal.unit("two", lambda: value(2))
+    claims.leaving = False  # the next stage
+    assert journal.unit("one", lambda: value(1)) == value(1)
+    assert not issubclass(Elsewhere, Exception)
+
+
+def test_independent_units_are_computed_around_the_one_that_another_process_computes(tmp_path):
+    """From the last to the first, and in the order of their numbers for who asks."""
+    claims, order = Filling(), []
+    journal = StoredJournal(tmp_path, claims=claims)
+
+    def unit(number: int) -> float:
+        def compute() -> dict[str, np.ndarray]:
+            order.append(number)
+            return value(number)
+
+        return float(journal.unit(f"unit-{number}", compute)["value"])
+
+    with Reading().of(tmp_path / "unit-1.npz"), pytest.raises(Elsewhere):
+        journal.each(3, unit)
+    assert order == [2, 0]
+    claims.leaving = False
+    assert journal.each(3, unit) == [0.0, 1.0, 2.0]
+    assert order == [2, 0, 1]
+
+
+def test_the_process_that_reads_waits_for_a_unit_and_does_not_compute_it(tmp_path):
+    claimed = threading.Event()
+
+    def elsewhere() -> None:
+        with Filling().of(tmp_path / "one.npz"):
+            claimed.set()
+            time.sleep(0.2)
+            StoredJournal(tmp_path).unit("one", lambda: value(1))
+
+    other = threading.Thread(target=elsewhere)
+    other.start()
+    claimed.wait()
+    assert StoredJournal(tmp_path, claims=Reading()).unit("one", lambda: value(2)) == value(1)
+    other.join()
