@@ -2,8 +2,8 @@
 
 The numbers are those of one process. It evaluates in the usual order, and reads the units that workers have written
 into its journal as it reads those of an interrupted evaluation. A worker makes the same evaluation in another order,
-skips the units that another process computes (`records.claims`), and keeps nothing but units. So a worker may end at
-any moment, and an error in a worker is met by the reading process itself.
+skips the units that another process computes (`records.unit_claims`), and keeps nothing but units. So a worker may end
+at any moment, and an error in a worker is met by the reading process itself.
 
 A worker is a new Python process, which gets examples and networks through a pipe, and ends when the pipe does. It
 prints nothing, and leaves Ctrl-C to the process that started it.
@@ -36,9 +36,9 @@ from robflat_bench.evaluation.own_code import beside
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.capacity import cores, free_memory_bytes, peak_memory_bytes
-from robflat_bench.records.claims import Elsewhere, Filling, Reading
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.store import Store
+from robflat_bench.records.unit_claims import Elsewhere, Filling, Reading
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.files import load_file, loaded_files
 from robflat_bench.registry.registry import Registry, discover
@@ -60,12 +60,13 @@ Subjects = Sequence[tuple[Plan, EvaluatedModel]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker evaluates; fields as those of `Session` and `StoredJournal`."""
+    """What a worker evaluates; fields as those of `Session`, `StoredJournal` and `Filling`."""
 
     protocol: Protocol
     splits: Splits
     device: str
     folder: Path
+    claims: Path
     subjects: Subjects
 
 
@@ -86,21 +87,23 @@ def ahead(session: Session, subjects: Subjects, journal: StoredJournal) -> Itera
     note says so where `session.jobs` was given.
     """
     observer, count, payload, problems = session.observer, processes(session), b"", [""]
+    claims = tempfile.TemporaryDirectory(prefix="robflat-bench-", ignore_cleanup_errors=True)
     passes = [_passes(session.registry, stage) for plan, _ in subjects for stage in (None, *plan.stages)]
     try:
-        payload = _payload(session, subjects, journal) if count > 1 else b""
+        payload = _payload(session, subjects, journal, Path(claims.name)) if count > 1 else b""
     except _Unfit as error:
         count, problems = 1, [str(error)]
     workers: list[_Worker] = []
     try:
         if count > 1:
-            journal.claims = Reading()
+            journal.claims = Reading(Path(claims.name))
         while len(workers) < count - 1:
             workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS, observer))
         observer.work_starts(passes, count, lambda: journal.spent)
         yield
     finally:
         problems += [worker.end() for worker in workers]
+        claims.cleanup()
     if session.jobs and any(problems):
         said = next(filter(None, problems))
         observer.note(f"fewer processes than --jobs {session.jobs} made this evaluation: {said}")
@@ -118,7 +121,7 @@ def processes(session: Session) -> int:
     return int(max(1, min(cores() // session.fixed.threads, 1 + room)))
 
 
-def _payload(session: Session, subjects: Subjects, journal: StoredJournal) -> bytes:
+def _payload(session: Session, subjects: Subjects, journal: StoredJournal, claims: Path) -> bytes:
     """What a worker reads: the files of one-file plugins, all files that are loaded by their paths, and its `Work`."""
     for name, module in [*sys.modules.items()]:
         if name.startswith(GENERATED):
@@ -131,7 +134,7 @@ def _payload(session: Session, subjects: Subjects, journal: StoredJournal) -> by
         raise _Unfit(f"no other process can import the class {here[0]}; move it to a file of its own, and import it")
     providers = session.registry.plugins.providers.items()
     plugins = [Path(str(module.__file__)) for module, provider in providers if provider.version == "file"]
-    work = Work(session.protocol, session.splits, session.device, journal.folder.absolute(), subjects)
+    work = Work(session.protocol, session.splits, session.device, journal.folder.absolute(), claims, subjects)
     try:
         return pickle.dumps((plugins, loaded_files())) + pickle.dumps(work)
     except Exception as error:
@@ -229,7 +232,7 @@ def fill(registry: Registry, work: Work, report: Callable[[int, int, bool], None
     """
     session = Session(registry, work.protocol, work.splits, Store(work.folder), work.device)
     configure(session.fixed)
-    claims = Filling()
+    claims = Filling(work.claims)
     tasks: list[_Task] = []
     number = 0
     for plan, subject in work.subjects:

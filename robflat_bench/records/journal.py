@@ -14,8 +14,8 @@ import numpy as np
 from robflat_bench.core import Journal, Spent, clock
 from robflat_bench.core.examples import Result
 from robflat_bench.records.archives import arrays_bytes
-from robflat_bench.records.claims import Claims
 from robflat_bench.records.store import read_arrays, write_atomically
+from robflat_bench.records.unit_claims import Claims
 
 if TYPE_CHECKING:
     from robflat_bench.numerics.passes import PassCounter

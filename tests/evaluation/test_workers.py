@@ -22,9 +22,9 @@ from robflat_bench.evaluation.plan import Plan, choose_plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.front.sessions import open_session
 from robflat_bench.measures.inputs.margin import Margin
-from robflat_bench.records.claims import Filling
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.store import Store
+from robflat_bench.records.unit_claims import Filling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,7 +126,7 @@ class Refusing(Filling):
 
 def filled(session: Session, plan: Plan, subject: EvaluatedModel, folder: Path) -> None:
     """What workers compute, with a network of their own."""
-    work = workers.Work(session.protocol, session.splits, "cpu", folder, [(plan, subject)])
+    work = workers.Work(session.protocol, session.splits, "cpu", folder, folder.parent, [(plan, subject)])
     workers.fill(session.registry, pickle.loads(pickle.dumps(work)), lambda *report: None)
 
 

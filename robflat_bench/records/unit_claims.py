@@ -1,12 +1,13 @@
 """Claims on the units of a journal: which process computes a unit, where several fill the journal of one evaluation.
 
-A claim is a lock on a file beside the unit's own. The system frees it when its process ends in whatever way, so only a
-living process holds one. One process reads the whole journal, in the evaluation's own order (`Reading`); others compute
-units ahead of it, in any order (`Filling`).
+A claim is a lock on a file in a folder of this machine, for the journal's file system may have no locks. The system
+frees it when its process ends in whatever way, so only a living process holds one. One process reads the whole journal,
+in the evaluation's own order (`Reading`); others compute units ahead of it, in any order (`Filling`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -37,20 +38,30 @@ class Claims:
 
 
 class Reading(Claims):
-    """The claims of the process that reads all units: it waits for a unit that another one computes."""
+    """The claims of the process that reads all units: it waits for a unit that another one computes.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder of this machine, the same in all processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def of(self, unit: Path) -> AbstractContextManager[object]:
-        with disk_errors(unit):
-            return _lock(unit).acquire(poll_interval=POLL_SECONDS)
+        with disk_errors(self.folder):
+            return _lock(self.folder, unit).acquire(poll_interval=POLL_SECONDS)
 
 
 class Filling(Claims):
     """The claims of a process that computes ahead: it raises `Elsewhere` for a unit that another one computes.
 
-    Of independent units it takes the last one first, because `Reading` begins with the first.
+    Of independent units it takes the last one first, because `Reading` begins with the first. `folder`: as there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.leaving = False
         """Whether `Elsewhere` was raised and no `each` has dealt with it: what is computed now may lack a unit."""
 
@@ -58,7 +69,7 @@ class Filling(Claims):
     def of(self, unit: Path) -> Iterator[None]:
         if self.leaving:
             raise Elsewhere(unit)
-        lock = _lock(unit)
+        lock = _lock(self.folder, unit)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -84,6 +95,5 @@ class Filling(Claims):
         raise Elsewhere(what)
 
 
-def _lock(unit: Path) -> FileLock:
-    unit.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(unit.with_suffix(".lock"))
+def _lock(folder: Path, unit: Path) -> FileLock:
+    return FileLock(folder / hashlib.sha256(str(unit.absolute()).encode()).hexdigest())

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from robflat_bench.records.claims import Elsewhere, Filling, Reading
 from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.unit_claims import Elsewhere, Filling, Reading
 
 
 def value(number: float) -> dict[str, np.ndarray]:
@@ -18,9 +18,9 @@ def value(number: float) -> dict[str, np.ndarray]:
 
 def test_a_unit_that_another_process_computes_is_left_and_no_later_one_is_computed(tmp_path):
     """Not even by a component that catches everything: its later units may need the one that is missing."""
-    claims = Filling()
+    claims = Filling(tmp_path)
     journal = StoredJournal(tmp_path, claims=claims)
-    with Reading().of(tmp_path / "one.npz"):
+    with Reading(tmp_path).of(tmp_path / "one.npz"):
         with pytest.raises(Elsewhere):
             journal.unit("one", lambda: value(1))
         with pytest.raises(Elsewhere):
@@ -32,7 +32,7 @@ def test_a_unit_that_another_process_computes_is_left_and_no_later_one_is_comput
 
 def test_independent_units_are_computed_around_the_one_that_another_process_computes(tmp_path):
     """From the last to the first, and in the order of their numbers for who asks."""
-    claims, order = Filling(), []
+    claims, order = Filling(tmp_path), []
     journal = StoredJournal(tmp_path, claims=claims)
 
     def unit(number: int) -> float:
@@ -42,7 +42,7 @@ def test_independent_units_are_computed_around_the_one_that_another_process_comp
 
         return float(journal.unit(f"unit-{number}", compute)["value"])
 
-    with Reading().of(tmp_path / "unit-1.npz"), pytest.raises(Elsewhere):
+    with Reading(tmp_path).of(tmp_path / "unit-1.npz"), pytest.raises(Elsewhere):
         journal.each(3, unit)
     assert order == [2, 0]
     claims.leaving = False
@@ -54,7 +54,7 @@ def test_the_process_that_reads_waits_for_a_unit_and_does_not_compute_it(tmp_pat
     claimed = threading.Event()
 
     def elsewhere() -> None:
-        with Filling().of(tmp_path / "one.npz"):
+        with Filling(tmp_path).of(tmp_path / "one.npz"):
             claimed.set()
             time.sleep(0.2)
             StoredJournal(tmp_path).unit("one", lambda: value(1))
@@ -62,5 +62,5 @@ def test_the_process_that_reads_waits_for_a_unit_and_does_not_compute_it(tmp_pat
     other = threading.Thread(target=elsewhere)
     other.start()
     claimed.wait()
-    assert StoredJournal(tmp_path, claims=Reading()).unit("one", lambda: value(2)) == value(1)
+    assert StoredJournal(tmp_path, claims=Reading(tmp_path)).unit("one", lambda: value(2)) == value(1)
     other.join()
