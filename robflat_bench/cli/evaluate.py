@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @output.data_option
 @output.device_option
 @output.compile_option
+@output.stop_after_option
 @output.plugin_option
 @output.json_option
 def evaluate_checkpoint(
