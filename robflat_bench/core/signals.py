@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 REPEATED_SECONDS = 0.1
 """Signals that follow each other so closely are one request: `timeout` signals a process and then its group."""
 
-LEAVING_SECONDS = 1.0
-"""Time of `stop_after` kept for the end of the process."""
+LEAVING_SECONDS = 5.0
+"""Time of `stopping_after` that is kept for the end of the process itself, on a busy machine too."""
 
 
 class Ending(NamedTuple):
