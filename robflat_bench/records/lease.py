@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robflat_bench.core import RunFailed, uninterrupted
+from robflat_bench.records.holders import Holder
 from robflat_bench.records.removal import TEMPORARY
 
 NAME = "holder.json"
@@ -50,16 +48,6 @@ class Lost(Busy):
     """Another process took over the run, since this one had shown no sign of life."""
 
 
-class Holder(NamedTuple):
-    """Who holds a lease. The token is random; number and start say which process of the machine it is."""
-
-    token: str
-    host: str
-    pid: int
-    started: str
-    machine: str
-
-
 class Look(NamedTuple):
     """A lease as it was found: its content, and when it was touched [ns, by the clock of its file system]."""
 
@@ -68,16 +56,10 @@ class Look(NamedTuple):
 
     @property
     def holder(self) -> Holder | None:
-        """None if the content is damaged."""
-        try:
-            found = Holder(**json.loads(self.content))
-            return found._replace(host=str(found.host), pid=int(found.pid))
-        except (ValueError, TypeError, OverflowError, RecursionError):
-            return None
+        return Holder.read(self.content)
 
     def __str__(self) -> str:
-        holder = self.holder
-        return f"process {holder.pid} on {holder.host[:100]!r}" if holder else "another process"
+        return str(self.holder or "another process")
 
 
 def look(path: Path) -> Look | None:
@@ -102,7 +84,7 @@ class Lease:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / NAME
-        self.me = Holder(secrets.token_hex(8), socket.gethostname(), os.getpid(), started(os.getpid()), machine())
+        self.me = Holder.this_process()
         self._over = threading.Event()
 
     def acquire(self, left: contextlib.ExitStack, wait: bool, told: Callable[[str], None] | None) -> None:
@@ -119,8 +101,14 @@ class Lease:
             None, such a holder is alive until calls of this process have seen its silence.
         """
         first: Look | None = None
-        while found := self._other_holder(left):
-            unsure = told and not _is_here(found.holder) and first in (None, found)
+        while not self._created(left):
+            found = look(self.path)
+            if found is None or _is_dead(self.path, found):
+                if found:
+                    _remove(self.path, found)
+                continue
+            here = found.holder is not None and found.holder.is_here
+            unsure = told and not here and first in (None, found)
             if not (wait or unsure):
                 raise Busy(f"{found} is working on this run ({self.folder}); wait for it or stop it")
             if told and first is None:
@@ -128,21 +116,15 @@ class Lease:
             first = found
             time.sleep(LOOK_SECONDS)
 
-    def _other_holder(self, left: contextlib.ExitStack) -> Look | None:
-        """The lease of another holder that is not known to be dead; None once this process holds the lease."""
+    def _created(self, left: contextlib.ExitStack) -> bool:
+        """Whether the file was not there, and is this process's now."""
         with uninterrupted():
-            while True:
-                try:
-                    file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-                    break
-                except FileExistsError:
-                    found = look(self.path)
-                    if found and not _is_dead(self.path, found):
-                        return found
-                    if found:
-                        _remove(self.path, found)
             try:
-                os.write(file, json.dumps(self.me._asdict()).encode())
+                file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                return False
+            try:
+                os.write(file, self.me.written())
                 os.fsync(file)
             except OSError:
                 os.close(file)
@@ -151,7 +133,7 @@ class Lease:
             left.callback(self._release)
             _held.append(self)
             threading.Thread(target=self._beat, args=(file,), daemon=True, name="lease").start()
-            return None
+            return True
 
     def _beat(self, file: int) -> None:
         """Touch the file, whatever its name has become, until the lease is released."""
@@ -202,9 +184,8 @@ _watched: dict[Path, tuple[Look, float, float]] = {}
 
 
 def _is_dead(path: Path, found: Look) -> bool:
-    holder = found.holder
-    if holder and _is_here(holder):
-        return not _runs(holder)
+    if (holder := found.holder) and holder.is_here:
+        return not holder.runs()
     now = time.monotonic()
     before, then, silent = _watched.get(path, (None, now, 0.0))
     # A long time between two looks may be one in which the file system was away, from the holder too.
@@ -213,46 +194,10 @@ def _is_dead(path: Path, found: Look) -> bool:
     return silent > SILENT_SECONDS
 
 
-def _is_here(holder: Holder | None) -> bool:
-    return holder is not None and holder.machine == machine()
-
-
-def _runs(holder: Holder) -> bool:
-    """Whether a process of this machine still runs, and is the same one."""
-    try:
-        os.kill(holder.pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's, whose start may be hidden
-        return started(holder.pid) in (holder.started, "")
-    return started(holder.pid) == holder.started
-
-
-def machine() -> str:
-    """What processes that see each other's numbers have in common: the running kernel, and the space of numbers."""
-    try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{kernel} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
-        return socket.gethostname()
-
-
-def started(pid: int) -> str:
-    """When a process of this machine started, in its kernel's words; "" if it has ended or may not be seen."""
-    try:
-        if not Path("/proc/self/stat").exists():  # no Linux
-            shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-            return shown.stdout.strip()
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        return ""
-
-
 def _remove(path: Path, dead: Look) -> None:
     """Remove this lease. If another process has replaced or touched it meanwhile, it stays."""
     aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    with contextlib.suppress(FileNotFoundError):
+    with uninterrupted(), contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         if look(aside) == dead:
             aside.unlink()

@@ -28,10 +28,10 @@ BEAT, SILENT, LOOK = 0.1, 2.0, 0.05
 # A module that stands for another machine's package: `python -c "import elsewhere; ..."`, or `--plugin elsewhere.py`.
 ELSEWHERE = f"""
 import os, socket
-from robflat_bench.records import lease
+from robflat_bench.records import holders, lease
 lease.BEAT_SECONDS, lease.SILENT_SECONDS, lease.LOOK_SECONDS = {BEAT}, {SILENT}, {LOOK}
 if "NODE" in os.environ:
-    lease.machine = socket.gethostname = lambda: os.environ["NODE"]
+    holders.machine = socket.gethostname = lambda: os.environ["NODE"]
 """
 
 HOLDS = """
