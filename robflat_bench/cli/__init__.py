@@ -125,20 +125,23 @@ def _unusable_name(error: BaseException) -> UsageError | None:
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line on stderr and its exit code."""
+    """Run the command line; an expected error is one line on stderr and its exit code, and so is a signal."""
+    from robflat_bench.core.signals import ending_of, interruptible_command
+
     streams.prepare(coloured=not {"-h", "--help"}.isdisjoint(sys.argv))  # click's help has colours of its own
     try:
-        _require_folder()
-        code = cli.main(prog_name="robflat-bench", standalone_mode=False)
+        with interruptible_command():
+            _require_folder()
+            code = cli.main(prog_name="robflat-bench", standalone_mode=False)
     except click.ClickException as error:
         if len(sys.argv) == 1:
             error.show(sys.stderr)  # the help; named, since click writes to the bytes below where the encoding is ASCII
         else:
             output.note(advice.answer(error, sys.argv[1:]))
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        output.note("interrupted; run the same command again, it resumes")
-        code = 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        said, code = ending_of(error if isinstance(error, KeyboardInterrupt) else error.__context__)  # click's Abort
+        output.note(f"{said}; run the same command again, it resumes")
     except Exception as error:
         from robflat_bench.core import RobflatError, out_of_memory
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @output.device_option
 @output.compile_option
 @output.jobs_option
+@output.stop_after_option
 @output.plugin_option
 @output.json_option
 def evaluate_checkpoint(

@@ -27,6 +27,7 @@ OPTIONS: tuple[Callable[..., Any], ...] = (
     output.store_option,
     output.data_option,
     output.device_option,
+    output.stop_after_option,
     output.plugin_option,
     output.json_option,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,6 +71,32 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Change the recipe (recipe.epochs=10), which shows in the run's name. A run with changed fixed.* is not "
     "ranked.",
+)
+
+
+_PARTS = re.compile(r"(?=\d)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?|(\d{1,6})")
+
+
+def _stop_after(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Set the alarm of `--stop-after`."""
+    from robflat_bench.core.signals import stopping_after
+
+    if value is None:
+        return
+    found = _PARTS.fullmatch(value)
+    parts = zip(found.groups("0"), (3600, 60, 1, 1), strict=True) if found else ()
+    seconds = sum(int(part) * unit for part, unit in parts)
+    if not seconds:
+        raise click.BadParameter(f"{value!r} is no duration; write 90s, 55m, 2h, 1h30m or a number of seconds")
+    context.with_resource(stopping_after(seconds))
+
+
+stop_after_option = click.option(
+    "--stop-after",
+    metavar="TIME",
+    expose_value=False,
+    callback=_stop_after,
+    help="Save and end, with exit code 0, before this time is over: 55m, 1h30m; the same command resumes.",
 )
 
 

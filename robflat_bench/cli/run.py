@@ -21,6 +21,7 @@ from robflat_bench.front.shown import run_parts
 @output.compile_option
 @output.jobs_option
 @click.option("--keep-every", type=click.IntRange(1, 1_000_000), help="Keep the weights of every N-th epoch.")
+@output.stop_after_option
 @click.option("--fresh", is_flag=True, help="Delete what an earlier run left, and start again.")
 @click.option("--plan", is_flag=True, help="Print the plan and do nothing.")
 @output.plugin_option

@@ -4,7 +4,8 @@ errors      what the command line shows as one line          params      base of
 infos       rows of the catalogue                            catalogue   one file per component, read without torch
 examples    images under evaluation, journal, workspace      interfaces  Attack, Measure, Dataset, Launcher
 method      Method, Modifier, Batch, InnerAttack             hooks       the marker of a plugin's hooks
-observer    who watches a run                            faults      errors of plugins, Ctrl-C, lack of memory
+observer    who watches a run                            faults      errors of plugins, lack of memory
+signals     those that ask a process to end
 
 `randomness` and `batching` need torch; `estimates` computes the numbers of a measurement from its arrays; `files` reads
 files of limited size; `clock` is the time that tests may move.
@@ -20,3 +21,4 @@ from robflat_bench.core.interfaces import *
 from robflat_bench.core.method import *
 from robflat_bench.core.observer import *
 from robflat_bench.core.params import *
+from robflat_bench.core.signals import *

@@ -1,66 +1,25 @@
-"""Contain what the code of plugins raises, and let Ctrl-C through; recognise errors of a process without memory."""
+"""Contain what the code of plugins raises, and let signals through; recognise errors of a process without memory."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 from robflat_bench.core.errors import RunFailed
+from robflat_bench.core.signals import Interrupted, interruptible
 
 _NO_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough) (allocate )?memory|_ALLOC_FAILED", re.IGNORECASE)
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user's Ctrl-C. A KeyboardInterrupt of another class was raised by some code."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """In this block, Ctrl-C raises `Interrupted`, unless this process handles the signal in a way of its own."""
-    main = threading.current_thread() is threading.main_thread()  # Python lets no other thread set handlers
-    usual = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if usual:
-        signal.signal(signal.SIGINT, _interrupt)
-    try:
-        yield
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """In this block, Ctrl-C waits until its end. For moments, such as restoring a state."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
-    waiting: list[tuple[int, FrameType | None]] = []
-    if callable(before):
-        signal.signal(signal.SIGINT, lambda *call: waiting.append(call))
-    try:
-        yield
-    finally:
-        if callable(before):
-            signal.signal(signal.SIGINT, before)
-            for call in waiting[:1]:
-                before(*call)
 
 
 @contextlib.contextmanager
 def contained(failed: Callable[[BaseException], None]) -> Iterator[None]:
     """Run a plugin's code: what it prints goes to stderr, and what it raises, SystemExit included, goes to `failed`.
 
-    Only the user's Ctrl-C leaves the block.
+    Only `Interrupted` leaves the block.
     """
-    with interruptible():  # around all: in the block, every Ctrl-C is `Interrupted`
+    with interruptible():  # around all: in the block, every signal is `Interrupted`
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield

@@ -69,7 +69,7 @@ def _read_once(chosen: Chosen, model: TrainedModel, store: Store, observer: Obse
     name = f"{chosen.experiment.name}-{content_hash(identity)[:16]}"
     folder = RunFolder(store.root / "experiments" / "models" / name)
     path = folder.path / "row.json"
-    with folder.locked():
+    with folder.locked(told=observer.note):
         if path.is_file():
             return parsed(path.read_bytes(), chosen.experiment, path)  # type: ignore[no-any-return]
         values = chosen.experiment.read(model, chosen.params, StoredJournal(folder.work, observer.unit_ends))

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from robflat_bench.core import UsageError
+from robflat_bench.core import UsageError, interruptible
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -41,7 +41,7 @@ KINDS: Mapping[str, _Kind] = {
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """A function that refuses arguments which are not of their `KINDS`."""
+    """A function that refuses arguments which are not of their `KINDS`, and is left in order after a signal."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -51,7 +51,8 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
             default = signature.parameters[name].default
             if name in KINDS and not (value is None and default is None):
                 _check(name, value, KINDS[name])
-        return function(*arguments, **named)
+        with interruptible():
+            return function(*arguments, **named)
 
     return called
 

@@ -12,31 +12,26 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, RunFailed, UsageError
 from robflat_bench.core.files import read_regular
+from robflat_bench.records import lease
 from robflat_bench.records import record as records
 from robflat_bench.records.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
+from robflat_bench.records.lease import Busy as Busy
 from robflat_bench.records.record import EvaluationRecord, Result, RunRecord
 from robflat_bench.records.removal import TEMPORARY, remove, sweep
 from robflat_bench.registry.validation import explain
-
-
-class Busy(RunFailed):
-    """Another process works on the run."""
-
 
 INITIAL = "initial"
 """The name of the checkpoint before the first step."""
@@ -47,8 +42,6 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into one line: RunFailed for a full disk (the run resumes), else UsageError."""
     try:
         yield
-    except Timeout:  # an OSError of the lock, not of the disk
-        raise
     except OSError as error:
         reason = f"cannot write {path}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -57,7 +50,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`; after a failure the file is as it was before."""
+    """Write `data` to `path`; after a failure the file is as it was before. Lost if another process took the run."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=path.parent, delete=False) as file:
@@ -65,6 +58,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+                lease.require(path)
                 os.replace(file.name, path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -117,33 +111,23 @@ class RunFolder:
         return {name: int(number) for name in names if (number := name.removeprefix("epoch-")).isdecimal()}
 
     @contextmanager
-    def locked(self, wait: bool = False) -> Iterator[None]:
-        """Exclusive use of the folder. If another process works here: wait for it, or raise Busy with its name."""
-        holder, lock = self.path / "holder.json", FileLock(self.path / ".lock")
-        try:
+    def locked(self, wait: bool = False, told: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Exclusive use of the folder. If another process works here: wait for it, or raise Busy with its name.
+
+        `told`: as in `Lease.acquire`.
+        """
+        with ExitStack() as left:
             with disk_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            try:
-                who = json.loads(holder.read_text("utf-8"))
-                name = f"process {int(who['pid'])} on {str(who['host'])[:100]!r}"
-            except (OSError, ValueError, KeyError, TypeError):
-                name = "another process"
-            raise Busy(f"{name} is working on this run ({self.path}); wait for it or stop it") from None
-        try:
-            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+                lease.Lease(self.path).acquire(left, wait, told)
             sweep(self.path)
             yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
 
     def clear(self) -> None:
-        """Delete everything but the lock; UsageError, with all in place, where that cannot be done."""
+        """Delete everything but the lease; UsageError, with all in place, where that cannot be done."""
         if self.path.is_symlink():
             raise UsageError(f"{self.path} is a link, and what it leads to is not deleted: remove the link yourself")
-        entries = (entry for entry in self.path.iterdir() if entry.name not in (".lock", "holder.json"))
+        entries = (entry for entry in self.path.iterdir() if entry.name != lease.NAME)
         # The record goes first: after a kill in between, the run is unfinished, not finished without its outcomes.
         remove(self.path, sorted(entries, key=lambda entry: (entry != self.record_file, entry.name)))
 

@@ -22,11 +22,11 @@ def faults(registry: Registry) -> Iterator[None]:
         Memory ran out; or a component raised SystemExit, KeyboardInterrupt, or another exception with which Python or
         click would end the process as if nothing were wrong. The message names the component.
     Interrupted
-        The user's Ctrl-C.
+        Ctrl-C, or another signal that asks the process to end.
     Exception
         Every other exception, unchanged.
     """
-    with interruptible():  # around all: in the block, every Ctrl-C is `Interrupted`
+    with interruptible():  # around all: in the block, every signal is `Interrupted`
         try:
             yield
         except Interrupted:

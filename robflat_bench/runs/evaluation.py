@@ -65,7 +65,7 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
     path = folder.evaluation_file(key)
     if path.is_file():
         return folder.evaluation(key), path  # without the lock: the store may be read-only
-    with folder.locked():
+    with folder.locked(told=observer.note):
         if path.is_file():
             return folder.evaluation(key), path
         observer.evaluation_starts(plan.stage_names(session.registry, found.name))

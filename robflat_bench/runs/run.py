@@ -23,6 +23,7 @@ from robflat_bench.evaluation.workers import ahead
 from robflat_bench.numerics.capacity import peak_memory_bytes
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.journal import StoredJournal
+from robflat_bench.records.lease import Lost
 from robflat_bench.records.record import Budget, Result, RunRecord
 from robflat_bench.records.store import INITIAL, RunFolder, outcomes_bytes, write_json
 from robflat_bench.registry.components import Composed, compose, resolve
@@ -93,7 +94,7 @@ def execute(run: PlannedRun, fresh: bool = False) -> RunRecord:
     session, folder, spec = run.session, run.folder, run.spec
     if folder.record_file.is_file() and not fresh:
         return folder.record()  # without the lock: the store may be read-only
-    with folder.locked():
+    with folder.locked(told=session.observer.note):
         if fresh:
             folder.clear()
         if folder.record_file.is_file():
@@ -107,6 +108,8 @@ def execute(run: PlannedRun, fresh: bool = False) -> RunRecord:
             with faults(session.registry):
                 watchers.starts()
                 return _make(run, watchers)
+        except Lost:
+            raise
         except Exception as error:
             watchers.fails(error)
             failure = {"key": spec.key, "error": text_of(error), "trace": traceback.format_exc()[-20_000:]}

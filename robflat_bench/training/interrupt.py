@@ -1,35 +1,43 @@
-"""Ctrl-C takes effect between two updates: a half-applied update must not be saved."""
+"""A signal takes effect between two updates: a half-applied update must not be saved."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from types import FrameType
 from typing import Any
 
 from robflat_bench.core import Interrupted
+from robflat_bench.core.signals import answered
 
 
 class Interrupt:
-    """A context in which the first Ctrl-C only sets `requested`. A second Ctrl-C interrupts at once.
+    """A block in which the first signal that would raise `Interrupted` waits for `check`; a second one raises it.
 
-    Outside the main thread, where Python delivers no signals, the context does nothing.
+    Parameters
+    ----------
+    waits : bool
+        Whether the first signal waits. While nothing changes that is not saved, it need not.
+    requested : int or None
+        The signal that waits.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.waits = True
+        self.requested: int | None = None
+        self._answered = answered(self._on_signal)
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        self._answered.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+    def __exit__(self, *error: Any) -> None:
+        self._answered.__exit__(*error)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise Interrupted
-        self.requested = True
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal waits."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def _on_signal(self, number: int) -> None:
+        self.check()
+        self.requested = number
+        if not self.waits:
+            self.check()

@@ -16,9 +16,10 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, UsageError, Workspace, clock
+from robflat_bench.core import Moment, Observer, RunFailed, UsageError, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH, cuts
 from robflat_bench.core.randomness import generator, global_state
+from robflat_bench.core.signals import reserve
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.numerics.weights import holding, load_weights, undamaged, write_weights
 from robflat_bench.records.record import Epoch
@@ -75,7 +76,7 @@ def train(inputs: TrainingInputs, observer: Observer) -> State:
     Raises
     ------
     RunFailed: the loss is not finite.
-    Interrupted: Ctrl-C; the state is saved first.
+    Interrupted: a signal asks the process to end; the state is saved first.
     """
     return Trainer(inputs, observer).run()
 
@@ -103,6 +104,8 @@ class Trainer:
         self.schedule = build_schedule(recipe, self.optimizer, self.total, self.done)
         self.since = self.saved_at = clock.now()
         self.save_cost = 0.0
+        self.check_seconds = math.inf
+        """Time of the last check on held-out examples. A signal does not wait for the end of a long one."""
 
     @property
     def done(self) -> int:
@@ -118,7 +121,7 @@ class Trainer:
         if self.done:
             self.counter.forward = 0  # the passes of `setup` were counted when this run began
         self.since = self.saved_at = clock.now()
-        with Interrupt() as interrupt:
+        with Interrupt() as self.interrupt:
             while state.epoch < inputs.recipe.epochs:
                 source = generator(inputs.seed, "order", state.epoch)
                 order = torch.randperm(len(self.y), generator=source).to(inputs.device)
@@ -126,17 +129,15 @@ class Trainer:
                 while state.step < self.per_epoch:
                     self.step(batches)
                     observer.step_ends(self.done)
-                    if interrupt.requested or self.save_is_due():
+                    if self.interrupt.requested or self.save_is_due():
                         self.save()
-                    if interrupt.requested:
-                        raise Interrupted
+                    self.interrupt.check()
                 self.end_epoch()
                 observer.epoch_ends(state.history)
                 self.since = clock.now()  # the time of observers is not the run's
-        self.counter.remove()
-        self.save()
-        if interrupt.requested:  # during the last check, which no step follows
-            raise Interrupted
+            self.counter.remove()
+            self.save()
+            self.interrupt.check()  # a signal during the last check, which no step follows
         for checkpoint, weights in self.kept.items():
             write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
         return state
@@ -170,14 +171,20 @@ class Trainer:
         """Check the weights on held-out examples if it is time, keep them if they are the best, and begin an epoch."""
         inputs, state, epoch, ended = self.inputs, self.state, self.state.epoch, self.state.epoch + 1
         last = ended == inputs.recipe.epochs
+        due = last or ended % inputs.check_every == 0
+        if due and self.worth_saving(self.check_seconds):
+            self.save()
+            self.interrupt.waits = False
         moment = Moment(inputs.seed, epoch, self.per_epoch, ended / inputs.recipe.epochs)
         with global_state(moment.random("global state of the evaluated weights")):
             weights = self.composition.evaluated(self.model, moment)
         self.account()
         clean = robust = loss = None
-        if last or ended % inputs.check_every == 0:
+        if due:
+            began = clock.now()
             with holding(self.model, weights, "the evaluated weights"):
                 clean, robust, loss = heldout_check(inputs)
+            self.check_seconds = clock.now() - began
             self.check_finite(math.isfinite(loss), f"the held-out loss is {loss} after epoch {epoch}")
             if state.best is None or (robust, loss) < (state.best.error, state.best.loss):
                 state.best = Best(epoch=epoch, error=robust, loss=loss)
@@ -199,6 +206,7 @@ class Trainer:
         self.counter.forward = self.counter.backward = 0  # the budget counts training, not this check
         self.account()
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = ended, 0, 0.0, 0.0
+        self.interrupt.waits = True
 
     def check_batches(self) -> None:
         """Raise UsageError if a batch has one image and a network in training normalises batches."""
@@ -232,7 +240,11 @@ class Trainer:
         self.counter.forward = self.counter.backward = 0
 
     def save_is_due(self) -> bool:
-        return clock.now() - self.saved_at > max(SAVE_EVERY_SECONDS, 20 * self.save_cost)
+        return self.worth_saving(clock.now() - self.saved_at)
+
+    def worth_saving(self, seconds: float) -> bool:
+        """Whether work of so many seconds must not be lost."""
+        return seconds > max(SAVE_EVERY_SECONDS, 20 * self.save_cost)
 
     def save(self) -> None:
         """Write everything that a resumed run needs."""
@@ -247,6 +259,7 @@ class Trainer:
         self.states.write(self.done, tensors, self.state.model_dump())
         self.saved_at = clock.now()
         self.save_cost = self.saved_at - began
+        reserve(self.save_cost + self.state.seconds / self.done)
 
     def restore(self) -> None:
         """Return to the newest saved state, if there is one."""

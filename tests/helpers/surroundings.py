@@ -89,7 +89,7 @@ _READERS: Mapping[str, Callable[[], Any]] = {
     "environment": lambda: dict(os.environ),
     "folder": os.getcwd,
     "warnings": lambda: [*warnings.filters],
-    "signals": lambda: [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+    "signals": lambda: [*map(signal.getsignal, sorted(signal.valid_signals()))],
     "streams": lambda: [id(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)],
     "excepthooks": lambda: (sys.excepthook, threading.excepthook, sys.displayhook),
     "trace": lambda: (sys.gettrace() is None, sys.getrecursionlimit()),

@@ -17,9 +17,8 @@ from robflat_bench.records.store import Busy, RunFolder, Store, write_atomically
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder with its content; the lock, which stays, is left out."""
-    paths = (path for path in folder.rglob("*") if path.name != ".lock")
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+    """Every path below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
@@ -143,12 +142,13 @@ import os, signal, sys
 from pathlib import Path
 from robflat_bench.records import store
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-with store.RunFolder(Path(sys.argv[1])).locked():
-    pass
+run = store.RunFolder(Path(sys.argv[1]))
+with run.locked():
+    store.write_json(run.record_file, {})
 """
 
 
-def test_files_of_a_killed_process_go_with_the_next_lock_and_not_before(tmp_path):
+def test_files_of_a_killed_process_go_with_the_next_lease_and_not_before(tmp_path):
     run = RunFolder(tmp_path / "run")
     done = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], check=False)
     assert done.returncode < 0

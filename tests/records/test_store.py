@@ -316,9 +316,6 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path, child_environment)
         assert str(folder.path) in str(caught.value)
         assert json.loads((folder.path / "holder.json").read_text())["pid"] == holder.pid
 
-        (folder.path / "holder.json").write_text("damaged")
-        with pytest.raises(RunFailed, match="another process is working on this run"), folder.locked():
-            pass
         holder.kill()
         holder.wait()
         with folder.locked():  # a dead process holds nothing
@@ -330,7 +327,7 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path, child_environment)
         pass
 
 
-def test_a_failure_releases_the_lock(tmp_path):
+def test_a_failure_releases_the_lease(tmp_path):
     folder = RunFolder(tmp_path)
     with pytest.raises(KeyboardInterrupt), folder.locked():
         raise KeyboardInterrupt
@@ -339,13 +336,13 @@ def test_a_failure_releases_the_lock(tmp_path):
     assert not (tmp_path / "holder.json").exists()
 
 
-def test_starting_afresh_forgets_everything_but_the_lock(tmp_path):
+def test_starting_afresh_forgets_everything_but_the_lease(tmp_path):
     folder = RunFolder(tmp_path)
     with folder.locked():
         write_json(tmp_path / "spec.json", {})
         write_atomically(folder.checkpoints / "state-1.safetensors", b"")
         folder.clear()
-        assert {entry.name for entry in tmp_path.iterdir()} <= {".lock", "holder.json"}
+        assert {entry.name for entry in tmp_path.iterdir()} <= {"holder.json"}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from robflat_bench.runs.tasks import tasks
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLUGIN = """
-import os, signal, sys
+import os, signal, sys, time
 from robflat_bench.api import (
     Attack, AttackInfo, BackboneInfo, Dataset, DatasetInfo, Launcher, LauncherInfo, Measure, MeasureInfo, Method,
     MethodInfo, hookimpl,
@@ -289,7 +289,9 @@ def test_a_program_with_a_handler_of_its_own_keeps_it():
 
 
 def test_ctrl_c_in_a_component_interrupts_the_run_and_is_no_failure(bad, run, tmp_path):
-    done = run("--method", "quits", "--plugin", bad("for _ in '12': os.kill(os.getpid(), signal.SIGINT)"))
+    done = run(
+        "--method", "quits", "--plugin", bad("for _ in '12': os.kill(os.getpid(), signal.SIGINT), time.sleep(0.2)")
+    )
     assert done.code == 130, done.err
     assert "robflat-bench: interrupted; run the same command again, it resumes" in done.err
     assert not [*tmp_path.glob("store/tiny/quits/*/failed.json")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from robflat_bench.config.cost import passes_per_image, updates_per_batch
 from robflat_bench.config.protocol import load
 from robflat_bench.config.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from robflat_bench.core import MethodInfo, RunFailed, UsageError
+from robflat_bench.core import Interrupted, MethodInfo, RunFailed, UsageError
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.session import Session
 from robflat_bench.methods import robflat_bench_methods
@@ -234,6 +235,25 @@ def test_interrupted_run_ends_with_the_same_weights(bench, monkeypatch, method):
     assert resumed == weights
     assert [row.train_loss for row in again.history] == [row.train_loss for row in state.history]
     assert again.best == state.best
+
+
+def test_a_signal_does_not_wait_for_a_long_check(bench, monkeypatch):
+    """The state is saved before a check that may take long: the run leaves within it, and resumes bit for bit."""
+    method, check, left = "at+swa", loop.heldout_check, [signal.SIGINT]
+    whole, weights = trained(bench(), method)
+
+    def interrupted(inputs):
+        if left:
+            signal.raise_signal(left.pop())
+        return check(inputs)
+
+    monkeypatch.setattr(loop, "heldout_check", interrupted)
+    with pytest.raises(Interrupted) as caught:
+        trained(bench(store="stopped"), method)
+    assert "interrupted" in [frame.name for frame in caught.traceback]
+    state, resumed = trained(bench(store="stopped"), method)
+    assert resumed == weights
+    assert (state.forward, state.backward, state.best) == (whole.forward, whole.backward, whole.best)
 
 
 ONCE = {
