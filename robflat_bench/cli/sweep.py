@@ -213,8 +213,8 @@ def _require_none(attached: Sequence[Jobs]) -> None:
 
     for jobs in attached:
         raise UsageError(
-            f"{_counted(len(jobs.unended))} unended at the launcher {jobs.text}, where an earlier sweep started them. "
-            f"To go on with them, give that launcher; to end them: {_typed('--cancel')}"
+            f"{_counted(len(jobs.unended))} unended at the launcher {jobs.text}, which an earlier sweep used. "
+            f"To go on there, type --launcher {shlex.quote(jobs.text)}; to end what is there: {_typed('--cancel')}"
         )
 
 
