@@ -5,9 +5,56 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from robflat_bench.config.protocol import load
+from robflat_bench.config.study import load_study
 from robflat_bench.core import Exit, Job, Launcher, Params, Resources
-from robflat_bench.runs.jobs import Jobs
+from robflat_bench.evaluation.session import Session
+from robflat_bench.records.store import Store
+from robflat_bench.registry.registry import Registry
+from robflat_bench.runs.jobs import Jobs, job_of
+from robflat_bench.runs.tasks import Task, tasks
+
+STUDY = """
+name = "three"
+version = "1.0"
+summary = "Three runs."
+protocol = "tiny.toml"
+
+[[groups]]
+title = "all"
+methods = ["standard"]
+grid = { "recipe.epochs" = [1, 2, 3] }
+"""
+
+
+def three_tasks(registry: Registry, tiny: Path, folder: Path) -> list[Task]:
+    """The runs of a study in this folder, `three.toml`, with their store `runs` beside it."""
+    (folder / "tiny.toml").write_text(tiny.read_text())
+    (folder / "three.toml").write_text(STUDY)
+    study = load_study(str(folder / "three.toml"))
+    session = Session(registry, load(registry, study.protocol), None, Store(folder / "runs"), "cpu")
+    return tasks(session, study, 1)[0]
+
+
+class World:
+    """What the processes of jobs would leave in the runs' folders; every record is the same one."""
+
+    def __init__(self, wanted: list[Task], record: bytes) -> None:
+        self.folders = {job_of(task, ()).name: task.folder for task in wanted}
+        self.record = record
+
+    def finish(self, job: Job) -> Exit:
+        self.folders[job.name].path.mkdir(parents=True, exist_ok=True)
+        self.folders[job.name].record_file.write_bytes(self.record)
+        return Exit(0)
+
+    def save(self, job: Job, updates: int) -> None:
+        folder = self.folders[job.name].checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"state-{updates:09d}.safetensors").touch()
+
 
 Does = Callable[[Job, int], "Exit | str"]
 """A job and the number of its attempt -> its exit; "queued" or "running" if it has not ended."""

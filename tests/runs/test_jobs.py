@@ -10,60 +10,24 @@ from pathlib import Path
 
 import click
 import pytest
-from helpers.queue import Killed, Queue, Queued
+from helpers.queue import Killed, Queue, Queued, World, three_tasks
 
 from robflat_bench.cli import sweep as command_line
-from robflat_bench.config.protocol import load
-from robflat_bench.config.study import load_study
 from robflat_bench.core import Exit, Interrupted, Job, Params, Resources, UsageError
-from robflat_bench.evaluation.session import Session
 from robflat_bench.launchers.local import Local
-from robflat_bench.records.store import Store
 from robflat_bench.runs.jobs import CANCELLED, Jobs, attach, cancel, job_of, kept
 from robflat_bench.runs.sweep import Sweep
-from robflat_bench.runs.tasks import Task, tasks
-
-STUDY = """
-name = "three"
-version = "1.0"
-summary = "Three runs."
-protocol = "tiny.toml"
-
-[[groups]]
-title = "all"
-methods = ["standard"]
-grid = { "recipe.epochs" = [1, 2, 3] }
-"""
+from robflat_bench.runs.tasks import Task
 
 
 @pytest.fixture
 def wanted(registry, tiny, tmp_path) -> list[Task]:
-    (tmp_path / "tiny.toml").write_text(tiny.read_text())
-    (tmp_path / "three.toml").write_text(STUDY)
-    study = load_study(str(tmp_path / "three.toml"))
-    session = Session(registry, load(registry, study.protocol), None, Store(tmp_path / "runs"), "cpu")
-    return tasks(session, study, 1)[0]
+    return three_tasks(registry, tiny, tmp_path)
 
 
 @pytest.fixture
-def world(wanted, finished):
-    """`finish(job)` and `save(job, updates)`: what the processes of jobs would leave in the runs' folders."""
+def world(wanted, finished) -> World:
     return World(wanted, (finished.folder / "record.json").read_bytes())
-
-
-class World:
-    def __init__(self, wanted, record: bytes) -> None:
-        self.folders = {job_of(task, ()).name: task.folder for task in wanted}
-        self.record = record
-
-    def finish(self, job) -> Exit:
-        self.folders[job.name].record_file.write_bytes(self.record)
-        return Exit(0)
-
-    def save(self, job, updates: int) -> None:
-        folder = self.folders[job.name].checkpoints
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"state-{updates:09d}.safetensors").touch()
 
 
 def sweep_of(queue: Queue, slots: int = 2, kind: type[Queued] = Queued, **more) -> Sweep:
