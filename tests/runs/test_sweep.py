@@ -444,11 +444,13 @@ def stages(registry, study, tmp_path):
     study.write_text(GOOD)
     one, two, *rest = listed(registry, study, tmp_path / "runs")
     sweep = Sweep(here(2), refusing)
+    sweep.standings = {two.spec.key: "queued (Priority)"}
 
     def play():
         sweep.waiting, sweep.running = [*rest[:2]], {one.spec.key: one, two.spec.key: two}
         sweep.events = [Event(rest[0], "busy", "process 7 is working on it")]
         yield sweep
+        sweep.standings = {one.spec.key: "running", two.spec.key: "running"}
         train(one, 1)
         train(two, 2)
         sweep.estimates.look(one)
@@ -469,7 +471,8 @@ def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "at, seed 1: waiting for it: process 7 is working on it"
     assert (
-        lines[1] == "2 running, 2 waiting; standard, seed 1: starting; standard [learning_rate=1e+30], seed 1: starting"
+        lines[1] == "1 running, 1 queued, 2 waiting; standard, seed 1: starting; "
+        "standard [learning_rate=1e+30], seed 1: queued (Priority)"
     )
     assert re.fullmatch(r"2 running, 2 waiting, about \d+ \w+ left; .* epoch 2/2; .*: evaluation", lines[2])
     assert lines[3] == "[1/4] standard, seed 1: failed: diverged"
@@ -648,6 +651,35 @@ def test_a_killed_run_is_tried_once_more_and_is_no_failure(registry, study, tmp_
         ("done", "") if ends == "done" else ("interrupted", "ended by SIGKILL"),
     ]
     assert not task.folder.failed_file.exists()
+
+
+def test_a_sweep_adopts_the_process_of_a_killed_one(child_environment, study, tmp_path):
+    """The process goes on; the sweep that is typed again waits for it, starts none, and interrupts it on Ctrl-C."""
+    study.write_text(ONE.replace("standard", "at"))
+    protocol, store = tmp_path / "tiny.toml", tmp_path / "runs"
+    protocol.write_text(protocol.read_text().replace("epochs = 2", "epochs = 100000"))
+    arguments = [sys.executable, "-m", "robflat_bench", "sweep", str(study), "--store", str(store)]
+
+    def begin() -> subprocess.Popen:
+        return subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
+
+    with begin() as first:
+        while not runs_of(store):
+            time.sleep(0.02)
+        (pid,) = runs_of(store)
+        first.kill()  # before or after it has written the process's id
+    with begin() as second:
+        while not list(store.glob("*/*/*/history.jsonl")):
+            assert runs_of(store) == [pid]
+            time.sleep(0.1)
+        while "its job was there already" not in second.stderr.readline():
+            pass
+        os.kill(second.pid, signal.SIGINT)
+        second.communicate(timeout=60)
+    assert second.returncode == 130
+    assert not runs_of(store)
+    assert list(store.glob("*/*/*/checkpoints/state-*.safetensors"))
+    assert not list(store.glob("*/*/*/job.json"))
 
 
 KILLED = """
