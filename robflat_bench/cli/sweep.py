@@ -146,11 +146,12 @@ class _Asked:
 
         attached, rows = self.attached(), []
         jobs = sum(len(found.unended) for found in attached)
-        output.note(f"{_counted(jobs)} told to save and end" if jobs else "no run of this study waits or runs")
+        if jobs:
+            output.note(f"{_counted(jobs)} told to save and end")
         for task in cancel(attached):
             output.note(f"{task.title}: ended, {task.state()}")
             rows.append({**identity(task), "state": task.state()})
-        self._report(rows, [])
+        self._report(rows, [f"{len(rows)} runs ended" if rows else "no run of this study waits or runs"])
 
     def run(self, component: Component[Any], store: Path) -> None:
         """Make the runs, and show their results."""

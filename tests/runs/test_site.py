@@ -13,7 +13,7 @@ from robflat_bench.runs import site
 
 
 class Site(Launcher):
-    """A node whose answer is given: seconds that its clock is ahead, whether locks hold, and whether it takes the job."""
+    """A node whose answer is given: seconds that its clock is ahead, whether locks hold, whether it takes the job."""
 
     def __init__(self, ahead: float = 0.0, locks: bool = True, ends: bool = True) -> None:
         super().__init__(Params(), Resources())
