@@ -298,6 +298,18 @@ def test_cancelling_after_the_sweep_has_ended(wanted, world, registry, monkeypat
     assert {event.what for event in sweep_of(queue).run(wanted).values()} == {"done"}
 
 
+def test_a_sweep_that_is_typed_while_a_cancelled_run_still_saves_goes_on_with_it(wanted, world, registry, monkeypatch):
+    queue = Queue(lambda job, attempt: "running")
+    with pytest.raises(Killed):
+        sweep_of(queue, watch=killed_after(1)).run(wanted)
+    (jobs,) = attached(queue, wanted, registry, monkeypatch)
+    jobs.cancel()
+    queue.does = lambda job, attempt: world.finish(job) if attempt == 2 else Exit(130)
+    again = sweep_of(queue)
+    assert {event.what for event in again.run(wanted).values()} == {"done"}
+    assert told(again, wanted[0]) == ["adopted", "again", "done"]
+
+
 def test_jobs_of_a_launcher_that_is_not_installed_are_named_with_their_file(wanted, registry):
     file = wanted[0].folder.path / "job.json"
     file.parent.mkdir(parents=True)
@@ -306,6 +318,8 @@ def test_jobs_of_a_launcher_that_is_not_installed_are_named_with_their_file(want
         attach(registry, wanted, lambda task: job_of(task, ()), Resources())
     assert str(file) in str(raised.value)
     assert not attach(registry, wanted, lambda task: job_of(task, ()), Resources(), but="nowhere")
+    wanted[0].folder.record_file.touch()
+    assert not attach(registry, wanted, lambda task: job_of(task, ()), Resources()), "its run is done"
 
 
 # ---------------------------------------------------------------------------------------------------------

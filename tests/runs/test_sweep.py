@@ -221,6 +221,31 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
     assert not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots(Resources(jobs=3)))
 
 
+def test_an_adopted_process_keeps_its_slot(monkeypatch, tmp_path):
+    """A launcher that adopts the process on the first GPU starts the next one on the second."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    sleeps = (
+        "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    one, two = (Job(name, (sys.executable, "-c", sleeps), tmp_path / f"{name}.txt") for name in ("one", "two"))
+    first, later = (Local(Params(), Resources(jobs=2, device="cuda")) for _ in range(2))
+    known = first.start(one)
+    assert later.adopt(one, known)
+    assert not later.adopt(one, known.replace(" 0 ", " 0 9", 1)), "another process has this pid"
+    assert not later.adopt(one, f"{known}.elsewhere"), "another machine"
+    assert not later.adopt(one, "no id")
+    later.start(two)
+    while not (one.log.read_text() and two.log.read_text()):
+        time.sleep(0.02)
+    assert (one.log.read_text(), two.log.read_text()) == ("3\n", "5\n")
+    later.interrupt()
+    ended: dict[str, Exit] = {}
+    while len(ended) < 2:
+        ended |= later.wait(10)
+    assert ended == {"one": Exit(None), "two": Exit(-2)}
+    assert first.wait(10) == {"one": Exit(-2)}
+
+
 def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
     with pytest.raises(UsageError, match="one run at a time, not 2: use `--launcher local`"):
         Inline(Params(), Resources(jobs=2))
