@@ -19,6 +19,7 @@ from robflat_bench.core import (
     Dataset,
     DatasetInfo,
     Examples,
+    Exit,
     ImageShape,
     InnerAttack,
     Job,
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
     from robflat_bench.registry.grammar import parse
 
-API_VERSION = "1.3"
+API_VERSION = "1.4"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments; implementations may
 leave arguments out. A major version removes what was deprecated, with a warning at each use, for at least one minor
 version."""
@@ -101,6 +102,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "Examples",
+    "Exit",
     "ImageShape",
     "InnerAttack",
     "Job",

@@ -1,17 +1,15 @@
-"""Base classes of attacks, measures, datasets and launchers; methods and modifiers are in `core.method`."""
+"""Base classes of attacks, measures and datasets; methods and modifiers are in `core.method`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from robflat_bench.core.examples import Examples, Threat, Workspace
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from torch import Tensor, nn
 
@@ -192,65 +190,3 @@ class ImageShape:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """The resources of a launcher: `jobs` slots, each with `threads` CPU threads, and a GPU where `device` is cuda."""
-
-    jobs: int = 1
-    threads: int = 1
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command line for a launcher.
-
-    Parameters
-    ----------
-    name : str
-        Unique among the launcher's jobs.
-    command : tuple of str
-        Program and arguments.
-    log : Path
-        File that receives the process's stderr.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    log: Path
-
-
-class Launcher(ABC):
-    """Runs each job in a process of its own and reports its exit code. One thread calls it."""
-
-    foreground: ClassVar[bool] = False
-    """Whether its processes write to this terminal instead of to their logs; then nothing else should draw there."""
-
-    def __init__(self, params: Any, resources: Resources) -> None:
-        self.params = params
-        self.resources = resources
-
-    @abstractmethod
-    def start(self, job: Job) -> None:
-        """Start a job and return. At most `resources.jobs` jobs run at a time."""
-
-    @abstractmethod
-    def wait(self, seconds: float) -> Mapping[str, int]:
-        """Report the jobs that ended since the last call; if there are none, wait for the first one.
-
-        Parameters
-        ----------
-        seconds : float
-            The longest wait.
-
-        Returns
-        -------
-        Mapping of str to int
-            Name -> exit code. A process that signal n ended has the code -n, or 128 + n as shells write it.
-        """
-
-    @abstractmethod
-    def interrupt(self) -> None:
-        """Send SIGINT to all running jobs: they save their state and end."""

@@ -6,9 +6,9 @@ import json
 import os
 import secrets
 import socket
-import subprocess
-from pathlib import Path
 from typing import NamedTuple
+
+from robflat_bench.core.processes import machine, started
 
 
 class Holder(NamedTuple):
@@ -67,24 +67,3 @@ class Holder(NamedTuple):
         except PermissionError:  # another user's, whose start may be hidden
             return started(self.pid) in (self.started, "")
         return started(self.pid) == self.started
-
-
-def machine() -> str:
-    """What processes that see each other's numbers have in common: the running kernel, and the space of numbers."""
-    try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{kernel} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
-        return socket.gethostname()
-
-
-def started(pid: int) -> str:
-    """When a process of this machine started, in its kernel's words; "" if it has ended or may not be seen."""
-    try:
-        if not Path("/proc/self/stat").exists():  # no Linux
-            shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-            return shown.stdout.strip()
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        return ""

@@ -19,13 +19,12 @@ from pathlib import Path
 import pytest
 from helpers.commands import promised
 
-from robflat_bench.cli import progress
+from robflat_bench.cli import sweep_progress as progress
 from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core import Examples, Exit, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
-from robflat_bench.core.clock import duration
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
 from robflat_bench.evaluation.plan import Plan
@@ -33,11 +32,13 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.launchers.local import Inline, Local, slots
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.records.journal import StoredJournal
-from robflat_bench.records.record import Budget, RunRecord
+from robflat_bench.records.record import RunRecord
 from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.registry.components import compose, resolve
+from robflat_bench.runs.jobs import Jobs
+from robflat_bench.runs.pace import pace
 from robflat_bench.runs.sweep import Event, Sweep
-from robflat_bench.runs.tasks import pace, tasks
+from robflat_bench.runs.tasks import tasks
 
 STUDY = """
 name = "mine"
@@ -97,8 +98,8 @@ ONE = STUDY[: STUDY.index('[[groups]]\ntitle = "diverging"')]
 GOOD = STUDY.replace('["nan"]', '["at"]').replace('["trades(bta=1)", "at+awp+sam", "att"]', '["trades"]')
 
 
-def here(jobs: int = 1) -> Local:
-    return Local(Params(), Resources(jobs))
+def here(jobs: int = 1) -> Jobs:
+    return Jobs(Local(Params(), Resources(jobs)), "local")
 
 
 def command_of(path: Path, store: Path):
@@ -204,8 +205,8 @@ def test_each_slot_has_its_gpu_and_its_threads(monkeypatch, tmp_path):
             launcher.start(job)
             running[job.name] = job
         at_once = set(running)
-        for name, code in launcher.wait(60).items():
-            assert code == 0
+        for name, exit in launcher.wait(60).items():
+            assert exit == Exit(0)
             seen[name] = (running.pop(name).log.read_text().split(), at_once)
     assert {tuple(words) for words, _ in seen.values()} == {("3", "4"), ("5", "4")}
     together = [(a, b) for a in seen for b in seen if a < b and b in seen[a][1]]
@@ -220,12 +221,37 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
     assert not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots(Resources(jobs=3)))
 
 
+def test_an_adopted_process_keeps_its_slot(monkeypatch, tmp_path):
+    """A launcher that adopts the process on the first GPU starts the next one on the second."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    sleeps = (
+        "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    one, two = (Job(name, (sys.executable, "-c", sleeps), tmp_path / f"{name}.txt") for name in ("one", "two"))
+    first, later = (Local(Params(), Resources(jobs=2, device="cuda")) for _ in range(2))
+    known = first.start(one)
+    assert later.adopt(one, known)
+    assert not later.adopt(one, known.replace(" 0 ", " 0 9", 1)), "another process has this pid"
+    assert not later.adopt(one, f"{known}.elsewhere"), "another machine"
+    assert not later.adopt(one, "no id")
+    later.start(two)
+    while not (one.log.read_text() and two.log.read_text()):
+        time.sleep(0.02)
+    assert (one.log.read_text(), two.log.read_text()) == ("3\n", "5\n")
+    later.interrupt()
+    ended: dict[str, Exit] = {}
+    while len(ended) < 2:
+        ended |= later.wait(10)
+    assert ended == {"one": Exit(None), "two": Exit(-2)}
+    assert first.wait(10) == {"one": Exit(-2)}
+
+
 def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
     with pytest.raises(UsageError, match="one run at a time, not 2: use `--launcher local`"):
         Inline(Params(), Resources(jobs=2))
     launcher = Inline(Params(), Resources())
     launcher.start(Job("loud", (sys.executable, "-c", "raise SystemExit('heard here')"), tmp_path / "log.txt"))
-    assert launcher.wait(60) == {"loud": 1}
+    assert launcher.wait(60) == {"loud": Exit(1)}
     assert "heard here" in capfd.readouterr().err
     assert not (tmp_path / "log.txt").exists()
 
@@ -311,9 +337,11 @@ def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, f
     assert pace(Store(finished_copy.store), "0" * 64) is None, "runs under another protocol tell nothing"
     (unfinished,) = [task for task in listed(registry, study, finished_copy.store) if task.state() == "new"]
     unfinished.folder.checkpoints.mkdir(parents=True)
-    (unfinished.folder.path / "history.jsonl").write_text("{}\n")
+    train(unfinished, 1)
     left = command(*plan, "--json").document["runs"][1]
-    assert left["seconds"] == pytest.approx(rate * passes / 2 + budget["evaluation_seconds"])
+    assert left["seconds"] == pytest.approx(2.0 + budget["evaluation_seconds"]), (
+        "its second epoch takes what the first took"
+    )
     shown = command(*plan).out
     assert "unfinished, 1 epochs" in shown
     assert "estimated from 1 finished runs in this store" in shown
@@ -430,9 +458,9 @@ def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(regi
 
 
 def train(task, epochs: int) -> None:
-    """Write the history of so many epochs."""
+    """Write the history of so many epochs, of two seconds each."""
     task.folder.path.mkdir(parents=True, exist_ok=True)
-    (task.folder.path / "history.jsonl").write_text("{}\n" * epochs)
+    (task.folder.path / "history.jsonl").write_text('{"seconds": 2.0}\n' * epochs)
 
 
 @pytest.fixture
@@ -441,13 +469,17 @@ def stages(registry, study, tmp_path):
     study.write_text(GOOD)
     one, two, *rest = listed(registry, study, tmp_path / "runs")
     sweep = Sweep(here(2), refusing)
+    sweep.standings = {two.spec.key: "queued (Priority)"}
 
     def play():
         sweep.waiting, sweep.running = [*rest[:2]], {one.spec.key: one, two.spec.key: two}
         sweep.events = [Event(rest[0], "busy", "process 7 is working on it")]
         yield sweep
+        sweep.standings = {one.spec.key: "running", two.spec.key: "running"}
         train(one, 1)
         train(two, 2)
+        sweep.estimates.look(one)
+        sweep.estimates.look(two)
         yield sweep
         sweep.ended[one.spec.key] = Event(sweep.running.pop(one.spec.key), "failed", "diverged")
         sweep.events += sweep.ended.values()
@@ -464,32 +496,12 @@ def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "at, seed 1: waiting for it: process 7 is working on it"
     assert (
-        lines[1] == "2 running, 2 waiting; standard, seed 1: starting; standard [learning_rate=1e+30], seed 1: starting"
+        lines[1] == "1 running, 1 queued, 2 waiting; standard, seed 1: starting; "
+        "standard [learning_rate=1e+30], seed 1: queued (Priority)"
     )
-    assert re.fullmatch(r"2 running, 2 waiting; .* epoch 2/2; .*: evaluation", lines[2])
+    assert re.fullmatch(r"2 running, 2 waiting, about \d+ \w+ left; .* epoch 2/2; .*: evaluation", lines[2])
     assert lines[3] == "[1/4] standard, seed 1: failed: diverged"
-    assert re.fullmatch(r"1 failed, 1 running, 2 waiting; .*: evaluation", lines[4])
-
-
-def test_time_left_is_work_at_the_pace_of_finished_runs(stages, capsys, monkeypatch):
-    """Neither start-up nor the part of a run that is done counts; the longest run bounds it from below."""
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with progress.SweepProgress(4, drawing=True) as shown:
-        turns = stages()
-        shown(next(turns))
-        assert " left" not in capsys.readouterr().err, "no run is done, so nothing tells the pace"
-        shown.budgets["earlier"] = Budget(
-            forward=500, backward=500, seconds=140.0, evaluation_seconds=40.0, peak_memory_bytes=1
-        )
-        sweep = next(turns)
-        shown(sweep)
-        shown(sweep)
-    tasks = [*sweep.running.values(), *sweep.waiting]
-    half, none, *whole = [0.1 * sum(task.left()[:1]) + 40.0 for task in tasks]
-    assert none == 40.0, "it is in its evaluation"
-    assert half == 0.1 * sum(tasks[0].training) / 2 + 40.0
-    expected = max(max(whole), (half + none + sum(whole)) / 2)
-    assert f", about {duration(expected)} left;" in capsys.readouterr().err
+    assert re.fullmatch(r"1 failed, 1 running, 2 waiting, about \d+ \w+ left; .*: evaluation", lines[4])
 
 
 def shown_on(terminal: int) -> str:
@@ -517,7 +529,7 @@ def test_progress_on_a_terminal(stages, monkeypatch, drawing):
     assert "at, seed 1: waiting for it: process 7 is working on it" in seen
     assert "[1/4] standard, seed 1: failed: diverged" in seen
     for text in (
-        "1 failed, 1 running, 2 waiting",
+        "1 failed, 1 running, 2 waiting, about",
         "[learning_rate=1e+30], seed 1: evaluation",
         "2/2",
         "1/4\x1b",
@@ -577,7 +589,7 @@ def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study,
                 assert not task.folder.failed_file.exists()
                 sweep.stop()
 
-        sweep = Sweep(Slow(Params(), Resources()), refusing, watch=look)
+        sweep = Sweep(Jobs(Slow(Params(), Resources()), "local"), refusing, watch=look)
         with pytest.raises(KeyboardInterrupt):
             sweep.run([task])
     assert [event.what for event in sweep.events] == ["again", "busy"]
@@ -599,7 +611,7 @@ def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study
         time.sleep(0.1)
     os.kill(sweep.pid, number)
     _, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
+    assert sweep.returncode == 128 + number
     assert "interrupted" in err
     (folder,) = store.glob("*/*/*")
     assert list(folder.glob("checkpoints/state-*.safetensors"))
@@ -617,10 +629,10 @@ def test_a_stopped_sweep_forgets_no_failure_and_starts_nothing(registry, study, 
 
     class Stopped(Local):
         def start(self, job):
-            super().start(job)
             sweep.stop()
+            return super().start(job)
 
-    sweep = Sweep(Stopped(Params(), Resources(jobs=2)), refusing, retry_failed=True)
+    sweep = Sweep(Jobs(Stopped(Params(), Resources(jobs=2)), "local"), refusing, retry_failed=True)
     with pytest.raises(KeyboardInterrupt):
         sweep.run([one, two])
     assert [event.what for event in sweep.events] == ["interrupted"]
@@ -664,6 +676,35 @@ def test_a_killed_run_is_tried_once_more_and_is_no_failure(registry, study, tmp_
         ("done", "") if ends == "done" else ("interrupted", "ended by SIGKILL"),
     ]
     assert not task.folder.failed_file.exists()
+
+
+def test_a_sweep_adopts_the_process_of_a_killed_one(child_environment, study, tmp_path):
+    """The process goes on; the sweep that is typed again waits for it, starts none, and interrupts it on Ctrl-C."""
+    study.write_text(ONE.replace("standard", "at"))
+    protocol, store = tmp_path / "tiny.toml", tmp_path / "runs"
+    protocol.write_text(protocol.read_text().replace("epochs = 2", "epochs = 100000"))
+    arguments = [sys.executable, "-m", "robflat_bench", "sweep", str(study), "--store", str(store)]
+
+    def begin() -> subprocess.Popen:
+        return subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
+
+    with begin() as first:
+        while not runs_of(store):
+            time.sleep(0.02)
+        (pid,) = runs_of(store)
+        first.kill()  # before or after it has written the process's id
+    with begin() as second:
+        while not list(store.glob("*/*/*/history.jsonl")):
+            assert runs_of(store) == [pid]
+            time.sleep(0.1)
+        while "its job was there already" not in second.stderr.readline():
+            pass
+        os.kill(second.pid, signal.SIGINT)
+        second.communicate(timeout=60)
+    assert second.returncode == 130
+    assert not runs_of(store)
+    assert list(store.glob("*/*/*/checkpoints/state-*.safetensors"))
+    assert not list(store.glob("*/*/*/job.json"))
 
 
 KILLED = """

@@ -12,13 +12,20 @@ from robflat_bench.core.clock import duration
 from robflat_bench.front.console import console
 from robflat_bench.front.progress import Drawn, draws, progress_bars
 from robflat_bench.front.text import say
-from robflat_bench.records.record import Budget, RunRecord
-from robflat_bench.records.store import read_record
+from robflat_bench.runs.status import place
 from robflat_bench.runs.sweep import Event, Sweep
-from robflat_bench.runs.tasks import Pace, Task
+from robflat_bench.runs.tasks import Task
 
 LINE_SECONDS = 60.0
 """Seconds between a sweep's progress lines, without a terminal."""
+
+MEANINGS = {
+    "busy": "waiting for it",
+    "adopted": "its job was there already",
+    "continued": "goes on",
+    "again": "will try once more",
+}
+"""Event that ends no task -> how it is told."""
 
 
 class SweepProgress(Drawn):
@@ -29,8 +36,6 @@ class SweepProgress(Drawn):
         screen = console(stderr=True)
         self.total, self.ended, self.shown = total, 0, 0
         self.said = time.monotonic()
-        self.budgets: dict[str, Budget] = {}
-        """Of the runs that are done, by key."""
         self.bars = progress_bars(screen) if draws(screen) and drawing else None
         self.rows: dict[str, TaskID] = {}
         if self.bars:
@@ -44,13 +49,13 @@ class SweepProgress(Drawn):
         if self.bars:
             self._draw(self.bars, sweep)
         elif time.monotonic() - self.said >= LINE_SECONDS and sweep.running:
-            self._line("; ".join([self._summary(sweep), *map(_place, sweep.running.values())]))
+            places = (_place(sweep, task) for task in sweep.running.values())
+            self._line("; ".join([self._summary(sweep), *places]))
 
     def _told(self, event: Event) -> str:
         why = f": {event.why}" if event.why else ""
-        if event.what in ("busy", "again"):
-            meaning = {"busy": "waiting for it", "again": "will try once more"}[event.what]
-            return f"{event.task.title}: {meaning}{why}"
+        if event.what in MEANINGS:
+            return f"{event.task.title}: {MEANINGS[event.what]}{why}"
         self.ended += 1
         return f"[{self.ended}/{self.total}] {event.task.title}: {event.what}{why}"
 
@@ -67,31 +72,25 @@ class SweepProgress(Drawn):
         for key, task in sweep.running.items():
             if key not in self.rows:
                 self.rows[key] = shown.add_task(task.title, total=task.spec.recipe.epochs)
-            shown.update(self.rows[key], completed=task.epochs(), description=_place(task))
+            done = sweep.estimates.course(task).epochs
+            shown.update(self.rows[key], completed=done, description=_place(sweep, task))
         shown.update(self.all, completed=self.ended, description=self._summary(sweep))
 
     def _summary(self, sweep: Sweep) -> str:
-        """The number of runs in each state, and how long the rest takes at the pace of those that are done."""
+        """The number of runs in each state, and how long the rest takes."""
         counts = Counter(event.what for event in sweep.ended.values())
         texts = [f"{count} {what}" for what, count in counts.items()]
-        texts += [f"{len(sweep.running)} running", f"{len(sweep.waiting)} waiting"]
-        if seconds := self._left(sweep):
-            texts.append(f"about {duration(seconds)} left")
-        return ", ".join(texts)
-
-    def _left(self, sweep: Sweep) -> float:
-        """Seconds until all runs are done; 0 where none is done yet, which would tell the pace."""
-        for key in [key for key, event in sweep.ended.items() if event.what == "done" and key not in self.budgets]:
-            record: RunRecord = read_record(sweep.ended[key].task.folder.record_file, RunRecord)
-            self.budgets[key] = record.budget
-        if (pace := Pace.of([*self.budgets.values()])) is None:
-            return 0.0
-        left = [pace.seconds(task) for task in (*sweep.running.values(), *sweep.waiting)]
-        return max(sum(left) / sweep.launcher.resources.jobs, *left, 0.0)
+        queued = sum(sweep.standings.get(key, "").startswith("queued") for key in sweep.running)
+        texts += [f"{len(sweep.running) - queued} running"]
+        texts += [f"{queued} queued"] if queued else []
+        texts += [f"{len(sweep.waiting)} waiting"]
+        jobs = sweep.launcher.resources.jobs
+        left = sweep.estimates.left([*sweep.running.values()], sweep.waiting, jobs)
+        return ", ".join([*texts, *([] if left is None else [f"about {duration(left)} left"])])
 
 
-def _place(task: Task) -> str:
-    """The epoch or stage of a running task."""
-    done, epochs = task.epochs(), task.spec.recipe.epochs
-    place = "starting" if not done else "evaluation" if done == epochs else f"epoch {done + 1}/{epochs}"
-    return f"{task.title}: {place}"
+def _place(sweep: Sweep, task: Task) -> str:
+    """The epoch or stage of a running task, or where its job stands in a queue."""
+    words = sweep.standings.get(task.spec.key, "")
+    done = sweep.estimates.course(task).epochs
+    return f"{task.title}: {words if words.startswith('queued') else place(done, task.spec.recipe.epochs)}"
