@@ -27,7 +27,8 @@ class Job:
     Parameters
     ----------
     name : str
-        Unique among all jobs of all sweeps over the same store: the run's key.
+        Letters, digits and dashes. Whichever process starts the run, its job has this name, and no other run of any
+        store has it.
     command : tuple of str
         Program and arguments.
     log : Path
@@ -68,10 +69,14 @@ class Launcher(ABC):
     """Whether its processes write to this terminal instead of to their logs; then nothing else should draw there."""
 
     outlives: ClassVar[bool] = False
-    """Whether its jobs go on when this process ends, and a later one can `adopt` them."""
+    """Whether its jobs go on when this process is killed, and a later one can `adopt` them."""
+
+    detached: ClassVar[bool] = False
+    """Whether Ctrl-C leaves its jobs where they are, as users of a queue expect. Otherwise they save and end."""
 
     pace: ClassVar[float] = 1.0
-    """Seconds between two looks at its jobs and at the runs' folders: many where each look burdens a scheduler."""
+    """Seconds between two looks of its own at its jobs, and of a sweep at the runs' folders: many where a look burdens
+    a scheduler. `wait` is called at least every second, so that Ctrl-C is heard; it looks no more often than this."""
 
     def __init__(self, params: Any, resources: Resources) -> None:
         self.params = params
@@ -85,6 +90,11 @@ class Launcher(ABC):
         -------
         str
             An id by which a later process can find the job; "" if none can.
+
+        Raises
+        ------
+        UsageError
+            It cannot start any job here, such as where a command is missing; the text says what to do.
         """
 
     def adopt(self, job: Job, known: str) -> bool:
@@ -120,9 +130,11 @@ class Launcher(ABC):
         """
 
     def standings(self) -> Mapping[str, str]:
-        """Name -> where each unended job stands, in a few words, as of the last look: "queued (Priority)"."""
+        """Name -> where each unended job stands, as of the last look: "queued" or "running", then a few more words, as
+        in "queued (Priority)"."""
         return {}
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Send SIGINT to all running jobs: they save their state and end. Jobs that wait in a queue leave it."""
+        """Send SIGINT, or SIGTERM, to all running jobs: they save their state and end. Jobs that wait in a queue leave
+        it. `wait` reports the end of both."""
