@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from robflat_bench.api import Exit, UsageError
-
-COMMANDS = ("sbatch", "squeue", "scancel")
 
 FIELDS = ("JobID", "State", "exit_code", "TimeLeft", "NodeList", "Name", "Reason")
 """Columns of the table. The reason is last: it is a sentence of any characters."""
@@ -28,6 +25,9 @@ ENDS = {
     "DEADLINE": "deadline",
 }
 """State of an ended job -> what ended it. A job in any other state is unended; so are those that SLURM requeues."""
+
+QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+"""States of a job that waits, or is held, in the queue."""
 
 FILTERS = ("SQUEUE_", "SCANCEL_")
 """Beginnings of variables that filter or rearrange the jobs which a command sees."""
@@ -83,6 +83,10 @@ class Row:
         return self.state in ENDS
 
     @property
+    def queued(self) -> bool:
+        return self.state in QUEUED
+
+    @property
     def exit(self) -> Exit:
         """How the job ended. SLURM notes the status 0 for jobs that never began or whose node was lost."""
         cause = ENDS[self.state]
@@ -90,19 +94,13 @@ class Row:
 
     @property
     def standing(self) -> str:
-        """Where an unended job stands, in a few words."""
-        if self.state == "PENDING":
+        """Where an unended job stands: "queued (Priority)", "running (on node7, 1:30:00 left)"."""
+        if self.queued:
             return "queued" if self.reason in ("", "None") else f"queued ({self.reason})"
-        if self.state == "RUNNING":
-            return f"running on {self.nodes}" + f", {self.left} left" * self.left[:1].isdigit()
-        return self.state.lower().replace("_", " ")
-
-
-def require_commands() -> None:
-    """UsageError unless all commands are on PATH."""
-    for name in COMMANDS:
-        if shutil.which(name) is None:
-            raise UsageError(f"'{name}' is not on this machine's PATH: launch from a node where SLURM's commands work")
+        if self.state != "RUNNING":
+            return f"running ({self.state.lower()})"
+        left = f", {self.left} left" if self.left[:1].isdigit() else ""
+        return f"running (on {self.nodes}{left})"
 
 
 def submit(options: Sequence[str], script: str) -> str:
@@ -159,9 +157,12 @@ def withdraw(ids: Iterable[str]) -> None:
 def _run(words: Sequence[str], script: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command. A session of its own keeps the terminal's Ctrl-C from ending it halfway."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FILTERS)}
-    return subprocess.run(
-        words, input=script, capture_output=True, text=True, env=environment, start_new_session=True, check=False
-    )
+    try:
+        return subprocess.run(
+            words, input=script, capture_output=True, text=True, env=environment, start_new_session=True, check=False
+        )
+    except FileNotFoundError:
+        raise UsageError(f"there is no '{words[0]}' here: type this on a machine where SLURM's commands work") from None
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:

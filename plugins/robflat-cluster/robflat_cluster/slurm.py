@@ -7,7 +7,6 @@ that did nothing. So a job that is missing from its table has ended, and the run
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import shlex
@@ -20,9 +19,6 @@ from pydantic import Field, field_validator
 from robflat_bench.api import Exit, Job, Launcher, LauncherInfo, Params, Resources, UsageError
 from robflat_cluster import commands
 from robflat_cluster.commands import Row, Unanswered
-
-SOON = 2.0
-"""Seconds until the next look after a change. While nothing changes, the interval grows to the launcher's pace."""
 
 FRESH = 1.0
 """Seconds for which a look serves all jobs that are adopted at a time."""
@@ -54,8 +50,8 @@ class SlurmParams(Params):
     )
     time: str | None = Field(
         default=None,
-        description="Time limit of each job, '4:00:00' or '2-00:00:00', at least 5 minutes; a run that needs longer goes"
-        " on in another job. By default twice the expected time, at least 15 minutes; the site's if nothing is known.",
+        description="Time limit of each job, '4:00:00' or '2-00:00:00', at least 5 minutes; longer runs go on in"
+        " another job. By default twice the expected time, at least 15 minutes; the site's if nothing is known.",
     )
     gpus: int | None = Field(
         default=None, ge=0, le=64, description="GPUs of each job; by default one if this machine's device is cuda."
@@ -90,31 +86,30 @@ INFO = LauncherInfo(
 
 
 class Slurm(Launcher):
-    """A queue of batch jobs.
+    """A queue of batch jobs, found again by their names.
 
-    Jobs are found again by their id, or by their name, which the run's key and its folder determine. A job that SLURM
-    cannot take yet (no answer, or the limit of jobs in the queue) is submitted at a later look.
+    A job that SLURM cannot take yet, because it does not answer or a limit of queued jobs is reached, is submitted at a
+    later look.
     """
 
     outlives: ClassVar[bool] = True
-    pace: ClassVar[float] = 15.0
+    detached: ClassVar[bool] = True
+    pace: ClassVar[float] = 5.0
 
     def __init__(self, params: Any, resources: Resources) -> None:
         super().__init__(params, resources)
-        commands.require_commands()
         self._ids: dict[str, str] = {}
         self._held_back: dict[str, Job] = {}
+        self._never_begun: dict[str, Exit] = {}
         self._rows: dict[str, Row] = {}
-        self._looked, self._interval = -math.inf, SOON
+        self._looked = -math.inf
         self._problem = ""
         self._stopping = False
         self._signalled: set[str] = set()
-        self._never_begun: dict[str, Exit] = {}
 
     def start(self, job: Job) -> str:
-        self._interval = SOON
         try:
-            self._ids[job.name] = commands.submit(self._options(job), self._script(job))
+            self._ids[job.name] = self._submit(job)
         except Unanswered as problem:
             self._held_back[job.name] = job
             self._problem = str(problem)
@@ -122,10 +117,8 @@ class Slurm(Launcher):
 
     def adopt(self, job: Job, known: str) -> bool:
         answered = time.monotonic() < self._looked + FRESH or self._look()
-        if found := self._found(job, known):
+        if found := self._found(job) or ("" if answered else known):
             self._ids[job.name] = found
-        elif not answered and known:
-            self._ids[job.name] = known
         elif not answered:
             self._held_back[job.name] = job
         return bool(found) or not answered
@@ -133,60 +126,54 @@ class Slurm(Launcher):
     def wait(self, seconds: float) -> Mapping[str, Exit]:
         until = time.monotonic() + seconds
         while True:
-            busy = self._ids or self._held_back
-            if busy and time.monotonic() >= self._looked + self._interval and (ended := self._ended()):
+            expected = self._ids or self._held_back or self._never_begun
+            due = self._looked + self.pace if expected else math.inf
+            if time.monotonic() >= due and self._look() and (ended := self._take_ended()):
                 return ended
-            left = until - time.monotonic()
-            if left <= 0:
+            left = min(until, due) - time.monotonic()
+            if time.monotonic() >= until:
                 return {}
-            time.sleep(max(0.0, min(left, self._looked + self._interval - time.monotonic())) if busy else left)
+            time.sleep(max(0.0, left))
 
     def standings(self) -> Mapping[str, str]:
-        doubt = f", SLURM does not answer ({self._problem})" if self._problem else ""
-        found = {name: self._rows.get(id) for name, id in self._ids.items()}
-        placed = {name: f"{row.standing if row else 'submitted'}{doubt}" for name, row in found.items()}
-        return placed | dict.fromkeys(self._held_back, f"not accepted yet ({self._problem})")
+        rows = {name: self._rows.get(id) for name, id in self._ids.items()}
+        doubt = f"; SLURM does not answer: {self._problem}" if self._problem else ""
+        placed = {name: f"{row.standing if row else 'queued'}{doubt}" for name, row in rows.items()}
+        return placed | dict.fromkeys(self._held_back, f"queued here, SLURM does not take it yet: {self._problem}")
 
     def interrupt(self) -> None:
         self._stopping = True
         self._signalled.clear()
-        self._look()
-        self._looked, self._interval = -math.inf, SOON
-
-    def _ended(self) -> dict[str, Exit]:
-        """Look, and take the ended jobs off the list."""
-        before = self._rows
-        if not self._look():
-            return {}
-        rows = {name: self._rows.get(id) for name, id in self._ids.items()}
-        ended = {name: row.exit if row else Exit(None) for name, row in rows.items() if row is None or row.ended}
-        self._ids = {name: id for name, id in self._ids.items() if name not in ended}
-        ended |= self._never_begun
-        self._never_begun = {}
-        changed = any(row and row.id in before and row.state != before[row.id].state for row in rows.values())
-        self._interval = SOON if ended or changed else min(self._interval * 1.5, self.pace)
-        return ended
+        if self._look():
+            self._stop()
 
     def _look(self) -> bool:
-        """Read SLURM's table, and do what waited for it. Returns whether SLURM answers."""
+        """Read SLURM's table; False if SLURM does not answer."""
         self._looked = time.monotonic()
         try:
             self._rows = {row.id: row for row in commands.table()}
+            self._problem = ""
         except Unanswered as problem:
             self._problem = str(problem)
-            return False
-        self._problem = ""
+        return not self._problem
+
+    def _take_ended(self) -> dict[str, Exit]:
+        """Take the jobs off the list that have ended as of the last look, and act on the others."""
+        rows = {name: self._rows.get(id) for name, id in self._ids.items()}
+        ended = {name: row.exit if row else Exit(None) for name, row in rows.items() if row is None or row.ended}
+        self._ids = {name: id for name, id in self._ids.items() if name not in ended}
         if self._stopping:
             self._stop()
         else:
             self._submit_held_back()
-        return True
+        never_begun, self._never_begun = self._never_begun, {}
+        return ended | never_begun
 
     def _submit_held_back(self) -> None:
         """Submit the jobs that SLURM did not take; a submission without an answer may have succeeded."""
         for name, job in list(self._held_back.items()):
             try:
-                self._ids[name] = self._found(job, "") or commands.submit(self._options(job), self._script(job))
+                self._ids[name] = self._found(job) or self._submit(job)
             except Unanswered as problem:
                 self._problem = str(problem)
                 break
@@ -199,20 +186,16 @@ class Slurm(Launcher):
         self._never_begun |= dict.fromkeys(self._held_back, Exit(None, "cancelled"))
         self._held_back.clear()
         rows = [self._rows[id] for id in self._ids.values() if id in self._rows]
-        commands.withdraw(row.id for row in rows if row.state == "PENDING")
+        commands.withdraw(row.id for row in rows if row.queued)
         running = {row.id for row in rows if row.state == "RUNNING"}
         self._signalled |= commands.interrupt(sorted(running - self._signalled))
 
-    def _found(self, job: Job, known: str) -> str:
-        """The id of an unended job, by its id or its name; "" if there is none.
+    def _found(self, job: Job) -> str:
+        """The id of the unended job with this job's name; "" if there is none."""
+        return next((row.id for row in self._rows.values() if row.name == _name(job) and not row.ended), "")
 
-        An id alone is no proof: on another cluster it is another job.
-        """
-        full, short = job_name(job), job_name(job).rpartition("-")[0]
-        for row in self._rows.values():
-            if not row.ended and (row.name == full or (row.id == known and row.name.rpartition("-")[0] == short)):
-                return row.id
-        return ""
+    def _submit(self, job: Job) -> str:
+        return commands.submit(self._options(job), self._script(job))
 
     def _options(self, job: Job) -> list[str]:
         """The options of `sbatch`; values that are None are left to the site."""
@@ -220,7 +203,7 @@ class Slurm(Launcher):
         if gpus is None:
             gpus = int(self.resources.device == "cuda")
         values = {
-            "job-name": job_name(job),
+            "job-name": _name(job),
             "output": "/dev/null",
             "error": str(job.log.resolve()).replace("%", "%%"),  # % begins a placeholder
             "open-mode": "append",
@@ -237,15 +220,13 @@ class Slurm(Launcher):
         return ["--requeue", *(f"--{name}={value}" for name, value in values.items() if value is not None)]
 
     def _script(self, job: Job) -> str:
-        """The batch script. Its last line replaces the shell by the run, which so receives the signals."""
+        """The batch script. `exec` replaces the shell by the run, so that the run receives the signals."""
         threads = f"export OMP_NUM_THREADS={self.resources.threads}"
         return "\n".join(["#!/bin/bash", threads, self.params.setup, f"exec {shlex.join(job.command)}", ""])
 
 
-def job_name(job: Job) -> str:
-    """The name of a job in SLURM: the run's key, and a digest of its log's path, since stores share keys."""
-    digest = hashlib.sha256(f"{job.name}\n{job.log.resolve()}".encode()).hexdigest()
-    return f"robflat-{re.sub('[^A-Za-z0-9_.]', '_', job.name)[:40]}-{digest[:8]}"
+def _name(job: Job) -> str:
+    return f"robflat-{job.name}"
 
 
 def _minutes(seconds: float | None) -> str | None:
