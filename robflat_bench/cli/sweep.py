@@ -1,26 +1,28 @@
-"""`robflat-bench sweep`."""
+"""`robflat-bench sweep`: makes the runs of a study, lists them, or ends them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from robflat_bench.cli import output
-from robflat_bench.front.grids import Grid, grid
-from robflat_bench.front.shown import quantity_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from robflat_bench.config.protocol import Protocol
     from robflat_bench.config.study import Study
-    from robflat_bench.records.quantities import Outcomes
-    from robflat_bench.records.record import RunRecord
+    from robflat_bench.core import Job, Resources
+    from robflat_bench.registry.components import Component
     from robflat_bench.registry.registry import Registry
     from robflat_bench.runs.agenda import Agenda
-    from robflat_bench.runs.sweep import Event
+    from robflat_bench.runs.jobs import Jobs
+    from robflat_bench.runs.sweep import Sweep
     from robflat_bench.runs.tasks import Task
 
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 @click.option("--launcher", default="local", show_default=True, help="Where runs start; see `list launchers`.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time.")
 @click.option("--plan", is_flag=True, help="List the runs with their cost, and do nothing.")
+@click.option("--status", is_flag=True, help="List where the runs stand, and do nothing.")
+@click.option("--cancel", is_flag=True, help="End the runs that wait or run (they save first), and start none.")
 @click.option("--retry-failed", is_flag=True, help="Try failed runs again.")
 @output.store_option
 @output.data_option
@@ -43,6 +47,8 @@ def sweep(
     launcher: str,
     jobs: int,
     plan: bool,
+    status: bool,
+    cancel: bool,
     retry_failed: bool,
     store: Path,
     data: str | None,
@@ -51,131 +57,183 @@ def sweep(
 ) -> None:
     """Run every variant of a STUDY (a shipped one, or a TOML file) and show one table.
 
-    Finished runs are skipped, interrupted runs resume, and the sweep waits for runs of another process. After a failed
-    run the sweep goes on, lists the failure at the end and exits with 1.
+    Finished runs are skipped, interrupted runs resume, and the sweep waits for runs of another process. A sweep that
+    was killed goes on with the runs that it had started. After a failed run the sweep goes on, lists the failure at
+    the end and exits with 1.
     """
     from robflat_bench.config.study import load_study
-    from robflat_bench.core import Resources
+    from robflat_bench.core import Resources, UsageError
     from robflat_bench.front.sessions import open_session
     from robflat_bench.registry.components import resolve
 
+    if plan + status + cancel > 1:
+        raise UsageError("--plan, --status and --cancel each replace the sweep; type one of them")
     registry = output.registry()
     chosen = load_study(study)
     component = resolve(registry, "launcher", launcher)
     session = open_session(registry, chosen.protocol, (), data, store, device, trains=True)
     protocol = session.protocol
 
-    from robflat_bench.cli.progress import SweepProgress
-    from robflat_bench.config.cost import undeclared
-    from robflat_bench.registry.faults import faults
-    from robflat_bench.runs.agenda import Agenda, outcome, refusal
-    from robflat_bench.runs.sweep import Sweep
-    from robflat_bench.runs.tasks import pace, tasks
+    from robflat_bench.runs.agenda import Agenda
+    from robflat_bench.runs.pace import pace
+    from robflat_bench.runs.tasks import tasks
 
-    launching = component.build(Resources(jobs, protocol.fixed.threads, session.device))
     wanted, refused = tasks(session, chosen, seeds)
     for variant in refused:
         output.note(f"cannot run {variant.variant}: {variant.reason}")
     agenda = Agenda(wanted, refused, jobs, retry_failed, pace(session.store, protocol.hash))
-    if plan:
-        document = {"study": chosen.name, "protocol": chosen.protocol, **agenda.document()}
-        output.report(document, _plan(agenda, chosen, undeclared(registry, protocol)))
-        _raise_for(len(refused), len(wanted) + len(refused))
-        return
-
     common = ["--protocol", chosen.protocol, "--store", str(store), "--device", device, *output.plugin_options()]
     common += [*(["--data", data] if data else []), *(["--compile"] if compile else [])]
-    output.note(agenda.summary())
-    with faults(registry), SweepProgress(len(wanted), drawing=not launching.foreground) as progress:
-        ended = Sweep(launching, lambda task: [*_of_run(task), *common], retry_failed, progress).run(wanted)
-    events = [ended[task.spec.key] for task in wanted]
-    document = {"study": chosen.name, "runs": [*map(outcome, events), *map(refusal, refused)]}
-    output.report(document, _results(registry, chosen, events, store), stored=True)
-    lacking = [event for event in ended.values() if event.what != "done"]
-    for event in lacking:
-        output.note(f"{event.what}: {event.task.title}: {event.why}")
-    _raise_for(len(lacking) + len(refused), len(wanted) + len(refused))
+    resources = Resources(jobs, protocol.fixed.threads, session.device)
+    asked = _Asked(registry, chosen, protocol, agenda, resources, common)
+    if plan:
+        asked.plan()
+    elif status:
+        asked.status()
+    elif cancel:
+        asked.cancel()
+    else:
+        asked.run(component, store)
 
 
-def _of_run(task: Task) -> list[str]:
-    """The options of `robflat-bench run` that differ between the runs of a sweep."""
-    settings = [part for setting in task.variant.settings for part in ("--set", setting)]
-    return ["--method", task.variant.method, "--seed", str(task.spec.seed), *settings]
+@dataclass(frozen=True)
+class _Asked:
+    """What a command line is about: the runs of a study, and the options that all of them get."""
+
+    registry: Registry
+    study: Study
+    protocol: Protocol
+    agenda: Agenda
+    resources: Resources
+    common: Sequence[str]
+
+    def command(self, task: Task) -> list[str]:
+        """The arguments of `robflat-bench run`."""
+        settings = [part for setting in task.variant.settings for part in ("--set", setting)]
+        return ["--method", task.variant.method, "--seed", str(task.spec.seed), *settings, *self.common]
+
+    def attached(self, but: str = "") -> list[Jobs]:
+        """The unended jobs of the runs, whichever launcher started them; without those of the launcher `but`."""
+        from robflat_bench.runs.jobs import attach, job_of
+
+        def job(task: Task) -> Job:
+            return job_of(task, self.command(task))
+
+        return attach(self.registry, self.agenda.wanted, job, replace(self.resources, jobs=1), but)
+
+    def plan(self) -> None:
+        """List the runs with their cost."""
+        from robflat_bench.cli import sweep_tables as tables
+        from robflat_bench.config.cost import undeclared
+
+        document = {"study": self.study.name, "protocol": self.study.protocol, **self.agenda.document()}
+        output.report(document, tables.plan(self.agenda, self.study, undeclared(self.registry, self.protocol)))
+        self._raise_for(0)
+
+    def status(self) -> None:
+        """List where the runs stand."""
+        from robflat_bench.cli import sweep_tables as tables
+        from robflat_bench.runs.pace import Estimates
+        from robflat_bench.runs.status import standings
+
+        found = standings(self.agenda.wanted, self.attached(), Estimates(self.agenda.pace))
+        self._report((one.document() for one in found), tables.standings(found, self.study))
+
+    def cancel(self) -> None:
+        """End the jobs of the runs, and list these runs."""
+        from robflat_bench.runs.agenda import identity
+        from robflat_bench.runs.jobs import cancel
+
+        attached, rows = self.attached(), []
+        jobs = sum(len(found.unended) for found in attached)
+        output.note(f"{_counted(jobs)} told to save and end" if jobs else "no run of this study waits or runs")
+        for task in cancel(attached):
+            output.note(f"{task.title}: ended, {task.state()}")
+            rows.append({**identity(task), "state": task.state()})
+        self._report(rows, [])
+
+    def run(self, component: Component[Any], store: Path) -> None:
+        """Make the runs, and show their results."""
+        from robflat_bench.cli import sweep_tables as tables
+        from robflat_bench.cli.sweep_progress import SweepProgress
+        from robflat_bench.core import Interrupted
+        from robflat_bench.registry.faults import faults
+        from robflat_bench.runs.agenda import outcome
+        from robflat_bench.runs.jobs import Jobs
+        from robflat_bench.runs.pace import Estimates
+        from robflat_bench.runs.sweep import Sweep
+
+        agenda, launching = self.agenda, component.build(self.resources)
+        _require_none(self.attached(but=component.canonical))
+        output.note(agenda.summary())
+        jobs, estimates = Jobs(launching, component.canonical), Estimates(agenda.pace)
+        made = Sweep(jobs, self.command, agenda.retry_failed, estimates=estimates)
+        try:
+            with faults(self.registry), SweepProgress(len(agenda.wanted), not launching.foreground) as made.watch:
+                ended = made.run(agenda.wanted)
+        except Interrupted:
+            _leave(made)
+            raise
+        events = [ended[task.spec.key] for task in agenda.wanted]
+        self._report(map(outcome, events), tables.results(self.registry, self.study, events, store), stored=True)
+        lacking = [event for event in ended.values() if event.what != "done"]
+        for event in lacking:
+            output.note(f"{event.what}: {event.task.title}: {event.why}")
+        self._raise_for(len(lacking))
+
+    def _report(self, rows: Iterable[Mapping[str, Any]], shown: Iterable[Any], stored: bool = False) -> None:
+        """Show tables, or these rows and the refused variants as one JSON document."""
+        from robflat_bench.runs.agenda import refusal
+
+        document = {"study": self.study.name, "runs": [*rows, *map(refusal, self.agenda.refused)]}
+        output.report(document, shown, stored)
+
+    def _raise_for(self, lacking: int) -> None:
+        """RunFailed if so many runs are not done, or if variants were refused."""
+        from robflat_bench.core import RunFailed
+
+        refused = len(self.agenda.refused)
+        if lacking + refused:
+            counts = f"{lacking + refused} of {len(self.agenda.wanted) + refused}"
+            raise RunFailed(f"{counts} runs are not done (listed above); --retry-failed tries failed runs again")
 
 
-def _raise_for(lacking: int, total: int) -> None:
-    from robflat_bench.core import RunFailed
+def _counted(jobs: int) -> str:
+    return f"{jobs} jobs are" if jobs > 1 else "1 job is"
 
-    if lacking:
-        raise RunFailed(
-            f"{lacking} of {total} runs are not done (listed above); --retry-failed tries failed runs again"
+
+def _typed(option: str = "") -> str:
+    """The line that was typed, with another option."""
+    return shlex.join(["robflat-bench", *sys.argv[1:], *([option] if option else [])])
+
+
+def _require_none(attached: Sequence[Jobs]) -> None:
+    """UsageError if jobs of another launcher have not ended: the same runs would start twice."""
+    from robflat_bench.core import UsageError
+
+    for jobs in attached:
+        raise UsageError(
+            f"{_counted(len(jobs.unended))} unended at the launcher {jobs.text}, where an earlier sweep started them. "
+            f"To go on with them, give that launcher; to end them: {_typed('--cancel')}"
         )
 
 
-def _plan(agenda: Agenda, study: Study, undeclared: Sequence[str]) -> Iterator[Grid | str]:
-    """The runs with their image passes, and below them the sums."""
-    from robflat_bench.runs.agenda import duration
+def _leave(interrupted: Sweep) -> None:
+    """Say how to find the jobs that an interrupted sweep has left to their launcher; end them if the user says so."""
+    from robflat_bench.runs.jobs import cancel
 
-    rows = []
-    for task in agenda.wanted:
-        seconds = agenda.seconds(task)
-        state = f"{task.state()}, {task.epochs()} epochs" if task.state() == "unfinished" else task.state()
-        row = [task.variant.group, task.spec.label, task.spec.seed, state, agenda.skipped(task)]
-        left = "-" if seconds is None else duration(seconds)
-        rows.append([*row, _millions(task.training), _millions(task.evaluation), left])
-    for refused in agenda.refused:
-        rows.append([refused.variant.group, str(refused.variant), "", "refused", refused.reason])
-    columns = ["group", "run", "seed", "state", "skipped because", "training", "evaluation", "time left"]
-    yield grid(f"{study.name} {study.version} under {study.protocol}", columns, rows, right=5)
-    unknown = f"; evaluation without {', '.join(undeclared)}, whose number of passes varies" if undeclared else ""
-    yield f"10^6 image passes, forward + backward; training includes that of helper networks{unknown}"
-    training = _millions(*(task.training for task in agenda.ahead))
-    evaluation = _millions(*(task.evaluation for task in agenda.ahead))
-    yield f"{agenda.summary()}; training {training}, evaluation {evaluation}"
-
-
-def _millions(*passes: tuple[int, int]) -> str:
-    """The sum of forward and of backward passes, in millions."""
-    return " + ".join(f"{sum(counts) / 1e6:.2f}" for counts in zip(*passes, strict=True)) or "0.00 + 0.00"
-
-
-def _results(registry: Registry, study: Study, events: Sequence[Event], store: Path) -> Iterator[Grid | str]:
-    """One table per checkpoint with a row for each finished run."""
-    runs = [event.task.folder.evidence() for event in events if event.what == "done"]
-    if not runs:
+    if not interrupted.running:
         return
-    checkpoints: tuple[Literal["best", "last"], ...] = ("best", "last")
-    for checkpoint in checkpoints:
-        heading = f"{study.name} {study.version} under {study.protocol}: {checkpoint} checkpoint"
-        columns, rows = summary(registry, runs, checkpoint)
-        yield grid(heading, columns, rows, right=2)
-    yield "on test images; loss and gap of the protocol's first attack, in nats; values ± standard error over examples"
-    yield f"over seeds: robflat-bench results report --store {store}"
-
-
-SHOWN = {
-    *((quantity, "test") for quantity in ("clean_error", "robust_error", "robust_loss", "measure")),
-    ("gap_robust_loss", "test-train"),
-}
-
-
-def summary(
-    registry: Registry, runs: Sequence[tuple[RunRecord, Outcomes]], checkpoint: Literal["best", "last"]
-) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of one checkpoint's table."""
-    from robflat_bench.records.quantities import quantity_label, quantity_values
-
-    found = [
-        {
-            quantity_label(registry, value): quantity_text(value)
-            for value in quantity_values(checkpoint, record.results[checkpoint], outcomes)
-            if (value.quantity, value.split) in SHOWN
-        }
-        for record, outcomes in runs
-    ]
-    names = list(dict.fromkeys(name for row in found for name in row))
-    rows = [
-        [record.spec.label, str(record.seed), *(row.get(name, "-") for name in names), f"{record.budget.seconds:.0f}"]
-        for (record, _), row in zip(runs, found, strict=True)
-    ]
-    return ["run", "seed", *names, "seconds"], rows
+    jobs = _counted(len(interrupted.running))
+    asks = interrupted.stopped_by == signal.SIGINT and sys.stdin.isatty() and sys.stderr.isatty()
+    try:
+        leaves = not asks or click.confirm(f"{jobs} queued or running. Leave them there?", default=True, err=True)
+    except click.Abort:  # another Ctrl-C
+        leaves = True
+    if leaves:
+        output.note(
+            f"{jobs} left queued or running. Where they stand: {_typed('--status')}; to end them: {_typed('--cancel')}"
+        )
+        return
+    for task in cancel([interrupted.jobs]):
+        output.note(f"{task.title}: ended, {task.state()}")

@@ -2,20 +2,25 @@
 
 A slot holds one process at a time. A CPU slot is a number of threads, not bound to cores: where other programs or a
 second sweep run, the system's scheduler finds the idle cores. A GPU slot sees one GPU; if there are more slots than
-GPUs, slots share them in turn.
+GPUs, slots share them in turn. The seconds and the memory that a job is expected to need decide nothing here.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from robflat_bench.core import Job, Launcher, LauncherInfo, Resources, UsageError
+from robflat_bench.core import Exit, Job, Launcher, LauncherInfo, Resources, UsageError
+from robflat_bench.launchers import processes
 
 INFO = (
     LauncherInfo("local", "on this machine, --jobs at a time, each on its own CPU threads or GPU", f"{__name__}:Local"),
@@ -23,47 +28,92 @@ INFO = (
 )
 
 POLL_SECONDS = 0.1
+_ID = re.compile(r"(?P<pid>\d+) (?P<slot>\d+) (?P<started>\d+) (?P<host>.+)")
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A process in a slot, with the time of its start. Without `child`, an earlier launcher started it."""
+
+    pid: int
+    started: str
+    slot: int
+    child: subprocess.Popen[bytes] | None = None
+
+    def exit(self) -> Exit | None:
+        """How it ended; None while it runs. Only a parent learns the exit code."""
+        if self.child:
+            code = self.child.poll()
+            return None if code is None else Exit(code)
+        return None if processes.started(self.pid) == self.started else Exit(None)
 
 
 class Local(Launcher):
     """A pool of slots.
 
     Each process has a session of its own. So Ctrl-C reaches it only by `interrupt`, and it goes on if the launcher's
-    process is killed.
+    process is killed. Its id is its pid, its slot, the time of its start, and this machine's name.
     """
+
+    outlives: ClassVar[bool] = True
 
     def __init__(self, params: Any, resources: Resources) -> None:
         super().__init__(params, resources)
-        self._free = slots(resources)
-        self._running: dict[str, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
+        self._slots = slots(resources)
+        self._running: dict[str, _Process] = {}
 
-    def start(self, job: Job) -> None:
-        slot = self._free[0]
-        null = subprocess.DEVNULL
+    def start(self, job: Job) -> str:
+        slot, null = self._free(), subprocess.DEVNULL
+        environment = os.environ | self._slots[slot]
         with self.output(job.log) as errors:
-            process = subprocess.Popen(
-                job.command, env=os.environ | slot, stdin=null, stdout=null, stderr=errors, start_new_session=True
+            child = subprocess.Popen(
+                job.command, env=environment, stdin=null, stdout=null, stderr=errors, start_new_session=True
             )
-        self._running[job.name] = process, self._free.pop(0)
+        started = processes.started(child.pid)
+        self._running[job.name] = _Process(child.pid, started, slot, child)
+        return f"{child.pid} {slot} {started} {socket.gethostname()}" if started else ""
 
     def output(self, log: Path) -> IO[bytes]:
         """The file that takes a process's stderr."""
-        return log.open("wb")
+        return log.open("ab")
 
-    def wait(self, seconds: float) -> Mapping[str, int]:
+    def adopt(self, job: Job, known: str) -> bool:
+        kept = _ID.fullmatch(known)
+        if kept and kept["host"] == socket.gethostname():
+            process = _Process(int(kept["pid"]), kept["started"], int(kept["slot"]))
+        elif not known and (found := processes.running(job.command)):
+            process = _Process(*found, self._free())
+        else:
+            return False
+        if process.exit():
+            return False
+        self._running[job.name] = process
+        return True
+
+    def _free(self) -> int:
+        """The first free slot. Adopted processes may hold slots beyond those of this launcher."""
+        taken = {process.slot for process in self._running.values()}
+        return next(slot for slot in itertools.count() if slot not in taken)
+
+    def wait(self, seconds: float) -> Mapping[str, Exit]:
         until = time.monotonic() + seconds
         while True:
-            codes = {name: process.poll() for name, (process, _) in self._running.items()}
-            ended = {name: code for name, code in codes.items() if code is not None}
+            exits = {name: process.exit() for name, process in self._running.items()}
+            ended = {name: exit for name, exit in exits.items() if exit}
             if ended or time.monotonic() >= until:
                 break
             time.sleep(POLL_SECONDS)
-        self._free += [self._running.pop(name)[1] for name in ended]
+        for name in ended:
+            del self._running[name]
         return ended
 
+    def standings(self) -> Mapping[str, str]:
+        return dict.fromkeys(self._running, "running")
+
     def interrupt(self) -> None:
-        for process, _ in self._running.values():
-            process.send_signal(signal.SIGINT)
+        for process in self._running.values():
+            if process.exit() is None:
+                os.kill(process.pid, signal.SIGINT)
 
 
 class Inline(Local):

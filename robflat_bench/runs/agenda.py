@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robflat_bench.runs.pace import Pace
 from robflat_bench.runs.sweep import Event
-from robflat_bench.runs.tasks import Pace, Refused, Task
+from robflat_bench.runs.tasks import Refused, Task
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Agenda:
 
     def seconds(self, task: Task) -> float | None:
         """Estimated seconds of a run to make; None without a pace, or if the run is skipped."""
-        return self.pace.seconds(task) if self.pace and not self.skipped(task) else None
+        return self.pace.seconds(task, task.course()) if self.pace and not self.skipped(task) else None
 
     def estimate(self) -> dict[str, float] | None:
         """Seconds of work ahead and of waiting for it, and the number of finished runs behind the estimate."""
         if self.pace is None:
             return None
-        seconds = sum(map(self.pace.seconds, self.ahead))
+        seconds = sum(self.pace.seconds(task, task.course()) for task in self.ahead)
         return {"runs": self.pace.runs, "seconds": seconds, "elapsed": seconds / self.jobs}
 
     def summary(self) -> str:
@@ -71,7 +72,7 @@ class Agenda:
         """The plan as a JSON document."""
         rows = [
             {
-                **_identity(task),
+                **identity(task),
                 "state": task.state(),
                 "skipped": self.skipped(task),
                 "forward": task.training[0],
@@ -87,7 +88,7 @@ class Agenda:
 def outcome(event: Event) -> dict[str, Any]:
     """The end of a run as a JSON document, with its results if it is done."""
     task = event.task
-    row = {**_identity(task), "state": event.what, "error": event.why, "folder": str(task.folder.path)}
+    row = {**identity(task), "state": event.what, "error": event.why, "folder": str(task.folder.path)}
     if event.what == "done":
         record = task.folder.record()
         row |= {"results": record.results, "budget": record.budget}
@@ -100,7 +101,8 @@ def refusal(refused: Refused) -> dict[str, Any]:
     return {"group": variant.group, "run": str(variant), "state": "refused", "error": refused.reason}
 
 
-def _identity(task: Task) -> dict[str, Any]:
+def identity(task: Task) -> dict[str, Any]:
+    """The fields by which JSON documents name a run of a study."""
     return {"group": task.variant.group, "run": task.spec.label, "seed": task.spec.seed, "key": task.spec.key}
 
 

@@ -1,10 +1,11 @@
-"""The runs of a study: their specs, their states, and how long they will take. `sweep` runs them."""
+"""The runs of a study: their specs, their states, and how far they have come. `sweep` runs them."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +16,20 @@ from robflat_bench.config.spec import RunSpec
 from robflat_bench.config.study import Study, Variant
 from robflat_bench.core import RobflatError
 from robflat_bench.evaluation.session import Session
-from robflat_bench.records.record import Budget, RunRecord
-from robflat_bench.records.store import RunFolder, Store, read_record
+from robflat_bench.records.store import RunFolder
 from robflat_bench.registry.components import compose
 from robflat_bench.runs.run import PlannedRun
 
 State = Literal["new", "unfinished", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a run has come: epochs trained, their seconds, and seconds of evaluation."""
+
+    epochs: int = 0
+    seconds: float = 0.0
+    evaluated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Task:
         Forward and backward image passes of its whole training, as its components declare them.
     evaluation : tuple of int
         Forward and backward image passes of its evaluation, as far as components declare them.
+    helpers : tuple of RunFolder
+        The runs whose networks it trains first where they are not there.
     """
 
     variant: Variant
@@ -46,6 +57,7 @@ class Task:
     folder: RunFolder
     training: tuple[int, int]
     evaluation: tuple[int, int]
+    helpers: tuple[RunFolder, ...] = ()
 
     @property
     def title(self) -> str:
@@ -64,20 +76,41 @@ class Task:
             return ""
         return text.splitlines()[0][:500] if text else "failed without a message"
 
-    def epochs(self) -> int:
-        """The number of epochs that it has trained."""
+    def course(self) -> Course:
+        """How far it has come. An evaluation counts from its beginning, whatever of it is saved."""
         try:
-            lines: int = self.folder.history_file.read_bytes().count(b"\n")
-            return lines
-        except OSError:
-            return 0
+            lines = self.folder.history_file.read_text("utf-8").splitlines()
+            seconds = [float(json.loads(line)["seconds"]) for line in lines]
+        except (OSError, ValueError, LookupError, TypeError):
+            return Course()
+        return Course(len(seconds), sum(seconds))
 
-    def left(self) -> tuple[int, int]:
-        """Image passes left in training and in evaluation; an interrupted evaluation counts as a whole one."""
-        if self.state() == "done":
-            return 0, 0
-        epochs = self.spec.recipe.epochs
-        return sum(self.training) * (epochs - self.epochs()) // epochs, sum(self.evaluation)
+    def evaluated(self) -> float:
+        """Seconds since its newest state was saved. A running task that has trained began its evaluation then."""
+        saved = []
+        for state in self.folder.checkpoints.glob("state-*.safetensors"):
+            with contextlib.suppress(OSError):
+                saved.append(state.stat().st_mtime)
+        return max(0.0, time.time() - max(saved)) if saved else 0.0
+
+    def saved(self) -> int:
+        """Saved updates and units of evaluation, its helpers' included. While it advances, each attempt adds some."""
+        return sum(map(_saved, (self.folder, *self.helpers)))
+
+
+def _saved(folder: RunFolder) -> int:
+    steps = (path.stem.rpartition("-")[2] for path in folder.checkpoints.glob("state-*.safetensors"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0) + sum(
+        1 for _ in folder.work.rglob("*.npz")
+    )
+
+
+def _helpers(run: PlannedRun) -> Iterator[RunFolder]:
+    """The folders of a run's helpers, and of theirs."""
+    for text in run.method.helpers.values():
+        helper = PlannedRun(run.session, compose(run.session.registry, text), run.seed)
+        yield helper.folder
+        yield from _helpers(helper)
 
 
 @dataclass(frozen=True)
@@ -115,57 +148,18 @@ def tasks(session: Session, study: Study, seeds: int) -> tuple[list[Task], list[
             protocol = load(registry, study.protocol, variant.settings)
             composed = compose(registry, variant.method)
             runs = [PlannedRun(session.under(protocol), composed, seed) for seed in range(1, seeds + 1)]
-            places = [(run.spec, run.folder) for run in runs]  # first: a spec refuses helpers without end
+            specs = [run.spec for run in runs]  # first: a spec refuses helpers without end
             training = passes_of_training(registry, composed, protocol.recipe, images)
             evaluation = passes_of_evaluation(registry, protocol)
-            made.append([Task(variant, spec, folder, training, evaluation) for spec, folder in places])
+            made.append(
+                [
+                    Task(variant, spec, run.folder, training, evaluation, tuple(_helpers(run)))
+                    for run, spec in zip(runs, specs, strict=True)
+                ]
+            )
         except RobflatError as error:
             refused.append(Refused(variant, str(error).splitlines()[0]))
     found: dict[str, Task] = {}
     for task in itertools.chain.from_iterable(zip(*made, strict=True)):
         found.setdefault(task.spec.key, task)
     return list(found.values()), refused
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The mean speed of finished runs.
-
-    Parameters
-    ----------
-    training : float
-        Seconds of training per image pass.
-    evaluation : float
-        Seconds of one run's evaluation.
-    runs : int
-        The number of finished runs.
-    """
-
-    training: float
-    evaluation: float
-    runs: int
-
-    def seconds(self, task: Task) -> float:
-        """The seconds that the rest of a task takes at this pace."""
-        training, evaluation = task.left()
-        return self.training * training + self.evaluation * (evaluation > 0)
-
-
-def pace(store: Store, protocol: str) -> Pace | None:
-    """The pace of a store's finished runs under the protocol with this hash; None without any."""
-    budgets = list(_budgets(store, protocol))
-    if not budgets:
-        return None
-    evaluation = sum(budget.evaluation_seconds for budget in budgets)
-    passes = sum(budget.forward + budget.backward for budget in budgets)
-    training = sum(budget.seconds - budget.evaluation_seconds for budget in budgets)
-    return Pace(training / passes, evaluation / len(budgets), len(budgets))
-
-
-def _budgets(store: Store, protocol: str) -> Iterator[Budget]:
-    """The budgets of readable records under the protocol."""
-    for run in store.runs():
-        with contextlib.suppress(RobflatError):
-            record: RunRecord = read_record(run.record_file, RunRecord)
-            if record.protocol.hash == protocol:
-                yield record.budget

@@ -100,7 +100,7 @@ def test_every_file_behind_the_command_line_prints_cleaned_text():
         calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
         names = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
         found |= {f"{path.parent.name}/{path.name}": names & PRINTERS} if names & PRINTERS else {}
-    drawing = {name: found.pop(name) for name in ("cli/progress.py", "front/progress.py")}
+    drawing = {name: found.pop(name) for name in ("cli/sweep_progress.py", "front/progress.py")}
     assert found.keys() <= {"cli/output.py", "cli/streams.py", "front/text.py", "front/console.py"}, found
     for name, calls in drawing.items():
         assert calls == {"print"}, "by the console of `front`"

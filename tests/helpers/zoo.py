@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from robflat_bench.core import (
     BackboneInfo,
     Dataset,
     DatasetInfo,
+    Exit,
     Info,
     LauncherInfo,
     Measure,
@@ -655,7 +658,41 @@ class Polls(Local):
 
 class HidesFailures(Local):
     def wait(self, seconds):
-        return {name: 0 if code == 3 else code for name, code in super().wait(seconds).items()}
+        return {name: Exit(0) if exit.code == 3 else exit for name, exit in super().wait(seconds).items()}
+
+
+class ReportsCodes(Local):
+    def wait(self, seconds):
+        ended = super().wait(seconds)
+        return {name: exit if exit.code is None else Code(exit.code) for name, exit in ended.items()}
+
+
+class Code(int):
+    """What launchers reported before there was Exit."""
+
+    @property
+    def code(self):
+        return int(self)
+
+
+class StartsTwice(Local):
+    def start(self, job):
+        if job.name == "counted":
+            subprocess.run(job.command)
+        return super().start(job)
+
+
+class Repeats(Local):
+    """While nothing runs, it reports the last end again."""
+
+    last: ClassVar[dict] = {}
+
+    def wait(self, seconds):
+        ended = super().wait(seconds)
+        if not ended and not self._running:
+            return self.last
+        self.last = ended
+        return ended
 
 
 class LosesLogs(Local):
@@ -663,10 +700,61 @@ class LosesLogs(Local):
         return open("/dev/null", "wb")
 
 
+class OverwritesLogs(Local):
+    def output(self, log):
+        return log.open("wb")
+
+
 class Kills(Local):
     def interrupt(self):
-        for process, _ in self._running.values():
-            process.kill()
+        for process in self._running.values():
+            os.kill(process.pid, 9)
+
+
+class Patient(Local):
+    def wait(self, seconds):
+        return super().wait(8 if seconds and self._running else 0)
+
+
+class Mumbles(Local):
+    def standings(self):
+        return dict.fromkeys(self._running, "busy")
+
+
+class Remembers(Local):
+    def standings(self):
+        self.seen = {**getattr(self, "seen", {}), **super().standings()}
+        return self.seen
+
+
+class OneAtATime(Local):
+    """A second job starts when the first has ended."""
+
+    late: ClassVar[dict] = {}
+
+    def start(self, job):
+        if self._running:
+            self.late = super().wait(60)
+        return super().start(job)
+
+    def wait(self, seconds):
+        late, self.late = self.late, {}
+        return late or super().wait(seconds)
+
+
+class ForgetsIds(Local):
+    def adopt(self, job, known):
+        return not known and super().adopt(job, known)
+
+
+class KnowsNoNames(Local):
+    def adopt(self, job, known):
+        return bool(known) and super().adopt(job, known)
+
+
+class Clings(Local):
+    def adopt(self, job, known):
+        return super().adopt(job, known) or True
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -848,7 +936,18 @@ BROKEN: list[tuple[Info, str]] = [
     *_broken(
         6,
         ("check_exit_codes", "HidesFailures"),
+        ("check_exit_codes", "ReportsCodes"),
+        ("check_each_job_runs_once", "StartsTwice"),
+        ("check_each_job_runs_once", "Repeats"),
         ("check_log", "LosesLogs"),
+        ("check_log", "OverwritesLogs"),
         ("check_interrupt", "Kills"),
+        ("check_wait_returns_in_time", "Patient"),
+        ("check_standings", "Mumbles"),
+        ("check_standings", "Remembers"),
+        ("check_two_jobs_at_once", "OneAtATime"),
+        ("check_adopts_by_id", "ForgetsIds"),
+        ("check_adopts_by_name", "KnowsNoNames"),
+        ("check_ended_jobs_are_not_adopted", "Clings"),
     ),
 ]

@@ -15,6 +15,7 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.records.store import Store
 from robflat_bench.registry.registry import discover
 from robflat_bench.runs.doctor import check_machine
+from robflat_bench.runs.jobs import Jobs
 from robflat_bench.runs.sweep import Sweep
 from robflat_bench.runs.tasks import tasks
 
@@ -194,7 +195,7 @@ def test_a_sweep_reports_a_run_that_ended_its_process(registry, study, tmp_path)
     chosen = load_study(str(study("at")))
     session = Session(registry, load(registry, chosen.protocol), None, Store(tmp_path / "store"), "cpu")
     wanted, _ = tasks(session, chosen, 1)
-    (ended,) = Sweep(Exits(Params(), Resources(1)), lambda task: []).run(wanted).values()
+    (ended,) = Sweep(Jobs(Exits(Params(), Resources(1)), "exits()"), lambda task: []).run(wanted).values()
     assert (ended.what, ended.why) == ("failed", "exit code 0")
     assert json.loads(ended.task.folder.failed_file.read_text())["error"] == "exit code 0"
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from helpers.commands import promised
 
-from robflat_bench.cli import progress
+from robflat_bench.cli import sweep_progress as progress
 from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core import Examples, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core import Examples, Exit, Job, Params, Resources, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
@@ -35,8 +35,10 @@ from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import RunRecord
 from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.registry.components import compose, resolve
+from robflat_bench.runs.jobs import Jobs
+from robflat_bench.runs.pace import pace
 from robflat_bench.runs.sweep import Event, Sweep
-from robflat_bench.runs.tasks import pace, tasks
+from robflat_bench.runs.tasks import tasks
 
 STUDY = """
 name = "mine"
@@ -96,8 +98,8 @@ ONE = STUDY[: STUDY.index('[[groups]]\ntitle = "diverging"')]
 GOOD = STUDY.replace('["nan"]', '["at"]').replace('["trades(bta=1)", "at+awp+sam", "att"]', '["trades"]')
 
 
-def here(jobs: int = 1) -> Local:
-    return Local(Params(), Resources(jobs))
+def here(jobs: int = 1) -> Jobs:
+    return Jobs(Local(Params(), Resources(jobs)), "local()")
 
 
 def command_of(path: Path, store: Path):
@@ -203,8 +205,8 @@ def test_each_slot_has_its_gpu_and_its_threads(monkeypatch, tmp_path):
             launcher.start(job)
             running[job.name] = job
         at_once = set(running)
-        for name, code in launcher.wait(60).items():
-            assert code == 0
+        for name, exit in launcher.wait(60).items():
+            assert exit == Exit(0)
             seen[name] = (running.pop(name).log.read_text().split(), at_once)
     assert {tuple(words) for words, _ in seen.values()} == {("3", "4"), ("5", "4")}
     together = [(a, b) for a in seen for b in seen if a < b and b in seen[a][1]]
@@ -224,7 +226,7 @@ def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_t
         Inline(Params(), Resources(jobs=2))
     launcher = Inline(Params(), Resources())
     launcher.start(Job("loud", (sys.executable, "-c", "raise SystemExit('heard here')"), tmp_path / "log.txt"))
-    assert launcher.wait(60) == {"loud": 1}
+    assert launcher.wait(60) == {"loud": Exit(1)}
     assert "heard here" in capfd.readouterr().err
     assert not (tmp_path / "log.txt").exists()
 
@@ -310,9 +312,11 @@ def test_a_plan_estimates_seconds_from_finished_runs(command, registry, study, f
     assert pace(Store(finished_copy.store), "0" * 64) is None, "runs under another protocol tell nothing"
     (unfinished,) = [task for task in listed(registry, study, finished_copy.store) if task.state() == "new"]
     unfinished.folder.checkpoints.mkdir(parents=True)
-    (unfinished.folder.path / "history.jsonl").write_text("{}\n")
+    train(unfinished, 1)
     left = command(*plan, "--json").document["runs"][1]
-    assert left["seconds"] == pytest.approx(rate * passes / 2 + budget["evaluation_seconds"])
+    assert left["seconds"] == pytest.approx(2.0 + budget["evaluation_seconds"]), (
+        "its second epoch takes what the first took"
+    )
     shown = command(*plan).out
     assert "unfinished, 1 epochs" in shown
     assert "estimated from 1 finished runs in this store" in shown
@@ -429,9 +433,9 @@ def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(regi
 
 
 def train(task, epochs: int) -> None:
-    """Write the history of so many epochs."""
+    """Write the history of so many epochs, of two seconds each."""
     task.folder.path.mkdir(parents=True, exist_ok=True)
-    (task.folder.path / "history.jsonl").write_text("{}\n" * epochs)
+    (task.folder.path / "history.jsonl").write_text('{"seconds": 2.0}\n' * epochs)
 
 
 @pytest.fixture
@@ -447,6 +451,8 @@ def stages(registry, study, tmp_path):
         yield sweep
         train(one, 1)
         train(two, 2)
+        sweep.estimates.look(one)
+        sweep.estimates.look(two)
         yield sweep
         sweep.ended[one.spec.key] = Event(sweep.running.pop(one.spec.key), "failed", "diverged")
         sweep.events += sweep.ended.values()
@@ -465,9 +471,9 @@ def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch)
     assert (
         lines[1] == "2 running, 2 waiting; standard, seed 1: starting; standard [learning_rate=1e+30], seed 1: starting"
     )
-    assert re.fullmatch(r"2 running, 2 waiting, about \d+ s left; .* epoch 2/2; .*: evaluation", lines[2])
+    assert re.fullmatch(r"2 running, 2 waiting, about \d+ \w+ left; .* epoch 2/2; .*: evaluation", lines[2])
     assert lines[3] == "[1/4] standard, seed 1: failed: diverged"
-    assert re.fullmatch(r"1 failed, 1 running, 2 waiting, about \d+ s left; .*: evaluation", lines[4])
+    assert re.fullmatch(r"1 failed, 1 running, 2 waiting, about \d+ \w+ left; .*: evaluation", lines[4])
 
 
 def shown_on(terminal: int) -> str:
@@ -555,7 +561,7 @@ def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study,
                 assert not task.folder.failed_file.exists()
                 sweep.stop()
 
-        sweep = Sweep(Slow(Params(), Resources()), refusing, watch=look)
+        sweep = Sweep(Jobs(Slow(Params(), Resources()), "local()"), refusing, watch=look)
         with pytest.raises(KeyboardInterrupt):
             sweep.run([task])
     assert [event.what for event in sweep.events] == ["again", "busy"]
@@ -595,10 +601,10 @@ def test_a_stopped_sweep_forgets_no_failure_and_starts_nothing(registry, study, 
 
     class Stopped(Local):
         def start(self, job):
-            super().start(job)
             sweep.stop()
+            return super().start(job)
 
-    sweep = Sweep(Stopped(Params(), Resources(jobs=2)), refusing, retry_failed=True)
+    sweep = Sweep(Jobs(Stopped(Params(), Resources(jobs=2)), "local()"), refusing, retry_failed=True)
     with pytest.raises(KeyboardInterrupt):
         sweep.run([one, two])
     assert [event.what for event in sweep.events] == ["interrupted"]

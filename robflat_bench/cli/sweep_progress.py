@@ -12,11 +12,20 @@ from robflat_bench.front.console import console
 from robflat_bench.front.progress import Drawn, draws, progress_bars
 from robflat_bench.front.text import say
 from robflat_bench.runs.agenda import duration
+from robflat_bench.runs.status import place
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import Task
 
 LINE_SECONDS = 60.0
 """Seconds between a sweep's progress lines, without a terminal."""
+
+MEANINGS = {
+    "busy": "waiting for it",
+    "adopted": "its job was there already",
+    "continued": "goes on",
+    "again": "will try once more",
+}
+"""Event that ends no task -> how it is told."""
 
 
 class SweepProgress(Drawn):
@@ -26,8 +35,7 @@ class SweepProgress(Drawn):
     def __init__(self, total: int, drawing: bool) -> None:
         screen = console(stderr=True)
         self.total, self.ended, self.shown = total, 0, 0
-        self.began = self.said = time.monotonic()
-        self.ahead = 0
+        self.said = time.monotonic()
         self.bars = progress_bars(screen) if draws(screen) and drawing else None
         self.rows: dict[str, TaskID] = {}
         if self.bars:
@@ -35,20 +43,19 @@ class SweepProgress(Drawn):
 
     def __call__(self, sweep: Sweep) -> None:
         """Show the events since the last call; the sweep calls this on every turn."""
-        self.ahead = self.ahead or _ahead(sweep)
         for event in sweep.events[self.shown :]:
             self._line(self._told(event))
         self.shown = len(sweep.events)
         if self.bars:
             self._draw(self.bars, sweep)
         elif time.monotonic() - self.said >= LINE_SECONDS and sweep.running:
-            self._line("; ".join([self._summary(sweep), *map(_place, sweep.running.values())]))
+            places = (_place(sweep, task) for task in sweep.running.values())
+            self._line("; ".join([self._summary(sweep), *places]))
 
     def _told(self, event: Event) -> str:
         why = f": {event.why}" if event.why else ""
-        if event.what in ("busy", "again"):
-            meaning = {"busy": "waiting for it", "again": "will try once more"}[event.what]
-            return f"{event.task.title}: {meaning}{why}"
+        if event.what in MEANINGS:
+            return f"{event.task.title}: {MEANINGS[event.what]}{why}"
         self.ended += 1
         return f"[{self.ended}/{self.total}] {event.task.title}: {event.what}{why}"
 
@@ -65,27 +72,25 @@ class SweepProgress(Drawn):
         for key, task in sweep.running.items():
             if key not in self.rows:
                 self.rows[key] = shown.add_task(task.title, total=task.spec.recipe.epochs)
-            shown.update(self.rows[key], completed=task.epochs(), description=_place(task))
+            done = sweep.estimates.course(task).epochs
+            shown.update(self.rows[key], completed=done, description=_place(sweep, task))
         shown.update(self.all, completed=self.ended, description=self._summary(sweep))
 
     def _summary(self, sweep: Sweep) -> str:
-        """The number of runs in each state, and how long the rest takes at the pace so far."""
-        ahead, elapsed = _ahead(sweep), time.monotonic() - self.began
+        """The number of runs in each state, and how long the rest takes."""
         counts = Counter(event.what for event in sweep.ended.values())
         texts = [f"{count} {what}" for what, count in counts.items()]
-        texts += [f"{len(sweep.running)} running", f"{len(sweep.waiting)} waiting"]
-        if ahead < self.ahead:
-            texts.append(f"about {duration(elapsed * ahead / (self.ahead - ahead))} left")
-        return ", ".join(texts)
+        queued = sum(sweep.standings.get(key, "").startswith("queued") for key in sweep.running)
+        texts += [f"{len(sweep.running) - queued} running"]
+        texts += [f"{queued} queued"] if queued else []
+        texts += [f"{len(sweep.waiting)} waiting"]
+        jobs = sweep.launcher.resources.jobs
+        left = sweep.estimates.left([*sweep.running.values()], sweep.waiting, jobs)
+        return ", ".join([*texts, *([] if left is None else [f"about {duration(left)} left"])])
 
 
-def _ahead(sweep: Sweep) -> int:
-    """Image passes of running and waiting runs."""
-    return sum(sum(task.left()) for task in (*sweep.waiting, *sweep.running.values()))
-
-
-def _place(task: Task) -> str:
-    """The epoch or stage of a running task."""
-    done, epochs = task.epochs(), task.spec.recipe.epochs
-    place = "starting" if not done else "evaluation" if done == epochs else f"epoch {done + 1}/{epochs}"
-    return f"{task.title}: {place}"
+def _place(sweep: Sweep, task: Task) -> str:
+    """The epoch or stage of a running task, or where its job stands in a queue."""
+    words = sweep.standings.get(task.spec.key, "")
+    done = sweep.estimates.course(task).epochs
+    return f"{task.title}: {words if words.startswith('queued') else place(done, task.spec.recipe.epochs)}"

@@ -1,0 +1,104 @@
+"""Where the runs of a study stand, read from their folders and asked of their launchers. It changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from robflat_bench.runs.agenda import identity
+from robflat_bench.runs.exits import last_line
+from robflat_bench.runs.jobs import Jobs
+from robflat_bench.runs.pace import Estimates
+from robflat_bench.runs.tasks import Course, State, Task
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Parameters
+    ----------
+    task : Task
+        The run.
+    state : str
+        "done", "failed", "queued" or "running"; "unfinished" or "new" where no launcher has a job of it.
+    words : str
+        What its launcher says of its job.
+    course : Course
+        How far it has come.
+    seconds : float or None
+        Estimated seconds until it ends, for a running or queued one; from the start of its process for a queued one.
+    log : str
+        The last line of its log, as it is in the file.
+    """
+
+    task: Task
+    state: State | Literal["queued", "running"]
+    words: str
+    course: Course
+    seconds: float | None
+    log: str
+
+    @property
+    def place(self) -> str:
+        """The epoch or the stage of a run; "" for one that is done or has not begun."""
+        done, epochs = self.course.epochs, self.task.spec.recipe.epochs
+        if self.state in ("done", "new", "queued"):
+            return ""
+        return place(done, epochs) if self.state == "running" else f"{done} of {epochs} epochs"
+
+    def document(self) -> dict[str, Any]:
+        """As a JSON document."""
+        return {
+            **identity(self.task),
+            "state": self.state,
+            "job": self.words,
+            "epoch": self.course.epochs,
+            "epochs": self.task.spec.recipe.epochs,
+            "seconds": self.seconds,
+            "log": self.log,
+        }
+
+
+def place(done: int, epochs: int) -> str:
+    """The epoch or stage of a running task that has trained for `done` epochs."""
+    return "starting" if not done else "evaluation" if done == epochs else f"epoch {done + 1}/{epochs}"
+
+
+def standings(wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estimates) -> list[Standing]:
+    """Where each run stands.
+
+    Parameters
+    ----------
+    wanted : sequence of Task
+        The runs.
+    attached : iterable of Jobs
+        Their unended jobs (`jobs.attach`).
+    estimates : Estimates
+        How long runs take.
+    """
+    said: dict[str, str] = {}
+    for jobs in attached:
+        for name in jobs.launcher.wait(0.0):  # its first look at them
+            del jobs.unended[name]
+        said |= jobs.standings()
+    for task in wanted:
+        if task.spec.key in said:
+            estimates.look(task)
+    return [_standing(task, said.get(task.spec.key, ""), estimates) for task in wanted]
+
+
+def _standing(task: Task, words: str, estimates: Estimates) -> Standing:
+    state: Any = task.state()
+    if words and state != "done":
+        state = "queued" if words.startswith("queued") else "running"
+    course, log = estimates.course(task), last_line(task.folder.log_file)
+    seconds = estimates.seconds(task) if state in ("queued", "running") else None
+    return Standing(task, state, words, course, seconds, log)
+
+
+def summary(found: Iterable[Standing]) -> str:
+    """`3 done, 2 running, 25 queued`."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(one.state for one in found).items())
