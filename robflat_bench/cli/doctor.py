@@ -12,16 +12,28 @@ from robflat_bench.front.grids import grid
 
 
 @click.command()
+@click.option("--launcher", help="Check also where this launcher starts runs, by a short job; see `list launchers`.")
 @output.store_option
 @output.data_option
+@output.plugin_option
 @output.json_option
-def doctor(store: Path, data: str | None) -> None:
+def doctor(launcher: str | None, store: Path, data: str | None) -> None:
     """Check this machine: libraries, device, plugins, data, store. Exits with 3 if there is a problem."""
-    from robflat_bench.core import CheckFailed
+    from robflat_bench.core import CheckFailed, Resources
+    from robflat_bench.registry.components import resolve
+    from robflat_bench.registry.faults import faults
     from robflat_bench.runs.doctor import check_machine
+    from robflat_bench.runs.site import check_site
 
-    found = check_machine(output.registry(), store, data)
+    registry = output.registry()
+    component = resolve(registry, "launcher", launcher) if launcher else None
+    found = check_machine(registry, store, data)
     problems = found["problems"]
+    if component:
+        with faults(registry):
+            site, more = check_site(component.build(Resources()), store, output.note)
+        found["launcher"] = {"name": component.canonical, **site}
+        problems += more
     output.report(found, [grid("this machine", ["", ""], _rows(found)), *(problems or ["no problems"])])
     if problems:
         raise CheckFailed(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")
@@ -33,4 +45,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     facts = {**machine, **packages}
     facts |= {f"{plugin}: {key}": value for plugin, told in plugins.items() for key, value in told.items()}
     facts |= {f"data: {name}": "; ".join(origins) for name, origins in found["data"].items()}
+    facts |= {f"launcher: {key}": _site_text(key, value) for key, value in found.get("launcher", {}).items()}
     return [(key, str(value)) for key, value in facts.items()]
+
+
+def _site_text(key: str, value: Any) -> str:
+    if key == "clock":
+        return f"{value[0]:+.1f} to {value[1]:+.1f} s from this one's"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

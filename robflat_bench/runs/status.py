@@ -75,14 +75,12 @@ def standings(wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estim
     wanted : sequence of Task
         The runs.
     attached : iterable of Jobs
-        Their unended jobs (`jobs.attach`).
+        Their unended jobs (`jobs.attach`). Nothing is waited for: a launcher may start a job meanwhile.
     estimates : Estimates
         How long runs take.
     """
     said: dict[str, str] = {}
     for jobs in attached:
-        for name in jobs.launcher.wait(0.0):  # its first look at them
-            del jobs.unended[name]
         said |= jobs.standings()
     for task in wanted:
         if task.spec.key in said:

@@ -195,7 +195,7 @@ def test_a_sweep_reports_a_run_that_ended_its_process(registry, study, tmp_path)
     chosen = load_study(str(study("at")))
     session = Session(registry, load(registry, chosen.protocol), None, Store(tmp_path / "store"), "cpu")
     wanted, _ = tasks(session, chosen, 1)
-    (ended,) = Sweep(Jobs(Exits(Params(), Resources(1)), "exits()"), lambda task: []).run(wanted).values()
+    (ended,) = Sweep(Jobs(Exits(Params(), Resources(1)), "exits"), lambda task: []).run(wanted).values()
     assert (ended.what, ended.why) == ("failed", "exit code 0")
     assert json.loads(ended.task.folder.failed_file.read_text())["error"] == "exit code 0"
 

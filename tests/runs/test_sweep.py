@@ -99,7 +99,7 @@ GOOD = STUDY.replace('["nan"]', '["at"]').replace('["trades(bta=1)", "at+awp+sam
 
 
 def here(jobs: int = 1) -> Jobs:
-    return Jobs(Local(Params(), Resources(jobs)), "local()")
+    return Jobs(Local(Params(), Resources(jobs)), "local")
 
 
 def command_of(path: Path, store: Path):
@@ -561,7 +561,7 @@ def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study,
                 assert not task.folder.failed_file.exists()
                 sweep.stop()
 
-        sweep = Sweep(Jobs(Slow(Params(), Resources()), "local()"), refusing, watch=look)
+        sweep = Sweep(Jobs(Slow(Params(), Resources()), "local"), refusing, watch=look)
         with pytest.raises(KeyboardInterrupt):
             sweep.run([task])
     assert [event.what for event in sweep.events] == ["again", "busy"]
@@ -604,7 +604,7 @@ def test_a_stopped_sweep_forgets_no_failure_and_starts_nothing(registry, study, 
             sweep.stop()
             return super().start(job)
 
-    sweep = Sweep(Jobs(Stopped(Params(), Resources(jobs=2)), "local()"), refusing, retry_failed=True)
+    sweep = Sweep(Jobs(Stopped(Params(), Resources(jobs=2)), "local"), refusing, retry_failed=True)
     with pytest.raises(KeyboardInterrupt):
         sweep.run([one, two])
     assert [event.what for event in sweep.events] == ["interrupted"]
