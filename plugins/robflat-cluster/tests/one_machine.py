@@ -41,6 +41,7 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 SlurmdTimeout=10
 KillWait=5
+MinJobAge=3600
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=4000
@@ -57,7 +58,7 @@ def install() -> None:
     """Install Debian's packages where they are absent and this user is root."""
     if all(shutil.which(name, path=PATH) for name in DAEMONS):
         return
-    words = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
+    words = ["apt-get", "install", "-y", "-qq", "-o=DPkg::Lock::Timeout=120", "--no-install-recommends", *PACKAGES]
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise Absent(f"SLURM is not installed; on Debian: sudo {' '.join(words)}")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -178,7 +179,7 @@ class OneMachine:
             )
 
 
-def until(true: Callable[[], object], seconds: float = 30) -> None:
+def until(true: Callable[[], object], seconds: float = 120) -> None:
     """Wait for a condition; TimeoutError after so many seconds."""
     end = time.monotonic() + seconds
     while not true():
