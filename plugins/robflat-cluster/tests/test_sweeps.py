@@ -111,7 +111,8 @@ class Bench:
 
     def started(self) -> list[str]:
         """The job and the restart of each process that SLURM has started."""
-        return [line.split(" ", 1)[1] for line in (self.folder / "starts").read_text().splitlines()]
+        file = self.folder / "starts"
+        return [line.split(" ", 1)[1] for line in file.read_text().splitlines()] if file.exists() else []
 
     def starts(self) -> Counter[int]:
         """Seed -> how often its process was started."""
@@ -141,8 +142,8 @@ def test_a_disturbed_sweep_ends_with_the_records_of_an_undisturbed_one(bench, ma
     driver = bench.on_slurm(8)
     bench.free(1)
 
-    _, job, _ = bench.reached(2)
-    machine.command("scontrol", "update", f"JobId={job}", f"EndTime={datetime.now() + timedelta(seconds=2):%FT%T}")
+    _, limited, _ = bench.reached(2)
+    machine.command("scontrol", "update", f"JobId={limited}", f"EndTime={datetime.now() + timedelta(seconds=2):%FT%T}")
 
     _, job, _ = bench.reached(3)
     machine.command("scancel", job)
@@ -165,9 +166,37 @@ def test_a_disturbed_sweep_ends_with_the_records_of_an_undisturbed_one(bench, ma
     until(lambda: f"{job} 1" in bench.started())  # beside the first copy, which holds the run's folder
     until(lambda: len(machine.job_processes(SLURM_JOB_ID=job)) == 1)
     bench.free(6)
-
-    bench.finish(driver, "slurm")
+    until(lambda: not machine.job_processes(SLURM_JOB_ID=job))
     machine.start_node(node)
+
+    until(
+        lambda: machine.command("squeue", "--noheader", f"--jobs={limited}", "--states=all", "--format=%T") != "RUNNING"
+    )
+    bench.free(2)
+    bench.finish(driver, "slurm")
     assert bench.starts() == {1: 2, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1}
     bench.finish(bench.sweep("local", 8, "--jobs", "2"), "local")
     assert bench.records("slurm") == bench.records("local")
+
+
+@pytest.mark.slow
+def test_thirty_runs_on_two_slots_are_each_started_once_however_often_the_sweep_is_killed(bench):
+    driver = bench.on_slurm(30)
+    for count in (1, 8, 16):
+        until(lambda count=count: len(bench.started()) >= count, 600)
+        driver.kill()
+        driver.wait()
+        driver = bench.on_slurm(30)
+    bench.finish(driver, "slurm", 1800)
+    assert bench.starts() == dict.fromkeys(range(1, 31), 1)
+    bench.finish(bench.sweep("local", 4, "--jobs", "2"), "local")
+    assert {seed: record for seed, record in bench.records("slurm").items() if seed <= 4} == bench.records("local")
+
+
+def test_the_doctor_tries_a_job(bench):
+    words = [sys.executable, "-m", "robflat_bench", "doctor", "--launcher", "slurm", "--store", "store", "--json"]
+    done = subprocess.run(words, cwd=bench.folder, capture_output=True, check=False)
+    found = json.loads(done.stdout)["launcher"]
+    assert found["name"].startswith("slurm(")
+    assert found["locks"] is True
+    assert found["clock"][0] <= 0 <= found["clock"][1]
