@@ -146,11 +146,12 @@ class _Asked:
 
         attached, rows = self.attached(), []
         jobs = sum(len(found.unended) for found in attached)
-        output.note(f"{_counted(jobs)} told to save and end" if jobs else "no run of this study waits or runs")
+        if jobs:
+            output.note(f"{_counted(jobs)} told to save and end")
         for task in cancel(attached):
             output.note(f"{task.title}: ended, {task.state()}")
             rows.append({**identity(task), "state": task.state()})
-        self._report(rows, [])
+        self._report(rows, [f"{len(rows)} runs ended" if rows else "no run of this study waits or runs"])
 
     def run(self, component: Component[Any], store: Path) -> None:
         """Make the runs, and show their results."""
@@ -213,8 +214,8 @@ def _require_none(attached: Sequence[Jobs]) -> None:
 
     for jobs in attached:
         raise UsageError(
-            f"{_counted(len(jobs.unended))} unended at the launcher {jobs.text}, where an earlier sweep started them. "
-            f"To go on with them, give that launcher; to end them: {_typed('--cancel')}"
+            f"{_counted(len(jobs.unended))} unended at the launcher {jobs.text}, which an earlier sweep used. "
+            f"To go on there, type --launcher {shlex.quote(jobs.text)}; to end what is there: {_typed('--cancel')}"
         )
 
 

@@ -147,7 +147,7 @@ def robflat_bench_launchers() -> list[LauncherInfo]:
 
     Example::
 
-        return [LauncherInfo("slurm", "a job of its queue each", "my_package.slurm:Slurm", SlurmParams)]
+        return [LauncherInfo("lsf", "each run as a job of an LSF cluster", "my_package.lsf:Lsf", LsfParams)]
     """
 
 

@@ -168,7 +168,7 @@ def attach(
     found: dict[str, Jobs] = {}
     for task in wanted:
         known = kept(task.folder)
-        if known is None or known.launcher == but:
+        if known is None or known.launcher == but or task.state() == "done":
             continue
         if known.launcher not in found:
             try:

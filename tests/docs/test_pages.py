@@ -125,16 +125,20 @@ DIGITS = ImageShape(channels=1, size=8, classes=10, mean=(0.5,), std=(0.5,))
 MORE = {
     ("run",): ("--plan",),
     ("sweep",): ("--plan",),
+    ("sweep", "paper-digits", "--seeds", "3", "--status"): (),
+    ("sweep", "paper-digits", "--seeds", "3", "--cancel"): (),
     ("results", "compare"): ("--protocol", "tiny"),
     ("results", "correlate"): ("--protocol", "tiny"),
 }
-"""Beginning of a command -> words added to it: minutes of training are planned, comparisons use the runs here."""
+"""Beginning of a command, the longest one counts -> words added to it: minutes of training are planned, comparisons use
+the runs here."""
 
 
 def typed(arguments: tuple[str, ...], key: str) -> list[str]:
     """The command for this folder."""
-    more = [word for start, words in MORE.items() if arguments[: len(start)] == start for word in words]
-    return [key if word == "RUN" else word for word in arguments] + [word for word in more if word not in arguments]
+    more = max((start for start in MORE if arguments[: len(start)] == start), key=len, default=())
+    added = [word for word in MORE.get(more, ()) if word not in arguments]
+    return [key if word == "RUN" else word for word in arguments] + added
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)
@@ -167,8 +171,11 @@ def test_there_are_commands_of_every_kind():
 # ---------------------------------------------------------------------------------------------------------
 
 
-MASKED = {"masked.py": {"check_gradient_reaches_every_module"}}
-"""The broken plugin of footguns.md, and the one check that it fails."""
+NOT_PASSED = {
+    "masked.py": {"check_gradient_reaches_every_module"},
+    "niced.py": {"check_standings", "check_adopts_by_id", "check_adopts_by_name"},
+}
+"""The broken plugin of footguns.md with the one check that it fails, and a launcher with what it does not promise."""
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -177,7 +184,7 @@ def test_plugins_pass_the_kit(place, name):
     assert not registry.plugins.broken
     offers = [offer for kind in KINDS for offer in registry.offers(kind) if offer.provider.distribution == name]
     (results,) = (run_checks(registry, offer.info.kind, offer.info.name) for offer in offers)
-    assert {result.check for result in results if result.outcome != "passed"} == MASKED.get(name, set()), results
+    assert {result.check for result in results if result.outcome != "passed"} == NOT_PASSED.get(name, set()), results
 
 
 def test_the_masked_network_is_flagged(place, command):

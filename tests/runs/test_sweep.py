@@ -221,6 +221,31 @@ def test_more_slots_than_gpus_share_them_in_turn(monkeypatch):
     assert not any("CUDA_VISIBLE_DEVICES" in slot for slot in slots(Resources(jobs=3)))
 
 
+def test_an_adopted_process_keeps_its_slot(monkeypatch, tmp_path):
+    """A launcher that adopts the process on the first GPU starts the next one on the second."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    sleeps = (
+        "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    one, two = (Job(name, (sys.executable, "-c", sleeps), tmp_path / f"{name}.txt") for name in ("one", "two"))
+    first, later = (Local(Params(), Resources(jobs=2, device="cuda")) for _ in range(2))
+    known = first.start(one)
+    assert later.adopt(one, known)
+    assert not later.adopt(one, known.replace(" 0 ", " 0 9", 1)), "another process has this pid"
+    assert not later.adopt(one, f"{known}.elsewhere"), "another machine"
+    assert not later.adopt(one, "no id")
+    later.start(two)
+    while not (one.log.read_text() and two.log.read_text()):
+        time.sleep(0.02)
+    assert (one.log.read_text(), two.log.read_text()) == ("3\n", "5\n")
+    later.interrupt()
+    ended: dict[str, Exit] = {}
+    while len(ended) < 2:
+        ended |= later.wait(10)
+    assert ended == {"one": Exit(None), "two": Exit(-2)}
+    assert first.wait(10) == {"one": Exit(-2)}
+
+
 def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
     with pytest.raises(UsageError, match="one run at a time, not 2: use `--launcher local`"):
         Inline(Params(), Resources(jobs=2))
@@ -444,11 +469,13 @@ def stages(registry, study, tmp_path):
     study.write_text(GOOD)
     one, two, *rest = listed(registry, study, tmp_path / "runs")
     sweep = Sweep(here(2), refusing)
+    sweep.standings = {two.spec.key: "queued (Priority)"}
 
     def play():
         sweep.waiting, sweep.running = [*rest[:2]], {one.spec.key: one, two.spec.key: two}
         sweep.events = [Event(rest[0], "busy", "process 7 is working on it")]
         yield sweep
+        sweep.standings = {one.spec.key: "running", two.spec.key: "running"}
         train(one, 1)
         train(two, 2)
         sweep.estimates.look(one)
@@ -469,7 +496,8 @@ def test_progress_without_a_terminal_is_plain_lines(stages, capsys, monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "at, seed 1: waiting for it: process 7 is working on it"
     assert (
-        lines[1] == "2 running, 2 waiting; standard, seed 1: starting; standard [learning_rate=1e+30], seed 1: starting"
+        lines[1] == "1 running, 1 queued, 2 waiting; standard, seed 1: starting; "
+        "standard [learning_rate=1e+30], seed 1: queued (Priority)"
     )
     assert re.fullmatch(r"2 running, 2 waiting, about \d+ \w+ left; .* epoch 2/2; .*: evaluation", lines[2])
     assert lines[3] == "[1/4] standard, seed 1: failed: diverged"
@@ -648,6 +676,35 @@ def test_a_killed_run_is_tried_once_more_and_is_no_failure(registry, study, tmp_
         ("done", "") if ends == "done" else ("interrupted", "ended by SIGKILL"),
     ]
     assert not task.folder.failed_file.exists()
+
+
+def test_a_sweep_adopts_the_process_of_a_killed_one(child_environment, study, tmp_path):
+    """The process goes on; the sweep that is typed again waits for it, starts none, and interrupts it on Ctrl-C."""
+    study.write_text(ONE.replace("standard", "at"))
+    protocol, store = tmp_path / "tiny.toml", tmp_path / "runs"
+    protocol.write_text(protocol.read_text().replace("epochs = 2", "epochs = 100000"))
+    arguments = [sys.executable, "-m", "robflat_bench", "sweep", str(study), "--store", str(store)]
+
+    def begin() -> subprocess.Popen:
+        return subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
+
+    with begin() as first:
+        while not runs_of(store):
+            time.sleep(0.02)
+        (pid,) = runs_of(store)
+        first.kill()  # before or after it has written the process's id
+    with begin() as second:
+        while not list(store.glob("*/*/*/history.jsonl")):
+            assert runs_of(store) == [pid]
+            time.sleep(0.1)
+        while "its job was there already" not in second.stderr.readline():
+            pass
+        os.kill(second.pid, signal.SIGINT)
+        second.communicate(timeout=60)
+    assert second.returncode == 130
+    assert not runs_of(store)
+    assert list(store.glob("*/*/*/checkpoints/state-*.safetensors"))
+    assert not list(store.glob("*/*/*/job.json"))
 
 
 KILLED = """
