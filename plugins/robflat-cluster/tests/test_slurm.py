@@ -107,17 +107,25 @@ def test_a_run_is_warned_before_its_time_limit_which_is_then_the_cause(machine, 
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_requeued_job_is_unended_and_appends_to_its_log(machine, job, tmp_path):
+def requeue(machine: OneMachine, id: str) -> None:
+    machine.command("scontrol", "requeue", id)
+
+
+def preempt(machine: OneMachine, id: str) -> None:
+    for _ in range(2):
+        machine.command("sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 3")
+
+
+@pytest.mark.parametrize("disturb", [requeue, preempt])
+def test_a_job_that_slurm_puts_back_is_unended_and_appends_to_its_log(machine, job, tmp_path, disturb):
     launcher = slurm(setup=COUNTED.format(starts=tmp_path / "starts"))
     again = job("again", 'echo "start ${SLURM_RESTART_COUNT:-0}" >&2; [ "$SLURM_RESTART_COUNT" ] || exec sleep 60')
     id = launcher.start(again)
     begun(launcher, again, machine)
-    machine.command("scontrol", "requeue", id)
-    assert launcher.wait(1.0) == {}
-    machine.command(
-        "scontrol", "update", f"JobId={id}", "StartTime=now"
-    )  # SLURM waits a while before it starts it again
-    assert ends(launcher, 1, seconds=200) == {"again": Exit(0)}
+    disturb(machine, id)
+    machine.start_requeued(id)
+    assert launcher.wait(0.5) == {}
+    assert ends(launcher, 1) == {"again": Exit(0)}
     assert [line for line in again.log.read_text().splitlines() if line.startswith("start")] == ["start 0", "start 1"]
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
 
