@@ -53,6 +53,17 @@ def robflat_bench_epoch_ends(run, epoch):
 SETUP = 'echo "$SLURM_JOB_NAME $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0}" >> "$HOLDS/starts"'
 
 
+TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes", "provenance", "environment")
+
+
+def timeless(part: Any) -> Any:
+    if isinstance(part, list):
+        return [timeless(one) for one in part]
+    if isinstance(part, dict):
+        return {name: timeless(one) for name, one in part.items() if name not in TIMES}
+    return part
+
+
 class Bench:
     """A folder with a study, its stores, and the files that hold runs."""
 
@@ -101,13 +112,10 @@ class Bench:
         assert code == 0, (self.folder / f"{store}.log").read_text()[-4000:]
 
     def records(self, store: str) -> dict[int, Any]:
-        """Seed -> what the run's record says, without what differs between any two runs."""
-        found = {}
-        for file in (self.folder / store).glob("*/*/seed-*/record.json"):
-            record = json.loads(file.read_text())
-            kept = {name: record[name] for name in ("key", "spec", "results", "outcomes", "history")}
-            found[record["spec"]["seed"]] = kept
-        return found
+        """Seed -> the run's record without times, memory and where it was made."""
+        files = (self.folder / store).glob("*/*/seed-*/record.json")
+        found = [timeless(json.loads(file.read_text())) for file in files]
+        return {record["seed"]: record for record in found}
 
     def started(self) -> list[str]:
         """The job and the restart of each process that SLURM has started."""
