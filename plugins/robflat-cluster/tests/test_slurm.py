@@ -195,7 +195,7 @@ def test_a_job_that_begins_while_it_is_interrupted_ends(machine, job):
 
 
 def test_arguments_paths_and_setup_reach_the_job_as_they_are(machine, tmp_path):
-    folder = tmp_path / "50% of 'a b' $HOME"
+    folder = tmp_path / "50%j of 'a b' $HOME"
     folder.mkdir()
     odd = ["$HOME `id` \"x\" 'y'", "two\nlines", "; exit 9", "%j"]
     program = (

@@ -151,6 +151,7 @@ def test_a_disturbed_sweep_ends_with_the_records_of_an_undisturbed_one(bench, ma
     bench.free(1)
 
     _, limited, _ = bench.reached(2)
+    until(lambda: "seed 2: its job was there already" in (bench.folder / "slurm.log").read_text(), 240)
     machine.command("scontrol", "update", f"JobId={limited}", f"EndTime={datetime.now() + timedelta(seconds=2):%FT%T}")
 
     _, job, _ = bench.reached(3)
