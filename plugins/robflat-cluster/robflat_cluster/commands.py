@@ -159,7 +159,14 @@ def _run(words: Sequence[str], script: str = "") -> subprocess.CompletedProcess[
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FILTERS)}
     try:
         return subprocess.run(
-            words, input=script, capture_output=True, text=True, env=environment, start_new_session=True, check=False
+            words,
+            input=script,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+            check=False,
         )
     except FileNotFoundError:
         raise UsageError(f"there is no '{words[0]}' here: type this on a machine where SLURM's commands work") from None

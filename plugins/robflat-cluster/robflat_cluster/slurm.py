@@ -88,8 +88,8 @@ INFO = LauncherInfo(
 class Slurm(Launcher):
     """A queue of batch jobs, found again by their names.
 
-    A job that SLURM cannot take yet, because it does not answer or a limit of queued jobs is reached, is submitted at a
-    later look.
+    A job that SLURM cannot take yet, because it does not answer or a limit of queued jobs is reached, is held back, and
+    submitted at a later look unless it is in the queue by then.
     """
 
     outlives: ClassVar[bool] = True
@@ -139,7 +139,7 @@ class Slurm(Launcher):
         rows = {name: self._rows.get(id) for name, id in self._ids.items()}
         doubt = f"; SLURM does not answer: {self._problem}" if self._problem else ""
         placed = {name: f"{row.standing if row else 'queued'}{doubt}" for name, row in rows.items()}
-        return placed | dict.fromkeys(self._held_back, f"queued here, SLURM does not take it yet: {self._problem}")
+        return placed | dict.fromkeys(self._held_back, f"queued (SLURM has not taken it: {self._problem})")
 
     def interrupt(self) -> None:
         self._stopping = True
@@ -170,7 +170,7 @@ class Slurm(Launcher):
         return ended | never_begun
 
     def _submit_held_back(self) -> None:
-        """Submit the jobs that SLURM did not take; a submission without an answer may have succeeded."""
+        """Submit the jobs that SLURM has not taken; a submission without an answer may have succeeded."""
         for name, job in list(self._held_back.items()):
             try:
                 self._ids[name] = self._found(job) or self._submit(job)
@@ -183,7 +183,11 @@ class Slurm(Launcher):
 
     def _stop(self) -> None:
         """Interrupt each running job once, also those that have begun since; take the others off the queue."""
-        self._never_begun |= dict.fromkeys(self._held_back, Exit(None, "cancelled"))
+        for name, job in self._held_back.items():
+            if found := self._found(job):
+                self._ids[name] = found
+            else:
+                self._never_begun[name] = Exit(None, "cancelled")
         self._held_back.clear()
         rows = [self._rows[id] for id in self._ids.values() if id in self._rows]
         commands.withdraw(row.id for row in rows if row.queued)

@@ -34,7 +34,7 @@ class StandIns:
 
     def answer(self, name: str, text: str) -> None:
         (self.folder / f"{name}.error").unlink(missing_ok=True)
-        (self.folder / f"{name}.answer").write_text(text)
+        (self.folder / f"{name}.answer").write_text(text, "latin-1")  # names are any bytes
 
     def fail(self, name: str, text: str) -> None:
         (self.folder / f"{name}.error").write_text(text + "\n")
@@ -124,7 +124,7 @@ def test_every_other_state_is_unended(scheduler, row, standing):
 def test_a_job_that_slurm_has_forgotten_has_ended_and_nobody_saw_how(scheduler):
     launcher = slurm()
     launcher.start(JOB)
-    scheduler.table("7|RUNNING|0|1:00|n1|robflat-a|None", "8|RUNNING|0|1:00|n1|a name|with a bar|None")
+    scheduler.table("7|RUNNING|0|1:00|n1|robflat-a|None", "8|RUNNING|0|1:00|n1|a \xff|with a bar|None")
     assert launcher.wait(0.5) == {}
     scheduler.table("8|RUNNING|0|1:00|n1|a name|with a bar|None")
     assert launcher.wait(5) == {"a": Exit(None)}
@@ -160,7 +160,7 @@ def test_a_job_that_slurm_cannot_take_yet_is_submitted_later(scheduler, said):
     scheduler.fail("sbatch", said)
     assert launcher.start(JOB) == ""
     assert launcher.wait(0.5) == {}
-    assert launcher.standings()["a"].startswith("queued here, SLURM does not take it yet: sbatch: error: ")
+    assert launcher.standings()["a"].startswith("queued (SLURM has not taken it: sbatch: error: ")
     scheduler.answer("sbatch", "7\n")
     tries = len(scheduler.asked("sbatch"))
     until(lambda: launcher.wait(0) or len(scheduler.asked("sbatch")) > tries)
@@ -205,20 +205,35 @@ def test_an_interrupt_forgets_jobs_that_were_never_accepted(scheduler):
     assert len(scheduler.asked("sbatch")) == 1
 
 
+def test_an_interrupt_finds_a_job_whose_submission_had_no_answer(scheduler):
+    launcher = slurm()
+    scheduler.fail("squeue", NO_ANSWER)
+    launcher.adopt(JOB, "")
+    launcher.interrupt()
+    scheduler.table("7|RUNNING|0|UNLIMITED|n1|robflat-a|None")
+    assert launcher.wait(1) == {}
+    assert scheduler.asked("scancel") == ["--batch --signal=INT 7"]
+
+
 def test_a_job_is_interrupted_once_for_each_interrupt(scheduler):
+    def interrupts() -> int:
+        return scheduler.asked("scancel").count("--batch --signal=INT 7")
+
     launcher = slurm()
     launcher.start(JOB)
     scheduler.table("7|PENDING|0|UNLIMITED||robflat-a|Priority")
     launcher.interrupt()
+    assert scheduler.asked("scancel") == ["--state=PENDING 7"]
     scheduler.table("7|RUNNING|0|UNLIMITED|n1|robflat-a|None")
     scheduler.fail("scancel", "scancel: error: Kill job error on job id 7: Job/step already completing or completed")
-    launcher.wait(0.4)
+    until(lambda: launcher.wait(0) or interrupts())
     scheduler.answer("scancel", "")
     launcher.wait(1.5)
+    launcher.wait(1.5)
+    assert interrupts() == 2  # the first did not reach it
     launcher.interrupt()
-    interrupts = [words for words in scheduler.asked("scancel") if words == "--batch --signal=INT 7"]
-    assert scheduler.asked("scancel")[0] == "--state=PENDING 7"
-    assert len(interrupts) == 3  # one that did not reach it
+    launcher.wait(1.5)
+    assert interrupts() == 3
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -232,7 +247,7 @@ def test_without_an_answer_nothing_is_started_twice(scheduler, known):
     scheduler.fail("squeue", NO_ANSWER)
     assert launcher.adopt(JOB, known)
     assert launcher.wait(0.5) == {}
-    assert "SLURM does not" in launcher.standings()["a"]
+    assert NO_ANSWER in launcher.standings()["a"]
     scheduler.table("7|RUNNING|0|UNLIMITED|n1|robflat-a|None")
     assert launcher.wait(0.5) == {}
     scheduler.table("7|COMPLETED|0|UNLIMITED|n1|robflat-a|None")
