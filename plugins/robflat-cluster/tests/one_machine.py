@@ -72,10 +72,13 @@ def install() -> None:
 
 
 class OneMachine:
-    """Starts and ends the daemons in a folder; `environment` is what a user's commands need."""
+    """Starts and ends the daemons in a folder; `more` lines of configuration.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `environment` is what a user's commands need.
+    """
+
+    def __init__(self, folder: Path, more: str = "") -> None:
+        self.folder, self.more = folder, more
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -87,7 +90,7 @@ class OneMachine:
         key.chmod(0o400)
         names = {"host": socket.gethostname().partition(".")[0], "user": getpass.getuser()}
         conf = CONF.format(folder=self.folder, ports=_free_ports(1 + len(NODES)), **names)
-        (self.folder / "slurm.conf").write_text(conf)
+        (self.folder / "slurm.conf").write_text(conf + self.more)
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         paths = [f"--{option}={self.folder}/munge/{name}" for option, name in files.items()]
         try:

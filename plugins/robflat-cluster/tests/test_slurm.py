@@ -169,6 +169,26 @@ def test_a_later_driver_finds_queued_and_running_jobs_by_id_and_by_name(machine,
     assert not slurm().adopt(jobs["a"], ids["a"])
 
 
+def test_thirty_jobs_on_two_slots_start_once_under_changing_drivers(machine, job, tmp_path):
+    setup = COUNTED.format(starts=tmp_path / "starts")
+    jobs = [job(str(number), f"exit {number}") for number in range(30)]
+    launcher = slurm(jobs=30, setup=setup)
+    known = {one.name: launcher.start(one) for one in jobs}
+    found: dict[str, Exit] = {}
+    while len(found) < len(jobs):
+        launcher = slurm(jobs=30, setup=setup)
+        left = [one for one in jobs if one.name.rpartition("-")[2] not in found]
+        adopted = [one for one in left if launcher.adopt(one, known[one.name] if len(found) % 2 else "")]
+        for one in {*left} - {*adopted}:  # it ended while no driver looked
+            found[one.name.rpartition("-")[2]] = Exit(None)
+        if adopted:
+            found |= ends(launcher, 1)
+    seen = {name: how for name, how in found.items() if how.code is not None}
+    assert seen == {name: Exit(int(name)) for name in seen}
+    ids = [line.split()[0] for line in (tmp_path / "starts").read_text().splitlines()]
+    assert sorted(ids) == sorted(known.values())
+
+
 def test_interrupt_reaches_running_jobs_and_those_that_begin_meanwhile_and_empties_the_queue(machine, job, tmp_path):
     launcher = slurm(jobs=4)
     stoppable = f"exec {sys.executable} -c '{STOPPABLE}' {tmp_path}/ready-"
