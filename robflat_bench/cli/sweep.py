@@ -74,6 +74,7 @@ def sweep(
     session = open_session(registry, chosen.protocol, (), data, store, device, trains=True)
     protocol = session.protocol
 
+    from robflat_bench.registry.faults import faults
     from robflat_bench.runs.agenda import Agenda
     from robflat_bench.runs.pace import pace
     from robflat_bench.runs.tasks import tasks
@@ -86,14 +87,15 @@ def sweep(
     common += [*(["--data", data] if data else []), *(["--compile"] if compile else [])]
     resources = Resources(jobs, protocol.fixed.threads, session.device)
     asked = _Asked(registry, chosen, protocol, agenda, resources, common)
-    if plan:
-        asked.plan()
-    elif status:
-        asked.status()
-    elif cancel:
-        asked.cancel()
-    else:
-        asked.run(component, store)
+    with faults(registry):
+        if plan:
+            asked.plan()
+        elif status:
+            asked.status()
+        elif cancel:
+            asked.cancel()
+        else:
+            asked.run(component, store)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,6 @@ class _Asked:
         from robflat_bench.cli import sweep_tables as tables
         from robflat_bench.cli.sweep_progress import SweepProgress
         from robflat_bench.core import Interrupted
-        from robflat_bench.registry.faults import faults
         from robflat_bench.runs.agenda import outcome
         from robflat_bench.runs.jobs import Jobs
         from robflat_bench.runs.pace import Estimates
@@ -170,7 +171,7 @@ class _Asked:
         jobs, estimates = Jobs(launching, component.canonical), Estimates(agenda.pace)
         made = Sweep(jobs, self.command, agenda.retry_failed, estimates=estimates)
         try:
-            with faults(self.registry), SweepProgress(len(agenda.wanted), not launching.foreground) as made.watch:
+            with SweepProgress(len(agenda.wanted), not launching.foreground) as made.watch:
                 ended = made.run(agenda.wanted)
         except Interrupted:
             _leave(made)

@@ -8,10 +8,10 @@ from collections import Counter
 from rich.progress import Progress as Bars
 from rich.progress import TaskID
 
+from robflat_bench.core.clock import duration
 from robflat_bench.front.console import console
 from robflat_bench.front.progress import Drawn, draws, progress_bars
 from robflat_bench.front.text import say
-from robflat_bench.runs.agenda import duration
 from robflat_bench.runs.status import place
 from robflat_bench.runs.sweep import Event, Sweep
 from robflat_bench.runs.tasks import Task

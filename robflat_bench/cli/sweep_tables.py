@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def plan(agenda: Agenda, study: Study, undeclared: Sequence[str]) -> Iterator[Grid | str]:
     """The runs with their image passes, and below them the sums."""
-    from robflat_bench.runs.agenda import duration
+    from robflat_bench.core.clock import duration
 
     rows = []
     for task in agenda.wanted:
@@ -48,7 +48,7 @@ def _millions(*passes: tuple[int, int]) -> str:
 
 def standings(found: Sequence[Standing], study: Study) -> Iterator[Grid | str]:
     """Where each run stands, and below the table the number in each state."""
-    from robflat_bench.runs.agenda import duration
+    from robflat_bench.core.clock import duration
     from robflat_bench.runs.status import summary
 
     rows = []

@@ -23,3 +23,11 @@ def standing_still() -> Iterator[None]:
         yield
     finally:
         _stopped += time.perf_counter() - began
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `14 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robflat_bench.core.clock import duration
 from robflat_bench.runs.pace import Pace
 from robflat_bench.runs.sweep import Event
 from robflat_bench.runs.tasks import Refused, Task
@@ -104,11 +105,3 @@ def refusal(refused: Refused) -> dict[str, Any]:
 def identity(task: Task) -> dict[str, Any]:
     """The fields by which JSON documents name a run of a study."""
     return {"group": task.variant.group, "run": task.spec.label, "seed": task.spec.seed, "key": task.spec.key}
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `14 min`, `2 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
