@@ -1,0 +1,42 @@
+"""SLURM's daemons for the whole session, and this plugin alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from one_machine import Absent, OneMachine, install
+
+from robflat_cluster.slurm import Slurm
+
+EAGER = "SchedulerParameters=batch_sched_delay=0\n"
+"""SLURM starts what it can at once, instead of every three seconds."""
+
+
+@pytest.fixture(scope="session")
+def _daemons(tmp_path_factory) -> Iterator[OneMachine]:
+    try:
+        install()
+    except Absent as why:
+        pytest.skip(str(why))
+    with OneMachine(tmp_path_factory.mktemp("slurm"), EAGER) as started:
+        yield started
+
+
+@pytest.fixture
+def machine(_daemons, monkeypatch) -> Iterator[OneMachine]:
+    """A running SLURM of two slots, which SLURM's commands find."""
+    for name, value in _daemons.environment.items():
+        monkeypatch.setenv(name, value)
+    yield _daemons
+    _daemons.settle()
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch) -> None:
+    """This plugin and no other, which looks often; no options from the developer's shell."""
+    monkeypatch.setenv("ROBFLAT_BENCH_PLUGINS", "robflat-cluster")
+    monkeypatch.setattr(Slurm, "pace", 0.3)
+    for name in [name for name in os.environ if name.startswith(("SBATCH_", "SQUEUE_", "SCANCEL_"))]:
+        monkeypatch.delenv(name)
