@@ -155,7 +155,7 @@ class _WholeLoss:
         before = [buffer.clone() for buffer in self._buffers()]
         rows = []
         for shard in self.own:
-            self._set_buffers(before)
+            _set(self._buffers(), before)
             with self.shards.drawing(shard, f"global state of loss {self.calls}"):
                 value = shard.fraction * shard.loss(frozen=frozen, keep=keep)
                 gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
@@ -168,15 +168,15 @@ class _WholeLoss:
         pairs = zip(self.parameters, gradients, strict=True)
         filled = [torch.zeros_like(own) if gradient is None else gradient for own, gradient in pairs]
         shard.passes = [0, 0]
-        numbers = [value, value.new_tensor(facts), *filled, *self._buffers()]
+        numbers = [value, value.new_tensor(facts), *filled, *self._statistics()]
         return torch.cat([part.detach().reshape(-1).to(self.shards.inputs.dtype) for part in numbers])
 
     def _combined(self, rows: Tensor) -> Tensor:
         """The loss of the rows of all shards, [R,M], whose gradients are known; buffers take their average."""
-        sizes = [part.numel() for part in (*self.parameters, *self._buffers())]
+        sizes = [part.numel() for part in (*self.parameters, *self._statistics())]
         facts, used, *columns = rows.split([4, len(self.parameters), *sizes], 1)
         found, averaged = columns[: len(self.parameters)], columns[len(self.parameters) :]
-        self._set_buffers([_average(column, self.fractions) for column in averaged])
+        _set(self._statistics(), [_average(column, self.fractions) for column in averaged])
         self.shards.note(facts[:, 1:])
         gradients = [
             _sum(column).view_as(own) if any_used else None
@@ -185,14 +185,12 @@ class _WholeLoss:
         return _Known.apply(_sum(facts[:, 0]), gradients, *self.parameters)  # type: ignore[no-any-return]
 
     def _buffers(self) -> list[Tensor]:
-        """The floating-point buffers of network and parts."""
-        buffers = (buffer for module in self.modules for buffer in module.buffers())
-        return [buffer for buffer in buffers if buffer.is_floating_point()]
+        """The buffers of network and parts."""
+        return [buffer for module in self.modules for buffer in module.buffers()]
 
-    def _set_buffers(self, values: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for buffer, value in zip(self._buffers(), values, strict=True):
-                buffer.copy_(value.view_as(buffer))
+    def _statistics(self) -> list[Tensor]:
+        """Their floating-point buffers, which are averaged; the others count batches."""
+        return [buffer for buffer in self._buffers() if buffer.is_floating_point()]
 
 
 class _Known(torch.autograd.Function):
@@ -207,6 +205,12 @@ class _Known(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if gradient is None else upstream * gradient for gradient in ctx.gradients)
+
+
+def _set(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value.view_as(buffer))
 
 
 def _sum(rows: Tensor) -> Tensor:
