@@ -125,7 +125,7 @@ def compare_weights(folder: Path) -> bool:
             files = [f"{name}.safetensors" for name in ("best", "last")]
             same = all((expected / name).read_bytes() == (found / name).read_bytes() for name in files)
             good &= same
-            say(f"{method:12} {processes:9} {rank:7}  {left}  {'identical' if same else 'DIFFERENT'}"
+            say(f"{method:12} {processes:9} {rank:7}  {left}  {'identical' if same else 'DIFFERENT'}")
 
 
 def compare_speed(folder: Path, rounds: int) -> dict:
