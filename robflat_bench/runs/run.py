@@ -128,8 +128,8 @@ def _follow(run: PlannedRun, processes: Processes) -> NoReturn:
     """Compute this process's shards of a run that process 0 leads, and leave: process 0 reports how training ended."""
     session = replace(run.session, observer=Observer(), data=run.session.splits)
     configure(session.fixed)
-    if not processes.told(False):
-        with faults(session.registry), contextlib.suppress(RunFailed, Interrupted):
+    with faults(session.registry), contextlib.suppress(RunFailed, Interrupted):
+        if not processes.told(False):
             _train(replace(run, session=session))
     raise SystemExit(0)
 

@@ -164,12 +164,13 @@ class _WholeLoss:
 
     def _row(self, shard: Shard, value: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
         """[M]: loss, whether to stop, two counts of passes; which weights have a gradient; gradients; buffers."""
+        dtype = self.shards.inputs.dtype
         facts = [self.shards.requested, *shard.passes, *(gradient is not None for gradient in gradients)]
         pairs = zip(self.parameters, gradients, strict=True)
         filled = [torch.zeros_like(own) if gradient is None else gradient for own, gradient in pairs]
         shard.passes = [0, 0]
-        numbers = [value, value.new_tensor(facts), *filled, *self._statistics()]
-        return torch.cat([part.detach().reshape(-1).to(self.shards.inputs.dtype) for part in numbers])
+        numbers = [value, torch.tensor(facts, dtype=dtype, device=value.device), *filled, *self._statistics()]
+        return torch.cat([part.detach().reshape(-1).to(dtype) for part in numbers])
 
     def _combined(self, rows: Tensor) -> Tensor:
         """The loss of the rows of all shards, [R,M], whose gradients are known; buffers take their average."""
