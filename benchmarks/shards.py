@@ -126,6 +126,7 @@ def compare_weights(folder: Path) -> bool:
             same = all((expected / name).read_bytes() == (found / name).read_bytes() for name in files)
             good &= same
             say(f"{method:12} {processes:9} {rank:7}  {left}  {'identical' if same else 'DIFFERENT'}")
+    return good
 
 
 def compare_speed(folder: Path, rounds: int) -> dict:
