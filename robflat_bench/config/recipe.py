@@ -133,3 +133,8 @@ class Recipe(Params):
         description="Batch normalisation during the training attack: eval uses its running statistics, train the "
         "statistics of the batch, without updating the running ones.",
     )
+    shards: PositiveInt = Field(
+        default=1,
+        description="Parts of each batch that are normalised apart, each with random numbers of its own; any number of "
+        "processes that divides it computes the same weights (torchrun).",
+    )

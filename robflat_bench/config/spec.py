@@ -60,13 +60,13 @@ class RunSpec(Strict):
     def identity(self) -> dict[str, Any]:
         """The content of the key.
 
-        Names, versions and labels are left out. So are fields that came with later versions, where they are empty:
-        older records keep their keys.
+        Names, versions and labels are left out. So are fields that came with later versions, where they are empty or
+        as before: older records keep their keys.
         """
         later = {"helpers": self.helpers, "extra_data": self.extra_data}
         return {
             "protocol": self.protocol.hash,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json", exclude={"shards"} if self.recipe.shards == 1 else None),
             "method": self.method,
             "dataset": self.dataset.checksum,
             "seed": self.seed,
@@ -119,8 +119,8 @@ def make_spec(
     Raises
     ------
     UsageError
-        The method is its own helper, trains on spare images and there are none, or attacks from the images where the
-        gradient of its objective is zero.
+        The method is its own helper, trains on spare images and there are none, attacks from the images where the
+        gradient of its objective is zero, or cannot be trained in shards.
     """
     _check_trainable(protocol, method, dataset, helped)
     changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
@@ -171,6 +171,12 @@ def _check_trainable(protocol: Protocol, method: Composed, dataset: DatasetRef, 
             f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
             'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
         )
+    for member in method.members if protocol.recipe.shards > 1 else ():
+        if member.info.sharded is not True:
+            reason = member.info.sharded or "its catalogue row does not declare sharded=True"
+            raise UsageError(
+                f"{member.name} is not trained in shards: {reason}; train it without: --set recipe.shards=1"
+            )
 
 
 def used_components(registry: Registry, protocol: Protocol, method: Composed) -> list[Component]:

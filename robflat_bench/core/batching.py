@@ -18,12 +18,12 @@ MEMORY_BATCH = 250
 rounding."""
 
 
-def cuts(count: int, size: int) -> tuple[int, ...]:
-    """Where `tensor_split` cuts rows into batches of `size`; one row left over joins the batch before it.
+def cuts(count: int, size: int, shards: int = 1) -> tuple[int, ...]:
+    """Where `tensor_split` cuts rows into batches of `size`; fewer than two rows a shard, left over, join the last one.
 
     Batch normalisation in train mode needs two images, and an image alone would weigh as much as a batch.
     """
-    return tuple(range(size, count - 1 if size > 1 else count, size))
+    return tuple(range(size, count - (2 * shards - 1) if size > 1 else count, size))
 
 
 def padded_batches(examples: Examples, batch: int) -> Iterator[tuple[Examples, int]]:

@@ -92,6 +92,10 @@ class MethodInfo(Info):
         Shell pattern of parameter names that its loss does not train -> the reason.
     random_start : bool
         Whether the recipe's attack must start at random, because the gradient of its objective is zero at the images.
+    sharded : bool or str
+        Whether batches may be cut into shards (`recipe.shards`), or the reason why not. True if attack and loss treat
+        each example apart from the others of its batch, batch normalisation aside, and keep nothing from one update to
+        the next. What the attack keeps for the loss is no obstacle.
     """
 
     attack: Passes = Passes()
@@ -101,6 +105,7 @@ class MethodInfo(Info):
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     untrained: Mapping[str, str] = field(default_factory=dict, hash=False)
     random_start: bool = False
+    sharded: bool | str = False
     kind: ClassVar[Kind] = "method"
 
 
@@ -122,6 +127,8 @@ class ModifierInfo(Info):
         As a method's.
     extra_data : bool
         Whether it trains on images outside the protocol's training split.
+    sharded : bool or str
+        As a method's. Only what it does at `backward`, `after_step` and `model` may depend on earlier updates.
     """
 
     joints: tuple[Joint, ...] = ()
@@ -131,6 +138,7 @@ class ModifierInfo(Info):
     losses: str = "1"
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     extra_data: bool = False
+    sharded: bool | str = False
     kind: ClassVar[Kind] = "modifier"
 
 

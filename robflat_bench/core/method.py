@@ -46,18 +46,22 @@ class Moment:
     epoch: from 0.
     update: update within the epoch, from 0; at the end of an epoch, the number of its updates.
     progress: fraction of training that is done, in [0,1]; at the end of an epoch, that epoch counts as done.
+    shard: the shard of the batch, from 0, where the recipe cuts batches into shards; None for a whole batch.
     """
 
     seed: int = 0
     epoch: int = 0
     update: int = 0
     progress: float = 0.0
+    shard: int | None = None
 
     def random(self, purpose: str) -> torch.Generator:
-        """A CPU generator keyed by (seed, purpose, epoch, update), so a resumed run draws the same numbers."""
+        """A CPU generator keyed by (seed, purpose, epoch, update) and the shard, so a resumed run draws the same
+        numbers."""
         from robflat_bench.core.randomness import generator
 
-        return generator(self.seed, purpose, self.epoch, self.update)
+        shard = () if self.shard is None else ("shard", self.shard)
+        return generator(self.seed, purpose, self.epoch, self.update, *shard)
 
 
 @dataclass
@@ -321,6 +325,7 @@ class Modifier(TrainingComponent):
 
         Notes
         -----
+        Under `recipe.shards`, the loss is that of all shards together, and `batch` has no images, only its moment.
         All gradients are None at the beginning. Compute a gradient that is not the descent direction with
         `torch.autograd.grad` with respect to the weights: a method such as `free-at` reacts to every backward pass
         that reaches its images.

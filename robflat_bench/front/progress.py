@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -21,7 +22,10 @@ from robflat_bench.records.record import Epoch
 
 
 def draws(screen: Console) -> bool:
-    """Whether bars can be drawn: on a terminal, and in a notebook where rich finds its widgets."""
+    """Whether bars can be drawn: on a terminal, and in a notebook where rich finds its widgets; of several processes
+    that torchrun started, the first one draws."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        return False
     return screen.is_terminal or (screen.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 

@@ -40,6 +40,7 @@ INFO = MethodInfo(
     citation="Kannan, Kurakin, Goodfellow: Adversarial logit pairing. arXiv 1803.06373, 2018",
     attack=Passes("T + 1", "T"),
     loss=Passes("2", "2"),
+    sharded=True,
 )
 
 

@@ -22,6 +22,7 @@ INFO = MethodInfo(
     factory=f"{__name__}:AT",
     citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
     attack=Passes("T + 1", "T"),
+    sharded=True,
 )
 
 

@@ -45,6 +45,7 @@ INFO = MethodInfo(
     attack=Passes("2 * (T + 1)", "2 * T"),
     loss=Passes("2", "2"),
     claims=("attack", "batch"),
+    sharded=True,
 )
 
 

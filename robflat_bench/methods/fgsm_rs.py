@@ -38,6 +38,7 @@ INFO = MethodInfo(
     ),
     attack=Passes("1", "1"),
     claims=("attack",),
+    sharded=True,
 )
 
 

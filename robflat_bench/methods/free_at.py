@@ -39,6 +39,7 @@ INFO = MethodInfo(
     example={"repeats": 3},
     updates="repeats",
     claims=("attack",),
+    sharded="its perturbation is carried over from batch to batch, by place in the batch",
 )
 
 

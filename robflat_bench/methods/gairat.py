@@ -48,6 +48,7 @@ INFO = MethodInfo(
     example={"warmup": 0},
     attack=Passes("T + 1", "T"),
     claims=("attack",),
+    sharded="an example's weight is relative to the weights of its whole batch",
 )
 
 

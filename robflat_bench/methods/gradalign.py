@@ -58,6 +58,7 @@ INFO = MethodInfo(
     attack=Passes("1", "1"),
     loss=Passes("3", "4"),
     claims=("attack",),
+    sharded=True,
 )
 
 

@@ -45,6 +45,7 @@ INFO = MethodInfo(
     loss=Passes("4", "3"),
     helpers={"standard": "standard"},
     random_start=True,
+    sharded=True,
 )
 
 

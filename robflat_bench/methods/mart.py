@@ -42,6 +42,7 @@ INFO = MethodInfo(
     ),
     attack=Passes("T + 1", "T"),
     loss=Passes("2", "2"),
+    sharded=True,
 )
 
 

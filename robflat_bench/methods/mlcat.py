@@ -42,6 +42,7 @@ INFO = MethodInfo(
         "Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022, arXiv 2206.08675"
     ),
     attack=Passes("T + 1", "T"),
+    sharded=True,
 )
 
 

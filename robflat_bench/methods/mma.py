@@ -62,6 +62,7 @@ INFO = MethodInfo(
     attack=Passes("steps + bisections + 3", "steps"),
     loss=Passes("2", "2"),
     claims=("attack",),
+    sharded="it remembers the margin of each example",
 )
 
 

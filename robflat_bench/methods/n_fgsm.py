@@ -42,6 +42,7 @@ INFO = MethodInfo(
     ),
     attack=Passes("1", "1"),
     claims=("attack",),
+    sharded=True,
 )
 
 

@@ -41,6 +41,7 @@ INFO = MethodInfo(
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     random_start=True,
+    sharded=True,
 )
 
 

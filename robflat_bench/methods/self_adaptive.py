@@ -51,6 +51,7 @@ INFO = MethodInfo(
     loss=Passes("2", "2"),
     claims=("batch", "target"),
     random_start=True,
+    sharded="it remembers the label of each example",
 )
 
 

@@ -18,6 +18,7 @@ INFO = MethodInfo(
     summary="cross-entropy on clean images: the control without robustness",
     factory=f"{__name__}:Standard",
     claims=("attack",),
+    sharded=True,
 )
 
 

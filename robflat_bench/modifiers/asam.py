@@ -38,6 +38,7 @@ INFO = ModifierInfo(
     ),
     joints=("backward",),
     losses="2",
+    sharded=True,
 )
 
 

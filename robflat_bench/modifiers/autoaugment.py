@@ -24,6 +24,7 @@ INFO = ModifierInfo(
     citation="Cubuk et al.: AutoAugment: Learning augmentation strategies from data. CVPR 2019, arXiv 1805.09501",
     joints=("augment",),
     rank=10,
+    sharded=True,
 )
 
 

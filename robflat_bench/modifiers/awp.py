@@ -46,6 +46,7 @@ INFO = ModifierInfo(
     ),
     joints=("backward",),
     losses="1 + steps",
+    sharded=True,
 )
 
 

@@ -6,7 +6,8 @@ for adversarial training Rebuffi et al.: Data augmentation can improve robustnes
 M is one box for the whole batch. Its area is 1 - \lambda before it is clipped at the borders, and \lambda is drawn
 from Beta(\alpha, \alpha). The partner of an example is the one before it, in an order that is shuffled anyway. Box,
 mixing and draws are torchvision's. The attack needs one label and gets the class with the largest share of the mixed
-target. Mixed images have no other views, and are not training examples: their index is -1.
+target. Mixed images have no other views, and are not training examples: their index is -1. Under `recipe.shards`, each
+shard is mixed alone, with a box of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ INFO = ModifierInfo(
     ),
     joints=("batch",),
     rank=20,
+    sharded=True,
 )
 
 

@@ -31,6 +31,7 @@ INFO = ModifierInfo(
     ),
     joints=("augment",),
     rank=20,
+    sharded=True,
 )
 
 

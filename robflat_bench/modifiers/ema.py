@@ -37,6 +37,7 @@ INFO = ModifierInfo(
     citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021, arXiv 2111.05328",
     joints=("after_step", "model"),
     rank=20,
+    sharded=True,
 )
 
 

@@ -59,6 +59,7 @@ INFO = ModifierInfo(
     example={"steps": 2},
     joints=("backward", "model"),
     rank=10,
+    sharded=True,
 )
 
 

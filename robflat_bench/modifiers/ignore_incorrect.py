@@ -22,6 +22,7 @@ INFO = ModifierInfo(
     citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
     joints=("attack",),
     attack=Passes("1", "0"),
+    sharded=True,
 )
 
 

@@ -32,6 +32,7 @@ INFO = ModifierInfo(
     citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
     joints=("target",),
     rank=10,
+    sharded=True,
 )
 
 

@@ -33,6 +33,7 @@ INFO = ModifierInfo(
     citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016, arXiv 1512.00567",
     joints=("target",),
     rank=20,
+    sharded=True,
 )
 
 

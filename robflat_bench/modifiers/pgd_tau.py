@@ -36,6 +36,7 @@ INFO = ModifierInfo(
         "2002.11242"
     ),
     joints=("attack",),
+    sharded=True,
 )
 
 

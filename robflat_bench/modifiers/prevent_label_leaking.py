@@ -23,6 +23,7 @@ INFO = ModifierInfo(
     citation="Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017, arXiv 1611.01236",
     joints=("attack",),
     attack=Passes("1", "0"),
+    sharded=True,
 )
 
 

@@ -39,6 +39,7 @@ INFO = ModifierInfo(
         "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
     ),
     joints=("backward",),
+    sharded=True,
 )
 
 

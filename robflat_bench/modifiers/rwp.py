@@ -48,6 +48,7 @@ INFO = ModifierInfo(
     example={"steps": 2},
     joints=("backward",),
     losses="1 + steps",
+    sharded=True,
 )
 
 

@@ -42,6 +42,7 @@ INFO = ModifierInfo(
     ),
     joints=("backward",),
     losses="2",
+    sharded=True,
 )
 
 

@@ -49,6 +49,7 @@ INFO = ModifierInfo(
     joints=("loss",),
     attack=Passes("T + 1", "T"),
     loss=Passes("1", "1"),
+    sharded=True,
 )
 
 

@@ -40,6 +40,7 @@ INFO = ModifierInfo(
     ),
     joints=("model",),
     rank=30,
+    sharded=True,
 )
 
 

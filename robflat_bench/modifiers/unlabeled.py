@@ -38,6 +38,7 @@ INFO = ModifierInfo(
     rank=10,
     helpers={"standard": "standard"},
     extra_data=True,
+    sharded=True,
 )
 
 

@@ -39,6 +39,7 @@ INFO = ModifierInfo(
     ),
     joints=("after_step",),
     rank=10,
+    sharded=True,
 )
 
 

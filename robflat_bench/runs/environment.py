@@ -57,10 +57,12 @@ def torch_environment(device: str) -> dict[str, Any]:
     }
 
 
-def of(session: Session) -> dict[str, Any]:
-    """A record's environment: this machine, torch, how networks were compiled (None: not), and the plugins' facts."""
+def of(session: Session, processes: int = 1) -> dict[str, Any]:
+    """A record's environment: this machine, torch, how networks were compiled (None: not), the plugins' facts, and the
+    processes that trained where they are several."""
     return {
         **describe(),
+        **({"processes": processes} if processes > 1 else {}),
         **torch_environment(session.device),
         "compiled": session.compile.report() if session.compile else None,
         "plugins": session.registry.plugins.environment(),

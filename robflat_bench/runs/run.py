@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 from torch import nn
 
 from robflat_bench.config.spec import RunSpec, make_spec, used_components
-from robflat_bench.core import Observer, Observers, RobflatError, RunFailed, RunView
+from robflat_bench.core import Interrupted, Observer, Observers, RobflatError, RunFailed, RunView
 from robflat_bench.core.faults import text_of
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model, initial_weights
@@ -33,6 +34,7 @@ from robflat_bench.runs.observers import HistoryFile, PluginObservers
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.loop import State, train
+from robflat_bench.training.processes import Processes, launched
 
 CHECKPOINTS = ("best", "last")
 """The checkpoints that every run evaluates."""
@@ -85,6 +87,10 @@ def execute(run: PlannedRun, fresh: bool = False) -> RunRecord:
 
     Raises
     ------
+    UsageError
+        If the processes of `torchrun` cannot divide the recipe's shards.
+    SystemExit
+        In every process of `torchrun` but the first, after training.
     Busy
         If another process works on the run.
     Exception
@@ -92,12 +98,17 @@ def execute(run: PlannedRun, fresh: bool = False) -> RunRecord:
         not finished.
     """
     session, folder, spec = run.session, run.folder, run.spec
+    processes = launched(session.device)
+    processes.share(spec.recipe.shards)
+    if not processes.leads:
+        _follow(run, processes)
     if folder.record_file.is_file() and not fresh:
+        processes.told(True)
         return folder.record()  # without the lock: the store may be read-only
     with folder.locked(told=session.observer.note):
         if fresh:
             folder.clear()
-        if folder.record_file.is_file():
+        if processes.told(folder.record_file.is_file()):
             return folder.record()
         document = spec.model_dump(mode="json")
         write_json(folder.path / "spec.json", document)
@@ -116,6 +127,16 @@ def execute(run: PlannedRun, fresh: bool = False) -> RunRecord:
             with contextlib.suppress(RobflatError):  # the disk may be full; the user must see the first error
                 write_json(folder.failed_file, failure)
             raise
+
+
+def _follow(run: PlannedRun, processes: Processes) -> NoReturn:
+    """Compute this process's shards of a run that process 0 leads, and leave: process 0 reports how training ended."""
+    session = replace(run.session, observer=Observer(), data=run.session.splits)
+    configure(session.fixed)
+    with faults(session.registry), contextlib.suppress(RunFailed, Interrupted):
+        if not processes.told(False):
+            _train(replace(run, session=session))
+    raise SystemExit(0)
 
 
 def _make(run: PlannedRun, watchers: PluginObservers) -> RunRecord:
@@ -139,7 +160,7 @@ def _make(run: PlannedRun, watchers: PluginObservers) -> RunRecord:
         extra_data=bool(spec.extra_data),
         history=tuple(trained.history),
         outcomes=hashlib.sha256(raw).hexdigest(),
-        environment=environment.of(session),
+        environment=environment.of(session, launched(session.device).count),
         provenance=environment.provenance(used),
     )
     watchers.ends(record)
@@ -169,6 +190,7 @@ def _train(run: PlannedRun, *watchers: Observer) -> State:
         dtype=session.dtype,
         reduced=fixed.training_precision == "bfloat16",
         keep_every=session.keep_every,
+        processes=launched(session.device),
     )
     history = HistoryFile(run.folder.history_file)
     state = train(inputs, Observers(history, session.observer, *watchers))
@@ -188,12 +210,15 @@ def _helper(run: PlannedRun, method: str) -> tuple[nn.Module, Budget]:
     session = run.session
     helper = PlannedRun(session, compose(session.registry, method), run.seed)
     folder, weights = helper.folder, helper.folder.weights("last")
-    with folder.locked(wait=True):
-        if folder.record_file.is_file() and weights.is_file():
+    processes = launched(session.device)
+    with folder.locked(wait=True) if processes.leads else contextlib.nullcontext():
+        if processes.told(folder.record_file.is_file() and weights.is_file()):
             cost = folder.record().budget
         else:
-            write_json(folder.path / "spec.json", helper.spec.model_dump(mode="json"))
+            if processes.leads:
+                write_json(folder.path / "spec.json", helper.spec.model_dump(mode="json"))
             cost = _budget(_train(helper), 0.0)
+        processes.told(True)  # the weights are written
     network = build_model(session, run.seed)
     load_weights(network, read_weights(weights), str(weights))
     return network.eval().requires_grad_(False), cost

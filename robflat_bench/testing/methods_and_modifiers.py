@@ -22,7 +22,16 @@ from robflat_bench.registry.components import Component
 from robflat_bench.testing import expectations as kit
 from robflat_bench.testing.expectations import Skipped, Watched
 from robflat_bench.testing.fixtures import THREAT, World, inner, network, training_world
-from robflat_bench.testing.trial_training import Outcome, composed, set_up, trained, untrained_helpers
+from robflat_bench.testing.trial_training import (
+    RECIPE,
+    Outcome,
+    Recorded,
+    Replayed,
+    composed,
+    set_up,
+    trained,
+    untrained_helpers,
+)
 from robflat_bench.training.composition import Composition, WrongShape
 
 # ---------------------------------------------------------------------------------------------------------
@@ -185,6 +194,20 @@ def check_resume_is_bitwise(component: Component[Any]) -> None:
         resumed = trained(component, stop_at=MIDDLE)
     why = "a resumed training ends with other weights: return what it remembers between batches from state_dict()"
     kit.expect(_equal(outcome, resumed), why)
+
+
+def check_shards_train_apart(component: Component[MethodInfo | ModifierInfo]) -> None:
+    """Where its row declares sharded=True: in two shards of each batch, two processes compute the losses and gradients
+    that one process computes, bit for bit."""
+    if component.info.sharded is not True:
+        raise Skipped(f"it is not trained in shards: {component.info.sharded or 'its row does not declare it'}")
+    outcome_of(component)  # Skipped where training fails
+    recipe, whole = RECIPE.model_copy(update={"shards": 2}), Recorded()
+    weights = trained(component, recipe=recipe, processes=whole).weights
+    for rank in (0, 1):
+        found = trained(component, recipe=recipe, processes=Replayed(rank, 2, recorded=iter(whole.rows))).weights
+        same = (kit.same(tensor, weights[name][key]) for name in found for key, tensor in found[name].items())
+        kit.expect(all(same), "one process and two train other weights")
 
 
 def check_weights_load_without_plugin(component: Component[Any]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,12 @@ from robflat_bench.core import Attack, MethodInfo, ModifierInfo, Observer, Train
 from robflat_bench.data.splits import Splits
 from robflat_bench.numerics.weights import read_weights
 from robflat_bench.registry.components import Component, Composed, resolve
+from robflat_bench.testing.expectations import expect
 from robflat_bench.testing.fixtures import SHAPE, THREAT, World, built_ins, digits, dropping, network, world
 from robflat_bench.training.composition import Composition
 from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.loop import State, train
+from robflat_bench.training.processes import Processes
 
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05, epsilon=THREAT.epsilon, attack_steps=1, attack_step=0.1)
 """With `DIGITS` images, each epoch has two batches, the second one smaller."""
@@ -71,7 +73,7 @@ def set_up(whole: Composed, place: World, helpers: Mapping[str, nn.Module] | Non
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: its state, and checkpoint ("best", "last") -> weights."""
+    """How a training ended: its state, and checkpoint ("best", "last") -> weights, where the process leads."""
 
     state: State
     weights: dict[str, dict[str, Tensor]]
@@ -98,7 +100,7 @@ def trained(
     count : int
         Number of training images.
     **inputs
-        Other `TrainingInputs` than the kit's: `seed`, `recipe`.
+        Other `TrainingInputs` than the kit's: `seed`, `recipe`, `processes`.
     """
     whole = composed(component)
     selection: Attack = resolve(built_ins(), "attack", "fgsm").build(THREAT)
@@ -125,8 +127,8 @@ def trained(
                 train(built_anew(), _StopsAt(stop_at))
                 raise AssertionError("training ended before it was interrupted")
         state = train(built_anew(), Observer())
-        names = ("best", "last")
-        return Outcome(state, {name: read_weights(Path(folder) / f"{name}.safetensors") for name in names})
+        files = [Path(folder) / f"{name}.safetensors" for name in ("best", "last")]
+        return Outcome(state, {file.stem: read_weights(file) for file in files if file.is_file()})
 
 
 class _StopsAt(Observer):
@@ -138,6 +140,34 @@ class _StopsAt(Observer):
     def step_ends(self, done: int) -> None:
         if done == self.step:
             signal.raise_signal(signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Recorded(Processes):
+    """One process that computes all shards; `rows` holds what it gathered, call by call."""
+
+    rows: list[Tensor] = field(default_factory=list)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        self.rows.append(rows)
+        return rows
+
+
+@dataclass(frozen=True)
+class Replayed(Processes):
+    """One of as many processes as there are shards; the others contribute what `Recorded` holds.
+
+    CheckFailure where it contributes other numbers than the process that computed all shards.
+    """
+
+    recorded: Iterator[Tensor] = field(default_factory=lambda: iter(()))
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        found = next(self.recorded)
+        alone = len(found) < self.count  # what is gathered of processes, not of shards
+        why = "a process that has one shard of each batch computes other losses or gradients than one that has all"
+        expect(alone or torch.equal(rows, found[self.rank : self.rank + 1]), why)
+        return found
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import partial
 
@@ -89,6 +90,10 @@ class Composition:
 
     def update(self, model: nn.Module, batch: Batch, inner: InnerAttack, optimizer: Optimizer) -> float:
         """Attack the batch and update the weights once; returns the loss before the update."""
+        return self.descend(self.objective(model, batch, inner), model, optimizer, batch)
+
+    def objective(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Loss:
+        """Attack the batch; returns its loss, a function of the weights that the model then has."""
         parts = self.parts().values()
         for module in (model, *parts):
             module.train()
@@ -104,12 +109,24 @@ class Composition:
                 value = weighted_mean(values, batch.weight)
                 return sum((modifier.loss(model, batch, prepared) for modifier, prepared in terms), start=value)
 
+        return loss
+
+    def descend(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> float:
+        """Update the weights once along the gradient of the loss; returns the loss before the update."""
         optimizer.zero_grad(set_to_none=True)
         claimant = next(self.at("backward"), None)
         value = claimant.backward(loss, model, optimizer, batch) if claimant else descend(loss, optimizer)
         for modifier in self.at("after_step"):
             modifier.after_step(model)
         return float(value)
+
+    def for_shard(self) -> Composition:
+        """A copy for one shard of one update. What its members keep between two joints does not meet another shard's;
+        tensors and modules are shared."""
+        own = copy(self)
+        own.method = copy(self.method)
+        own.modifiers = {name: copy(modifier) for name, modifier in self.modifiers.items()}
+        return own
 
     def evaluated(self, model: nn.Module, moment: Moment) -> Tensors:
         """Copies of the weights to evaluate at the end of an epoch: the model's, or what a modifier makes of them."""

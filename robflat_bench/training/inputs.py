@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.config.recipe import Recipe
 from robflat_bench.core import Attack, Batch, Moment, Training
 from robflat_bench.core.batching import MEMORY_BATCH, cuts
-from robflat_bench.core.randomness import generator
+from robflat_bench.core.randomness import global_state
 from robflat_bench.data.augment import AUGMENTATIONS
 from robflat_bench.data.splits import Splits
 from robflat_bench.training.composition import Composition
+from robflat_bench.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TrainingInputs:
     dtype: precision of weights and images.
     reduced: train under autocast to bfloat16.
     keep_every: also keep the weights of every so many epochs; 0 keeps none but the best and the last.
+    processes: the processes among which the shards of each batch are divided.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class TrainingInputs:
     dtype: torch.dtype
     reduced: bool = False
     keep_every: int = 0
+    processes: Processes = ALONE
 
     def training(self, x: Tensor) -> Training:
         """What `setup` of the method and its modifiers receives; x: the training images, uint8 [N,C,H,W]."""
@@ -69,6 +72,11 @@ class TrainingInputs:
             seed=self.seed,
         )
 
+    def prepared(self, x: Tensor, y: Tensor, rows: Tensor, number: int, first: Moment) -> Batch:
+        """One training batch as methods receive it, arguments as of `batch`; `first`: the first update with it."""
+        with global_state(first.random("global state of the batch")):  # replays must see the same batch
+            return self.composition.prepare(self.batch(x, y, rows, number, first))
+
     def batch(self, x: Tensor, y: Tensor, rows: Tensor, number: int, now: Moment) -> Batch:
         """One training batch, augmented.
 
@@ -77,11 +85,11 @@ class TrainingInputs:
         x, y: all training images, uint8 [N,C,H,W], and their labels, int64 [N].
         rows: int64 [B], positions of the batch's examples.
         number: the batch's place in its epoch, which keys its random numbers.
-        now: epoch and update.
+        now: epoch, update and shard.
         """
 
         def augment(images: Tensor, purpose: str) -> Tensor:
-            source = generator(self.seed, purpose, now.epoch, number)
+            source = replace(now, update=number).random(purpose)
             images = AUGMENTATIONS[self.recipe.augmentation](images, source)
             return self.composition.augment(images, source).to(self.dtype) / 255
 
@@ -96,6 +104,12 @@ class TrainingInputs:
             views=lambda which: augment(images, f"augment {which}"),
             augment=augment,
         )
+
+    def autocast(self) -> torch.autocast:
+        """The precision of an update, without a cache of cast weights: it would miss that modifiers move the weights
+        within a step."""
+        device = torch.device(self.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.reduced, cache_enabled=False)
 
     def attack(self, now: Moment) -> TrainingAttack:
         """The recipe's training attack with the random numbers of one update."""

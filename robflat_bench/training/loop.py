@@ -8,6 +8,7 @@ any moment and started again ends with the weights of an undisturbed run, bit fo
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robflat_bench.core import Moment, Observer, RunFailed, UsageError, Workspace, clock
+from robflat_bench.core import Interrupted, Moment, Observer, RunFailed, UsageError, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH, cuts
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.core.signals import reserve
@@ -28,6 +29,7 @@ from robflat_bench.training.checkpoint import States, Tensors, flattened, groupe
 from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.interrupt import Interrupt
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
+from robflat_bench.training.shards import Shards
 
 SAVE_EVERY_SECONDS = 5.0
 """A kill costs at most this much work. A state that takes long to write is saved more rarely: saving takes at most a
@@ -89,10 +91,12 @@ class Trainer:
         self.model, self.composition, recipe = inputs.model, inputs.composition, inputs.recipe
         self.x = inputs.splits.images("train", inputs.device)
         self.y = inputs.splits.labels("train", inputs.device)
-        self.cuts = cuts(len(self.y), recipe.batch_size)
+        self.leads = inputs.processes.leads
+        self.cuts = cuts(len(self.y), recipe.batch_size, recipe.shards)
         self.per_epoch = (len(self.cuts) + 1) * self.composition.repeats
         self.total = self.per_epoch * recipe.epochs
         self.counter = PassCounter(self.model, *inputs.helpers.values())
+        self.shards = Shards(inputs, self.x, self.y, self.counter)
         self.composition.setup(inputs.training(self.x))
         self.check_batches()
         self.optimizer = build_optimizer(recipe, self.composition.parameters(self.model))
@@ -117,6 +121,7 @@ class Trainer:
     def run(self) -> State:
         """Train to the last epoch and write the checkpoints."""
         inputs, state, observer = self.inputs, self.state, self.observer
+        self.shards.check_start(self.done)
         observer.training_starts(inputs.recipe.epochs, self.total, self.done)
         if self.done:
             self.counter.forward = 0  # the passes of `setup` were counted when this run began
@@ -129,17 +134,23 @@ class Trainer:
                 while state.step < self.per_epoch:
                     self.step(batches)
                     observer.step_ends(self.done)
-                    if self.interrupt.requested or self.save_is_due():
+                    stop = self.shards.stop(self.interrupt.requested is not None)
+                    if stop or self.save_is_due():
                         self.save()
-                    self.interrupt.check()
+                    if stop:
+                        raise Interrupted(self.interrupt.requested or signal.SIGTERM)  # the signal of another process
+                if not self.leads:
+                    state.epoch, state.step = state.epoch + 1, 0
+                    continue
                 self.end_epoch()
                 observer.epoch_ends(state.history)
                 self.since = clock.now()  # the time of observers is not the run's
             self.counter.remove()
             self.save()
             self.interrupt.check()  # a signal during the last check, which no step follows
-        for checkpoint, weights in self.kept.items():
-            write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
+        if self.leads:
+            for checkpoint, weights in self.kept.items():
+                write_weights(inputs.folder / f"{checkpoint}.safetensors", weights)
         return state
 
     def step(self, batches: Sequence[Tensor]) -> None:
@@ -150,14 +161,13 @@ class Trainer:
             Moment(inputs.seed, state.epoch, update, (state.epoch * self.per_epoch + update) / self.total)
             for update in (state.step, state.step - replay)
         )
-        with global_state(first.random("global state of the batch")):  # replays must see the same batch
-            batch = self.composition.prepare(inputs.batch(self.x, self.y, batches[number], number, first))
-        # No cache of cast weights: it would miss that modifiers move the weights within a step.
-        device = torch.device(inputs.device).type
-        autocast = torch.autocast(device, torch.bfloat16, enabled=inputs.reduced, cache_enabled=False)
-        with autocast, global_state(now.random("global state of the update")):
-            batch = replace(batch, moment=now)
-            loss = self.composition.update(self.model, batch, inputs.attack(now), self.optimizer)
+        if inputs.recipe.shards > 1:
+            loss = self.shards.update(batches[number], number, first, now, self.optimizer)
+        else:
+            batch = inputs.prepared(self.x, self.y, batches[number], number, first)
+            with inputs.autocast(), global_state(now.random("global state of the update")):
+                batch = replace(batch, moment=now)
+                loss = self.composition.update(self.model, batch, inputs.attack(now), self.optimizer)
         place = f"at epoch {state.epoch}, step {state.step}"
         self.check_finite(math.isfinite(loss), f"the loss is {loss} {place}")
         # A sum is finite only if all its numbers are, and is faster to look at than each of them.
@@ -209,14 +219,21 @@ class Trainer:
         self.interrupt.waits = True
 
     def check_batches(self) -> None:
-        """Raise UsageError if a batch has one image and a network in training normalises batches."""
-        size, count = self.inputs.recipe.batch_size, len(self.y)
+        """Raise UsageError if a shard has no image, or one image and a network in training normalises batches."""
+        size, count, shards = self.inputs.recipe.batch_size, len(self.y), self.inputs.recipe.shards
         networks = (self.model, *self.composition.parts().values())
         normalises = any(isinstance(module, _BatchNorm) for network in networks for module in network.modules())
-        if normalises and min(size, count) == 1:
+        smallest = min(size, count) // shards
+        if smallest == 0:
             raise UsageError(
-                f"batch normalisation needs two images, and a batch has one (recipe.batch_size {size}, {count} "
-                "training images); use --set recipe.batch_size=2 or more"
+                f"a batch has fewer images than shards (recipe.batch_size {size}, {count} training images, "
+                f"recipe.shards {shards}); use --set recipe.batch_size={shards} or more"
+            )
+        if normalises and smallest == 1:
+            unit = "batch" if shards == 1 else f"shard of a batch (recipe.shards {shards})"
+            raise UsageError(
+                f"batch normalisation needs two images, and a {unit} has one (recipe.batch_size {size}, {count} "
+                f"training images); use --set recipe.batch_size={2 * shards} or more"
             )
 
     def check_finite(self, finite: bool, what: str) -> None:
@@ -247,7 +264,9 @@ class Trainer:
         return seconds > max(SAVE_EVERY_SECONDS, 20 * self.save_cost)
 
     def save(self) -> None:
-        """Write everything that a resumed run needs."""
+        """Write everything that a resumed run needs, where this process leads."""
+        if not self.leads:
+            return
         self.account()
         began = clock.now()
         moments = {
@@ -264,7 +283,7 @@ class Trainer:
     def restore(self) -> None:
         """Return to the newest saved state, if there is one."""
         found, initial = self.states.latest(), self.inputs.folder / f"{INITIAL}.safetensors"
-        if found is None or not undamaged(initial):
+        if self.leads and (found is None or not undamaged(initial)):
             write_weights(initial, self.model.state_dict())  # still as initialised: nothing was loaded
         if found is None:
             return

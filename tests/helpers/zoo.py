@@ -167,6 +167,19 @@ class Forgets(HonestMethod):
         return super().loss(model, batch, x_adv) * (1 + self.calls / 100)
 
 
+class RemembersExamples(HonestMethod):
+    """It counts how often each example was seen, in the process that saw it."""
+
+    saved = ("seen",)
+
+    def setup(self, training):
+        self.seen = torch.zeros(training.count)
+
+    def loss(self, model, batch, x_adv):
+        self.seen[batch.index] += 1
+        return super().loss(model, batch, x_adv) * (1 + self.seen[batch.index] / 100)
+
+
 class LeavesABuffer(HonestMethod):
     def setup(self, training):
         training.model.register_buffer("souvenir", torch.zeros(1))
@@ -277,6 +290,19 @@ class ModifierForgets(HonestModifier):
     def target(self, batch):
         self.calls += 1
         return self.softened(batch, 1 / self.calls)
+
+
+class AveragesTargets(HonestModifier):
+    """It moves targets halfway to their average so far, in this process."""
+
+    saved = ("average",)
+
+    def setup(self, training):
+        self.average = torch.full((training.shape.classes,), 1 / training.shape.classes)
+
+    def target(self, batch):
+        self.average.lerp_(batch.target.mean(0), 0.1)
+        return (batch.target + self.average) / 2
 
 
 class ModifierLeavesABuffer(HonestModifier):
@@ -788,8 +814,8 @@ class Drifts(Sized):
 # ---------------------------------------------------------------------------------------------------------
 
 HONEST: list[Info] = [
-    MethodInfo("honest-method", "cross-entropy", "zoo:HonestMethod", Sized),
-    ModifierInfo("honest-modifier", "softened targets", "zoo:HonestModifier", Sized, joints=("target",)),
+    MethodInfo("honest-method", "cross-entropy", "zoo:HonestMethod", Sized, sharded=True),
+    ModifierInfo("honest-modifier", "softened targets", "zoo:HonestModifier", Sized, joints=("target",), sharded=True),
     AttackInfo("honest-attack", "one step", "zoo:HonestAttack", Sized, passes=Passes("1", "1")),
     MeasureInfo(
         "honest-measure", "the loss", "zoo:HonestMeasure", Sized, passes={"": Passes("1")}, powers={"layers": 0}
@@ -800,9 +826,13 @@ HONEST: list[Info] = [
 ]
 ALSO_HONEST: list[Info] = [
     MethodInfo(
-        "exempt", "declares what it leaves", "zoo:BlindToHead", untrained={"network.head.*": "a fixed classifier"}
+        "exempt",
+        "declares what it leaves",
+        "zoo:BlindToHead",
+        untrained={"network.head.*": "a fixed classifier"},
+        sharded=True,
     ),
-    MethodInfo("frugal", "an upper bound", "zoo:HonestMethod", loss=Passes("3", "2", at_most=True)),
+    MethodInfo("frugal", "an upper bound", "zoo:HonestMethod", loss=Passes("3", "2", at_most=True), sharded=True),
     BackboneInfo("dropping", "dropout", "zoo:dropping"),
     BackboneInfo("drawn-biased", "a parameter that the seed draws", "zoo:drawn_biased"),
     LauncherInfo("impatient", "a look at a time", "zoo:Polls"),
@@ -837,7 +867,8 @@ def _broken(honest: int, *rows: tuple[str, str] | tuple[str, str, dict[str, Any]
     """Broken variants of an honest row: the check that each fails, its factory, and its other changes."""
     for check, factory, *changes in rows:
         name = f"{HONEST[honest].kind}-{factory.lower().replace('_', '-')}-{check.replace('_', '-')}"
-        change = changes[0] if changes else {}
+        change = {"sharded": False} if hasattr(HONEST[honest], "sharded") else {}
+        change |= changes[0] if changes else {}
         yield dataclasses.replace(HONEST[honest], name=name, factory=f"zoo:{factory}", **change), check
 
 
@@ -860,6 +891,7 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_same_seed_same_weights", "DrawsWhenBuilt"),
         ("check_other_seed_other_weights", "LearnsItsOwnImages"),
         ("check_resume_is_bitwise", "Forgets"),
+        ("check_shards_train_apart", "RemembersExamples", {"sharded": True}),
         ("check_weights_load_without_plugin", "LeavesABuffer"),
     ),
     *_broken(
@@ -879,6 +911,7 @@ BROKEN: list[tuple[Info, str]] = [
         ("check_same_seed_same_weights", "ModifierDrawsWhenBuilt"),
         ("check_other_seed_other_weights", "TrainsOnItsOwnImages", {"joints": ("batch", "attack")}),
         ("check_resume_is_bitwise", "ModifierForgets"),
+        ("check_shards_train_apart", "AveragesTargets", {"sharded": True}),
         ("check_weights_load_without_plugin", "ModifierLeavesABuffer"),
     ),
     *_broken(
