@@ -56,8 +56,7 @@ class Moment:
     shard: int | None = None
 
     def random(self, purpose: str) -> torch.Generator:
-        """A CPU generator keyed by (seed, purpose, epoch, update) and the shard, so a resumed run draws the same
-        numbers."""
+        """A CPU generator keyed by (seed, purpose, epoch, update, shard), so a resumed run draws the same numbers."""
         from robflat_bench.core.randomness import generator
 
         shard = () if self.shard is None else ("shard", self.shard)
@@ -127,8 +126,7 @@ class Training:
 class InnerAttack(ABC):
     """The recipe's training attack with this step's random numbers.
 
-    What it calls (`objective`, `moving`) must not write the model's weights, not through `weight.data` either: an
-    attack prepares copies of them, and a step after the change could follow the gradient of the old weights.
+    What it calls (`objective`, `moving`) must not write weights, not even `weight.data`: steps use prepared copies.
 
     Attributes
     ----------
