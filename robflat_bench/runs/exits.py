@@ -11,6 +11,11 @@ OUTSIDE = {signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP}
 """Signals that end a run from outside: from a user, from a shutdown, or for lack of memory."""
 
 
+def exit_of(found: Exit | int) -> Exit:
+    """What a launcher reports, as an Exit: launchers of API 1.3 report the code alone."""
+    return found if isinstance(found, Exit) else Exit(found)
+
+
 def killer(exit: Exit) -> signal.Signals | None:
     """The signal that ended a process; None if it ended by itself, or nobody knows."""
     code = exit.code or 0
