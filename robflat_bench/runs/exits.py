@@ -48,6 +48,8 @@ def reason(exit: Exit, log: Path) -> str:
 
 def last_line(log: Path) -> str:
     """The last line of a run's log; "" without one. Only the end of the file is read."""
+    if not log.is_file():  # opening a pipe would wait for its writer
+        return ""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))

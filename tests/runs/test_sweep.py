@@ -35,6 +35,7 @@ from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import RunRecord
 from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.registry.components import compose, resolve
+from robflat_bench.runs.exits import last_line
 from robflat_bench.runs.jobs import Jobs
 from robflat_bench.runs.pace import pace
 from robflat_bench.runs.sweep import Event, Sweep
@@ -441,6 +442,11 @@ def test_retry_failed_runs_failed_runs_again(command, registry, study, tmp_path)
     assert done.code == 0, done.err
     assert [row["state"] for row in done.document["runs"]] == ["done"]
     assert "[1/1] standard, seed 1: done" in done.err
+
+
+def test_a_log_that_is_a_pipe_has_no_last_line(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")  # reading would wait for a writer
+    assert last_line(tmp_path / "log.txt") == ""
 
 
 def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(registry, study, tmp_path):
