@@ -23,7 +23,7 @@ from robflat_bench.cli import sweep_progress as progress
 from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core import Examples, Exit, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core import Examples, Exit, Job, Params, Resources, Threat, UsageError, Workspace, processes
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
@@ -243,8 +243,21 @@ def test_an_adopted_process_keeps_its_slot(monkeypatch, tmp_path):
     ended: dict[str, Exit] = {}
     while len(ended) < 2:
         ended |= later.wait(10)
-    assert ended == {"one": Exit(None), "two": Exit(-2)}
-    assert first.wait(10) == {"one": Exit(-2)}
+    assert ended == {"one": Exit(None), "two": Exit(-15)}
+    assert first.wait(10) == {"one": Exit(-15)}
+
+
+def test_the_id_of_a_process_may_hold_words_or_nonsense(monkeypatch, tmp_path):
+    """The time of a start has words off Linux. A file that anyone may have written is no reason to fail."""
+    monkeypatch.setattr(processes, "started", lambda pid: "Sun Nov 29 12:00:00 2026")
+    job = Job("one", (sys.executable, "-c", "import time; time.sleep(60)"), tmp_path / "log.txt")
+    first = Local(Params(), Resources())
+    known = first.start(job)
+    assert Local(Params(), Resources()).adopt(job, known)
+    for damaged in (f"{'9' * 5000}{known}", known.replace(" 0 ", f" {'9' * 5000} ", 1)):
+        assert not Local(Params(), Resources()).adopt(job, damaged)
+    first.interrupt()
+    assert first.wait(20)
 
 
 def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
