@@ -28,7 +28,7 @@ INFO = (
 )
 
 POLL_SECONDS = 0.1
-_ID = re.compile(r"(?P<pid>\d+) (?P<slot>\d+) (?P<started>\d+) (?P<host>.+)")
+_ID = re.compile(r"(?P<pid>\d{1,9}) (?P<slot>\d{1,9}) (?P<started>.+) (?P<host>\S+)")
 
 
 @dataclass(frozen=True)

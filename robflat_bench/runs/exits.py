@@ -11,6 +11,11 @@ OUTSIDE = {signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP}
 """Signals that end a run from outside: from a user, from a shutdown, or for lack of memory."""
 
 
+def exit_of(found: Exit | int) -> Exit:
+    """What a launcher reports, as an Exit: launchers of API 1.3 report the code alone."""
+    return found if isinstance(found, Exit) else Exit(found)
+
+
 def killer(exit: Exit) -> signal.Signals | None:
     """The signal that ended a process; None if it ended by itself, or nobody knows."""
     code = exit.code or 0
@@ -43,6 +48,8 @@ def reason(exit: Exit, log: Path) -> str:
 
 def last_line(log: Path) -> str:
     """The last line of a run's log; "" without one. Only the end of the file is read."""
+    if not log.is_file():  # opening a pipe would wait for its writer
+        return ""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))

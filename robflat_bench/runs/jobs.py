@@ -17,6 +17,7 @@ from robflat_bench.core import CheckFailed, Exit, Job, Launcher, Resources, Robf
 from robflat_bench.records.store import Busy, RunFolder, regular_bytes, write_json
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
+from robflat_bench.runs.exits import exit_of
 from robflat_bench.runs.tasks import Task
 
 CANCELLED = "cancelled by `sweep --cancel`"
@@ -134,8 +135,7 @@ class Jobs:
     def wait(self, seconds: float) -> Iterator[tuple[Task, Exit]]:
         """The tasks whose jobs have ended, and how; waits at most so long for the first."""
         for name, found in self.launcher.wait(seconds).items():
-            ended = found if isinstance(found, Exit) else Exit(found)  # launchers of API 1.3 report the code alone
-            task, ours = self.unended.pop(name), self._ids.pop(name, "")
+            ended, task, ours = exit_of(found), self.unended.pop(name), self._ids.pop(name, "")
             known = kept(task.folder)
             if known and known.cancelled:
                 ended = Exit(ended.code, CANCELLED)

@@ -18,7 +18,7 @@ from typing import Any
 from robflat_bench.core import Exit, Job, Launcher, RobflatError
 from robflat_bench.records.removal import TEMPORARY
 from robflat_bench.records.store import Busy, RunFolder, write_json
-from robflat_bench.runs.exits import reason
+from robflat_bench.runs.exits import exit_of, reason
 
 PATIENCE = 600.0
 """Seconds until a job that has not ended is given up."""
@@ -60,6 +60,9 @@ def check_site(launcher: Launcher, store: Path, note: Callable[[str], None]) -> 
             return _asked(launcher, folder, f"doctor-{token}", note)
     except (RobflatError, OSError) as error:
         return {}, [f"the launcher cannot start a job: {error}"]
+    except KeyboardInterrupt:  # its job would stay in a queue
+        launcher.interrupt()
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -88,7 +91,7 @@ def _asked(
     try:
         answer = json.loads((folder / ANSWER).read_text("utf-8"))
     except (OSError, ValueError):
-        why = reason(ended[name], job.log)
+        why = reason(exit_of(ended[name]), job.log)
         return {}, [f"no answer of the job in {folder.parent}, which its node may not see: {why}"]
     clock = [answer["time"] - (latest or time.time()), answer["time"] - earliest]
     found = {"node": answer["node"], "seconds": answer["time"] - began, "locks": answer["locks"], "clock": clock}

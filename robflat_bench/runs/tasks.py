@@ -15,7 +15,9 @@ from robflat_bench.config.protocol import load
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.config.study import Study, Variant
 from robflat_bench.core import RobflatError
+from robflat_bench.core.files import read_regular
 from robflat_bench.evaluation.session import Session
+from robflat_bench.records.record import LARGEST, MAX_BYTES
 from robflat_bench.records.store import RunFolder
 from robflat_bench.registry.components import compose
 from robflat_bench.runs.run import PlannedRun
@@ -79,11 +81,11 @@ class Task:
     def course(self) -> Course:
         """How far it has come. An evaluation counts from its beginning, whatever of it is saved."""
         try:
-            lines = self.folder.history_file.read_text("utf-8").splitlines()
+            lines = read_regular(self.folder.history_file, MAX_BYTES).decode().splitlines()
             seconds = [float(json.loads(line)["seconds"]) for line in lines]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return Course()
-        return Course(len(seconds), sum(seconds))
+        return Course(len(seconds), sum(seconds)) if all(0 <= each <= LARGEST for each in seconds) else Course()
 
     def evaluated(self) -> float:
         """Seconds since its newest state was saved. A running task that has trained began its evaluation then."""

@@ -108,6 +108,12 @@ def test_an_evaluation_that_runs_has_less_left_and_one_that_was_stopped_has_all(
 
 def test_a_damaged_history_is_no_progress(wanted):
     wanted[0].folder.path.mkdir(parents=True)
-    for text in ("{}\n", "[1]\n", '{"seconds": "x"}\n', '{"seconds": [1]}\n', "\x00"):
+    for text in ("{}\n", "[1]\n", '{"seconds": "x"}\n', '{"seconds": [1]}\n', "\x00", "[" * 100_000):
         wanted[0].folder.history_file.write_text(text)
         assert wanted[0].course() == Course()
+    for seconds in ("Infinity", "NaN", "-5", "1e308", "1" + 400 * "0"):
+        wanted[0].folder.history_file.write_text(f'{{"seconds": {seconds}}}\n')
+        assert wanted[0].course() == Course()
+    wanted[0].folder.history_file.unlink()
+    os.mkfifo(wanted[0].folder.history_file)  # reading would wait for a writer
+    assert wanted[0].course() == Course()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -49,6 +50,16 @@ class Elsewhere(Site):
         return {self.job.name: Exit(2)}
 
 
+class Earlier(Site):
+    """A launcher of API 1.3, whose node does not see the store."""
+
+    def start(self, job):
+        self.job = job
+
+    def wait(self, seconds):
+        return {self.job.name: 2}
+
+
 class Missing(Site):
     def start(self, job):
         raise UsageError("sbatch is not there: type `module load slurm`")
@@ -75,6 +86,7 @@ def test_a_good_site_has_no_problems_and_says_what_was_found(tmp_path):
         (Site(ahead=-60.0), "the clock of n7 differs by -60 s"),
         (Site(locks=False), "n7 takes a lock in"),
         (Elsewhere(), "which its node may not see: exit code 2: No such file or directory"),
+        (Earlier(), "which its node may not see: exit code 2"),
         (Missing(), "sbatch is not there: type `module load slurm`"),
     ],
 )
@@ -90,6 +102,14 @@ def test_a_job_that_stays_in_the_queue_is_given_up(tmp_path, monkeypatch):
     _, (problem,), notes = check(launcher, tmp_path)
     assert problem.endswith("has not ended after 0.2 s: queued (Priority)")
     assert notes == ["the job is queued (Priority)"]
+    assert launcher.interrupted
+
+
+def test_a_job_whose_doctor_is_interrupted_leaves_the_queue(tmp_path, monkeypatch):
+    launcher = Site(ends=False)
+    monkeypatch.setattr(launcher, "standings", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        check(launcher, tmp_path)
     assert launcher.interrupted
 
 

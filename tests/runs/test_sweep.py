@@ -23,7 +23,7 @@ from robflat_bench.cli import sweep_progress as progress
 from robflat_bench.config.cost import passes_of, passes_of_evaluation, undeclared
 from robflat_bench.config.protocol import load
 from robflat_bench.config.study import load_study, studies
-from robflat_bench.core import Examples, Exit, Job, Params, Resources, Threat, UsageError, Workspace
+from robflat_bench.core import Examples, Exit, Job, Params, Resources, Threat, UsageError, Workspace, processes
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model
@@ -35,6 +35,7 @@ from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import RunRecord
 from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.registry.components import compose, resolve
+from robflat_bench.runs.exits import last_line
 from robflat_bench.runs.jobs import Jobs
 from robflat_bench.runs.pace import pace
 from robflat_bench.runs.sweep import Event, Sweep
@@ -242,8 +243,21 @@ def test_an_adopted_process_keeps_its_slot(monkeypatch, tmp_path):
     ended: dict[str, Exit] = {}
     while len(ended) < 2:
         ended |= later.wait(10)
-    assert ended == {"one": Exit(None), "two": Exit(-2)}
-    assert first.wait(10) == {"one": Exit(-2)}
+    assert ended == {"one": Exit(None), "two": Exit(-15)}
+    assert first.wait(10) == {"one": Exit(-15)}
+
+
+def test_the_id_of_a_process_may_hold_words_or_nonsense(monkeypatch, tmp_path):
+    """The time of a start has words off Linux. A file that anyone may have written is no reason to fail."""
+    monkeypatch.setattr(processes, "started", lambda pid: "Sun Nov 29 12:00:00 2026")
+    job = Job("one", (sys.executable, "-c", "import time; time.sleep(60)"), tmp_path / "log.txt")
+    first = Local(Params(), Resources())
+    known = first.start(job)
+    assert Local(Params(), Resources()).adopt(job, known)
+    for damaged in (f"{'9' * 5000}{known}", known.replace(" 0 ", f" {'9' * 5000} ", 1)):
+        assert not Local(Params(), Resources()).adopt(job, damaged)
+    first.interrupt()
+    assert first.wait(20)
 
 
 def test_the_inline_launcher_writes_to_this_terminal_and_refuses_two_jobs_at_a_time(capfd, tmp_path):
@@ -441,6 +455,11 @@ def test_retry_failed_runs_failed_runs_again(command, registry, study, tmp_path)
     assert done.code == 0, done.err
     assert [row["state"] for row in done.document["runs"]] == ["done"]
     assert "[1/1] standard, seed 1: done" in done.err
+
+
+def test_a_log_that_is_a_pipe_has_no_last_line(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")  # reading would wait for a writer
+    assert last_line(tmp_path / "log.txt") == ""
 
 
 def test_a_run_that_cannot_begin_is_a_failure_with_the_last_line_of_its_log(registry, study, tmp_path):
