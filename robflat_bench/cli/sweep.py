@@ -154,7 +154,12 @@ class _Asked:
         for task in cancel(attached):
             output.note(f"{task.title}: ended, {task.state()}")
             rows.append({**identity(task), "state": task.state()})
-        self._report(rows, [f"{len(rows)} runs ended" if rows else "no run of this study waits or runs"])
+        for task in self.agenda.wanted:
+            if worker := task.folder.worker():
+                output.note(
+                    f"{task.title}: {worker} works on it, which no sweep started that can be found; end it there"
+                )
+        self._report(rows, [f"ended: {len(rows)}" if rows else "no job of this study waits or runs"])
 
     def run(self, component: Component[Any], store: Path) -> None:
         """Make the runs, and show their results."""

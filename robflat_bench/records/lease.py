@@ -73,6 +73,12 @@ def look(path: Path) -> Look | None:
         raise
 
 
+def worker(folder: Path) -> str:
+    """Who works in a folder, in words; "" for nobody, as far as one look tells: a holder elsewhere may be dead."""
+    found = look(folder / NAME)
+    return str(found) if found and not _is_dead(folder / NAME, found) else ""
+
+
 class Lease:
     """The lease of a folder, for this process.
 

@@ -123,6 +123,10 @@ class RunFolder:
             sweep(self.path)
             yield
 
+    def worker(self) -> str:
+        """Who works here now, in words; "" for nobody."""
+        return lease.worker(self.path)
+
     def clear(self) -> None:
         """Delete everything but the lease; UsageError, with all in place, where that cannot be done."""
         if self.path.is_symlink():

@@ -23,9 +23,10 @@ class Standing:
     task : Task
         The run.
     state : str
-        "done", "failed", "queued" or "running"; "unfinished" or "new" where no launcher has a job of it.
+        "done", "failed", "queued" or "running"; "unfinished" or "new" where no launcher has a job of it, and no process
+        works on it.
     words : str
-        What its launcher says of its job.
+        What its launcher says of its job; without a job, which process works on it.
     course : Course
         How far it has come.
     seconds : float or None
@@ -85,7 +86,7 @@ def standings(wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estim
     for task in wanted:
         if task.spec.key in said:
             estimates.look(task)
-    return [_standing(task, said.get(task.spec.key, ""), estimates) for task in wanted]
+    return [_standing(task, said.get(task.spec.key) or task.folder.worker(), estimates) for task in wanted]
 
 
 def _standing(task: Task, words: str, estimates: Estimates) -> Standing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -470,8 +471,21 @@ def test_cancel_ends_the_jobs_of_a_sweep_that_is_gone(command, wanted, sleeping,
     assert [(row["key"], row["state"]) for row in ended.document["runs"]] == [(wanted[1].spec.key, "unfinished")]
     assert "1 job is told to save and end" in ended.err
     assert command(*line).document["runs"] == []
-    assert command(*line[:-1]).out == "no run of this study waits or runs\n"
+    assert command(*line[:-1]).out == "no job of this study waits or runs\n"
 
 
 def test_only_one_option_replaces_the_sweep(command, tmp_path):
     assert "type one of them" in command("sweep", "paper-digits", "--plan", "--status").complaint
+
+
+def test_a_run_without_a_job_is_seen_by_its_lease(command, wanted, tmp_path):
+    """Typed by hand, say; `--cancel` names who works on it, for it can end it nowhere."""
+    line = ["sweep", tmp_path / "three.toml", "--store", tmp_path / "runs"]
+    one, *_ = wanted
+    with one.folder.locked():
+        rows = command(*line, "--status", "--json").document["runs"]
+        left = command(*line, "--cancel").err
+    assert [row["state"] for row in rows] == ["running", "new", "new"]
+    assert rows[0]["job"].startswith(f"process {os.getpid()} on ")
+    assert f"{one.title}: process {os.getpid()} on " in left
+    assert [row["state"] for row in command(*line, "--status", "--json").document["runs"]][0] == "new"
