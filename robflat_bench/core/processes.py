@@ -1,5 +1,5 @@
 """Processes of this machine that need not be children of this one: where their numbers mean something, when one
-started, which one runs a command."""
+started, which one runs a command; whether torchrun started this one with others."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def started(pid: int) -> str:
         return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended
     except (OSError, IndexError):
         return ""
+
+
+def in_torchrun() -> bool:
+    """Whether `torchrun` started this process, or the one that started it, as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
 
 
 def running(command: Sequence[str]) -> tuple[int, str] | None:

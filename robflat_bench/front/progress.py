@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from robflat_bench.core import Observer, Spent
+from robflat_bench.core.processes import in_torchrun
 from robflat_bench.front import text as texts
 from robflat_bench.front.console import console
 from robflat_bench.front.remaining import Remaining
@@ -24,7 +25,7 @@ from robflat_bench.records.record import Epoch
 def draws(screen: Console) -> bool:
     """Whether bars can be drawn: on a terminal, and in a notebook where rich finds its widgets; of several processes
     that torchrun started, the first one draws."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+    if in_torchrun() and os.environ["RANK"] != "0":
         return False
     return screen.is_terminal or (screen.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 

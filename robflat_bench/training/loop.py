@@ -8,7 +8,6 @@ any moment and started again ends with the weights of an undisturbed run, bit fo
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -134,11 +133,11 @@ class Trainer:
                 while state.step < self.per_epoch:
                     self.step(batches)
                     observer.step_ends(self.done)
-                    stop = self.shards.stop(self.interrupt.requested is not None)
+                    stop = self.shards.stop(self.interrupt.requested or 0)
                     if stop or self.save_is_due():
                         self.save()
                     if stop:
-                        raise Interrupted(self.interrupt.requested or signal.SIGTERM)  # the signal of another process
+                        raise Interrupted(stop)
                 if not self.leads:
                     state.epoch, state.step = state.epoch + 1, 0
                     continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robflat_bench.core import RunFailed, UsageError, one_line
+from robflat_bench.core.processes import in_torchrun
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others, such as for the first one's check at the end of an epoch. Processes that
@@ -86,7 +87,7 @@ def launched(device: str) -> Processes:
     device: "cpu", or "cuda": then each process takes the GPU of its local rank. If there are fewer GPUs than processes,
         they share the first one.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if not in_torchrun():
         return ALONE
     nccl = device == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if nccl:

@@ -70,7 +70,8 @@ class Shards:
         self.inputs, self.x, self.y, self.counter = inputs, x, y, counter
         self.processes, self.count = inputs.processes, inputs.recipe.shards
         self.own = self.processes.share(self.count)
-        self.requested = self.stopping = False
+        self.requested = self.stopping = 0
+        """The signal that asked this process, and one that asked any process, to stop; 0 without one."""
 
     def check_start(self, done: int) -> None:
         """Raise RunFailed if the processes begin with different weights, or after different updates.
@@ -84,12 +85,13 @@ class Shards:
         if not torch.equal(found, found[:1].expand_as(found)):
             raise RunFailed("the processes of this run read different states of it; type the same command again")
 
-    def stop(self, requested: bool) -> bool:
-        """Whether all processes stop now, because one of them was asked to before the last update; call it after each.
+    def stop(self, requested: int) -> int:
+        """The signal by which all processes stop now, because one of them got it before the last update; 0 to go on.
+        Call it after each update.
 
         Parameters
         ----------
-        requested: whether this process was asked to stop.
+        requested: the signal that asked this process to stop; 0 without one.
         """
         self.requested = requested
         return requested if self.processes.count == 1 else self.stopping
@@ -117,8 +119,8 @@ class Shards:
             return inputs.composition.descend(loss, inputs.model, optimizer, _empty(shards[0].batch, now))
 
     def note(self, facts: Tensor) -> None:
-        """Learn from the facts of all shards, [R,3]: whether to stop, forward and backward passes."""
-        self.stopping = bool(facts[:, 0].any())
+        """Learn from the facts of all shards, [R,3]: signal to stop by, forward and backward passes."""
+        self.stopping = int(facts[:, 0].max())
         others = facts[:, 1:].sum(0) - facts[self.own.start : self.own.stop, 1:].sum(0)
         self.counter.forward += int(others[0])
         self.counter.backward += int(others[1])
@@ -163,7 +165,7 @@ class _WholeLoss:
         return self._combined(self.shards.processes.gathered(torch.stack(rows)))
 
     def _row(self, shard: Shard, value: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
-        """[M]: loss, whether to stop, two counts of passes; which weights have a gradient; gradients; buffers."""
+        """[M]: loss, signal to stop by, two counts of passes; which weights have a gradient; gradients; buffers."""
         dtype = self.shards.inputs.dtype
         facts = [self.shards.requested, *shard.passes, *(gradient is not None for gradient in gradients)]
         pairs = zip(self.parameters, gradients, strict=True)

@@ -177,6 +177,14 @@ def test_a_mistake_costs_less_than_a_second_of_the_processor(child_environment, 
     assert spent < 2, "a second on a quiet machine; a loaded one takes up to twice as long"
 
 
+def test_a_sweep_is_not_divided_by_torchrun(command, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = command("sweep", "paper-digits", "--plan")
+    assert done.code == 2
+    assert "torchrun divides one run among processes, not a sweep" in done.complaint
+
+
 def test_an_empty_list_stays_a_list_in_json(command):
     done = command("list", "measures", "x*", "--json")
     assert (done.code, done.document) == (0, [])
