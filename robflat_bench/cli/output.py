@@ -127,6 +127,14 @@ def registry() -> Registry:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def confirmed(question: str) -> bool:
+    """Whether the user says yes, on stderr, or nothing: return is yes, and so is another Ctrl-C."""
+    try:
+        return click.confirm(visible(question), default=True, err=True)
+    except click.Abort:
+        return True
+
+
 def show(line: object) -> None:
     """Write a line on stdout."""
     click.echo(visible(str(line)), file=sys.stdout)

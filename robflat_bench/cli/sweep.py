@@ -237,11 +237,7 @@ def _leave(interrupted: Sweep) -> None:
         return
     jobs = _counted(len(interrupted.running))
     asks = interrupted.stopped_by == signal.SIGINT and sys.stdin.isatty() and sys.stderr.isatty()
-    try:
-        leaves = not asks or click.confirm(f"{jobs} queued or running. Leave them there?", default=True, err=True)
-    except click.Abort:  # another Ctrl-C
-        leaves = True
-    if leaves:
+    if not asks or output.confirmed(f"{jobs} queued or running. Leave them there?"):
         output.note(
             f"{jobs} left queued or running. Where they stand: {_typed('--status')}; to end them: {_typed('--cancel')}"
         )

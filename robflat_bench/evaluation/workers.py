@@ -87,26 +87,30 @@ def ahead(session: Session, subjects: Subjects, journal: StoredJournal) -> Itera
     note says so where `session.jobs` was given.
     """
     observer, count, payload, problems = session.observer, processes(session), b"", [""]
-    claims = tempfile.TemporaryDirectory(prefix="robflat-bench-", ignore_cleanup_errors=True)
     passes = [_passes(session.registry, stage) for plan, _ in subjects for stage in (None, *plan.stages)]
-    try:
-        payload = _payload(session, subjects, journal, Path(claims.name)) if count > 1 else b""
-    except _Unfit as error:
-        count, problems = 1, [str(error)]
     workers: list[_Worker] = []
-    try:
-        if count > 1:
-            journal.claims = Reading(Path(claims.name))
-        while len(workers) < count - 1:
-            workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS, observer))
-        observer.work_starts(passes, count, lambda: journal.spent)
-        yield
-    finally:
-        problems += [worker.end() for worker in workers]
-        claims.cleanup()
+    with _claims() if count > 1 else contextlib.nullcontext("") as claims:
+        try:
+            payload = _payload(session, subjects, journal, Path(claims)) if count > 1 else b""
+        except _Unfit as error:
+            count, problems = 1, [str(error)]
+        try:
+            if count > 1:
+                journal.claims = Reading(Path(claims))
+            while len(workers) < count - 1:
+                workers.append(_Worker(payload, 0 if session.jobs else PATIENCE_SECONDS, observer))
+            observer.work_starts(passes, count, lambda: journal.spent)
+            yield
+        finally:
+            problems += [worker.end() for worker in workers]
     if session.jobs and any(problems):
         said = next(filter(None, problems))
         observer.note(f"fewer processes than --jobs {session.jobs} made this evaluation: {said}")
+
+
+def _claims() -> contextlib.AbstractContextManager[str]:
+    """A folder of this machine for the claims on units."""
+    return tempfile.TemporaryDirectory(prefix="robflat-bench-", ignore_cleanup_errors=True)
 
 
 def processes(session: Session) -> int:

@@ -30,10 +30,16 @@ FIGURES = REPOSITORY / "docs" / "figures"
 
 
 @pytest.fixture(scope="module")
-def board():
-    """The committed board that the README shows."""
-    boards = json.loads((REPOSITORY / "leaderboard" / "board.json").read_text("utf-8"))["boards"]
-    return next(board for board in boards if board["id"] == "digits-linf")
+def boards():
+    """The committed boards, by id."""
+    document = json.loads((REPOSITORY / "leaderboard" / "board.json").read_text("utf-8"))
+    return {board["id"]: board for board in document["boards"]}
+
+
+@pytest.fixture(scope="module")
+def board(boards):
+    """The board that the README shows."""
+    return boards["digits-linf"]
 
 
 @pytest.fixture
@@ -127,18 +133,23 @@ def test_the_correlations_are_those_of_the_board(board, target):
     assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**statistic) in README
 
 
-def test_the_verdicts_are_those_of_the_board(board):
-    def listed(verdict):
-        return (
-            ", ".join(one["id"] for one in board["claims"] if one["verdict"] == verdict and one["id"][0] == "C")
-            or "none"
-        )
+def verdicts(board) -> str:
+    """The claims of the paper by verdict, as the README lists them."""
 
-    said = (
-        f"this board supports {listed('supported')}; contradicts {listed('contradicted')}; "
-        f"leaves {listed('undecided')} undecided; cannot test {listed('not testable')} (`leaderboard claims`)."
+    def listed(verdict):
+        found = [one["id"] for one in board["claims"] if one["verdict"] == verdict and one["id"][0] == "C"]
+        return ", ".join(found) or "none"
+
+    return (
+        f"supports {listed('supported')}; contradicts {listed('contradicted')}; "
+        f"leaves {listed('undecided')} undecided; cannot test {listed('not testable')}"
     )
-    assert said in README.replace("\n", " ")
+
+
+def test_the_verdicts_are_those_of_the_boards(board, boards):
+    said, mini = README.replace("\n", " "), boards["cifar10-mini"]
+    assert f"this board {verdicts(board)} (`leaderboard claims`)." in said
+    assert f"({len(mini['rows'])} methods so far) {verdicts(mini)}." in said
 
 
 def test_the_badges_say_what_the_package_declares():

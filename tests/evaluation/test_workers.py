@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import random
 from dataclasses import replace
@@ -219,7 +220,8 @@ def test_processes_by_default_have_cores_and_memory(session, monkeypatch, change
     assert workers.processes(replace(session, **{"jobs": None, **changes})) == expected
 
 
-def test_a_network_that_no_other_process_can_have_is_evaluated_by_one(session, subject, tmp_path):
+def test_a_network_that_no_other_process_can_have_is_evaluated_by_one(session, subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "BEGAN", math.inf)  # other tests write modules and load them
     subject.model.register_forward_hook(lambda module, images, logits: logits)
     with workers.ahead(session, [(planned(session, ()), subject)], StoredJournal(tmp_path)):
         pass

@@ -371,7 +371,7 @@ def answered(monkeypatch, answer) -> list[str]:
         questions.append(question)
         return answer()
 
-    monkeypatch.setattr(command_line.click, "confirm", confirm)
+    monkeypatch.setattr(command_line.output.click, "confirm", confirm)
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "argv", ["robflat-bench", "sweep", "three.toml", "--launcher", "slurm(time='1:00:00')"])
@@ -488,4 +488,4 @@ def test_a_run_without_a_job_is_seen_by_its_lease(command, wanted, tmp_path):
     assert [row["state"] for row in rows] == ["running", "new", "new"]
     assert rows[0]["job"].startswith(f"process {os.getpid()} on ")
     assert f"{one.title}: process {os.getpid()} on " in left
-    assert [row["state"] for row in command(*line, "--status", "--json").document["runs"]][0] == "new"
+    assert command(*line, "--status", "--json").document["runs"][0]["state"] == "new"

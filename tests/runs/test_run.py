@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from robflat_bench.config.protocol import load
-from robflat_bench.core import Observer, Observers
+from robflat_bench.core import Observer, Observers, Spent
 from robflat_bench.evaluation import session as sessions
 from robflat_bench.evaluation.session import Session
 from robflat_bench.records.store import Store
@@ -59,9 +59,11 @@ def test_every_event_reaches_every_observer_in_order():
     both.step_ends(done=1)
     both.epoch_ends([])
     both.evaluation_starts(["clean"])
+    both.work_starts([0], 2, Spent)
+    both.work_ends_elsewhere(0, 12, False)
     both.unit_ends()
     both.stage_ends("clean")
     both.note("text")
-    assert [row[0] for row in seen] == ["one", "two"] * 7
+    assert [row[0] for row in seen] == ["one", "two"] * 9
     assert [row[1] for row in seen[::2]] == [name for name in vars(Observer) if not name.startswith("_")]
     assert seen[0][2] == (2, 6, 0)
