@@ -91,6 +91,12 @@ def holder(start, folder):
     return process
 
 
+def stop(process: subprocess.Popen) -> None:
+    """Stop all its threads: a beat on its way would show life."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
 def files(folder: RunFolder) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
@@ -117,7 +123,7 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_taken_at_once(folder, 
 
 def test_a_stopped_process_of_this_machine_keeps_its_lease(folder, holder):
     stopped = holder()
-    stopped.send_signal(signal.SIGSTOP)
+    stop(stopped)
     time.sleep(SILENT + 5 * BEAT)
     with pytest.raises(Busy), folder.locked(told=lambda line: pytest.fail(line)):
         pass
@@ -188,7 +194,7 @@ def test_a_damaged_lease_is_watched(folder):
 def test_a_process_that_lost_its_lease_leaves_and_writes_nothing_more(folder, holder):
     stopped = holder(node="node7")
     time.sleep(0.2)
-    stopped.send_signal(signal.SIGSTOP)
+    stop(stopped)
     with folder.locked(told=lambda line: None):
         before = files(folder)
         stopped.send_signal(signal.SIGCONT)
@@ -289,7 +295,7 @@ def test_the_twin_of_a_requeued_run_leaves_and_the_record_is_that_of_an_undistur
     for line in twin.stderr:
         if "epoch 3/" in line:
             break
-    twin.send_signal(signal.SIGSTOP)
+    stop(twin)
     second = start(*here, node="node2")
     out, err = second.communicate(timeout=240)
     assert second.returncode == 0, err
