@@ -57,6 +57,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             attack=Passes("2", "1"),
             loss=Passes("2", "2"),
             claims=("attack",),
+            sharded="its nuclear norm couples the images of a batch",
         ),
         MethodInfo(
             "gat",
@@ -68,6 +69,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             attack=Passes("2", "1"),
             loss=Passes("2", "2"),
             claims=("attack",),
+            sharded=True,
         ),
         MethodInfo(
             "zerograd",
@@ -78,6 +80,7 @@ def robflat_bench_methods() -> list[MethodInfo]:
             "training. arXiv 2103.15476, 2021",
             attack=Passes("1", "1"),
             claims=("attack",),
+            sharded=True,
         ),
     ]
 
