@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from robflat_bench.runs.environment import describe
+
 PROTOCOL = """
 name = "shards"
 version = "1.0"
@@ -160,7 +162,8 @@ def main() -> None:
             raise SystemExit(not compare_weights(Path(folder)))
         found = compare_speed(Path(folder), arguments.rounds)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        document = {**found, "environment": describe()}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
