@@ -16,6 +16,7 @@ Standard error: over draws and examples. Cost: draws + 1 times the attack, or fo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -28,7 +29,7 @@ with lazy_imports():
 
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.random_moves import losses_after, mean_rise
-    from robflat_bench.numerics.weight_space import Ball, Direction, WeightSpace
+    from robflat_bench.numerics.weight_space import Ball, WeightSpace
 
 
 class AverageCaseParams(shared.DrawsParams):
@@ -71,10 +72,7 @@ class AverageCase(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params = self.params
         space = WeightSpace(model, ball=Ball(params.ball, params.norm), exclude=params.exclude)
-
-        def move(draw: int) -> Direction:
-            return space.on_sphere(params.xi, workspace.seed, INFO.name, draw)
-
+        move = partial(space.on_sphere, params.xi, workspace.seed, INFO.name)
         arrays = losses_after(self, space, examples, workspace, move)
         reference, details = subtracted(self, arrays["reference"], model, examples, workspace)
         return mean_rise({**arrays, "reference": reference}, details)

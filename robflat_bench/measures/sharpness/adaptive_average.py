@@ -16,6 +16,7 @@ and `draws` short ones (`random_moves`).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ with lazy_imports():
 
     from robflat_bench.core.randomness import normal_like, uniform_like
     from robflat_bench.measures.random_moves import losses_after, mean_rise, random_move
-    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+    from robflat_bench.numerics.weight_space import WeightSpace
 
 
 class AdaptiveAverageParams(DrawsParams):
@@ -70,10 +71,7 @@ class AdaptiveAverage(Measure):
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         params, space = self.params, WeightSpace(model, exclude=self.params.exclude)
         noise = normal_like if params.ball == "l2" else uniform_like
-
-        def move(draw: int) -> Direction:
-            return random_move(space, self._scaled, workspace.seed, INFO.name, draw, noise=noise)
-
+        move = partial(random_move, space, self._scaled, workspace.seed, INFO.name, noise=noise)
         return mean_rise(losses_after(self, space, examples, workspace, move))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:

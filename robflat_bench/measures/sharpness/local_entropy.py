@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from pydantic import Field
 
@@ -38,7 +39,7 @@ with lazy_imports():
 
     from robflat_bench.core.estimates import estimated
     from robflat_bench.measures.random_moves import losses_after, random_move
-    from robflat_bench.numerics.weight_space import Direction, WeightSpace, norm
+    from robflat_bench.numerics.weight_space import WeightSpace, norm
 
 
 class LocalEntropyParams(DrawsParams):
@@ -75,10 +76,7 @@ class LocalEntropy(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
-
-        def move(draw: int) -> Direction:
-            return random_move(space, lambda z, w: self._std(w) * z, workspace.seed, INFO.name, draw)
-
+        move = partial(random_move, space, lambda z, w: self._std(w) * z, workspace.seed, INFO.name)
         arrays = losses_after(self, space, examples, workspace, move)
         found = estimated(INFO.estimate, arrays)
         sample = found.details["effective_sample_size"]

@@ -16,6 +16,8 @@ and `draws` short ones (`random_moves`).
 
 from __future__ import annotations
 
+from functools import partial
+
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
@@ -25,7 +27,7 @@ with lazy_imports():
     from torch import Tensor, nn
 
     from robflat_bench.measures.random_moves import by_filter, losses_after, mean_rise, random_move
-    from robflat_bench.numerics.weight_space import Direction, WeightSpace
+    from robflat_bench.numerics.weight_space import WeightSpace
 
 
 class LPFParams(DrawsParams):
@@ -62,10 +64,7 @@ class LPF(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         space = WeightSpace(model, exclude=self.params.exclude)
-
-        def move(draw: int) -> Direction:
-            return random_move(space, self._scaled, workspace.seed, INFO.name, draw)
-
+        move = partial(random_move, space, self._scaled, workspace.seed, INFO.name)
         return mean_rise(losses_after(self, space, examples, workspace, move))
 
     def _scaled(self, z: Tensor, w: Tensor) -> Tensor:
