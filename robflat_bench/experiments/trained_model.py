@@ -166,11 +166,11 @@ def kept_epochs(registry: Registry, protocol: Protocol, home: Path) -> list[str]
 def _rerun(registry: Registry, protocol: Protocol, home: Path) -> str:
     """The command that trains a run again and keeps checkpoints."""
     file = named(registry, protocol.name, protocol.version) or "FILE.toml"
-    spec = RunFolder(home).record().spec
+    folder = RunFolder(home)
+    spec = folder.record().spec
     brief = spec.model_copy(update={"method": compose(registry, spec.method).brief})
     words = ["robflat-bench", "run", *run_options(brief, protocol, file)]
-    # home is <store>/<protocol>/<label>/seed-<n>-<key>
-    return shlex.join([*words, "--store", str(home.parents[2]), "--keep-every", "5", "--fresh"])
+    return shlex.join([*words, "--store", str(folder.store), "--keep-every", "5", "--fresh"])
 
 
 def open_model(session: Session, found: FoundModel) -> TrainedModel:

@@ -115,7 +115,7 @@ def _next_lines(registry: Registry, folder: RunFolder, record: RunRecord) -> Ite
     """Whether a board ranks a run, and the lines to type next."""
     from robflat_bench.config.protocol import DEFAULT, recorded
 
-    spec, store = record.spec, folder.path.parents[2]
+    spec, store = record.spec, folder.store
     protocol = recorded(registry, spec.protocol.name, spec.protocol.version)
     options = ["--protocol", protocol] if protocol not in ("", DEFAULT) else []
     options += ["--store", str(store)] if store != Path("runs") else []

@@ -79,8 +79,7 @@ def _again(run: RunFolder, spec: RunSpec, registry: Registry) -> str:
     """The command that trains a run's method, recipe and seed under the version of its protocol that is in force."""
     ref = spec.protocol
     options = run_options(spec, load(registry, recorded(registry, ref.name, ref.version)), ref.name)
-    # its folder is <store>/<protocol>/<label>/seed-<n>-<key>
-    return f"`{shlex.join(['robflat-bench', 'run', *options, '--store', str(run.path.parents[2])])}`"
+    return f"`{shlex.join(['robflat-bench', 'run', *options, '--store', str(run.store)])}`"
 
 
 def _nearest(root: Path) -> Path:

@@ -98,6 +98,11 @@ class RunFolder:
     log_file = property(lambda self: self.path / "log.txt")
 
     @property
+    def store(self) -> Path:
+        """The folder of the store that a run's folder lies in: <store>/<protocol>/<label>/seed-<n>-<key>."""
+        return self.path.parents[2]
+
+    @property
     def state(self) -> Literal["done", "failed", "unfinished"]:
         return "done" if self.record_file.is_file() else "failed" if self.failed_file.is_file() else "unfinished"
 
