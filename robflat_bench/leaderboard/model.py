@@ -252,6 +252,14 @@ class Board(Strict):
     claims: tuple[Claim, ...] = ()
     references: tuple[Reference, ...] = ()
 
+    @property
+    def primary(self) -> list[str]:
+        """The ranked measures that lead: the first of each name, at most two."""
+        first: dict[str, str] = {}
+        for id in self.rankings[1:]:
+            first.setdefault(id.partition("(")[0], id)
+        return [*first.values()][:2]
+
     def column(self, id: str) -> BoardColumn:
         """The column with this identifier; ValueError where the board has none."""
         found = next((column for column in self.quantities if column.id == id), None)

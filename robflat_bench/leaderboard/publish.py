@@ -18,13 +18,14 @@ from typing import Any
 
 from robflat_bench.config.protocol import read_text
 from robflat_bench.core import CheckFailed, LeaderboardColumn, RobflatError, UsageError
+from robflat_bench.leaderboard import links
 from robflat_bench.leaderboard.build import board_id, build_leaderboard
 from robflat_bench.leaderboard.entries import Submission, read_entries, references
 from robflat_bench.leaderboard.entry_checks import known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
 from robflat_bench.leaderboard.site.cards import method_card
 from robflat_bench.leaderboard.site.curves import TrainingDocument
-from robflat_bench.leaderboard.site.pages import CHANGES, Sources, render_site
+from robflat_bench.leaderboard.site.pages import RESERVED, Sources, render_site
 from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, REFERENCES, Problem, walk
 from robflat_bench.records.quantities import quantity_values
 from robflat_bench.records.store import read_record
@@ -60,8 +61,10 @@ def _document_problems(root: Path, registry: Registry, boards: set[str]) -> Iter
                     yield Problem(file, f"{file} is named after no known protocol. Known are: {known}")
             elif file.parent.name == PAGES:
                 read_text(file, "page")
-                if file.stem in {CHANGES, *boards}:
+                if file.stem in {*RESERVED, *boards}:
                     yield Problem(file, f"{file} has the address of another page of the site; rename it")
+            elif file.name == links.FILE:
+                links.links(root)
             elif file.parent.name == EXPERIMENTS:
                 read_record(file, TrainingDocument)
         except RobflatError as error:
@@ -84,6 +87,7 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / PAGES).glob("*.md"))},
         columns={one.id: _columns(registry, one) for one in board.boards},
+        links=links.links(root),
         trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / EXPERIMENTS).glob("*.json"))),
     )
 

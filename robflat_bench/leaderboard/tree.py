@@ -2,7 +2,7 @@
 
 leaderboard/board.json                                                 written by `leaderboard build`
 leaderboard/records/<protocol>/<label>/seed-<n>-<key>/                 one entry
-leaderboard/references/<protocol>.toml   pages/<name>.md   experiments/<name>.json
+leaderboard/references/<protocol>.toml   pages/<name>.md   experiments/<name>.json   site.toml
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FILES = {
         rf"{PAGES}/{NAME}\.md": protocol.MAX_BYTES,
         rf"{EXPERIMENTS}/{NAME}\.json": record.MAX_BYTES,
         r"board\.json": MAX_OUTCOMES,
+        r"site\.toml": protocol.MAX_BYTES,
     }.items()
 }
 """Path below the root -> most bytes of the file."""

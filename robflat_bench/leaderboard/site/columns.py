@@ -1,4 +1,4 @@
-"""The board's table as columns: the ranked quantities first, the rest in groups that the reader can switch on."""
+"""The board's table as columns: what everybody looks at first, the rest in groups that the reader can switch on."""
 
 from __future__ import annotations
 
@@ -7,66 +7,71 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from robflat_bench.analysis.statistics import Place
 from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.model import TIERS, Board, BoardColumn, BoardRow, RowValue
 from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.svg import cut
 from robflat_bench.records.quantities import MEASURE, QuantityValue, column_id, quantity_unit
 from robflat_bench.registry.components import slug
 
 GROUPS = {
-    "flatness": ("Flatness", True),
-    "loss": ("Loss and gap", True),
-    "attacks": ("Single attacks", False),
-    "more": ("More measures", False),
-    "other": ("Other checkpoint", False),
-    "budget": ("Budget", False),
-    "plugins": ("Plugins", False),
+    "loss": "Loss and gap",
+    "flatness": "More flatness",
+    "attacks": "Single attacks",
+    "more": "More measures",
+    "other": "Other checkpoint",
+    "budget": "Evidence and budget",
+    "plugins": "Plugins",
 }
-"""Group -> label of its switch, and whether it is shown at first. Columns without a group are always shown."""
+"""Group -> label of its switch; groups are hidden at first. Columns without a group are always shown."""
 ICONS = {"self-reported": "\u25cb", "re-evaluated": "\u25d0", "reproduced": "\u25cf"}
+GAP = column_id("gap_robust_loss")
 
 
 class Cell(NamedTuple):
-    """text: the content. note: a smaller second line, or a picture. value: the number that sorting uses."""
+    """text: the content. note: a smaller second line, or a picture. value: the number that sorting uses. place: the
+    row's rank by this column, for a ranked column."""
 
     text: str
     note: str | Markup = ""
     value: float | None = None
+    place: Place | None = None
 
 
 class TableColumn(NamedTuple):
-    """key: name in addresses. note: a smaller second line of the heading. cells: row -> cell."""
+    """key: name in addresses. title: short. full: the whole heading. note: unit and number of images. cells: row ->
+    cell."""
 
     key: str
     title: str
+    full: str
     note: str
     group: str
     cells: dict[str, Cell]
 
 
 def table_columns(board: Board, offered: Sequence[LeaderboardColumn] = ()) -> list[TableColumn]:
-    """All columns but rank and method, in order. offered: the columns of plugins."""
-    first = [board.column(board.rankings[0]), *(each for each in board.quantities if each.id == "clean_error")]
-    flatness = [board.column(name) for name in board.rankings[1:]]
-    rest = [each for each in board.quantities if each not in (*first, *flatness)]
+    """All columns but rank and method, in order: what everybody looks at, then the groups. offered: of plugins."""
+    core = _core(board)
+    rest = [each for each in board.quantities if each.id not in core]
+    short = words.short_titles(board.quantities, board.primary)
     other = "best" if board.checkpoint == "last" else "last"
 
     def measured(columns: Iterable[BoardColumn], group: str, checkpoint: str = "") -> list[TableColumn]:
-        return [_measured(board, column, group, checkpoint) for column in columns]
+        return [_measured(board, column, short[column.id], group, checkpoint) for column in columns]
 
     def starting(*prefixes: str) -> list[BoardColumn]:
         return [each for each in rest if each.id.startswith(prefixes)]
 
-    robust, *clean = measured(first, "")
-    repeated = [*first, *flatness, *(each for each in rest if each.id in ("robust_loss", "gap_robust_loss"))]
+    ranked = [each for each in rest if each.id in board.rankings]
+    repeated = [board.column(id) for id in (*core, *(each.id for each in (*ranked, *starting("robust_loss"))))]
     made = [
-        _pictured(board, robust),
-        *clean,
-        *measured(flatness, "flatness"),
+        *measured(map(board.column, core), ""),
         *measured(starting("robust_loss", "gap_"), "loss"),
-        TableColumn("evidence", "Evidence", "seeds", "", {row.id: _evidence(row) for row in board.rows}),
+        *measured(ranked, "flatness"),
         *measured(starting("attack:"), "attacks"),
-        *measured(starting(MEASURE), "more"),
+        *measured([each for each in starting(MEASURE) if each not in ranked], "more"),
         *measured(repeated, "other", other),
         *_budget(board),
         *(_offered(board, column) for column in offered),
@@ -74,35 +79,55 @@ def table_columns(board: Board, offered: Sequence[LeaderboardColumn] = ()) -> li
     return [column for column in made if column.cells]
 
 
+def _core(board: Board) -> list[str]:
+    """The columns that are always shown: both errors, the gap, and the first measure of each name that is ranked."""
+    known = {column.id for column in board.quantities}
+    return [id for id in (board.rankings[0], "clean_error", GAP, *board.primary) if id in known]
+
+
 def _offered(board: Board, column: LeaderboardColumn) -> TableColumn:
     values = {row.id: column.values[row.id] for row in board.rows if row.id in column.values}
     cells = {row: Cell(format(value, column.form), value=value) for row, value in values.items()}
-    return TableColumn(slug(f"plugin-{column.name}"), column.title, column.note, "plugins", cells)
+    return TableColumn(slug(f"plugin-{column.name}"), column.title, column.title, column.note, "plugins", cells)
 
 
-def _measured(board: Board, column: BoardColumn, group: str, checkpoint: str) -> TableColumn:
-    """A quantity at a checkpoint, or at the board's (""), where its cells say the ranks."""
-    values = [(row, row.value(checkpoint or board.checkpoint, column.id)) for row in board.rows]
-    cells = {row.id: _cell(row, column, value, not checkpoint) for row, value in values if value}
+def _measured(board: Board, column: BoardColumn, short: str, group: str, checkpoint: str) -> TableColumn:
+    """A quantity at a checkpoint, or at the board's (""). Columns that are always shown have pictures of their
+    intervals."""
+    values = {row.id: value for row in board.rows if (value := row.value(checkpoint or board.checkpoint, column.id))}
+    places = {row.id: row.places.get(column.id) for row in board.rows if not checkpoint}
+    picture = _picture([*values.values()]) if not group else None
+    cells = {
+        row: Cell(
+            words.spread(value, column.unit),
+            picture(value) if picture else _error(value, column.unit),
+            value.mean,
+            places.get(row),
+        )
+        for row, value in values.items()
+    }
     key = slug(f"{column.id}-{checkpoint}" if checkpoint else column.id)
-    title = f"{column.title}, {checkpoint}" if checkpoint else column.title
-    return TableColumn(key, title, words.unit_and_n(column), group, cells)
+    title, full = (f"{text}, {checkpoint}" if checkpoint else text for text in (short, column.title))
+    return TableColumn(key, title, full, words.unit_and_n(column), group, cells)
 
 
-def _pictured(board: Board, column: TableColumn) -> TableColumn:
-    """The column with its intervals drawn on one scale instead of the ranks, which have a column of their own."""
-    found = {row.id: row.value(board.checkpoint, board.rankings[0]) for row in board.rows}
-    values = {row: value for row, value in found.items() if value}
-    ends = [end for value in values.values() for end in (value.low, value.mean, value.high) if end is not None]
-    low, width = min(ends, default=0.0), (max(ends, default=1.0) - min(ends, default=0.0)) or 1.0
+def _error(value: RowValue, unit: str) -> str:
+    return f"se {words.format_value(value.standard_error, unit)}" if value.standard_error is not None else ""
+
+
+def _picture(values: Sequence[RowValue]) -> Callable[[RowValue], Markup]:
+    """Draws a value with its interval on the scale of a column, whose far values stand at its end."""
+    beyond = cut([value.mean for value in values])
+    ends = [end for value in values for end in (value.low, value.mean, value.high) if end is not None and end < beyond]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
 
     def picture(value: RowValue) -> Markup:
         shown = (value.mean if end is None else end for end in (value.low, value.mean, value.high))
-        a, b, c = (4 + 92 * (end - low) / width for end in shown)
+        a, b, c = (4 + 92 * min(1.0, (end - low) / ((high - low) or 1.0)) for end in shown)
         line = "" if value.low is None else f'<path d="M{a:.1f} 4H{c:.1f}"/>'
         return Markup(f'<svg viewBox="0 0 100 8" aria-hidden="true">{line}<circle cx="{b:.1f}" cy="4" r="3"/></svg>')
 
-    return column._replace(cells={row: cell._replace(note=picture(values[row])) for row, cell in column.cells.items()})
+    return picture
 
 
 def _evidence(row: BoardRow) -> Cell:
@@ -111,26 +136,20 @@ def _evidence(row: BoardRow) -> Cell:
     return Cell(f"{ICONS[row.tier]} {row.tier}", seeds, 1000 * TIERS.index(row.tier) + len(row.runs))
 
 
-def _cell(row: BoardRow, column: BoardColumn, value: RowValue, ranked: bool) -> Cell:
-    note = f"se {words.format_value(value.standard_error, column.unit)}" if value.standard_error is not None else ""
-    if ranked and (place := row.places.get(column.id)):
-        note = f"rank {place.rank} ({words.rank_interval(place)}) {place.groups}"
-    return Cell(words.spread(value, column.unit), note, value.mean)
-
-
 def _budget(board: Board) -> list[TableColumn]:
-    def column(key: str, title: str, note: str, form: Callable[[float], str]) -> TableColumn:
-        costs = {row.id: getattr(row, key) for row in board.rows}
-        return TableColumn(
-            key, title, note, "budget", {row: Cell(form(cost), value=cost) for row, cost in costs.items()}
-        )
+    def column(key: str, title: str, note: str, cells: dict[str, Cell]) -> TableColumn:
+        return TableColumn(key, title, title, note, "budget", cells)
+
+    def costs(key: str, form: Callable[[float], str]) -> dict[str, Cell]:
+        return {row.id: Cell(form(cost), value=cost) for row in board.rows for cost in [getattr(row, key)]}
 
     extra = {row.id: Cell("yes" if row.extra_data else "no", value=row.extra_data) for row in board.rows}
     return [
-        column("forward", "Forward passes", "images", words.format_count),
-        column("backward", "Backward passes", "images", words.format_count),
-        column("seconds", "Time", "training and evaluation", words.format_seconds),
-        TableColumn("extra", "Extra data", "", "budget", extra),
+        column("evidence", "Evidence", "seeds", {row.id: _evidence(row) for row in board.rows}),
+        column("forward", "Forward passes", "images", costs("forward", words.format_count)),
+        column("backward", "Backward passes", "images", costs("backward", words.format_count)),
+        column("seconds", "Time", "training and evaluation", costs("seconds", words.format_seconds)),
+        column("extra", "Extra data", "", extra),
     ]
 
 

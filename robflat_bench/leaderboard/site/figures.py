@@ -1,12 +1,12 @@
 """The board's figures: each a drawing, a caption, and its numbers as a table.
 
-Rows without a rank are hollow and enter no line; rows with extra data are squares, so that no meaning rests on colour.
+Rows without a rank are hollow and enter no line; rows with extra data have a ring. Colour and shape: `families`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from statistics import linear_regression
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from robflat_bench.analysis.correlation import STATISTICS
 from robflat_bench.leaderboard.model import Board, BoardRow, Correlation, CorrelationValue, RowValue
 from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.families import draw_row
 from robflat_bench.leaderboard.site.svg import WIDTH, Drawing, Scale, hint, scale
 
 LEFT, RIGHT, TOP = 60, WIDTH - 14, 14
@@ -64,15 +65,14 @@ def column_axis(board: Board, id: str) -> Axis:
 
 
 def board_figures(board: Board) -> dict[str, list[Figure]]:
-    """All figures of a board by topic; "flatness" holds robust error against each ranked measure."""
+    """The figures of a board by topic; `central` draws robustness against flatness."""
     robust = column_axis(board, board.rankings[0])
     clean = column_axis(board, "clean_error")
     passes = Axis("Image passes of training", "", _passes, log=True)
     drawn = {
-        "flatness": [_flatness(board, k, id, robust) for k, id in enumerate(board.rankings[1:])],
         "others": [
-            _scatter(board, "clean", clean, robust, "pareto"),
-            _scatter(board, "budget", passes, robust, "pareto"),
+            _scatter(board, "clean", clean, robust),
+            _scatter(board, "budget", passes, robust),
         ],
         "ranks": [_ranks(board, k, id) for k, id in enumerate(board.rankings)],
     }
@@ -83,42 +83,20 @@ def _passes(row: BoardRow) -> RowValue:
     return RowValue(mean=row.forward + row.backward, seeds=len(row.runs))
 
 
-def _flatness(board: Board, k: int, id: str, robust: Axis) -> Figure:
-    """Robust error against one measure, with their correlations in the caption."""
-    figure = _scatter(board, f"flatness-{k}", column_axis(board, id), robust, "regression")
-    shown = (id, board.rankings[0], board.checkpoint)
-    known = [correlation_text(c) for c in board.correlations if (c.quantity, c.target, c.checkpoint) == shown]
-    return figure._replace(caption=" ".join([figure.caption, *known]))
-
-
-def correlation_text(correlation: Correlation) -> str:
-    """All statistics of a correlation in a sentence."""
-    return "; ".join(map(statistic_text, correlation.statistics)) + f" over {correlation.models} models."
-
-
-def statistic_text(statistic: CorrelationValue) -> str:
-    """`Spearman 0.81 (0.55 to 0.93)`, or why there is no value."""
-    name = statistic.name.capitalize()
-    if statistic.value is None:
-        return f"{name}: {statistic.reason or 'not defined'}"
-    ends = words.interval(statistic.low, statistic.high, "ratio")
-    return f"{name} {words.format_value(statistic.value, 'ratio')}{f' ({ends})' if ends else ''}"
-
-
-def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figure:
-    """Rows as points with whiskers. line: "regression" or "pareto", over the ranked rows."""
+def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure:
+    """Rows as points with whiskers, and the Pareto front of the ranked rows."""
     found = [(row, across.read(row), up.read(row)) for row in board.rows]
     shown = [(row, a, b) for row, a, b in found if a and b and (a.mean > 0 or not across.log)]
     ranked = [(a.mean, b.mean) for row, a, b in shown if not row.unranked]
-    trend = {"regression": regression, "pareto": pareto}[line](ranked)
+    front = pareto(ranked)
     title = f"{up.title} against {words.within(across.title)}"
     desc = f"Each of {len(shown)} methods is a point; the table below holds the same numbers."
     drawing = Drawing(f"{board.id}-{name}", title, desc, 360)
     x = scale(_ends(a for _, a, _ in shown), LEFT, RIGHT, across.unit, across.log, floor=0.0)
-    y = scale([*_ends(b for _, _, b in shown), *(v for _, v in trend)], 360 - 50, TOP, up.unit)
+    y = scale([*_ends(b for _, _, b in shown), *(v for _, v in front)], 360 - 50, TOP, up.unit)
     drawing.frame(x, y, across.heading, up.heading)
-    if len(trend) > 1:
-        drawing.line([(x(a), y(b)) for a, b in trend], "trend")
+    if len(front) > 1:
+        drawing.line([(x(a), y(b)) for a, b in front], "trend")
     for _, a, b in shown:
         if a.low is not None and a.high is not None:
             drawing.line([(x(a.low), y(b.mean)), (x(a.high), y(b.mean))], "whisker")
@@ -126,17 +104,15 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis, line: str) -> Figu
             drawing.line([(x(a.mean), y(b.low)), (x(a.mean), y(b.high))], "whisker")
     for row, a, b in shown:
         tip = hint(row.label, (up.title, b.mean, up.unit), (across.title, a.mean, across.unit))
-        look, shape = "hollow" if row.unranked else "point", "square" if row.extra_data else "circle"
-        drawing.mark(x(a.mean), y(b.mean), look, tip, shape)
+        draw_row(drawing, x(a.mean), y(b.mean), row, tip)
     for row, a, b in shown[:NAMED]:
         drawing.label(x(a.mean), y(b.mean), row.label, (LEFT + 2, 2, RIGHT + 12, y.start - 2))
     caption = {
         "Each point is a method, the mean over its seeds; lower left is better.": True,
-        "Line: least squares over the ranked methods.": line == "regression",
-        "Line: Pareto front of the ranked methods.": line == "pareto",
+        "Line: Pareto front of the ranked methods.": len(front) > 1,
         "Whiskers: 95 % confidence intervals.": any(value.low is not None for _, a, b in shown for value in (a, b)),
         "Hollow: not ranked.": any(row.unranked for row, _, _ in shown),
-        "Squares: trained on extra data.": any(row.extra_data for row, _, _ in shown),
+        "Ring: trained on extra data.": any(row.extra_data for row, _, _ in shown),
     }
     table = [(row.label, across.cell(a), up.cell(b)) for row, a, b in shown]
     return Figure(drawing, _sentences(caption), ("Method", across.heading, up.heading), table)
@@ -148,14 +124,6 @@ def _sentences(said: dict[str, bool]) -> str:
 
 def _ends(values: Iterable[RowValue]) -> list[float]:
     return [end for value in values for end in (value.low, value.mean, value.high) if end is not None]
-
-
-def regression(points: Points) -> Points:
-    """The ends of the least-squares line; [] for fewer than three points, or all with one abscissa."""
-    if len(points) < 3 or len({x for x, _ in points}) < 2:
-        return []
-    slope, intercept = linear_regression([x for x, _ in points], [y for _, y in points])
-    return [(x, intercept + slope * x) for x in (min(points)[0], max(points)[0])]
 
 
 def pareto(points: Points) -> Points:
@@ -196,21 +164,27 @@ def _ranks(board: Board, k: int, id: str) -> Figure:
 
 
 def heat_maps(board: Board) -> list[dict[str, Any]]:
-    """The correlations as maps, rows measures and columns targets: one for each checkpoint, the board's first, and
-    statistic. Spearman's comes first, because a single outlying method can decide Pearson's."""
-    maps = []
-    for checkpoint in sorted({c.checkpoint for c in board.correlations}, key=lambda name: name != board.checkpoint):
-        here = [c for c in board.correlations if c.checkpoint == checkpoint]
-        targets = [*dict.fromkeys(c.target for c in here)]
-        statistics: dict[str, dict[str, dict[str, tuple[Correlation, CorrelationValue]]]] = {}
-        for correlation in here:
-            for value in correlation.statistics:
-                row = statistics.setdefault(value.name, {}).setdefault(correlation.quantity, {})
-                row[correlation.target] = (correlation, value)
-        for name, rows in sorted(statistics.items(), key=lambda item: item[0] != "spearman"):
-            title, meaning = f"{name.capitalize()}, {checkpoint} checkpoint", STATISTICS[name].meaning
-            maps.append({"title": title, "meaning": meaning, "targets": targets, "rows": rows})
-    return maps
+    """The correlations at the board's checkpoint as maps, one for each statistic; rows are measures, columns targets.
+    models: the number of methods of most cells. Spearman's comes first, because a single outlying method can decide
+    Pearson's."""
+    here = [c for c in board.correlations if c.checkpoint == board.checkpoint]
+    targets = [*dict.fromkeys(c.target for c in here)]
+    models = Counter(c.models for c in here).most_common(1)
+    statistics: dict[str, dict[str, dict[str, tuple[Correlation, CorrelationValue]]]] = {}
+    for correlation in here:
+        for value in correlation.statistics:
+            row = statistics.setdefault(value.name, {}).setdefault(correlation.quantity, {})
+            row[correlation.target] = (correlation, value)
+    return [
+        {
+            "title": name.capitalize(),
+            "meaning": STATISTICS[name].meaning,
+            "targets": targets,
+            "models": models[0][0],
+            "rows": rows,
+        }
+        for name, rows in sorted(statistics.items(), key=lambda item: item[0] != "spearman")
+    ]
 
 
 def shade(value: float | None) -> str:

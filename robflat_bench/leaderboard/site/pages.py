@@ -6,6 +6,7 @@ the templates hold the layout. Jinja escapes every text where it is written, and
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,23 +18,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from robflat_bench import __version__
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard.claims import LEGEND
+from robflat_bench.leaderboard.headline import headline, limits
+from robflat_bench.leaderboard.links import Links
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
-from robflat_bench.leaderboard.site import columns, curves, export, figures, words
+from robflat_bench.leaderboard.site import cite, columns, curves, export, families, figures, names, words
 from robflat_bench.leaderboard.site.cards import Card, equation
+from robflat_bench.leaderboard.site.central import central
 from robflat_bench.records.quantities import QuantityValue
 from robflat_bench.records.record import RunRecord
 
-CHANGES = "changes"
-"""Address of the page of changes; a board, and every page of the leaderboard's own, has another."""
+RESERVED = ("changes", "data", "static")
+"""Addresses of the site; a board, and every page of the leaderboard's own, has another."""
 FILTERS = {
     "amount": words.format_count,
     "equation": equation,
+    "flags": lambda row: sorted({flag for run in row.runs for flag in run.flags}),
     "href": words.href,
+    "name": names.name,
     "leaves": lambda tree: list(words.leaves(tree)),
     "number": words.format_value,
+    "radius": words.radius,
     "ranks": words.rank_interval,
     "seconds": words.format_seconds,
     "shade": figures.shade,
@@ -55,6 +63,7 @@ class Sources:
     pages : name -> Markdown ("rules", "submit", ...); "about" opens the first page.
     trainings : documents of `experiment training`, shown on the board of their protocol.
     columns : board -> columns of plugins in its table.
+    links : to pages elsewhere.
     address : the address of the site if known; only the feed uses it.
     """
 
@@ -65,6 +74,7 @@ class Sources:
     pages: Mapping[str, str] = field(default_factory=dict)
     trainings: tuple[curves.TrainingDocument, ...] = ()
     columns: Mapping[str, Sequence[LeaderboardColumn]] = field(default_factory=dict)
+    links: Links = field(default_factory=Links)
     address: str = ""
 
 
@@ -76,13 +86,14 @@ def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
     site = _Site(leaderboard, sources)
     for board in leaderboard.boards:
         site.board(board)
-    site.page(("index.html",), "index.html", title="robflat-bench", about=site.markdown(sources.pages.get("about", "")))
-    site.page((CHANGES, "index.html"), "changes.html", title="Changes", identity=export.identity)
+    site.first()
+    site.page(("changes", "index.html"), "changes.html", title="Changes", identity=export.identity)
+    site.page(("data", "index.html"), "data.html", title="Data and citation", entries=cite.entries())
     for name, text in sources.pages.items():
         if name != "about":
             title = name.replace("-", " ").capitalize()
             site.page((name, "index.html"), "page.html", title=title, body=site.markdown(text))
-    site.add(("data", "board.json"), (leaderboard.model_dump_json(indent=1) + "\n").encode())
+    site.add(("data", "board.json"), site.document)
     site.add(("feed.xml",), export.feed(site.env, leaderboard, sources.address))
     for entry in sorted((resources.files(__package__) / "static").iterdir(), key=lambda entry: entry.name):
         site.add(("static", entry.name), entry.read_bytes())
@@ -94,6 +105,7 @@ class _Site:
 
     def __init__(self, leaderboard: Leaderboard, sources: Sources) -> None:
         self.leaderboard, self.sources = leaderboard, sources
+        self.document = (leaderboard.model_dump_json(indent=1) + "\n").encode()
         self.files: dict[str, bytes] = {}
         self.md = _markdown()
         self.env = Environment(
@@ -113,7 +125,11 @@ class _Site:
             "interval": words.interval,
             "legend": LEGEND,
             "pages": [name for name in sources.pages if name != "about"],
+            "digest": hashlib.sha256(self.document).hexdigest()[:12],
+            "links": sources.links.titled,
+            "mark": families.mark,
             "units": words.UNITS,
+            "version": __version__,
         }
 
     def add(self, segments: tuple[str, ...], content: bytes) -> None:
@@ -131,6 +147,21 @@ class _Site:
     def markdown(self, text: str) -> Markup:
         return Markup(self.md.render(text))
 
+    def first(self) -> None:
+        """The first page: what the first board with a headline shows, its picture, then all boards."""
+        boards = [(board, said) for board in self.leaderboard.boards if (said := headline(board))]
+        board, said = boards[0] if boards else (next(iter(self.leaderboard.boards), None), "")
+        self.page(
+            ("index.html",),
+            "index.html",
+            title="robflat-bench",
+            about=self.markdown(self.sources.pages.get("about", "")),
+            first=board,
+            said=said,
+            within=limits(board) if said and board else "",
+            shown=central(board, "", 640.0) if board else None,
+        )
+
     def board(self, board: Board) -> None:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
@@ -142,6 +173,10 @@ class _Site:
             title=board.id,
             board=board,
             columns=columns.table_columns(board, self.sources.columns.get(board.id, ())),
+            cards=self.sources.cards,
+            short=words.short_titles(board.quantities, board.primary),
+            shown=central(board, "../"),
+            said=headline(board),
             training=list(chain(*drawn)),
             heat=figures.heat_maps(board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],

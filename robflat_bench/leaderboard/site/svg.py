@@ -6,7 +6,8 @@ A figure is `WIDTH` units wide, which can be read on a phone. `figures.py` decid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
@@ -17,11 +18,14 @@ WIDTH = 460
 Box = tuple[float, float, float, float]
 GLYPH = 6.6
 """Approximate width of a letter of a label."""
+BREAK = 26.0
+"""Distance from the end of an axis to the place of the values beyond its break."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values [low, high] -> positions [start, end]. unit: as in `words.format_value`."""
+    """Values [low, high] -> positions [start, end]. unit: as in `words.format_value`. beyond: values from here on are
+    drawn at one place behind a break of the axis."""
 
     low: float
     high: float
@@ -29,13 +33,17 @@ class Scale:
     end: float
     unit: str = ""
     log: bool = False
+    beyond: float = math.inf
 
     def __call__(self, value: float) -> float:
+        """The position of a value. Values from `beyond` on are at the break."""
+        if value >= self.beyond:
+            return self.end + (BREAK if self.end > self.start else -BREAK)
         if self.log:
             part = math.log(value / self.low) / math.log(self.high / self.low)
         else:
             part = (value - self.low) / (self.high - self.low)
-        return self.start + part * (self.end - self.start)
+        return self.start + min(1.0, part) * (self.end - self.start)
 
     @property
     def ticks(self) -> list[float]:
@@ -73,6 +81,16 @@ def scale(
     return Scale(low - room, high + room, start, end, unit)
 
 
+def cut(values: Sequence[float]) -> float:
+    """The least value behind the break of an axis: at most a quarter of the values, which lie further from the others
+    than these do from each other; infinity where there is no such group."""
+    ordered = sorted(values)
+    for k in range(max(3, math.ceil(0.75 * len(ordered))), len(ordered)):
+        if ordered[k] - ordered[k - 1] > ordered[k - 1] - ordered[0] > 0:
+            return ordered[k]
+    return math.inf
+
+
 @dataclass
 class Drawing:
     """Shapes in drawing order.
@@ -82,6 +100,7 @@ class Drawing:
     name : slug, unique on its page.
     title, desc : text alternative of the picture.
     taken : boxes (left, top, right, bottom) that labels must not cover.
+    linked : it holds links, so it is a group of them and not one image.
 
     Every text from outside is escaped here; `name` and the classes are ours.
     """
@@ -93,6 +112,7 @@ class Drawing:
     width: float = WIDTH
     parts: list[str] = field(default_factory=list)
     taken: list[Box] = field(default_factory=list)
+    linked: bool = False
 
     def line(self, points: Sequence[tuple[float, float]], look: str) -> None:
         steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -103,14 +123,30 @@ class Drawing:
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" class="{look}"{turn}>{escape(content)}</text>')
 
     def mark(self, x: float, y: float, look: str, hint: str, shape: str = "circle") -> None:
-        """One datum, with a hint for the pointer. Shapes: circle, square, diamond."""
+        """One datum, with a hint for the pointer if there is one. Shapes: circle, ring, square, diamond, triangle."""
         tag, form = {
             "circle": ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="4.5"'),
+            "ring": ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="8"'),
             "square": ("rect", f'x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"'),
             "diamond": ("path", f'd="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"'),
+            "triangle": ("path", f'd="M{x:.1f} {y - 5.5:.1f}l5.5 9.5h-11z"'),
         }[shape]
-        self.parts.append(f'<{tag} {form} class="{look}"><title>{escape(hint)}</title></{tag}>')
+        said = f"<title>{escape(hint)}</title>" if hint else ""
+        self.parts.append(f'<{tag} {form} class="{look}">{said}</{tag}>')
         self.taken.append((x - 5, y - 5, x + 5, y + 5))
+
+    @contextmanager
+    def link(self, target: str, name: str, key: str) -> Iterator[None]:
+        """What is drawn inside is a link with a name of its own. key: what the page's script calls it."""
+        opened = f'<a class="datum" href="{escape(target)}" data-row="{escape(key)}">'
+        self.parts.append(f"{opened}<title>{escape(name)}</title>")
+        self.linked = True
+        yield
+        self.parts.append("</a>")
+
+    def area(self, points: Sequence[tuple[float, float]], look: str) -> None:
+        steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.parts.append(f'<path class="{look}" d="M{steps}z"/>')
 
     def label(self, x: float, y: float, content: str, within: Box) -> None:
         """The name of a datum beside it; left out where there is no room inside the box `within`."""
@@ -138,14 +174,25 @@ class Drawing:
             self.line([(x(tick), low), (x(tick), low + 4)], "axis")
             self.text(x(tick), low + 18, x.tick_label(tick), "tick middle")
         self.line([(left, low), (right, low)], "axis")
+        if x.beyond < math.inf:
+            self._break(right, low, 1, 0)
+        if y.beyond < math.inf:
+            self._break(left, high, 0, -1)
         self.text((left + right) / 2, low + 37, across, "title middle")
         self.text(left - 42, (low + high) / 2, up, "title middle", turned=True)
+
+    def _break(self, x: float, y: float, along: int, up: int) -> None:
+        """Two strokes across an axis at (x, y), and the rest of the axis behind them."""
+        for k in (5, 10):
+            self.line([(x + k * along - 4 * abs(up) - 2 * along, y + k * up + 4 * along + 2 * up),
+                       (x + k * along + 4 * abs(up) + 2 * along, y + k * up - 4 * along - 2 * up)], "axis")  # fmt: skip
+        self.line([(x + 14 * along, y + 14 * up), (x + (BREAK + 12) * along, y + (BREAK + 12) * up)], "axis")
 
     @property
     def svg(self) -> Markup:
         title, desc = escape(self.title), escape(self.desc)
         return Markup(
-            f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" role="img" '
+            f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" role="{"group" if self.linked else "img"}" '
             f'aria-labelledby="{self.name}-title {self.name}-desc"><title id="{self.name}-title">{title}</title>'
             f'<desc id="{self.name}-desc">{desc}</desc>{"".join(self.parts)}</svg>'
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -90,6 +90,36 @@ def rank_interval(place: Place) -> str:
 def unit_and_n(column: BoardColumn) -> str:
     """`%, n 250`: the unit of a column and its number of test images."""
     return ", ".join(filter(None, (UNITS.get(column.unit), f"n {column.n:,}")))
+
+
+def short_title(title: str) -> str:
+    """`Average-case flatness`: a column's title without its settings."""
+    name = title.partition(",")[0].partition(" (")[0]
+    return name[:1].upper() + name[1:]
+
+
+def short_titles(columns: Sequence[BoardColumn], plain: Sequence[str] = ()) -> dict[str, str]:
+    """Column -> `short_title`, with the first setting that tells it from columns of the same name; without it for the
+    columns `plain`."""
+    parts = {column.id: _settings(column.title) for column in columns}
+    names = {column.id: short_title(column.title) for column in columns}
+    short = {}
+    for id, name in names.items():
+        others = [parts[other] for other in names if other != id and names[other] == name]
+        own = [part for part in parts[id] if not all(part in other for other in others)]
+        short[id] = ", ".join([name, *own[:1]]) if others and id not in plain else name
+    return short
+
+
+def _settings(title: str) -> list[str]:
+    """`reattack`, `xi=0.5`: what a title says after its name."""
+    return [part for part in re.split(r", | \(|\)", title)[1:] if part]
+
+
+def radius(epsilon: float) -> str:
+    """`8/255` for a small whole number of pixel values, otherwise three significant figures."""
+    pixels = 255 * epsilon
+    return f"{round(pixels)}/255" if abs(pixels - round(pixels)) < 0.01 and 0.5 < pixels < 33 else f"{epsilon:.3g}"
 
 
 def within(title: str) -> str:

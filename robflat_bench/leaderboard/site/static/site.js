@@ -1,4 +1,5 @@
-// The board's table: sorting, filtering, and both in the address. Without this file the table is complete and in order.
+// The table of a board (sorting, filtering, both in the address), the cards of pictures, and buttons that copy.
+// Without this file the table is complete and in order, and every mark of a picture is a link.
 "use strict";
 
 (() => {
@@ -30,6 +31,14 @@
       remember();
     });
     head.append(button);
+    if (!head.dataset.full) continue;
+    const tip = document.createElement("span");
+    tip.className = "tip";
+    tip.id = `tip-${head.dataset.key}`;
+    tip.role = "tooltip";
+    tip.textContent = head.dataset.full;
+    button.setAttribute("aria-describedby", tip.id);
+    head.append(tip);
   }
 
   // The sort key of a cell: its number, or its text in a column of text; null for an empty cell.
@@ -37,6 +46,22 @@
     if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
     return cell.matches(".n, .rank") ? null : cell.textContent.trim().toLowerCase();
   };
+
+  // The first cell says the rank by the column that orders the table, where methods are ranked by it.
+  const ranks = all.map((row) => [row.cells[0], [...row.cells[0].childNodes]]);
+
+  function rank(at) {
+    const ranked = all.some((row) => row.cells[at].dataset.rank);
+    for (const [cell, built] of ranks) {
+      const { rank, between } = cell.parentNode.cells[at].dataset;
+      if (!ranked) cell.replaceChildren(...built);
+      else if (rank) {
+        const [big, small] = ["b", "small"].map((tag) => document.createElement(tag));
+        [big.textContent, small.textContent] = [rank, between];
+        cell.replaceChildren(big, small);
+      }
+    }
+  }
 
   function sort() {
     const at = heads.findIndex((head) => head.dataset.key === order.sort);
@@ -53,6 +78,7 @@
       });
       body.append(...keyed.map(([, row]) => row));
     });
+    rank(at);
   }
 
   function filter() {
@@ -60,7 +86,7 @@
     const words = q.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     for (const row of all) {
-      const text = row.querySelector("th").textContent.toLowerCase();
+      const text = row.dataset.search.toLowerCase();
       row.hidden =
         !words.every((word) => text.includes(word)) ||
         (tier.value && row.dataset.tier !== tier.value) ||
@@ -116,3 +142,61 @@
   document.getElementById("filters").hidden = false;
   recall();
 })();
+
+// Pictures: the mark under pointer or focus, or the row of the table beside it, has a card and is lit in both.
+for (const picture of document.querySelectorAll(".central")) {
+  const card = picture.querySelector(".card");
+  const cards = new Map([...picture.querySelectorAll(".cards > li")].map((item) => [item.dataset.row, item]));
+  const rows = new Map([...document.querySelectorAll("#board tr[data-row]")].map((row) => [row.dataset.row, row]));
+  // A card of its own, or the name of the row beside the picture with the columns that are always shown.
+  function content(key) {
+    if (cards.has(key)) return [...cards.get(key).childNodes].map((node) => node.cloneNode(true));
+    const list = document.createElement("dl");
+    for (const cell of rows.get(key).querySelectorAll("td[data-label]")) {
+      const [pair, term, value] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
+      term.textContent = cell.dataset.label;
+      value.textContent = cell.firstChild.textContent;
+      pair.append(term, value);
+      list.append(pair);
+    }
+    return [...[...rows.get(key).querySelector("th").childNodes].map((node) => node.cloneNode(true)), list];
+  }
+  const lit = () => [...picture.querySelectorAll(".datum.lit"), ...[...rows.values()].filter((row) => row.matches(".lit"))];
+
+  const light = (key) => {
+    for (const one of lit()) one.classList.remove("lit");
+    for (const mark of picture.querySelectorAll(".datum")) if (mark.dataset.row === key) mark.classList.add("lit");
+    rows.get(key)?.classList.add("lit");
+    card.replaceChildren(...content(key));
+    card.hidden = false;
+  };
+  for (const kind of ["pointerover", "focusin"]) {
+    picture.addEventListener(kind, (event) => {
+      const mark = event.target.closest(".datum");
+      if (mark) light(mark.dataset.row);
+    });
+    for (const [key, row] of rows) row.addEventListener(kind, () => light(key));
+  }
+  // A finger has no hover: its first touch shows the card, whose name is the link.
+  picture.addEventListener("click", (event) => {
+    const mark = event.target.closest(".datum");
+    if (mark && event.pointerType === "touch") event.preventDefault();
+  });
+}
+
+for (const holder of document.querySelectorAll(".copied")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(holder.querySelector("code").textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Press Ctrl-C"; // the browser refuses: the text is selected instead
+      getSelection().selectAllChildren(holder.querySelector("code"));
+    }
+  });
+  holder.append(button);
+}
