@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (
     "rank (lowest-highest): 95 % of bootstrap ranks; methods that share a letter do not differ significantly; "
     "lead: not significantly worse than any other method. ±: half the 95 % confidence interval over seeds and "
-    "examples; in brackets: standard error of one network over examples"
+    "examples; in brackets: standard error of one network over examples, or the rank by that column"
 )
 
 Cells = list[list[str]]
@@ -167,6 +167,53 @@ def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Ce
         values = [_value(row, quantity, board, ranked=quantity is shown[0]) for quantity in shown]
         rows.append([rank, row.label + version + mark, str(len(row.runs)), *values])
     return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows
+
+
+def standing_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Cells]:
+    """Columns and rows of the board for a terminal: what ranks comes first, units stand in the headings."""
+    from robflat_bench.leaderboard.site.words import short_title
+
+    others = [name for name in ("gap_robust_loss", "clean_error", "robust_loss") if name in board.titles]
+    shown = [board.column(name) for name in (board.rankings[0], *board.primary, *others)]
+    rows = []
+    for row, cells in zip(board.rows, board_table(board, mine)[1], strict=True):
+        marks = [sign for sign, holds in MARKS.items() if holds(row)]
+        values = [_plain(row, quantity, board) for quantity in shown]
+        place = row.places.get(board.rankings[0])
+        rank = f"{_place(place)}{' lead' * place.lead}" if place else "-"
+        rows.append([rank, " ".join([cells[1], *marks]), *values, cells[2]])
+    units = {"fraction": "%", "nats": "nats"}
+    titles = [f"{short_title(one.title).lower()}, {units.get(one.unit, '')}".rstrip(", ") for one in shown]
+    return ["rank", "method", *titles, "seeds"], rows
+
+
+MARKS: dict[str, Callable[[BoardRow], bool]] = {
+    "\u2691": lambda row: any(run.flags for run in row.runs),
+    "+data": lambda row: row.extra_data,
+}
+"""Sign behind a method's name -> when it stands there."""
+MEANINGS = {"\u2691": "a record gives a reason to distrust an attack", "+data": "trained on extra data"}
+
+
+def standing_notes(board: Board) -> list[str]:
+    """What the signs of `standing_table` mean where they occur, and why rows have no rank."""
+    found = [f"{sign}: {MEANINGS[sign]}" for sign, holds in MARKS.items() if any(map(holds, board.rows))]
+    reasons: dict[str, list[str]] = {}
+    for row in board.rows:
+        if row.unranked:
+            reasons.setdefault(row.unranked, []).append(row.label)
+    return found + [f"not ranked: {', '.join(labels)} ({reason})" for reason, labels in reasons.items()]
+
+
+def _plain(row: BoardRow, quantity: BoardColumn, board: Board) -> str:
+    """`35.0 \u00b1 1.2`: a value without its unit, and in brackets its rank where it has one of its own."""
+    value = row.values[board.checkpoint].get(quantity.id)
+    if value is None:
+        return "-"
+    place = row.places.get(quantity.id) if quantity.id != board.rankings[0] else None
+    half = None if value.low is None or value.high is None else (value.high - value.low) / 2
+    written = (percent if quantity.unit == "fraction" else number)(value.mean, half)
+    return written.removesuffix(" %") + (f" [{place.rank}]" if place else "")
 
 
 def claims_table(board: Board) -> tuple[list[str], Cells]:

@@ -20,7 +20,10 @@ from robflat_bench.registry.describe import allowed, written
 if TYPE_CHECKING:
     from robflat_bench.registry.registry import Registry
 
-_COLUMNS = {"measures": ("name", "summary", "couplings", "unchanged by rescaled", "provider")}
+_COLUMNS = {
+    "measures": ("name", "summary", "couplings", "unchanged by rescaled", "provider"),
+    "protocols": ("name", "summary", "provider"),
+}
 """Columns of a kind whose parameters would fill the table."""
 _OWN = ("protocol", "study", "experiment")
 """Kinds that are not components."""

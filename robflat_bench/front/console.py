@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -22,9 +23,10 @@ class CleanConsole(Console):
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on stdout (or stderr); piped output is 200 columns wide."""
+    """A console on stdout (or stderr); piped output is as wide as COLUMNS says, or 200 columns."""
     stream = unfiltered(sys.stderr if stderr else sys.stdout)
-    return CleanConsole(file=stream, stderr=stderr, width=None if stream.isatty() else 200, highlight=False)
+    width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else 200
+    return CleanConsole(file=stream, stderr=stderr, width=width, highlight=False)
 
 
 def written(parts: Iterable[RenderableType], width: int = 200) -> str:

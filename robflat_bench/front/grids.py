@@ -47,14 +47,21 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        named = any(self.columns)
+        from robflat_bench.front.layout import elide, layout, wrapped
+
         yield Text(self.heading, style="table.title")  # a title of the table would be as narrow as the table
-        made = Table(box=box.SIMPLE_HEAD, show_header=named)
-        for place, name in enumerate(self.columns):
-            made.add_column(Text(name), justify="right" if self.is_right(place) else "left")
+        made = Table(box=box.SIMPLE_HEAD, show_header=any(self.columns))
+        shown = layout(self.columns, self.rows, self.right, options.max_width)
+        for column in shown:
+            right = self.is_right(column.place)
+            heading = Text(wrapped(self.columns[column.place], column.width))
+            made.add_column(heading, width=column.width, justify="right" if right else "left", no_wrap=right)
         for row in self.rows:
-            made.add_row(*map(Text, row))
+            cells = [(row[column.place], column) for column in shown if column.place < len(row)]
+            made.add_row(*(Text(elide(cell, column.width) if column.elided else cell) for cell, column in cells))
         yield made
+        if hidden := self.columns[len(shown) :]:
+            yield Text(f"no room for {'; '.join(hidden)}: widen the terminal, or add --json", style="dim")
 
     def __repr__(self) -> str:
         return as_text([self])

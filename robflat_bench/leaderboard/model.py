@@ -253,6 +253,11 @@ class Board(Strict):
     references: tuple[Reference, ...] = ()
 
     @property
+    def titles(self) -> dict[str, str]:
+        """Column -> title."""
+        return {column.id: column.title for column in self.quantities}
+
+    @property
     def primary(self) -> list[str]:
         """The ranked measures that lead: the first of each name, at most two."""
         first: dict[str, str] = {}

@@ -97,13 +97,13 @@ def test_the_table_is_sorted_by_keyboard(visit):
     )
     assert values == sorted(values)
     assert rows != built
-    assert set(rows[-2:]) == {"score", "gairat"}
+    assert set(rows[-2:]) == {"SCORE", "GAIRAT"}
     assert page.locator("th[aria-sort]").count() == 1
     assert head.get_attribute("aria-sort") == "ascending"
     assert page.locator("#said").text_content() == "Sorted by Clean error, ascending."
     page.keyboard.press("Space")
     assert head.get_attribute("aria-sort") == "descending"
-    assert set(shown(page)[-2:]) == {"score", "gairat"}, "what is not ranked stays last in every order"
+    assert set(shown(page)[-2:]) == {"SCORE", "GAIRAT"}, "what is not ranked stays last in every order"
     assert page.url.endswith("?sort=clean-error&down=1")
 
 
@@ -127,7 +127,7 @@ def test_filters_count_and_stand_in_the_address(visit):
     page = visit(BOARD)
     assert page.locator("#count").text_content() == "14 of 14 methods"
     page.get_by_label("Search").fill("awp")
-    assert shown(page) == ["trades+awp", "at+awp"]
+    assert shown(page) == ["TRADES + AWP", "AT + AWP"]
     page.get_by_label("Search").blur()
     page.get_by_label("Evidence").select_option("reproduced")
     assert page.locator("#count").text_content() == f"{len(shown(page))} of 14 methods"
@@ -135,23 +135,24 @@ def test_filters_count_and_stand_in_the_address(visit):
     page.get_by_label("Search").fill("")
     page.get_by_label("Evidence").select_option("")
     page.get_by_label("Ranked only").check()
-    assert "score" not in shown(page)
+    assert "SCORE" not in shown(page)
     page.get_by_label("Ranked only").uncheck()
     page.locator("select[name=extra]").select_option("yes")
-    assert shown(page) == ["at+unlabeled"]
+    assert shown(page) == ["AT + unlabeled"]
 
 
 def test_an_address_can_be_shared_and_back_goes_back(visit):
-    page = visit(f"{BOARD}?q=trades&sort=clean-error&down=1&budget=1&loss=0")
-    assert set(shown(page)) == {"trades", "trades+awp", "trades(beta=9)"}
+    page = visit(f"{BOARD}?q=trades&sort=clean-error&down=1&budget=1&attacks=1")
+    assert sorted(shown(page)) == ["TRADES", "TRADES", "TRADES + AWP"]
     assert column(page, "Clean error").get_attribute("aria-sort") == "descending"
     assert column(page, "Forward passes").is_visible()
-    assert not column(page, "Robust loss").is_visible()
+    assert column(page, "PGD-20").is_visible()
+    assert not column(page, "Largest").is_visible()
     before = shown(page)
     column(page, "Rank").locator("button").click()
     page.get_by_label("Search").fill("hat")
     page.get_by_label("Search").blur()
-    assert shown(page) == ["hat"]
+    assert shown(page) == ["HAT"]
     page.go_back()
     page.go_back()
     assert shown(page) == before
@@ -174,8 +175,12 @@ def test_without_scripts_everything_is_there(visit):
     assert not column(page, "Forward passes").is_visible()
     page.get_by_label("Budget").check()
     assert column(page, "Forward passes").is_visible(), "columns are shown and hidden by the style alone"
-    page.locator("details summary").first.click()
-    assert page.locator("details[open] table").first.is_visible()
+    page.locator("figure details summary").first.click()
+    assert page.locator("figure details[open] table").first.is_visible()
+    assert page.locator(".central .view:visible").count() == 1
+    page.get_by_label("Robust error", exact=True).check()
+    assert "robust error" in page.locator(".central .view:visible svg title").first.text_content().lower()
+    assert page.locator(".central .view:visible .datum").count() == 14
 
 
 def test_pages_work_when_opened_from_a_disk(visit, folder):
@@ -221,3 +226,55 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit):
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert page.evaluate(outline) != "none"
     assert {"q", "tier", "extra", "ranked", "budget", "BUTTON", "A", "DIV"} <= seen
+
+
+def test_a_mark_and_its_row_are_lit_together_and_have_a_card(visit):
+    page = visit(BOARD)
+    assert not page.locator(".card").is_visible()
+    mark = page.locator(".view:visible .datum").nth(3)
+    mark.focus()
+    row = mark.get_attribute("data-row")
+    assert page.locator("#board tr.lit").get_attribute("data-row") == row
+    assert page.locator(".card a").get_attribute("href") == mark.get_attribute("href")
+    assert "Robust error" in page.locator(".card").text_content()
+    page.locator("#board tbody tr").nth(5).hover()
+    assert page.locator("#board tr.lit").count() == 1
+    lit = page.locator(".view:visible .datum.lit").get_attribute("data-row")
+    assert lit == page.locator("#board tbody tr").nth(5).get_attribute("data-row") != row
+
+
+def test_a_finger_sees_the_card_before_it_follows_the_link(visit):
+    page = visit("index.html", has_touch=True, viewport={"width": 390, "height": 900})
+    page.locator(".view:visible .datum").first.tap()
+    assert page.url.endswith("index.html")
+    assert page.locator(".card").is_visible()
+    page.locator(".card a").tap()
+    page.wait_for_url("**/m/**")
+
+
+def test_the_rank_follows_the_column_that_orders_the_table(visit):
+    page = visit(BOARD)
+    ranks = page.locator("#board tbody").first.locator("td.rank b")
+    built = ranks.all_text_contents()
+    column(page, "Average-case").locator("button").click()
+    assert ranks.all_text_contents() == sorted(built, key=int)
+    names = shown(page)
+    column(page, "Clean error").locator("button").click()
+    after = dict(zip(shown(page), ranks.all_text_contents(), strict=False))
+    assert [after[name] for name in names[:3]] != ["1", "2", "3"], (
+        "by a column without ranks, it is that of robust error"
+    )
+
+
+def test_the_first_page_needs_no_scrolling_at_1280_by_900(visit):
+    page = visit("index.html", viewport={"width": 1280, "height": 900})
+    for found in (page.locator("h1"), page.locator(".central .view:visible svg"), page.get_by_text("Cite", exact=True)):
+        box = found.first.bounding_box()
+        assert box["y"] + box["height"] <= 900
+
+
+def test_what_is_to_be_copied_is_copied(visit, browser):
+    page = visit("data/index.html", permissions=["clipboard-read", "clipboard-write"])
+    page.locator(".copied button").first.click()
+    page.get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("@software{robflatbench,")
