@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN = ("robust_error", "clean_error", "robust_loss", "gap_robust_loss")
 LEGEND = (
-    "rank (lowest-highest): 95 % of bootstrap ranks; methods that share a letter do not differ significantly; "
-    "lead: not significantly worse than any other method. ±: half the 95 % confidence interval over seeds and "
-    "examples; in brackets: standard error of one network over examples, or the rank by that column"
+    "rank (lowest-highest): 95 % of bootstrap ranks; lead: not significantly worse than any other method. Lower is "
+    "better, and flatter. ±: the longer side of the 95 % confidence interval over "
+    "seeds and examples; in brackets: standard error of one network over examples, or the rank by that column"
 )
 
 Cells = list[list[str]]
@@ -211,9 +211,13 @@ def _plain(row: BoardRow, quantity: BoardColumn, board: Board) -> str:
     if value is None:
         return "-"
     place = row.places.get(quantity.id) if quantity.id != board.rankings[0] else None
-    half = None if value.low is None or value.high is None else (value.high - value.low) / 2
-    written = (percent if quantity.unit == "fraction" else number)(value.mean, half)
-    return written.removesuffix(" %") + (f" [{place.rank}]" if place else "")
+    error = "" if value.standard_error is None else f" ({_number_of(quantity, value.standard_error)})"
+    return _number_of(quantity, value.mean, value.side) + error + (f" [{place.rank}]" if place else "")
+
+
+def _number_of(quantity: BoardColumn, value: float, error: float | None = None) -> str:
+    """A number in the unit that stands in the heading."""
+    return (percent if quantity.unit == "fraction" else number)(value, error).removesuffix(" %")
 
 
 def claims_table(board: Board) -> tuple[list[str], Cells]:
@@ -232,8 +236,8 @@ def _value(row: BoardRow, quantity: BoardColumn, board: Board, ranked: bool) -> 
     if value is None:
         return "-" + place
     written = percent if quantity.unit == "fraction" else number
-    if value.low is not None and value.high is not None:
-        return written(value.mean, (value.high - value.low) / 2) + place
+    if value.side is not None:
+        return written(value.mean, value.side) + place
     error = "" if value.standard_error is None else f" ({written(value.standard_error)})"
     return written(value.mean) + error + place
 

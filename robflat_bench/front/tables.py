@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from robflat_bench.core import UsageError
 from robflat_bench.front.arguments import checked
-from robflat_bench.front.boards import Standings, board_table
+from robflat_bench.front.boards import Standings, standing_notes, standing_table
 from robflat_bench.front.grids import Grid, as_html, as_text, grid
 from robflat_bench.front.sessions import open_registry
 from robflat_bench.front.shown import store_grid
@@ -211,7 +211,8 @@ def board(
 
 
 def _shown(made: Board, standings: Standings) -> Iterator[Grid | str]:
-    yield grid(standings.heading(made), *board_table(made, standings.mine), right=2)
+    yield grid(standings.heading(made), *standing_table(made, standings.mine), right=2)
+    yield from standing_notes(made)
     yield standings.legend
 
 

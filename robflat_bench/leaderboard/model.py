@@ -64,6 +64,13 @@ class RowValue(Strict):
     standard_error: Derived | None = None
     seeds: int
 
+    @property
+    def side(self) -> float | None:
+        """The longer side of the interval, which text writes behind \u00b1; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.mean - self.low, self.high - self.mean)
+
 
 class BoardRun(Strict):
     """One active record.

@@ -245,7 +245,7 @@ def test_a_mark_and_its_row_are_lit_together_and_have_a_card(visit):
 
 def test_a_finger_sees_the_card_before_it_follows_the_link(visit):
     page = visit("index.html", has_touch=True, viewport={"width": 390, "height": 900})
-    page.locator(".view:visible .datum").first.tap()
+    page.locator(".view:visible .datum .point").first.tap()
     assert page.url.endswith("index.html")
     assert page.locator(".card").is_visible()
     page.locator(".card a").tap()

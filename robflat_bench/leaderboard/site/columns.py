@@ -21,7 +21,7 @@ GROUPS = {
     "attacks": "Single attacks",
     "more": "More measures",
     "other": "Other checkpoint",
-    "budget": "Evidence and budget",
+    "budget": "Budget and seeds",
     "plugins": "Plugins",
 }
 """Group -> label of its switch; groups are hidden at first. Columns without a group are always shown."""

@@ -71,10 +71,9 @@ def format_seconds(value: float) -> str:
 
 def spread(value: RowValue | None, unit: str) -> str:
     """`33.6 ± 1.2`: mean and the longer side of the 95 % confidence interval; the mean alone where there is none."""
-    if value is None or value.low is None or value.high is None:
+    if value is None or value.side is None:
         return format_value(value.mean if value else None, unit)
-    side = max(value.mean - value.low, value.high - value.mean)
-    return f"{format_value(value.mean, unit)}\u00a0±\u00a0{format_value(side, unit)}"
+    return f"{format_value(value.mean, unit)}\u00a0±\u00a0{format_value(value.side, unit)}"
 
 
 def interval(low: float | None, high: float | None, unit: str = "") -> str:
