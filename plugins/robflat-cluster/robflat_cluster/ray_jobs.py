@@ -77,8 +77,10 @@ class Row(BaseModel):
             return Exit(0)
         if self.driver_exit_code is not None:
             return Exit(self.driver_exit_code)
-        said = (self.message or "Ray does not say why").splitlines()[0][:200]
-        return Exit(None, f"{CAUSES.get(self.error_type or '', 'failed')}: {said}")
+        said = [line for line in (self.message or "").splitlines() if line.strip()]
+        return Exit(
+            None, f"{CAUSES.get(self.error_type or '', 'failed')}: {(said or ['Ray does not say why'])[0][:200]}"
+        )
 
     @property
     def standing(self) -> str:
@@ -201,7 +203,8 @@ def _headers() -> dict[str, str]:
 def _said(error: urllib.error.HTTPError) -> str:
     """What an answer with an error says, in one line: the last one, for Ray sends tracebacks."""
     try:
-        text = error.read(100_000).decode("utf-8", errors="replace")
+        with error:
+            text = error.read(100_000).decode("utf-8", errors="replace")
     except (OSError, http.client.HTTPException):
         text = ""
     found = next((line for line in text.splitlines() if "already exists" in line), "")
