@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from robflat_bench.api import Exit, UsageError
 from robflat_cluster.scheduler import Unanswered
 
-PATIENCE = 10.0
-"""Seconds until a request without an answer is given up."""
+PATIENCE, SUBMISSION_PATIENCE = 10.0, 30.0
+"""Seconds until a request without an answer is given up. Ray takes its time for a cluster's first submission."""
 
 LARGEST = 2**28
 """Bytes of an answer that is read. Ray keeps every job of the cluster, each with up to 20,000 characters of its log."""
@@ -155,7 +155,7 @@ class Cluster:
         runtime = {"runtime_env": {"env_vars": dict(variables)}}
         body = {"submission_id": id, "entrypoint": entrypoint, **runtime, **asked}
         try:
-            self._ask("/api/jobs/", body)
+            self._ask("/api/jobs/", body, SUBMISSION_PATIENCE)
         except urllib.error.HTTPError as error:
             said = _said(error)
             if "already exists" in said:
@@ -177,12 +177,12 @@ class Cluster:
         except urllib.error.HTTPError as error:
             raise Unanswered(_said(error)) from None
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None, patience: float = PATIENCE) -> bytes:
         """Send a request; returns the body of the answer."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, self._headers)
         try:
-            with self._opener.open(request, timeout=PATIENCE) as answer:
+            with self._opener.open(request, timeout=patience) as answer:
                 found: bytes = answer.read(LARGEST)
                 return found
         except urllib.error.HTTPError:
