@@ -94,7 +94,7 @@ class Ray(Scheduled[Row]):
         return next((id for id in ids if not self.rows[id].ended), "")
 
     def end(self, rows: Sequence[Row], again: bool) -> None:
-        for row in rows:
+        for row in rows:  # Ray does nothing about a second request
             try:
                 if row.id not in self._told and self._cluster.stop(row.id):
                     self._told.add(row.id)

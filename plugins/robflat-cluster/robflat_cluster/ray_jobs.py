@@ -37,7 +37,7 @@ CAUSES = {
     "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE": "node lost",
     "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": "no such node",
     "JOB_SUPERVISOR_ACTOR_START_FAILURE": "not started",
-    "JOB_ENTRYPOINT_COMMAND_START_ERROR": "not started",
+    "JOB_ENTRYPOINT_COMMAND_START_ERROR": "ended while Ray started or stopped it",
     "RUNTIME_ENV_SETUP_FAILURE": "runtime environment not set up",
 }
 """Ray's error -> what ended a job that left no exit code."""
@@ -77,10 +77,15 @@ class Row(BaseModel):
             return Exit(0)
         if self.driver_exit_code is not None:
             return Exit(self.driver_exit_code)
-        said = [line for line in (self.message or "").splitlines() if line.strip()]
-        return Exit(
-            None, f"{CAUSES.get(self.error_type or '', 'failed')}: {(said or ['Ray does not say why'])[0][:200]}"
-        )
+        return Exit(None, f"{CAUSES.get(self.error_type or '', 'failed')}: {self._why}")
+
+    @property
+    def _why(self) -> str:
+        """Ray's message in one line: its first one, or the last one of a traceback."""
+        lines = [line.strip() for line in (self.message or "").splitlines() if line.strip()]
+        if not lines:
+            return "Ray does not say why"
+        return lines[-1 if lines[0].startswith("Traceback") else 0][:200]
 
     @property
     def standing(self) -> str:

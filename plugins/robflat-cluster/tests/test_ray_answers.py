@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from pathlib import Path
@@ -39,6 +38,12 @@ def submitted(server: JobsServer) -> list[str]:
 # How jobs end
 # ---------------------------------------------------------------------------------------------------------
 
+RACE = {
+    "error_type": "JOB_ENTRYPOINT_COMMAND_START_ERROR",
+    "message": "Traceback (most recent call last):\n  File ...\npsutil.NoSuchProcess: process PID not found (pid=7)\n",
+}
+"""What Ray says of a job that ended while it was being stopped."""
+
 DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "Job supervisor actor died: its node has died.\nmore"}
 
 
@@ -50,6 +55,11 @@ DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "Job supervisor ac
         ("FAILED", {"driver_exit_code": -9, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"}, Exit(-9)),
         ("STOPPED", {}, Exit(None, "stopped")),
         ("FAILED", DIED, Exit(None, "node lost: Job supervisor actor died: its node has died.")),
+        (
+            "FAILED",
+            RACE,
+            Exit(None, "ended while Ray started or stopped it: psutil.NoSuchProcess: process PID not found (pid=7)"),
+        ),
         ("FAILED", {"error_type": "NEW_KIND", "message": "so"}, Exit(None, "failed: so")),
         ("FAILED", {}, Exit(None, "failed: Ray does not say why")),
         ("FAILED", {"message": ""}, Exit(None, "failed: Ray does not say why")),
@@ -356,4 +366,3 @@ def test_proxies_of_the_shell_are_asked_as_the_user_set_them(server, monkeypatch
         ray(server).start(JOB)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert ray(server).start(JOB) == FIRST
-    assert os.environ["http_proxy"]
