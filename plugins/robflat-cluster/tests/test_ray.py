@@ -170,40 +170,48 @@ def bench(tmp_path, nodes):
     made.close()
 
 
-def test_a_disturbed_sweep_ends_with_the_records_of_an_undisturbed_one(bench, nodes):
-    """SIGKILL, `ray job stop`, a killed node, a lost node, and the sweep itself killed."""
-    bench.hold(1, 2, 3, 4, 5, 6)
-    driver = bench.on_ray(6)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The records of a sweep of two seeds on this machine, which nothing disturbs."""
+    made = Bench(tmp_path_factory.mktemp("undisturbed"))
+    made.finish(made.sweep("local", 2, "--jobs", "2"), "local", 1200)
+    return made.records("local")
 
+
+def test_a_killed_sweep_a_killed_run_and_a_stopped_job_leave_the_records_of_an_undisturbed_sweep(bench, undisturbed):
+    bench.hold(1, 2)
+    driver = bench.on_ray(2)
     pid, _, _ = bench.held(1)
     _, stopped, _ = bench.held(2)
     driver.kill()
     driver.wait()
     os.kill(pid, signal.SIGKILL)
-    driver = bench.on_ray(6)
+    driver = bench.on_ray(2)
     bench.free(1)
     until(lambda: "seed 2: its job was there already" in (bench.folder / "ray.log").read_text(), 300)
-    nodes.stop(stopped)
+    bench.nodes.stop(stopped)
     bench.free(2)
-
-    on_second = {seed: bench.held(seed)[2] for seed in (3, 4)}
-    assert sorted(on_second.values()) == [False, True]
-    nodes.kill_second(with_jobs=True)
-    bench.free(3)
-    bench.free(4)
-    nodes.start_second()
-
-    places = {seed: bench.held(seed) for seed in (5, 6)}
-    (lost,) = [job for _, job, second in places.values() if second]
-    nodes.kill_second(with_jobs=False)
-    until(lambda: nodes.job(lost)["status"] == "FAILED", 300)
-    until(lambda: "is working on this run" in (bench.folder / "ray.log").read_text(), 300)
-    bench.free(5)
-    bench.free(6)
     bench.finish(driver, "ray", 1200)
-    assert bench.starts() == {1: 2, 2: 2, 3: 1 + on_second[3], 4: 1 + on_second[4], 5: 1, 6: 1}
-    bench.finish(bench.sweep("local", 6, "--jobs", "2"), "local", 1200)
-    assert bench.records("ray") == bench.records("local")
+    assert bench.starts() == {1: 2, 2: 2}
+    assert bench.records("ray") == undisturbed
+
+
+@pytest.mark.parametrize("with_jobs", [True, False], ids=["killed", "lost"])
+def test_a_lost_node_leaves_the_records_of_an_undisturbed_sweep(bench, nodes, undisturbed, with_jobs):
+    """The run of a killed node goes on elsewhere. A run behind a lost network goes on where it is, and there alone."""
+    bench.hold(1, 2)
+    driver = bench.on_ray(2)
+    places = {seed: bench.held(seed) for seed in (1, 2)}
+    ((lost, job),) = [(seed, job) for seed, (_, job, second) in places.items() if second]
+    nodes.kill_second(with_jobs)
+    until(lambda: nodes.job(job)["status"] == "FAILED", 300)
+    if not with_jobs:
+        until(lambda: "is working on this run" in (bench.folder / "ray.log").read_text(), 300)
+    bench.free(1)
+    bench.free(2)
+    bench.finish(driver, "ray", 1200)
+    assert bench.starts() == {1: 1, 2: 1} | ({lost: 2} if with_jobs else {})
+    assert bench.records("ray") == undisturbed
 
 
 def test_the_doctor_tries_a_job(bench):

@@ -25,6 +25,9 @@ HEAD, SECOND = "127.0.0.2", "127.0.0.3"
 START_SECONDS = 600
 """A node on a busy machine starts in minutes: it imports its Python twelve times."""
 
+PATIENCE = dict.fromkeys(("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "RAY_worker_register_timeout_seconds"), str(START_SECONDS))
+"""Ray's own patience with its dashboard and with the process of a job, both 60 s by default."""
+
 AGENT_PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 """Given, because a node gives up after 15 s of waiting for ports that its agents choose."""
 
@@ -107,7 +110,7 @@ class TwoNodes:
         with (self.folder / f"{node}.log").open("ab") as log:
             self._nodes[node] = subprocess.Popen(
                 [str(shutil.which("ray")), "start", f"--node-ip-address={node}", *words, *ports, *limits],
-                env={**os.environ, "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_SECONDS), NODE: self._mark(node)},
+                env={**os.environ, **PATIENCE, NODE: self._mark(node)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
