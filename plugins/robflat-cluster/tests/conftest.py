@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from jobs_server import JobsServer, jobs_server
 from one_machine import Absent, OneMachine, install
 from two_nodes import TwoNodes, absent
 
@@ -33,6 +34,13 @@ def machine(_daemons, monkeypatch) -> Iterator[OneMachine]:
         monkeypatch.setenv(name, value)
     yield _daemons
     _daemons.settle()
+
+
+@pytest.fixture
+def server() -> Iterator[JobsServer]:
+    """A stand-in of Ray's dashboard."""
+    with jobs_server() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,6 @@ FIRST, SECOND = "robflat-a-1", "robflat-a-2"
 TIMED_OUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 
 
-@pytest.fixture
-def server():
-    with jobs_server() as started:
-        yield started
-
-
 def ray(server: JobsServer, device: str = "cpu", **params: object) -> Ray:
     return Ray(RayParams(address=server.address, **params), Resources(1, 2, device))
 
@@ -62,7 +56,6 @@ DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "Job supervisor ac
         ),
         ("FAILED", {"error_type": "NEW_KIND", "message": "so"}, Exit(None, "failed: so")),
         ("FAILED", {}, Exit(None, "failed: Ray does not say why")),
-        ("FAILED", {"message": ""}, Exit(None, "failed: Ray does not say why")),
         ("FAILED", {"message": "\n\n"}, Exit(None, "failed: Ray does not say why")),
     ],
 )
@@ -279,11 +272,9 @@ def test_the_entrypoint_ends_in_one_exec_with_each_argument_as_it_is(server, tmp
     (body,) = server.bodies
     words = shlex.split(body["entrypoint"])
     assert words == ["cd", str(folder), "&&", "exec", *odd, "</dev/null", ">/dev/null", f"2>>{folder / 'log.txt'}"]
-    variables = body["runtime_env"]["env_vars"]
-    assert variables["ROBFLAT_BENCH_DATA"] == "/data here"
-    assert variables["OMP_NUM_THREADS"] == "2"
-    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
-    assert "PATH" not in variables
+    variables = {"ROBFLAT_BENCH_DATA": "/data here", "OMP_NUM_THREADS": "2", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+    assert variables.items() <= body["runtime_env"]["env_vars"].items()
+    assert "PATH" not in body["runtime_env"]["env_vars"]
 
 
 def test_headers_of_rays_own_variable_reach_the_address_and_no_other(server, monkeypatch):
@@ -356,13 +347,3 @@ def test_bad_parameters_are_one_line(text, problem):
     with pytest.raises(UsageError) as refused:
         resolve(discover(), "launcher", text)
     assert problem in str(refused.value)
-
-
-def test_proxies_of_the_shell_are_asked_as_the_user_set_them(server, monkeypatch):
-    """A proxy that answers nothing shows as no answer, not as an end."""
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "")
-    with pytest.raises(UsageError, match="refused"):
-        ray(server).start(JOB)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert ray(server).start(JOB) == FIRST
