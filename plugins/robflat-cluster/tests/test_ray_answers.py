@@ -183,9 +183,10 @@ def test_a_later_launcher_adopts_the_unended_job_of_a_run(server, known):
 @pytest.mark.parametrize("known", [FIRST, ""])
 def test_ended_jobs_and_jobs_of_others_are_not_adopted(server, known):
     server.job(FIRST, "SUCCEEDED")
-    server.job("robflat-a-b-1", "RUNNING")
     server.job("robflat-a-1-1", "RUNNING")
     server.job("robflat-aa-1", "RUNNING")
+    assert not ray(server).adopt(JOB, known)
+    del server.jobs[FIRST]
     assert not ray(server).adopt(JOB, known)
 
 
