@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from robflat_bench.api import Exit, UsageError
+from robflat_cluster.scheduler import Unanswered
 
 FIELDS = ("JobID", "State", "exit_code", "TimeLeft", "NodeList", "Name", "Reason")
 """Columns of the table. The reason is last: it is a sentence of any characters."""
@@ -42,10 +43,6 @@ LATER = (
     "Slurm backup controller in standby mode",
 )
 """What sbatch says where the same submission can succeed later: no answer, or a limit of jobs in the queue."""
-
-
-class Unanswered(Exception):
-    """SLURM cannot answer or accept now; the text is the command's own."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""SLURM's daemons for the whole session, and this plugin alone."""
+"""The daemons of SLURM and of Ray for the whole session, and this plugin alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from jobs_server import JobsServer, jobs_server
 from one_machine import Absent, OneMachine, install
+from two_nodes import TwoNodes, absent
 
+from robflat_cluster.ray import Ray
 from robflat_cluster.slurm import Slurm
 
 EAGER = "SchedulerParameters=batch_sched_delay=0\n"
@@ -33,10 +36,35 @@ def machine(_daemons, monkeypatch) -> Iterator[OneMachine]:
     _daemons.settle()
 
 
+@pytest.fixture
+def server() -> Iterator[JobsServer]:
+    """A stand-in of Ray's dashboard."""
+    with jobs_server() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def _nodes() -> Iterator[TwoNodes]:
+    if why := absent():
+        pytest.skip(why)
+    with TwoNodes() as started:
+        yield started
+
+
+@pytest.fixture
+def nodes(_nodes, _surroundings, monkeypatch) -> Iterator[TwoNodes]:
+    """A running Ray of two slots, which `ray` finds without an address."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", _nodes.address)
+    yield _nodes
+    _nodes.settle()
+
+
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch) -> None:
     """This plugin and no other, which looks often; no options from the developer's shell."""
     monkeypatch.setenv("ROBFLAT_BENCH_PLUGINS", "robflat-cluster")
     monkeypatch.setattr(Slurm, "pace", 0.3)
-    for name in [name for name in os.environ if name.startswith(("SBATCH_", "SQUEUE_", "SCANCEL_"))]:
+    monkeypatch.setattr(Ray, "pace", 0.3)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for name in [name for name in os.environ if name.startswith(("SBATCH_", "SQUEUE_", "SCANCEL_", "RAY_"))]:
         monkeypatch.delenv(name)

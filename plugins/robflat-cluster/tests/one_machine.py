@@ -89,7 +89,7 @@ class OneMachine:
         key.write_bytes(os.urandom(256))
         key.chmod(0o400)
         names = {"host": socket.gethostname().partition(".")[0], "user": getpass.getuser()}
-        conf = CONF.format(folder=self.folder, ports=_free_ports(1 + len(NODES)), **names)
+        conf = CONF.format(folder=self.folder, ports=free_ports(1 + len(NODES)), **names)
         (self.folder / "slurm.conf").write_text(conf + self.more)
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         paths = [f"--{option}={self.folder}/munge/{name}" for option, name in files.items()]
@@ -153,13 +153,7 @@ class OneMachine:
 
     def job_processes(self, **variables: str) -> list[int]:
         """The processes of this SLURM's jobs whose environment has these values."""
-        wanted = {f"{name}={value}".encode() for name, value in (self.environment | variables).items()}
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if wanted <= {*(folder / "environ").read_bytes().split(b"\0")}:
-                    found.append(int(folder.name))
-        return found
+        return processes_with(**self.environment, **variables)
 
     def _processes(self, node: str) -> Iterator[int]:
         """The processes of a node's jobs, after the process of SLURM that watches each, whose environment is empty."""
@@ -194,7 +188,19 @@ def until(true: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-def _free_ports(count: int) -> list[int]:
+def processes_with(**variables: str) -> list[int]:
+    """The processes whose environment has these values."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted <= {*(folder / "environ").read_bytes().split(b"\0")}:
+                found.append(int(folder.name))
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody uses."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
