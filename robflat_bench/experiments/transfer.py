@@ -1,9 +1,9 @@
 r"""Adversarial images of each model on every model: does one network's robustness hold against another's attack?
 
-    error(i, j) = mean over (x, y) of [ argmax f_j(x'_i) != y ],   x'_i = the attack's images of x on f_i
+    error(i, j) = mean over (x, y) of [ f_j(x) or f_j(x'_i) has its largest logit elsewhere than at y ]
 
-Row i is the model that the images were made on, column j the model that sees them. The diagonal is the white-box
-error. A column whose own error is lower than its error under another model's images has gradients that mislead the
+x'_i are the attack's images of x on f_i. Row i is the model that the images were made on, column j the model that sees
+them. The diagonal is the white-box error, as `evaluate` has it: an image that is wrong without an attack is wrong. A column whose own error is lower than its error under another model's images has gradients that mislead the
 attack. Papernot, McDaniel, Goodfellow: Transferability in machine learning. 2016, arXiv 1605.07277. Athalye, Carlini,
 Wagner: Obfuscated gradients give a false sense of security. ICML 2018, arXiv 1802.00420.
 """
@@ -143,12 +143,15 @@ class Transfer(Experiment):
 
 
 def errors(network: nn.Module, x_adv: Tensor, examples: Examples) -> np.ndarray:
-    """Whether each adversarial image is misclassified, as 0.0 or 1.0, [N]."""
-    with torch.no_grad():
-        logits = torch.cat([network(part) for part in x_adv.split(MEMORY_BATCH)])
-    if not logits.isfinite().all():
-        raise RunFailed("a network's logits are NaN or infinite on images made on another; leave that model out")
-    found: np.ndarray = (logits.argmax(1) != examples.y).double().cpu().numpy()
+    """Whether each image is misclassified when clean or when attacked, as 0.0 or 1.0, [N]."""
+    wrong = torch.zeros(len(examples), dtype=torch.bool, device=x_adv.device)
+    for images in (examples.x, x_adv):
+        with torch.no_grad():
+            logits = torch.cat([network(part) for part in images.split(MEMORY_BATCH)])
+        if not logits.isfinite().all():
+            raise RunFailed("a network's logits are NaN or infinite on images made on another; leave that model out")
+        wrong |= logits.argmax(1) != examples.y
+    found: np.ndarray = wrong.double().cpu().numpy()
     return found
 
 

@@ -94,7 +94,9 @@ def test_the_excess_is_that_of_a_loop_over_pixels():
     x_adv = near(given, 0.1) * torch.rand(given.x.shape, generator=torch.Generator().manual_seed(3))
     pairs = zip(x_adv.double().flatten(1).tolist(), given.x.double().flatten(1).tolist(), strict=True)
     naive = [max(abs(a - b) for a, b in zip(one, other, strict=True)) - THREAT.epsilon for one, other in pairs]
-    assert torch.allclose(excess(x_adv.double(), given.x.double(), THREAT), torch.tensor(naive), atol=1e-12)
+    assert torch.allclose(
+        excess(x_adv.double(), given.x.double(), THREAT), torch.tensor(naive, dtype=torch.float64), atol=1e-12
+    )
 
 
 G = examples()
@@ -231,7 +233,7 @@ def test_a_file_outside_the_ball_is_refused_before_any_work(registry, tiny, fini
     np.savez(tmp_path / "adv.npz", x=(1 - given.x).numpy(), index=given.index.numpy())
     before = sorted(finished_copy.folder.rglob("*.json"))
     words = ("--attack", "fgsm", "--attack", f"images(file={str(tmp_path / 'adv.npz')!r})", "--examples", "20")
-    done = command("evaluate", finished_copy.folder, "--store", finished_copy.store, *words)
+    done = command("evaluate", finished_copy.folder, "--protocol", tiny, "--store", finished_copy.store, *words)
     assert done.code == 2
     assert "images lie outside the linf ball" in done.err
     assert sorted(finished_copy.folder.rglob("*.json")) == before

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from robflat_bench.config.protocol import load as load_protocol
 from robflat_bench.core import UsageError
 from robflat_bench.data import arrays, image_folder
+from robflat_bench.data.splits import load_splits
 from robflat_bench.registry.components import resolve
 
 
@@ -228,3 +230,35 @@ def test_the_cache_follows_the_content_of_the_files(registry, tmp_path):
     Image.fromarray(other).save(buffer, "PNG")
     (tmp_path / "test" / "dog" / "1.png").write_bytes(buffer.getvalue())
     assert np.array_equal(load(registry, "image-folder(size=6)", tmp_path).pools["test"].x[1], other)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In place of the protocol's test images
+# ---------------------------------------------------------------------------------------------------------
+
+
+def evaluated(command, finished, tiny, *words):
+    start = ("evaluate", finished.folder, "--protocol", tiny, "--store", finished.store, "--json")
+    done = command(*start, "--attack", "pgd(steps=2)", "--examples", "20", *words)
+    assert done.code == 0, done.err
+    return done.document
+
+
+def test_the_protocols_own_images_from_a_file_give_its_numbers(finished_copy, tiny, tmp_path, command, registry):
+    pool = load_splits(registry, load_protocol(registry, str(tiny)), None).pools["test"]
+    order = np.random.default_rng(0).permutation(20)
+    np.savez(tmp_path / "own.npz", x=pool.x[order], y=pool.y[order], index=pool.index[order])
+    words = ("--data", tmp_path, "--dataset", 'arrays(test="own.npz")')
+    plain, other = (evaluated(command, finished_copy, tiny, *more) for more in ((), words))
+    for name in ("clean_error", "robust_error", "robust_loss", "weights"):
+        assert plain["results"]["last"][name] == other["results"]["last"][name]
+    assert other["dataset"]["origin"] == f"test images of arrays {tmp_path.name}/own.npz (20 images)"
+    assert not other["dataset"]["canonical"]
+    assert plain["key"] != other["key"]
+    np.savez(tmp_path / "own.npz", x=255 - pool.x[order], y=pool.y[order], index=pool.index[order])
+    assert evaluated(command, finished_copy, tiny, *words)["key"] != other["key"]
+
+
+def test_a_dataset_without_test_images_is_refused(finished_copy, tiny, command):
+    words = ("--protocol", tiny, "--store", finished_copy.store, "--dataset", "digits")
+    assert "has no 'test' images" in command("evaluate", finished_copy.folder, *words).complaint

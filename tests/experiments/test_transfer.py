@@ -11,7 +11,7 @@ import torch
 from helpers.commands import run_here
 
 from robflat_bench.config.protocol import load
-from robflat_bench.core import Observer, UsageError
+from robflat_bench.core import Examples, Observer, RunFailed, UsageError
 from robflat_bench.evaluation.options import ModelOptions
 from robflat_bench.evaluation.session import Session
 from robflat_bench.experiments import choose, figures, transfer, work
@@ -77,7 +77,7 @@ def test_the_diagonal_is_the_robust_error_of_the_runs_record(pair, finished):
     document = drawn(pair, "transfer")
     record = json.loads((finished.folder / "record.json").read_text())
     attack = pair[0].fixed.attacks[0].attack
-    assert document.values[0].pairs[0].value == record["results"]["last"]["robust_error"]["test"][attack]
+    assert document.values[0].pairs[0].value == record["results"]["last"]["robust_error"][attack]["test"]
 
 
 def test_another_column_is_another_reading(pair):
@@ -110,9 +110,16 @@ def test_the_figure_shows_every_pair_and_refuses_another_matrix(pair):
         figures.figure_files(type(document).model_validate(torn))
 
 
+def test_an_image_that_is_wrong_without_an_attack_is_wrong():
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])[:, :, None, None]
+    given = Examples(x, torch.tensor([0, 0, 0, 0]), torch.arange(4))
+    x_adv = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])[:, :, None, None]
+    assert transfer.errors(torch.nn.Flatten(), x_adv, given).tolist() == [0, 1, 1, 1]
+
+
 def test_logits_that_are_not_finite_are_no_error_rate(pair):
     given = pair[0].session.examples("test", 4)
-    with pytest.raises(transfer.RunFailed, match="NaN or infinite"):
+    with pytest.raises(RunFailed, match="NaN or infinite"):
         transfer.errors(lambda x: x.flatten(1)[:, :10] * float("nan"), given.x, given)
 
 
