@@ -3,9 +3,12 @@ r"""Adversarial images of each model on every model: does one network's robustne
     error(i, j) = mean over (x, y) of [ f_j(x) or f_j(x'_i) has its largest logit elsewhere than at y ]
 
 x'_i are the attack's images of x on f_i. Row i is the model that the images were made on, column j the model that sees
-them. The diagonal is the white-box error, as `evaluate` has it: an image that is wrong without an attack is wrong. A column whose own error is lower than its error under another model's images has gradients that mislead the
-attack. Papernot, McDaniel, Goodfellow: Transferability in machine learning. 2016, arXiv 1605.07277. Athalye, Carlini,
-Wagner: Obfuscated gradients give a false sense of security. ICML 2018, arXiv 1802.00420.
+them. The diagonal is the white-box error, as `evaluate` has it: an image that is wrong without an attack is wrong. A
+column whose white-box error is lower than its error under another model's images has gradients that mislead the attack.
+
+Papernot, McDaniel, Goodfellow: Transferability in machine learning: from phenomena to black-box attacks using
+adversarial samples. 2016, arXiv 1605.07277. Athalye, Carlini, Wagner: Obfuscated gradients give a false sense of
+security. ICML 2018, arXiv 1802.00420.
 """
 
 from __future__ import annotations
