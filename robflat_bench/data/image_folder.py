@@ -70,7 +70,7 @@ class ImageFolder(Dataset):
     def _pool(self, pool: str, place: Path, classes: Sequence[str]) -> Pool:
         if unknown := sorted({*_classes(place)} - {*classes}):
             raise refused(place / unknown[0], "the other pool has no such class")
-        files = [(label, path) for label, name in enumerate(classes) for path in _images(place / name)]
+        files = [(label, path) for label, name in enumerate(classes) for path in _images(place, name)]
         p = self.params
         form = Form("image-folder", p.size, p.channels, len(classes), {pool: MAX_DECODED // (p.size**2 * p.channels)})
         if not files or len(files) > form.limits[pool]:
@@ -99,12 +99,12 @@ def _classes(place: Path) -> list[str]:
     return found
 
 
-def _images(folder: Path) -> list[Path]:
-    """The image files of a class; UsageError for a file of another kind, or a link out of the folder."""
-    found = sorted(path for path in folder.glob("[!.]*"))
+def _images(place: Path, name: str) -> list[Path]:
+    """The image files of a class; UsageError for a file of another kind, or a link out of the pool's folder."""
+    found = sorted((place / name).glob("[!.]*"))
     for path in found:
         if path.suffix.lower() not in SUFFIXES:
             raise refused(path, "it is no .png, .jpg or .jpeg file")
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise refused(path, f"it is a link out of {folder}")
+        if not path.resolve().is_relative_to(place.resolve()):
+            raise refused(path, f"it is a link out of {place}")
     return found

@@ -216,6 +216,11 @@ def test_large_files_and_links_are_refused(registry, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"2\.png: it is a link out of"):
         load(registry, "image-folder(size=6)", tmp_path)
     (tmp_path / "test" / "dog" / "2.png").unlink()
+    put(tmp_path / "others" / "1.png", pixels(1, 6)[0])
+    (tmp_path / "test" / "eel").symlink_to(tmp_path / "others")
+    with pytest.raises(UsageError, match=r"eel/1\.png: it is a link out of"):
+        load(registry, "image-folder(size=6)", tmp_path)
+    (tmp_path / "test" / "eel").unlink()
     monkeypatch.setattr(image_folder, "MAX_FILE", 10)
     with pytest.raises(UsageError, match=r"1\.png"):
         load(registry, "image-folder(size=6)", tmp_path)
