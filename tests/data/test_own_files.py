@@ -251,13 +251,13 @@ def evaluated(command, finished, tiny, *words):
 
 def test_the_protocols_own_images_from_a_file_give_its_numbers(finished_copy, tiny, tmp_path, command, registry):
     pool = load_splits(registry, load_protocol(registry, str(tiny)), None).pools["test"]
-    order = np.random.default_rng(0).permutation(20)
+    order = np.random.default_rng(0).permutation(30)  # of which the first 20 by position are read
     np.savez(tmp_path / "own.npz", x=pool.x[order], y=pool.y[order], index=pool.index[order])
     words = ("--data", tmp_path, "--dataset", 'arrays(test="own.npz")')
     plain, other = (evaluated(command, finished_copy, tiny, *more) for more in ((), words))
     for name in ("clean_error", "robust_error", "robust_loss", "weights"):
         assert plain["results"]["last"][name] == other["results"]["last"][name]
-    assert other["dataset"]["origin"] == f"test images of arrays {tmp_path.name}/own.npz (20 images)"
+    assert other["dataset"]["origin"] == f"test images of arrays {tmp_path.name}/own.npz (30 images)"
     assert not other["dataset"]["canonical"]
     assert plain["key"] != other["key"]
     np.savez(tmp_path / "own.npz", x=255 - pool.x[order], y=pool.y[order], index=pool.index[order])
