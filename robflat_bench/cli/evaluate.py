@@ -11,7 +11,9 @@ from robflat_bench.cli import output
 from robflat_bench.cli.reading import model_options
 
 if TYPE_CHECKING:
+    from robflat_bench.data.splits import Splits
     from robflat_bench.evaluation.options import ModelOptions
+    from robflat_bench.registry.registry import Registry
 
 
 @click.command("evaluate")
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     multiple=True,
     help="Measure, instead of the protocol's; repeatable. A pattern, e.g. '*': every measure whose name matches, "
     "under every coupling.",
+)
+@click.option(
+    "--dataset",
+    help="Dataset whose test images replace the protocol's, read below --data: 'arrays(test=\"fog.npy\", severity=3)'.",
 )
 @click.option("--examples", type=click.IntRange(min=2), help="Test examples; alone, at most so many of each row.")
 @click.option("--train", type=click.IntRange(min=2), help="Training examples, read in addition; alone, at most.")
@@ -43,6 +49,7 @@ def evaluate_checkpoint(
     options: ModelOptions,
     attacks: tuple[str, ...],
     measures: tuple[str, ...],
+    dataset: str | None,
     examples: int | None,
     train: int | None,
     settings: tuple[str, ...],
@@ -58,16 +65,28 @@ def evaluate_checkpoint(
     --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
     which attacks and measures are used. The result is written beside the model's record.
     """
+    from dataclasses import replace
+
     from robflat_bench.front.evaluations import Request, evaluated, evaluation_protocol
     from robflat_bench.front.progress import Progress
     from robflat_bench.front.sessions import open_session
 
     registry, request = output.registry(), Request(model, options, attacks, measures, examples, train)
     chosen = evaluation_protocol(registry, protocol, settings)
-    request.check(registry, chosen, store)
+    known = replace(request, examples=None, train=None) if dataset else request  # counts are of the dataset
+    known.check(registry, chosen, store)
     with Progress() as progress:
-        session = open_session(registry, chosen, (), data, store, device, compile, observer=progress, jobs=jobs)
+        source = _test_images(registry, dataset, data, examples) if dataset else data
+        session = open_session(registry, chosen, (), source, store, device, compile, observer=progress, jobs=jobs)
         made = evaluated(session, request, progress.note)
     for problem in registry.plugins.problems(made.record.model_dump(mode="json")):
         output.note(problem)
     output.report(made.record, made.parts(notes=False), stored=True)
+
+
+def _test_images(registry: Registry, dataset: str, data: str | None, examples: int | None) -> Splits:
+    from robflat_bench.data.own import dataset_splits
+    from robflat_bench.registry.faults import faults
+
+    with faults(registry):
+        return dataset_splits(registry, dataset, data, examples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from robflat_bench.core.examples import Examples, Threat, Workspace
 
@@ -30,6 +30,9 @@ class Attack(ABC):
         self.threat = threat
         self.notes: dict[str, int] = {}
         """Counts for the record beside the result, e.g. {"only_square": 3}: examples that no other attack broke."""
+
+    def admit(self, examples: Examples) -> None:  # noqa: B027  (most attacks take all examples)
+        """Raise UsageError for examples that it cannot attack; called before any work of an evaluation."""
 
     @abstractmethod
     def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
@@ -137,7 +140,17 @@ class Source:
 
 
 class Dataset(ABC):
-    """A source of labelled images."""
+    """A source of labelled images.
+
+    Parameters
+    ----------
+    params : Params
+        Its validated parameters.
+    """
+
+    repeats: ClassVar[bool] = False
+    """Whether it has equal images in its training and test pools as published. Their number is told in the origin;
+    of any other dataset, an image in two splits is refused."""
 
     def __init__(self, params: Any) -> None:
         self.params = params

@@ -1,10 +1,11 @@
-"""Examples of one's own: tensors, a dataset or a loader in memory, as the test examples of an evaluation."""
+"""Examples of one's own: tensors, a dataset or a loader in memory, as the test examples of an evaluation; and those of
+a dataset that is not the protocol's."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from robflat_bench.config.protocol import Fixed, Slice, SplitName
 from robflat_bench.config.spec import DatasetRef
-from robflat_bench.core import Examples, ImageShape, Pool, UsageError
+from robflat_bench.core import Dataset, Examples, ImageShape, Pool, UsageError
 from robflat_bench.data.splits import Splits
+from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import Registry
 
 NAME = "own"
 """The dataset's name in records."""
@@ -81,6 +84,39 @@ def own_splits(data: Any, examples: int | None = None) -> OwnSplits:
     origin = f"{len(given):,} images {'x'.join(map(str, given.x.shape[1:]))} given from Python"
     ref = DatasetRef(name=NAME, checksum=_checksum(given), canonical=False, origin=origin)
     return OwnSplits({}, ref, shape, empty, given)
+
+
+def dataset_splits(registry: Registry, text: str, root: str | None, examples: int | None = None) -> OwnSplits:
+    """The pool "test" of a dataset as the test examples of an evaluation, in place of the protocol's.
+
+    Parameters
+    ----------
+    registry : Registry
+        Finds the dataset.
+    text : str
+        A dataset with its parameters, such as "arrays(test=fog.npy, severity=3)".
+    root : str or None
+        Folder of its files (`--data`); None for its usual places.
+    examples : int or None
+        Only the first ones.
+
+    Raises
+    ------
+    UsageError
+        There is no such dataset, no copy of it, or none with a pool "test" that can be read.
+    """
+    component = resolve(registry, "dataset", text)
+    dataset: Dataset = component.build()
+    source = dataset.sources(root)[0]()
+    pool = source.pools.get("test")
+    if pool is None:
+        raise UsageError(f"{source.origin} has no 'test' images; name a dataset that has, see `list datasets`")
+    order = torch.from_numpy(np.argsort(pool.index, kind="stable"))
+    x = torch.from_numpy(pool.x)[order].permute(0, 3, 1, 2).float().contiguous() / 255
+    y, index = (torch.from_numpy(part.astype(np.int64))[order] for part in (pool.y, pool.index))
+    found = own_splits((x, y, index), examples)
+    ref = found.ref.model_copy(update={"name": component.canonical, "origin": f"test images of {source.origin}"})
+    return replace(found, ref=ref, shape=replace(found.shape, classes=source.classes))
 
 
 def _checksum(given: Examples) -> str:

@@ -96,21 +96,26 @@ def select(source: Source, wanted: Slice) -> Pool:
     return found
 
 
-def _require_disjoint(pools: Mapping[SplitName, Pool], spare: Pool, origin: str) -> None:
-    """UsageError where an image is in two splits, or an image to be evaluated equals one to be trained on.
+def _repeated(pools: Mapping[SplitName, Pool], spare: Pool, origin: str, allowed: bool) -> int:
+    """The number of images in two splits; UsageError at the first unless they are `allowed`.
 
     Images are compared by their pixels. Neither the digits nor CIFAR-10 has an image twice.
     """
+    found = 0
     parts = {**{str(split): pool for split, pool in pools.items()}, "spare": spare}
     places: dict[bytes, tuple[str, int]] = {}
     for part, pool in parts.items():
         for image, index in zip(pool.x, pool.index.tolist(), strict=True):
             one, first = places.setdefault(hashlib.sha256(image.tobytes()).digest(), (part, index))
-            if one != part and (one, part) != ("train", "spare"):
+            if one == part or (one, part) == ("train", "spare"):
+                continue
+            found += 1
+            if not allowed:
                 raise UsageError(
                     f"{origin}: image {first} of '{one}' and image {index} of '{part}' have equal pixels, so training "
                     "would see images of the evaluation; remove one of them from the data"
                 )
+    return found
 
 
 def _spare(pools: Mapping[SplitName, Pool], source: Source, data: Data) -> Pool:
@@ -169,7 +174,7 @@ def load_splits(registry: Registry, protocol: Protocol, root: str | None) -> Spl
     problems: list[str] = []
     for load in dataset.sources(root):
         try:
-            splits = _splits(protocol.fixed.data, component.name, dataset, load())
+            splits = _splits(protocol.fixed.data, component.canonical, dataset, load())
         except UsageError as error:
             problems.append(str(error))
             continue
@@ -192,13 +197,13 @@ def _splits(data: Data, name: str, dataset: Dataset, source: Source) -> Splits:
         checksum.update(pixel_hash(pool).encode() + pool.y.astype(np.uint8).tobytes())
     pinned = {split: pixel_hash(pools[split]) for split in data.pixels}
     spare = _spare(pools, source, data)
-    _require_disjoint(pools, spare, source.origin)
+    repeated = _repeated(pools, spare, source.origin, dataset.repeats)
     ref = DatasetRef(
         name=name,
         checksum=checksum.hexdigest(),
         spare=pixel_hash(spare) if len(spare.y) else "",
         canonical=pinned == data.pixels and dataset.canonical(source),
-        origin=source.origin,
+        origin=source.origin + (f"; {repeated:,} images are in two splits" if repeated else ""),
     )
     x = pools["train"].x
     mean, std = channel_statistics(x)

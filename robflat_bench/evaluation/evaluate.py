@@ -87,7 +87,13 @@ def evaluate(
     ------
     RunFailed
         If an attack leaves the threat model, or if an attack or a measure changes the network.
+    UsageError
+        If an attack does not take the examples, before any work.
     """
+    for stage in plan.stages:
+        if stage.kind == "attack":
+            attack: Attack = resolve(session.registry, "attack", stage.text).build(session.threat)
+            attack.admit(session.examples(stage.split, stage.examples))
     work = Evaluation(session, plan, subject, journal)
     try:
         with work.keyed("clean"):

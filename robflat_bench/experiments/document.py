@@ -78,6 +78,8 @@ class Experiment(Strict):
     reads
         The weights of each model: the `chosen` checkpoint, `both` best and last, or every `kept` epoch. The latter two
         take runs only, no weights files.
+    compares
+        Whether the values of one model depend on all models, which `TrainedModel.among` then has.
     n
         Number of test examples.
     """
@@ -86,6 +88,7 @@ class Experiment(Strict):
     summary: ClassVar[str]
     params: ClassVar[type[Params]]
     reads: ClassVar[Literal["chosen", "both", "kept"]] = "chosen"
+    compares: ClassVar[bool] = False
 
     n: int
 
@@ -98,6 +101,11 @@ class Experiment(Strict):
     @abstractmethod
     def brief(self) -> dict[str, float | None]:
         """The few numbers that the command's table shows, by column."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the command's table for this model, by column; one, unless its values are of pairs."""
+        return [dict(self.brief)]
 
     @staticmethod
     @abstractmethod
@@ -145,11 +153,10 @@ class Document(Strict, Generic[E]):
         return validate(self.values[0].params, parse(self.experiment)[1], self.experiment)
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Columns and rows of the summary: label, seed, checkpoint, then the numbers of `Experiment.brief`."""
-        briefs = [values.brief for values in self.values]
-        columns = list(dict.fromkeys(column for brief in briefs for column in brief))
-        models = [[reading.model.label, reading.model.seed, reading.model.checkpoint] for reading in self.readings]
-        rows = [[*model, *map(brief.get, columns)] for model, brief in zip(models, briefs, strict=True)]
+        """Columns and rows of the summary: label, seed, checkpoint, then the columns of `Experiment.rows`."""
+        found = [(reading.model, row) for reading in self.readings for row in reading.values.rows]
+        columns = list(dict.fromkeys(column for _, row in found for column in row))
+        rows = [[model.label, model.seed, model.checkpoint, *map(row.get, columns)] for model, row in found]
         return ["model", "seed", "checkpoint", *columns], rows
 
 
@@ -160,6 +167,16 @@ def names(models: Sequence[ModelRef], among: Sequence[str] = ("seed", "checkpoin
         if len({*found}) < len(found) and len({getattr(model, key) for model in models}) > 1:
             prefix = "seed " if key == "seed" else ""
             found = [f"{name}, {prefix}{str(getattr(m, key))[:20]}" for name, m in zip(found, models, strict=True)]
+    return found
+
+
+def distinct(models: Sequence[ModelRef]) -> list[str]:
+    """The names of models that are compared with each other; UsageError where two models are one, or there is one."""
+    found = names(models, among=("seed", "checkpoint", "epoch", "weights"))
+    if len({*found}) < len(found) or len(found) < 2:
+        twice = next((name for name in found if found.count(name) > 1), None)
+        problem = f"{twice} is named twice" if twice else "one model is named"
+        raise UsageError(f"{problem}, but the experiment compares models; name two runs at least, each once")
     return found
 
 

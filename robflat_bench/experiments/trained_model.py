@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class TrainedModel:
         What else decides the function: backbone and activation, or the behaviour of a live module.
     home, record
         Folder and record of the model's run; None for a weights file.
+    among
+        All models of an experiment that compares them, this one too, by their names in the figure.
     """
 
     session: Session
@@ -49,6 +51,7 @@ class TrainedModel:
     network: tuple[str, str]
     home: RunFolder | None
     record: RunRecord | None
+    among: Mapping[str, TrainedModel] = field(default_factory=dict, compare=False)
 
     @property
     def registry(self) -> Registry:

@@ -10,6 +10,7 @@ data and NUMERICS. A figure with one more model reads that model only.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.core import CheckFailed, Observer
 from robflat_bench.evaluation.session import configure
 from robflat_bench.experiments import Chosen, choose
-from robflat_bench.experiments.document import Document, Experiment, Heading, parsed, read_bytes
+from robflat_bench.experiments.document import Document, Experiment, Heading, distinct, parsed, read_bytes
 from robflat_bench.experiments.trained_model import TrainedModel
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.store import RunFolder, Store, write_atomically
@@ -34,6 +35,9 @@ def run_experiment(chosen: Chosen, models: list[TrainedModel], store: Store, obs
     """Read every model and return the document; values that an earlier process read are reused bit for bit."""
     first = models[0]
     configure(first.fixed)
+    if chosen.experiment.compares:
+        among = distinct([model.ref for model in models])
+        models = [replace(model, among=dict(zip(among, models, strict=True))) for model in models]
     stages = [f"{model.ref.label}, {model.ref.checkpoint}: {chosen.experiment.name}" for model in models]
     observer.evaluation_starts(stages)
     readings: list[Any] = []
@@ -57,7 +61,7 @@ def run_experiment(chosen: Chosen, models: list[TrainedModel], store: Store, obs
 
 def _read_once(chosen: Chosen, model: TrainedModel, store: Store, observer: Observer) -> Experiment:
     """The values of one model: from their file if it is there, otherwise from the unit where a process stopped."""
-    identity = {
+    identity: dict[str, Any] = {
         "experiment": chosen.canonical,
         "weights": model.weights,
         "initial": model.initial is not None,
@@ -66,6 +70,8 @@ def _read_once(chosen: Chosen, model: TrainedModel, store: Store, observer: Obse
         "dataset": model.session.splits.ref.checksum,
         "numerics": NUMERICS,
     }
+    if model.among:
+        identity["among"] = [[name, other.weights, *other.network] for name, other in model.among.items()]
     name = f"{chosen.experiment.name}-{content_hash(identity)[:16]}"
     folder = RunFolder(store.root / "experiments" / "models" / name)
     path = folder.path / "row.json"

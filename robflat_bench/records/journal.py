@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from robflat_bench.core import Journal, Spent, clock
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.core.examples import Result
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.store import read_arrays, write_atomically
 from robflat_bench.records.unit_claims import Claims
 

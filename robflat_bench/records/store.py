@@ -24,10 +24,10 @@ from pydantic import ValidationError
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, RunFailed, UsageError
+from robflat_bench.core.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
 from robflat_bench.core.files import read_regular
 from robflat_bench.records import lease
 from robflat_bench.records import record as records
-from robflat_bench.records.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
 from robflat_bench.records.lease import Busy as Busy
 from robflat_bench.records.record import EvaluationRecord, Result, RunRecord
 from robflat_bench.records.removal import TEMPORARY, remove, sweep

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from robflat_bench.config.cost import Evaluated, declared_passes, passes_of
-from robflat_bench.core import Attack, Measure, Measurement, NoValue, Threat, Workspace
+from robflat_bench.core import Attack, Measure, Measurement, NoValue, Threat, UsageError, Workspace
 from robflat_bench.testing import expectations as kit
 from robflat_bench.testing.expectations import Skipped, Watched
 from robflat_bench.testing.fixtures import COUNT, THREAT, World, network
@@ -21,8 +21,12 @@ WORKSPACE = Workspace(batch=8)
 
 
 def adversarial_images(component: Evaluated, place: World, workspace: Workspace = WORKSPACE) -> Tensor:
-    """x_adv of a world's examples."""
+    """x_adv of a world's examples; Skipped where the attack does not take them."""
     attack: Attack = component.build(STRONG)
+    try:
+        attack.admit(place.examples)
+    except UsageError as reason:
+        raise Skipped(f"it does not take the kit's images: {reason}") from None
     return attack.run(place.model, place.examples, workspace)
 
 

@@ -385,9 +385,9 @@ def test_same_index_in_two_shards_is_refused(tmp_path):
 def test_too_many_images_and_too_large_files_are_refused_before_decoding(tmp_path, monkeypatch):
     write_copy(tmp_path)
     monkeypatch.setattr(parquet, "decode_image", None)
-    monkeypatch.setattr(parquet, "SIZES", {"train": 4, "test": 3})
+    monkeypatch.setitem(parquet.CIFAR10.limits, "train", 4)
     assert "5 images, more than CIFAR-10 has" in refusal(tmp_path)
-    monkeypatch.setattr(parquet, "SIZES", {"train": 5, "test": 3})
+    monkeypatch.setitem(parquet.CIFAR10.limits, "train", 5)
     monkeypatch.setattr(parquet, "MAX_BYTES", 1_000)
     assert "more than the 1,000 it may have" in refusal(tmp_path)
 

@@ -45,6 +45,14 @@ def test_disjoint_splits_are_loaded_and_training_images_may_be_there_twice():
     assert len(splits(toy).spare.y) == 6
 
 
+def test_a_dataset_with_repeats_as_published_tells_their_number(monkeypatch):
+    toy = Toy()
+    assert "two splits" not in splits(toy).ref.origin
+    monkeypatch.setattr(Toy, "repeats", True)
+    toy.test.x[2], toy.test.x[4], toy.train.x[11] = toy.train.x[3], toy.train.x[3], toy.train.x[5]
+    assert splits(toy).ref.origin == "a toy; 3 images are in two splits"
+
+
 @pytest.mark.parametrize(
     ("copied", "to", "problem"),
     [

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers.commands import REPOSITORY, TINY, run_here
-from helpers.pages import trained
+from helpers.pages import own_data, trained
 from safetensors.torch import save_file
 from timm.layers import LayerScale
 from torch import nn
@@ -101,6 +101,7 @@ def place(finished_runs, tmp_path, monkeypatch, make_site):
     monkeypatch.chdir(home)
     for name, text in {**CODE, **TOMLS}.items():
         (home / name).write_text(text)
+    own_data(home)
     shutil.copytree(finished_runs, home / "runs")
     for name in ("net.pth", "resnet18.pth"):
         (home / name).write_bytes(trained())
@@ -157,6 +158,16 @@ def test_commands_run_without_an_error(line, place, command, monkeypatch):
     else:
         assert done.code == 0, done.err
         assert done.out
+
+
+def test_the_protocol_on_data_of_ones_own_trains(place, command):
+    """your-data.md shows the protocol."""
+    done = command("run", "--method", "at", "--protocol", "own-data.toml", "--data", "my-data", "--json")
+    assert done.code == 0, done.err
+    dataset = done.document["spec"]["dataset"]
+    assert dataset["name"].startswith('arrays(classes=10, severity=0, test="test.npz"')
+    assert dataset["origin"] == "arrays my-data/train.npz (200 images) + test.npz (100 images)"
+    assert not dataset["canonical"]
 
 
 def test_there_are_commands_of_every_kind():

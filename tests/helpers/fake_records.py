@@ -8,9 +8,9 @@ import numpy as np
 from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.core.estimates import ESTIMATES
 from robflat_bench.leaderboard.submit import add_entries
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.quantities import autoattack_missed
 from robflat_bench.records.record import (
     Budget,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from helpers.fake_records import REGISTRY
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.core.estimates import ESTIMATES
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.quantities import autoattack_missed
 from robflat_bench.records.record import Gap, TestTrain, totals
 from robflat_bench.records.store import read_arrays

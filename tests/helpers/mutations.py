@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helpers.tampering import replace_archive, replace_outcomes, rewrite
-from robflat_bench.records.archives import arrays_bytes, unpack_arrays
+from robflat_bench.core.archives import arrays_bytes, unpack_arrays
 
 if TYPE_CHECKING:
     from helpers.fuzzing import Field

@@ -25,6 +25,23 @@ FILES = {
 """Name -> text of the files that snippets of pages use."""
 
 
+def own_data(folder: Path) -> None:
+    """`my-data` and `adv.npz` of your-data.md: digits under the names of published files."""
+    import numpy as np
+
+    from robflat_bench.data.digits import load_digits
+
+    pool = load_digits().pools["train"]
+    np.savez(folder / "adv.npz", x=pool.x, index=pool.index)
+    home = folder / "my-data"
+    home.mkdir()
+    np.savez(home / "train.npz", x=pool.x[:200], y=pool.y[:200])
+    np.savez(home / "test.npz", x=pool.x[200:300], y=pool.y[200:300])
+    for name, labels in {"cifar10.1_v6_data": "cifar10.1_v6_labels", "fog": "labels"}.items():
+        np.save(home / f"{name}.npy", pool.x[300:600])
+        np.save(home / f"{labels}.npy", pool.y[300:600])
+
+
 @functools.cache
 def trained() -> bytes:
     """`net.pth`, which `train.py` of your-checkpoint.md makes."""

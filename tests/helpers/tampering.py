@@ -3,8 +3,8 @@
 import hashlib
 import json
 
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.leaderboard.tree import ENTRY
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.store import read_arrays
 
 

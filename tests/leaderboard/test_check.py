@@ -11,10 +11,10 @@ from helpers.mutations import bind_socket
 from helpers.tampering import replace_outcomes, rewrite
 
 from robflat_bench.config.protocol import load
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.data.splits import load_splits
 from robflat_bench.leaderboard import tree
 from robflat_bench.leaderboard.publish import read_leaderboard
-from robflat_bench.records.archives import arrays_bytes
 
 
 @pytest.fixture

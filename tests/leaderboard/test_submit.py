@@ -13,9 +13,9 @@ from robflat_bench import NUMERICS
 from robflat_bench.config import spec as specs
 from robflat_bench.config.spec import ProtocolRef, RunSpec
 from robflat_bench.core import CheckFailed
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.leaderboard.entries import read_entries
 from robflat_bench.leaderboard.submit import add_entries
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.store import read_arrays
 
 DAY = "2026-01-02"

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.data import cache
-from robflat_bench.records.archives import arrays_bytes
 
 ARRAYS = {"a": np.arange(5.0), "b": np.ones((2, 3), np.float32)}
 

@@ -9,8 +9,8 @@ import pytest
 from helpers.small_result import OUTCOMES, small_result
 
 from robflat_bench.core import CheckFailed
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.records import record as records
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.record import RunRecord, check, malformed, totals
 from robflat_bench.records.store import RunFolder, outcomes_bytes, read_arrays, read_record
 from robflat_bench.testing.tiny import tiny_protocol

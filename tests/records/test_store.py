@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robflat_bench.core import CheckFailed, RunFailed, Spent, UsageError, clock
+from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.numerics.weights import digest, load_weights, read_weights, write_weights
-from robflat_bench.records.archives import arrays_bytes
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.store import (
     RunFolder,

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from robflat_bench.records.archives import MAX_MEMBERS, arrays_bytes, unpack_arrays
+from robflat_bench.core.archives import MAX_MEMBERS, arrays_bytes, unpack_arrays
 
 MEGABYTE = 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""Arrays as an .npz file. Anyone may have sent a file, so its own statements of sizes are never trusted."""
+"""Arrays as .npz and .npy files. Anyone may have sent a file, so its own statements of sizes are never trusted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from robflat_bench.core import uninterrupted
+from robflat_bench.core.signals import uninterrupted
 
 MAX_MEMBERS = 1000
 """Most arrays in one file."""
@@ -77,6 +77,16 @@ def _unpacked(raw: bytes, limit: int) -> dict[str, np.ndarray]:
                 raise ValueError(f"it unpacks to more than {limit} bytes")
             arrays[name] = _array(data)
     return arrays
+
+
+def unpack_array(raw: bytes) -> np.ndarray:
+    """The array of an .npy file; ValueError if it is damaged, or no plain array."""
+    try:
+        return _array(raw)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"it is damaged: {error}") from error
 
 
 def _array(data: bytes) -> np.ndarray:
