@@ -54,9 +54,10 @@ def evaluate_checkpoint(
 ) -> None:
     """Attack and measure a trained MODEL without training it again.
 
-    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...); add --model or
-    --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
-    which attacks and measures are used. The result is written beside the model's record.
+    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...), also one on
+    the Hugging Face hub (hf://OWNER/NAME); add --model or --backbone where its names do not show the network.
+    'timm(name=resnet18)' has random weights. The protocol says which attacks and measures are used. The result is
+    written beside the model's record.
     """
     from robflat_bench.front.evaluations import Request, evaluated, evaluation_protocol
     from robflat_bench.front.progress import Progress
@@ -65,6 +66,7 @@ def evaluate_checkpoint(
     registry, request = output.registry(), Request(model, options, attacks, measures, examples, train)
     chosen = evaluation_protocol(registry, protocol, settings)
     request.check(registry, chosen, store)
+    request = request.settled(output.note)
     with Progress() as progress:
         session = open_session(registry, chosen, (), data, store, device, compile, observer=progress, jobs=jobs)
         made = evaluated(session, request, progress.note)
