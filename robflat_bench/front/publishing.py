@@ -248,7 +248,7 @@ def _is_there(file: Path | bytes, name: str, found: ModelInfo) -> bool:
         return False
     content = _content(file)
     if there.lfs is not None:
-        return bool(there.lfs["sha256"] == hashlib.sha256(content).hexdigest())
+        return bool(there.lfs.sha256 == hashlib.sha256(content).hexdigest())
     return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())  # Git's own hash
 
 

@@ -16,6 +16,10 @@ from robflat_bench.leaderboard.tidy import COLUMNS, Type
 
 TYPES: dict[Type, str] = {"text": "sc:Text", "boolean": "sc:Boolean", "integer": "sc:Integer", "number": "sc:Float"}
 LICENCE = "https://spdx.org/licenses/Apache-2.0"
+CITATION = (
+    "@misc{robflat-bench, title={robflat-bench: adversarially robust generalization and flat minima, measured side by "
+    "side}, author={{The robflat-bench authors}}, year={2026}}"
+)
 ABOUT = (
     "Robust errors, robust losses and flatness of networks from adversarial training, by method, with confidence "
     "intervals over seeds and test examples and with ranks. Every number is computed from committed records of runs; "
@@ -75,6 +79,7 @@ def croissant(leaderboard: Leaderboard, name: str, table: bytes, address: str = 
         "name": "robflat-bench",
         "description": ABOUT,
         "license": LICENCE,
+        "citeAs": CITATION,
         "version": f"{leaderboard.schema_version}.0.0",
         "creator": {"@type": "sc:Organization", "name": "The robflat-bench authors"},
         "isLiveDataset": True,

@@ -52,11 +52,11 @@ class HubName:
         """The name that a person writes; UsageError where it is none."""
         found = _NAME.fullmatch(text)
         if found is None or ".." in found["owner"] + found["name"]:
-            raise UsageError(f"'{text:.200}' names no model of the hub; write hf://OWNER/NAME[@REVISION][/FILE]")
+            raise UsageError(f"{text!r:.200} names no model of the hub; write hf://OWNER/NAME[@REVISION][/FILE]")
         name = cls(**{part: value or "" for part, value in found.groupdict().items()})
         if name.file and not FILE.fullmatch(name.file):
             raise UsageError(
-                f"'{name.file:.200}' is no .safetensors file; nothing else is read from the hub. Leave it out, or name "
+                f"{name.file!r:.200} is no .safetensors file; nothing else is read from the hub. Leave it out, or name "
                 f"another: {PREFIX}{name.repo}/FILE.safetensors"
             )
         return name
