@@ -186,9 +186,8 @@ def evaluate(
         chosen = evaluation_protocol(registry, protocol, written(settings))
     named = str(model) if isinstance(model, Path) else model
     request = Request(named, options, several(attacks), several(measures), examples, train)
-    given = data is not None and not isinstance(data, str | Path)
-    known = replace(request, examples=None, train=None) if given else request  # counts are of the given data
-    known.check(registry, chosen, Path(store))
+    given = data is not None and not isinstance(data, str | Path)  # the counts are of such data
+    (replace(request, examples=None, train=None) if given else request).check(registry, chosen, Path(store))
     request = request.settled(note if progress else lambda line: None)
 
     with chosen_observer(progress) as observer:

@@ -6,7 +6,7 @@ It follows from the record alone, so the same run has the same card, byte by byt
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robflat_bench.config.protocol import Protocol
@@ -27,7 +27,7 @@ from robflat_bench.registry.registry import Registry
 
 ACCURACIES = ("worst_case", "clean_error", "robust_error")
 """Quantities that the hub's metadata have as accuracies, 1 - error: it knows no metric of errors."""
-TAGS = ["robflat-bench", "adversarial-robustness", "adversarial-training", "flat-minima"]
+TAGS = ["robflat-bench", "adversarial-robustness", "flat-minima"]
 
 
 def model_card(
@@ -61,7 +61,7 @@ def model_card(
     ]
     parts = [
         f"# {_plain(record.spec.label)} under {protocol.name}, seed {record.seed}",
-        "One network, adversarially trained, attacked, and measured for the flatness of its loss by `robflat-bench`. "
+        "One network, trained, attacked, and measured for the flatness of its loss by `robflat-bench`. "
         "Images in [0,1] go in; the normalisation is part of the network.",
         *_commands(name, record, protocol, known),
         *_numbers(registry, record, protocol, values),
@@ -86,7 +86,7 @@ def _metadata(
     name: HubName,
     record: RunRecord,
     protocol: Protocol,
-    values: list[tuple[str, QuantityValue]],
+    values: Sequence[tuple[str, QuantityValue]],
     licence: str,
 ) -> str:
     """What the hub reads: licence, tags, and results as a `model-index`."""
@@ -102,7 +102,7 @@ def _metadata(
             dataset_type=record.dataset.name.partition("(")[0],
             dataset_name=_plain(record.dataset.origin),
             dataset_split="test",
-            metric_type="accuracy" if accuracy else value.quantity,
+            metric_type="accuracy" if accuracy else _kind(value),
             metric_name=f"{point}: {f'1 - {title}' if accuracy else title}",
             metric_value=_rounded(1 - (value.value or 0.0) if accuracy else value.value),
             metric_args={key: each for key, each in args.items() if each is not None},
@@ -118,6 +118,11 @@ def _metadata(
         eval_results=shown,
     )
     return data.to_yaml() + "\n"
+
+
+def _kind(value: QuantityValue) -> str:
+    """The quantity; of a measure, its name."""
+    return value.of.partition("(")[0] if value.quantity == "measure" else value.quantity
 
 
 def _rounded(value: float | None) -> float | None:
@@ -138,7 +143,7 @@ def _commands(name: HubName, record: RunRecord, protocol: Protocol, known: str) 
 
 
 def _numbers(
-    registry: Registry, record: RunRecord, protocol: Protocol, values: list[tuple[str, QuantityValue]]
+    registry: Registry, record: RunRecord, protocol: Protocol, values: Sequence[tuple[str, QuantityValue]]
 ) -> Iterator[str]:
     ref, epsilon = record.protocol, protocol.fixed.threat.epsilon
     yield (
@@ -152,7 +157,7 @@ def _numbers(
             for place, value in values
             if place == point
         ]
-        epoch = record.results[point].epoch  # type: ignore[index]
+        epoch = record.results[point].epoch
         yield f"**{point}.safetensors**, epoch {epoch}\n\n{markdown(['quantity', 'value', 'n'], rows)}"
 
 
@@ -180,7 +185,7 @@ def _origin(record: RunRecord, protocol: Protocol, licence: str) -> Iterator[str
         ["run", f"{record.key}, numerics {record.spec.numerics}"],
         ["data", f"{_plain(data.origin)}, {canonical}; SHA-256 {data.checksum}"],
         ["backbone", f"{protocol.fixed.backbone}, {record.spec.recipe.activation}"],
-        ["machine", f"{place.get('cpu')}, device {place.get('device_name')}, {place.get('threads')} threads"],
+        ["machine", f"{place.get('cpu')}, device {place.get('device_name')}, threads {place.get('threads')}"],
         ["software", ", ".join(f"{each} {versions[each]}" for each in ("torch", "numpy") if versions.get(each))],
         ["code", f"robflat-bench {record.provenance.get('robflat_bench')}, source {record.provenance.get('source')}"],
         ["training", f"{budget.forward:,} image passes forward, {budget.backward:,} backward"],

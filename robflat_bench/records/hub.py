@@ -8,6 +8,7 @@ No token passes through this package. `huggingface_hub` reads it and sends it, s
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def hub_errors(name: HubName, asked: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
-        yield
+        with _bars():
+            yield
     except RobflatError:
         raise
     except LocalTokenNotFoundError:
@@ -125,13 +127,29 @@ def hub_errors(name: HubName, asked: str) -> Iterator[None]:
         ) from None
     except OfflineModeIsEnabled:
         raise Unreachable("HF_HUB_OFFLINE forbids network access; unset it, and type the same command again") from None
-    except Exception as error:  # the client raises whatever its network layer raises
-        answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    except Exception as error:  # the client raises whatever its network layer raises, within its own errors
+        causes = [*_causes(error)]
+        answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
         if answer is not None:
             raise _answered(answer, name, asked) from None
         raise Unreachable(
-            f"the hub cannot be reached ({one_line(error):.200}); type the same command again with a network"
+            f"the hub cannot be reached ({one_line(causes[-1]):.200}); type the same command again with a network"
         ) from None
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """The client's progress bars in a terminal only: elsewhere each of their updates is a line."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

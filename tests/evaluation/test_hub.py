@@ -9,12 +9,19 @@ import torch
 from helpers.hub import local_hub
 from safetensors.torch import save
 
-from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.backbones.parts import built
+from robflat_bench.config.protocol import load
+from robflat_bench.core import CheckFailed, ImageShape, Observer, UsageError
 from robflat_bench.evaluation.fitting import check_size
 from robflat_bench.evaluation.hub import fetched
 from robflat_bench.evaluation.inspection import MAX_BYTES, inspect
+from robflat_bench.evaluation.model import find_model, load_model
+from robflat_bench.evaluation.options import ModelOptions, check_model
+from robflat_bench.evaluation.session import Session
 from robflat_bench.records.hub import Unreachable
+from robflat_bench.records.store import Store
 from robflat_bench.registry.components import resolve
+from robflat_bench.registry.registry import discover
 
 ONE, OTHER = (save({"w": torch.full((4,), value)}) for value in (1.0, 2.0))
 REPO, NAME = "them/net", "hf://them/net"
@@ -127,9 +134,27 @@ def test_a_wrong_entry_in_the_config_is_refused(hub):
         fetched(NAME)
 
 
-def test_a_backbone_of_a_plugin_is_not_built_unasked(hub, make_site, monkeypatch):
-    from robflat_bench.registry.registry import discover
+def test_the_network_of_a_pushed_run_is_the_one_that_its_config_names(hub, registry, tiny, tmp_path):
+    """Strides and activations show in no tensor."""
+    session = Session(registry, load(registry, str(tiny)), None, Store(tmp_path / "store"), "cpu", Observer())
+    backbone = "resnet8(width=4, strides=[1, 1, 1], stem_stride=1)"
+    network = built(resolve(registry, "backbone", backbone), session.splits.shape, "silu", 3)
+    public(
+        hub,
+        {"last.safetensors": save(network.state_dict()), "config.json": config(backbone=backbone, activation="silu")},
+    )
+    found = find_model(session, NAME)
+    assert (found.backbone, found.activation) == (backbone, "silu")
+    x = session.examples("test", 4).x
+    with torch.no_grad():
+        assert torch.equal(load_model(session, found).eval()(x), network.eval()(x))
+    assert found.origin == f"{NAME}@{hub.models[REPO].head}/last.safetensors"
+    assert find_model(session, NAME, ModelOptions(backbone=session.fixed.backbone)).activation == "relu"
+    with pytest.raises(UsageError, match="--checkpoint best is of a run"):
+        check_model(NAME, ModelOptions(checkpoint="best"), session.store, registry)
 
+
+def test_a_backbone_of_a_plugin_is_not_built_unasked(hub, make_site, monkeypatch):
     source = (
         "from robflat_bench.api import BackboneInfo, Params, hookimpl\n\n"
         "@hookimpl\ndef robflat_bench_backbones():\n"
@@ -143,8 +168,6 @@ def test_a_backbone_of_a_plugin_is_not_built_unasked(hub, make_site, monkeypatch
 
 
 def test_a_backbone_that_is_larger_than_its_file_is_not_built(registry, tmp_path):
-    from robflat_bench.core import ImageShape
-
     file, shape = tmp_path / "w.safetensors", ImageShape(channels=1, size=8, classes=10, mean=(0.5,), std=(0.5,))
     file.write_bytes(b" " * 1000)
     with pytest.raises(CheckFailed, match="do not trust it"):
