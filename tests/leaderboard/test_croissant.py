@@ -92,7 +92,7 @@ def test_the_metadata_name_the_file_beside_them(files):
 @pytest.fixture
 def croissant(tmp_path, files):
     """mlcroissant, and the metadata as a file beside its table."""
-    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed: `uv sync --group croissant`")
+    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed; `uv sync` installs it")
     for name in (TABLE, "croissant.json"):
         (tmp_path / name).write_bytes(files[f"data/{name}"])
     return mlcroissant, tmp_path / "croissant.json"
