@@ -59,10 +59,13 @@ def test_a_file_is_downloaded_once_with_its_commit_and_its_size_is_said_before(h
 
 def test_a_commit_stays_what_it_was_when_the_branch_moves(hub):
     model = public(hub, {"net.safetensors": ONE})
-    old = fetched(NAME).name
+    old = model.head
     model.commit({"net.safetensors": OTHER})
-    assert fetched(NAME).path.read_bytes() == OTHER
-    assert fetched(f"{NAME}@{old.revision}").path.read_bytes() == ONE
+    assert fetched(f"{NAME}@{old}").path.read_bytes() == ONE
+    found = fetched(NAME)
+    assert (found.name.revision, found.path.read_bytes()) == (model.head, OTHER)
+    model.commit({"net.safetensors": ONE})
+    assert fetched(str(found.name)) == found
     with pytest.raises(UsageError, match="no revision 'v9'"):
         fetched(f"{NAME}@v9")
 
