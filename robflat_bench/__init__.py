@@ -7,6 +7,7 @@
     rb.attack(model, x, y, "pgd(steps=20)", epsilon=8 / 255)        adversarial images
     rb.run("trades+awp", seed=1)                                    train, attack and measure
     rb.load("349043bd"), rb.results(), rb.board()                   runs, and the board
+    rb.push("349043bd", "hf://OWNER/NAME")                          a run on the Hugging Face hub
     rb.list("measures"), rb.info("awp")                             the catalogue
 
 Importing this package is cheap and never imports torch. Plugins import `robflat_bench.api`.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from robflat_bench.front.catalogue import info, list
     from robflat_bench.front.evaluations import Evaluation, evaluate
     from robflat_bench.front.measurements import Measurement, attack, measure
+    from robflat_bench.front.publishing import Pushed, push
     from robflat_bench.front.runs import Run, load, run
     from robflat_bench.front.tables import Rows, board, results
 
@@ -31,6 +33,7 @@ _FRONT = {
     "catalogue": ("info", "list"),
     "evaluations": ("Evaluation", "evaluate"),
     "measurements": ("Measurement", "attack", "measure"),
+    "publishing": ("Pushed", "push"),
     "runs": ("Run", "load", "run"),
     "tables": ("Rows", "board", "results"),
 }
@@ -40,6 +43,7 @@ __all__ = [
     "NUMERICS",
     "Evaluation",
     "Measurement",
+    "Pushed",
     "Rows",
     "Run",
     "__version__",
@@ -50,6 +54,7 @@ __all__ = [
     "list",
     "load",
     "measure",
+    "push",
     "results",
     "run",
 ]

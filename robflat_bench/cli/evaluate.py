@@ -61,9 +61,10 @@ def evaluate_checkpoint(
 ) -> None:
     """Attack and measure a trained MODEL without training it again.
 
-    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...); add --model or
-    --backbone where its names do not show the network. 'timm(name=resnet18)' has random weights. The protocol says
-    which attacks and measures are used. The result is written beside the model's record.
+    MODEL is a run's folder or key, or a file of weights trained anywhere (.pt, .pth, .safetensors, ...), also one on
+    the Hugging Face hub (hf://OWNER/NAME); add --model or --backbone where its names do not show the network.
+    'timm(name=resnet18)' has random weights. The protocol says which attacks and measures are used. The result is
+    written beside the model's record.
     """
     from dataclasses import replace
 
@@ -75,6 +76,7 @@ def evaluate_checkpoint(
     chosen = evaluation_protocol(registry, protocol, settings)
     known = replace(request, examples=None, train=None) if dataset else request  # counts are of the dataset
     known.check(registry, chosen, store)
+    request = request.settled(output.note)
     with Progress() as progress:
         source = _test_images(registry, dataset, data, examples) if dataset else data
         session = open_session(registry, chosen, (), source, store, device, compile, observer=progress, jobs=jobs)

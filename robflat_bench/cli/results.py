@@ -1,4 +1,4 @@
-"""`robflat-bench results`: list, show, export and remove the runs of a store. `compare` has the group's statistics."""
+"""`robflat-bench results`: list, show, export, push and remove the runs of a store. `compare` has the statistics."""
 
 from __future__ import annotations
 
@@ -105,6 +105,49 @@ def export(file: Path | None, store: Path) -> None:
             yield f"{len(rows)} numbers in {file}"
 
     output.report(rows, lines())
+
+
+@results_group.command("push")
+@click.argument("run")
+@click.argument("to", metavar="hf://OWNER/NAME")
+@click.option("--public", is_flag=True, help="Everyone sees it. Without it, a new model is private.")
+@click.option("--replace", is_flag=True, help="Write over a model that holds something else.")
+@click.option(
+    "--license",
+    "licence",
+    default="unknown",
+    show_default=True,
+    metavar="ID",
+    help="Licence of the weights, as the hub writes it: apache-2.0, cc-by-4.0, ...",
+)
+@click.option("--protocol", default="", metavar="FILE.toml", help="The run's protocol, where it is a file.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show the files and their sizes; send nothing.")
+@output.store_option
+@output.plugin_option
+@output.json_option
+def push_run(
+    run: str, to: str, public: bool, replace: bool, licence: str, protocol: str, only_plan: bool, store: Path
+) -> None:
+    """Put a finished RUN on the Hugging Face hub: weights, record, outcomes and a card.
+
+    A push of the same run again makes no commit. Your token is the hub client's own: `hf auth login`, or HF_TOKEN.
+    """
+    from robflat_bench.front.publishing import parcel, parcel_plan, send
+    from robflat_bench.records.store import Store
+
+    made = parcel(output.registry(), Store(store).find(run), to, protocol, licence)
+    if only_plan:
+        document, shown = parcel_plan(made, public)
+        output.report(document, [shown])
+        return
+    done = send(made, public, replace)
+
+    def lines() -> Iterator[str]:
+        sent = f"{len(done.sent)} files sent" if done.sent else "all files were there already, no commit was made"
+        yield f"{done.url} ({'private' if done.private else 'public'}): {sent}"
+        yield f"evaluate it anywhere: robflat-bench evaluate {done.model}"
+
+    output.report(done, lines(), stored=True)
 
 
 @results_group.command("prune")

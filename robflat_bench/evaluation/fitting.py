@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robflat_bench.backbones.parts import Normalized, check_tensors
-from robflat_bench.core import ImageShape, UsageError
+from robflat_bench.core import BackboneInfo, CheckFailed, ImageShape, UsageError
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.evaluation.options import OTHER_PROTOCOL, ModelOptions
 from robflat_bench.evaluation.own_code import make
 from robflat_bench.evaluation.weight_files import Contents
 from robflat_bench.numerics.weights import Misfit, load_weights
+from robflat_bench.registry.components import Component
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What wrappers put in front of every name: DataParallel, torch.compile, Lightning modules."""
@@ -103,6 +104,25 @@ def check_fit(
         fewer = f"choose a protocol whose data have {there}: --protocol FILE.toml"
         instead = f"if these are {there} classes, {more if there > here else fewer}"
     raise UsageError(f"{file} does not fit {network}: {misfit}; {instead}")
+
+
+LARGER = 2**20
+"""A network may take so many bytes more than its file: buffers that files leave out."""
+
+
+def check_size(component: Component[BackboneInfo], shape: ImageShape, activation: str, file: Path) -> None:
+    """CheckFailed where a backbone that a stranger names is larger than its file: building it could take all memory."""
+    try:
+        with torch.device("meta"):  # shapes without values
+            network: nn.Module = component.build(shape, activation)
+    except Exception:  # some of timm's do not build without values; its list of names bounds their sizes
+        return
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    if size > file.stat().st_size + LARGER:
+        raise CheckFailed(
+            f"{file.name} has {file.stat().st_size:,} bytes, and the backbone {component.canonical} that comes with it "
+            f"takes {size:,}; do not trust it, or name the network yourself: --backbone"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ def inspect(path: Path) -> Literal["safetensors", "torch"]:
     size = _size(path)
     with path.open("rb") as file:
         head = file.read(512)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:  # its length may begin as a pickle does
+        return "safetensors"
     if head.startswith(_ZIP):
         _check_members(path, size)
         return "torch"

@@ -17,6 +17,7 @@ from robflat_bench.core import ImageShape, UsageError, one_line
 from robflat_bench.evaluation.fitting import (
     OTHER_NETWORK,
     check_fit,
+    check_size,
     for_backbone,
     is_strange,
     normalisation_note,
@@ -24,6 +25,7 @@ from robflat_bench.evaluation.fitting import (
     unwrapped,
     with_statistics,
 )
+from robflat_bench.evaluation.hub import HubWeights, fetched
 from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
@@ -68,6 +70,8 @@ class FoundModel:
         Hash of the user's file that made the module; "" if the code is unknown.
     notes : tuple of str
         What the reader should know: what was looked through, left out or assumed.
+    origin : str
+        Of a model of the hub, its name with commit and file.
     """
 
     protocol: Protocol
@@ -82,6 +86,7 @@ class FoundModel:
     classes: int | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
+    origin: str = ""
 
 
 def find_model(session: Session, model: str | nn.Module, options: ModelOptions = USUAL) -> FoundModel:
@@ -92,8 +97,9 @@ def find_model(session: Session, model: str | nn.Module, options: ModelOptions =
     session : Session
         Its store holds runs; its protocol is the one of models without a run.
     model : str or nn.Module
-        A run's folder or key, a file of weights (`inspection.SUFFIXES`), a backbone with parameters such as
-        "timm(name=resnet18)", or a live module: images in [0,1], [N,C,H,W], in; logits [N,K] out.
+        A run's folder or key, a file of weights (`inspection.SUFFIXES`), one on the hub (hf://OWNER/NAME), a backbone
+        with parameters such as "timm(name=resnet18)", or a live module: images in [0,1], [N,C,H,W], in; logits [N,K]
+        out.
     options : ModelOptions
         How it is read.
 
@@ -113,6 +119,8 @@ def find_model(session: Session, model: str | nn.Module, options: ModelOptions =
     kind = kind_of(model)
     if kind == "file":
         return _of_file(session, Path(model), options)
+    if kind == "hub":
+        return _of_hub(session, fetched(model), options)
     if kind == "backbone":
         return FoundModel(protocol, resolve(session.registry, "backbone", model).brief, model, "relu")
     return _of_run(session, model, options.checkpoint)
@@ -128,8 +136,22 @@ def _of_module(session: Session, module: nn.Module, options: ModelOptions, name:
     return FoundModel(session.protocol, name, module=front, classes=options.classes, notes=notes)
 
 
-def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
-    """A file of weights: of the network that the options name, or of the one that its names show."""
+def _of_hub(session: Session, given: HubWeights, options: ModelOptions) -> FoundModel:
+    """A file of the hub: of the network that the options name, that its `config.json` names, or that its names show."""
+    named = None if options.network or options.backbone else given.network(session.registry)
+    if named:
+        options = replace(options, backbone=named.backbone)
+        component = resolve(session.registry, "backbone", named.backbone)
+        check_size(component, image_shape(session, options.classes), named.activation, given.path)
+    found = _of_file(session, given.path, options, named.activation if named else "")
+    return replace(found, origin=str(given.name))
+
+
+def _of_file(session: Session, file: Path, options: ModelOptions, activation: str = "") -> FoundModel:
+    """A file of weights: of the network that the options name, or of the one that its names show.
+
+    `activation`: of the network that the options name, "" for the protocol's.
+    """
     contents, protocol, shape = read(file), session.protocol, image_shape(session, options.classes)
     if options.network:
         network, notes = own_network(contents, file, options, session.dtype)
@@ -137,7 +159,7 @@ def _of_file(session: Session, file: Path, options: ModelOptions) -> FoundModel:
         source = source_hash(options.network)
         return replace(found, source=source, notes=(*contents.notes, *notes, *found.notes))
 
-    backbone, activation = options.backbone or protocol.fixed.backbone, protocol.recipe.activation
+    backbone, activation = options.backbone or protocol.fixed.backbone, activation or protocol.recipe.activation
 
     def fitting(tensors: Mapping[str, Tensor], backbone: str, activation: str, notes: tuple[str, ...]) -> FoundModel:
         own = built(resolve(session.registry, "backbone", backbone), shape, activation, 0).state_dict()

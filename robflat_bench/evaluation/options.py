@@ -11,6 +11,7 @@ from typing import Any, Literal
 from robflat_bench.core import UsageError, parse_fraction
 from robflat_bench.evaluation.inspection import SAVE, SUFFIXES, inspect
 from robflat_bench.evaluation.own_code import check_name
+from robflat_bench.records.hub import PREFIX, HubName
 from robflat_bench.records.store import Store
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.grammar import parse_value
@@ -79,10 +80,11 @@ USUAL = ModelOptions()
 """The options of a command without any."""
 
 
-Kind = Literal["file", "backbone", "run", "module"]
+Kind = Literal["file", "hub", "backbone", "run", "module"]
 _READING = ("--model", "--model-args", "--backbone", "--mean", "--std", "--classes")
 _APPLY: dict[Kind, tuple[str, ...]] = {
     "file": _READING,
+    "hub": _READING,
     "module": ("--mean", "--std", "--classes"),
     "run": ("--checkpoint",),
     "backbone": (),
@@ -91,7 +93,9 @@ _APPLY: dict[Kind, tuple[str, ...]] = {
 
 
 def kind_of(model: str) -> Kind:
-    """What the name of a model names: a file of weights, a backbone with parameters, or a run."""
+    """What the name of a model names: a file of weights, here or on the hub, a backbone with parameters, or a run."""
+    if model.startswith(PREFIX):
+        return "hub"
     if Path(model).suffix.lower() in SUFFIXES:
         return "file"
     return "backbone" if "(" in model and not os.path.isdir(model) else "run"
@@ -135,6 +139,8 @@ def check_model(model: str, options: ModelOptions, store: Store, registry: Regis
         resolve(registry, "backbone", text)
     if kind == "file":
         inspect(Path(model))
+    elif kind == "hub":
+        HubName.parse(model)
 
 
 def check_options(kind: Kind, model: str, options: ModelOptions) -> None:

@@ -2,7 +2,8 @@
 
 evaluations   evaluate                       measurements  measure, attack
 runs          run, load                      tables        results, board
-catalogue     list, info                     guard         model, random state and flags stay as they were
+catalogue     list, info                     publishing    push; its card is made in `model_card`
+guard         model, random state and flags stay as they were
 arguments     a value of another type is refused
 sessions      what a call needs before it works
 shown         results as grids               boards        boards as grids

@@ -28,9 +28,11 @@ _FLAG = _Kind((bool,), "True or False")
 _TEXTS = _Kind((str, list, tuple, set, frozenset), "a list of texts")
 
 KINDS: Mapping[str, _Kind] = {
-    **dict.fromkeys(("name", "method", "measure", "attack", "network", "backbone", "checkpoint"), _TEXT),
+    **dict.fromkeys(
+        ("name", "method", "measure", "attack", "network", "backbone", "checkpoint", "to", "licence"), _TEXT
+    ),
     **dict.fromkeys(("protocol", "store", "leaderboard"), _PLACE),
-    **dict.fromkeys(("progress", "fresh", "compile"), _FLAG),
+    **dict.fromkeys(("progress", "fresh", "compile", "public", "replace"), _FLAG),
     **dict.fromkeys(("attacks", "measures"), _TEXTS),
     "plugins": _Kind((str, Path, list, tuple), "a list of paths"),
     "settings": _Kind((str, list, tuple, Mapping), "a mapping such as {'recipe.epochs': 3}"),

@@ -25,6 +25,7 @@ from robflat_bench.front.sessions import (
 )
 from robflat_bench.front.shown import measure_grid, result_grid
 from robflat_bench.front.tables import Rows, evaluation_rows
+from robflat_bench.front.text import note
 from robflat_bench.records.record import EvaluationRecord, MeasureResult
 from robflat_bench.records.store import read_outcomes
 from robflat_bench.registry.describe import written as typed
@@ -133,8 +134,8 @@ def evaluate(
     Parameters
     ----------
     model : nn.Module, str, Path or Run
-        A network: images in [0,1], [N,C,H,W], in; logits [N,K] out. Or a checkpoint (.pt, .pth, .safetensors), a run's
-        folder or key, or a backbone with its weights, "robustbench(name=...)".
+        A network: images in [0,1], [N,C,H,W], in; logits [N,K] out. Or a checkpoint (.pt, .pth, .safetensors), one on
+        the hub (hf://OWNER/NAME), a run's folder or key, or a backbone with its weights, "robustbench(name=...)".
     data : str, Path, pair, Dataset or DataLoader
         Folder of the data sets (None: the usual places). Or test examples of your own: a pair (images, labels), images
         float [N,C,H,W] in [0,1] and labels integers [N], or a Dataset or DataLoader of such pairs, read in its order.
@@ -185,9 +186,9 @@ def evaluate(
         chosen = evaluation_protocol(registry, protocol, written(settings))
     named = str(model) if isinstance(model, Path) else model
     request = Request(named, options, several(attacks), several(measures), examples, train)
-    given = data is not None and not isinstance(data, str | Path)
-    known = replace(request, examples=None, train=None) if given else request  # counts are of the given data
-    known.check(registry, chosen, Path(store))
+    given = data is not None and not isinstance(data, str | Path)  # the counts are of such data
+    (replace(request, examples=None, train=None) if given else request).check(registry, chosen, Path(store))
+    request = request.settled(note if progress else lambda line: None)
 
     with chosen_observer(progress) as observer:
         from robflat_bench.data.own import own_splits
@@ -236,6 +237,15 @@ class Request:
                 asked = replace(self, examples=None, train=None)
         asked.plan(registry, protocol.fixed)
 
+    def settled(self, say: Callable[[str], None]) -> Request:
+        """The request with a model of the hub downloaded and named by its commit; `say` has the size before."""
+        from robflat_bench.evaluation.hub import fetched
+        from robflat_bench.evaluation.options import kind_of
+
+        if not isinstance(self.model, str) or kind_of(self.model) != "hub":
+            return self
+        return replace(self, model=str(fetched(self.model, say).name))
+
     def plan(self, registry: Registry, fixed: Fixed) -> Plan:
         """The attacks and measures; UsageError for an unknown one, and for more examples than there are."""
         from robflat_bench.evaluation.plan import choose_plan
@@ -265,8 +275,8 @@ def evaluated(session: Session, request: Request, say: Callable[[str], None] = l
     from robflat_bench.runs.evaluation import evaluate_model
 
     registry, found = session.registry, find_model(session, request.model, request.options)
-    for note in found.notes:
-        say(note)
+    for line in found.notes:
+        say(line)
     splits = session.under(found.protocol).splits
     plan = request.plan(registry, counted(found.protocol.fixed, splits))
     plan = plan.limited(splits.available("test"), splits.available("train"))

@@ -81,7 +81,9 @@ def evaluate_model(session: Session, model: FoundModel | nn.Module | str, plan: 
             results={found.name: result},
             outcomes=hashlib.sha256(raw).hexdigest(),
             environment=environment.of(session),
-            provenance=environment.provenance(used) | ({"notes": [*found.notes]} if found.notes else {}),
+            provenance=environment.provenance(used)
+            | ({"notes": [*found.notes]} if found.notes else {})
+            | ({"hub": found.origin} if found.origin else {}),
         )
         folder.add(record, raw)
         shutil.rmtree(journal.folder, ignore_errors=True)

@@ -99,6 +99,7 @@ def test_every_row_run_and_page_has_its_files(made, files):
     }
     expected |= {f"m/{BOARD}/{row.id}/index.html" for row in rows} | {f"badge/{BOARD}/{row.id}.svg" for row in rows}
     expected |= {f"r/{key}/{name}" for key in sources.records for name in ("index.html", "record.json")}
+    expected |= {"data/board.rows.csv", "data/board.rows.parquet", "data/croissant.json"}
     expected |= {"static/site.css", "static/site.js", "static/icon.svg"}
     assert set(files) == expected
 

@@ -29,17 +29,17 @@ def board_csv(board: Board) -> bytes:
     head += [f"{checkpoint}:{name}:{field}" for checkpoint, name in keys for field in VALUE_FIELDS]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(_harmless, head))
+    writer.writerow(map(harmless, head))
     for row in board.rows:
         cells: list[Any] = [row.id, row.label, row.method, row.tier, row.extra_data, len(row.runs), row.unranked]
         cells += [row.forward, row.backward, row.seconds]
         cells += [getattr(row.places.get(name), field, None) for name in board.rankings for field in RANK_FIELDS]
         cells += [getattr(row.value(*key), field, None) for key in keys for field in VALUE_FIELDS]
-        writer.writerow(map(_harmless, cells))
+        writer.writerow(map(harmless, cells))
     return out.getvalue().encode()
 
 
-def _harmless(cell: Any) -> Any:
+def harmless(cell: Any) -> Any:
     """Text on one line that no spreadsheet reads as a formula; other cells as they are."""
     if isinstance(cell, str):
         cell = " ".join(clean(cell).split())

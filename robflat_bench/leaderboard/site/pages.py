@@ -21,7 +21,9 @@ from markupsafe import Markup
 from robflat_bench import __version__
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import LeaderboardColumn
+from robflat_bench.leaderboard import tidy
 from robflat_bench.leaderboard.claims import LEGEND
+from robflat_bench.leaderboard.croissant import croissant
 from robflat_bench.leaderboard.headline import headline, limits
 from robflat_bench.leaderboard.links import Links
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
@@ -33,6 +35,8 @@ from robflat_bench.records.record import RunRecord
 
 RESERVED = ("changes", "data", "static")
 """Addresses of the site; a board, and every page of the leaderboard's own, has another."""
+TABLE = "board.rows.csv"
+"""Name of the tidy table; no board has it, since their names have no dot."""
 FILTERS = {
     "amount": words.format_count,
     "equation": equation,
@@ -94,6 +98,10 @@ def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
             title = name.replace("-", " ").capitalize()
             site.page((name, "index.html"), "page.html", title=title, body=site.markdown(text))
     site.add(("data", "board.json"), site.document)
+    rows = tidy.tidy_rows(leaderboard)
+    site.add(("data", TABLE), table := tidy.tidy_csv(rows))
+    site.add(("data", "board.rows.parquet"), tidy.tidy_parquet(rows))
+    site.add(("data", "croissant.json"), croissant(leaderboard, TABLE, table, sources.address))
     site.add(("feed.xml",), export.feed(site.env, leaderboard, sources.address))
     for entry in sorted((resources.files(__package__) / "static").iterdir(), key=lambda entry: entry.name):
         site.add(("static", entry.name), entry.read_bytes())
