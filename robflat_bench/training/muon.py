@@ -48,7 +48,7 @@ class Muon(Optimizer):
         parameters: Iterable[nn.Parameter],
         lr: float,
         *,
-        outputs: Iterable[nn.Parameter],
+        outputs: Iterable[Tensor],
         weight_decay: float,
         momentum: float,
         nesterov: bool,
@@ -102,10 +102,11 @@ def orthogonalized(update: Tensor) -> Tensor:
         for _ in range(ITERATIONS):
             gram = matrix @ matrix.T
             matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
-    return matrix.T if wide is not update else matrix
+    found: Tensor = matrix.T if wide is not update else matrix
+    return found
 
 
-def outputs(*networks: nn.Module) -> list[nn.Parameter]:
+def outputs(*networks: nn.Module) -> list[Tensor]:
     """The weight of the last linear layer of each network that has one."""
     linear = ([module for module in network.modules() if isinstance(module, nn.Linear)] for network in networks)
     return [layers[-1].weight for layers in linear if layers]

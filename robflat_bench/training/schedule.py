@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -19,9 +19,7 @@ from robflat_bench.training.muon import Muon
 CLASSES: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
 
 
-def build_optimizer(
-    recipe: Recipe, parameters: Iterable[nn.Parameter], outputs: Iterable[nn.Parameter] = ()
-) -> Optimizer:
+def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], outputs: Iterable[Tensor] = ()) -> Optimizer:
     """The recipe's optimizer for these parameters; outputs: those of them that Muon leaves to AdamW."""
     name, params = named(recipes.OPTIMIZERS, "optimizer", recipe.optimizer)
     options = params.model_dump()

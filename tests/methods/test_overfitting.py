@@ -178,7 +178,7 @@ class Ensemble:
 
     def move(self, model: nn.Module, given: Batch) -> list[list[float]]:
         """s_i of a batch."""
-        logits, wanted = copy.deepcopy(model).eval()(given.x), []
+        logits, wanted = copy.deepcopy(model).eval()(given.x).detach(), []
         for i, index in enumerate(given.index.tolist()):
             before = self.held.get(index, [0.0] * CLASSES)
             p = [float(value) for value in naive.probabilities(logits[i])]
