@@ -61,5 +61,5 @@ class LBGAT(TRADES):
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         adversarial, clean, guide = model(x_adv), model(batch.x), self.guide(batch.x)
-        guided = (adversarial - guide).square().mean(1) + soft_cross_entropy(guide, batch.target)
+        guided: Tensor = (adversarial - guide).square().mean(1) + soft_cross_entropy(guide, batch.target)
         return guided + self.params.beta * divergence(clean, adversarial)

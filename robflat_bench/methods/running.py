@@ -28,11 +28,11 @@ class RunningPredictions(Method):
 
     def started(self, batch: Batch) -> bool:
         """Whether predictions are averaged."""
-        return batch.moment.progress >= self.params.start
+        return bool(batch.moment.progress >= self.params.start)
 
     def moved(self, batch: Batch, before: Tensor, prediction: Tensor) -> Tensor:
         """The averages [B,K] of what was there before and the predictions of a batch; training images keep them."""
         momentum, known = self.params.momentum, batch.index >= 0
-        moved = momentum * before + (1 - momentum) * prediction
+        moved: Tensor = momentum * before + (1 - momentum) * prediction
         self.labels[batch.index[known]] = moved[known]
         return moved

@@ -13,6 +13,8 @@ the cost of the updates.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
@@ -48,7 +50,7 @@ class SWA(Modifier):
     """Averages the weights of late epochs."""
 
     params: SWAParams
-    saved = ("epochs", "average")
+    saved: ClassVar[tuple[str, ...]] = ("epochs", "average")
 
     def setup(self, training: Training) -> None:
         self.images = training.images
