@@ -1,7 +1,7 @@
 """Recipes: the training defaults of a protocol, which a run may change with `--set recipe.KEY=VALUE`.
 
-Optimizers and schedules are written in the components' grammar, but are torch's own and no plugins. Their parameters
-are declared here, so that a recipe is validated before torch is imported; `training.schedule` builds them.
+Optimizers and schedules are written in the components' grammar, but are no plugins: all but Muon are torch's own. Their
+parameters are declared here, so that a recipe is validated before torch is imported; `training.schedule` builds them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ class AdamWParams(AdamParams):
     """Adam; weight decay is applied to the weights, apart from the gradient."""
 
 
+class MuonParams(Params):
+    """Muon for hidden matrices, AdamW for other weights; one learning rate, of AdamW's size, suits both."""
+
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Momentum factor of matrices; torch's default.")
+    nesterov: bool = Field(default=True, description="Use Nesterov's momentum.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Of AdamW: decay of the gradients' running mean.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Of AdamW: decay of their squares' mean; Jordan's.")
+
+
 class PiecewiseParams(Params):
     """The learning rate is multiplied by a factor at certain points of training."""
 
@@ -61,7 +70,12 @@ class CosineParams(Params):
     final: float = Field(default=0.0, ge=0, lt=1, description="The last rate, as a fraction of the learning rate.")
 
 
-OPTIMIZERS: dict[str, type[Params]] = {"sgd": SGDParams, "adam": AdamParams, "adamw": AdamWParams}
+OPTIMIZERS: dict[str, type[Params]] = {
+    "sgd": SGDParams,
+    "adam": AdamParams,
+    "adamw": AdamWParams,
+    "muon": MuonParams,
+}
 SCHEDULES: dict[str, type[Params]] = {
     "constant": Params,
     "piecewise": PiecewiseParams,
@@ -103,7 +117,7 @@ class Recipe(Params):
         description="Images of one update; one left over at the end of an epoch joins the last batch."
     )
     optimizer: Annotated[str, _canonical("optimizer")] = Field(
-        default="sgd(momentum=0.9, nesterov=true)", description="sgd, adam or adamw, with parameters."
+        default="sgd(momentum=0.9, nesterov=true)", description="sgd, adam, adamw or muon, with parameters."
     )
     learning_rate: Number = Field(gt=0, description="The highest rate of the schedule.")
     weight_decay: Number = Field(default=5e-4, ge=0, description="The optimizer's weight decay.")

@@ -95,7 +95,7 @@ class MethodInfo(Info):
     sharded : bool or str
         Whether batches may be cut into shards (`recipe.shards`), or the reason why not. True if attack and loss treat
         each example apart from the others of its batch, batch normalisation aside, and keep nothing from one update to
-        the next. What the attack keeps for the loss is no obstacle.
+        the next, except in `after_step`. What the attack keeps for the loss is no obstacle.
     """
 
     attack: Passes = Passes()

@@ -8,9 +8,9 @@ One training step of a method with its modifiers. At each joint, modifiers act i
     x_adv   = modifiers.attack(method.attack)            # inner maximisation; at most one modifier
     loss    = mean(method.loss) + sum(modifiers.loss)    # may be evaluated several times
     modifiers.backward(loss, optimizer)                  # plain descent, or AWP / SAM / ...; at most one modifier
-    modifiers.after_step(model)                          # clipping, averages
+    modifiers.after_step(model), method.after_step(...)  # clipping, averages
 
-At the end of each epoch `weights = modifiers.model(weights)` chooses the weights that are evaluated.
+At the end of each epoch, `method.evaluated`, then `modifiers.model` choose the weights that are evaluated.
 
 `training.composition` is this step in code, and `training.loop` the loop around it.
 """
@@ -223,10 +223,7 @@ class TrainingComponent:
 
 
 class Method(TrainingComponent, ABC):
-    """How one batch becomes a loss: an inner attack and an outer objective.
-
-    The method makes adversarial examples and losses; the training loop does everything else.
-    """
+    """How one batch becomes a loss: an inner attack and an outer objective. The training loop does everything else."""
 
     def radius(self, epsilon: float) -> float:
         """The largest l-inf distance of x_adv from x during training, given the recipe's radius."""
@@ -249,7 +246,7 @@ class Method(TrainingComponent, ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        """The loss of each example.
+        """The loss of each example. It may be called several times for one batch, at different weights.
 
         Parameters
         ----------
@@ -260,11 +257,14 @@ class Method(TrainingComponent, ABC):
         Returns
         -------
         float [B]; the training loop takes their mean, weighted by batch.weight.
-
-        Notes
-        -----
-        It may be called several times for one batch, at different weights.
         """
+
+    def after_step(self, model: nn.Module, moment: Moment) -> None:
+        """Called after each update of the weights, once for all shards; moment: that update."""
+
+    def evaluated(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights to evaluate at the end of an epoch, given copies of the model's; modifiers choose after it."""
+        return weights
 
 
 class Loss(Protocol):

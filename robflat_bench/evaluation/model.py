@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from robflat_bench.evaluation.own_code import source_hash
 from robflat_bench.evaluation.session import Session
 from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.logits import in_float32
-from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.passes import copied, uncounted
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.store import INITIAL
 from robflat_bench.registry.components import resolve
@@ -233,11 +232,9 @@ def load_model(session: Session, found: FoundModel) -> nn.Module:
 
 
 def _copied(module: nn.Module, name: str) -> nn.Module:
-    """A copy; computed tensors, such as the weight of torch's old weight normalisation, are copied as values."""
-    held = (value for part in module.modules() for value in vars(part).values())
-    computed = {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and value.grad_fn}
+    """A copy; UsageError where the module cannot be copied."""
     try:
-        return copy.deepcopy(module, computed)
+        return copied(module)
     except Exception as error:
         raise UsageError(f"{name} cannot be copied ({one_line(error):.200}); pass a module without that") from None
 

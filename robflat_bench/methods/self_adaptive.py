@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, MethodInfo, Passes, Training, lazy_imports
+from robflat_bench.core import Batch, InnerAttack, MethodInfo, Passes, lazy_imports
+from robflat_bench.methods.running import REMEMBERS, RunningPredictions
 from robflat_bench.methods.trades import TRADES, TRADESParams
 
 with lazy_imports():
@@ -51,37 +52,27 @@ INFO = MethodInfo(
     loss=Passes("2", "2"),
     claims=("batch", "target"),
     random_start=True,
-    sharded="it remembers the label of each example",
+    sharded=REMEMBERS,
 )
 
 
-class SelfAdaptive(TRADES):
-    """TRADES with moving labels; `labels` [N,K] holds t_i, or zeros for an example whose label has not moved."""
+class SelfAdaptive(RunningPredictions, TRADES):
+    """TRADES with moving labels."""
 
     params: SelfAdaptiveParams
-    saved = ("labels",)
-
-    def setup(self, training: Training) -> None:
-        weight = next(training.model.parameters())
-        self.labels = weight.new_zeros(training.count, training.shape.classes)
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
         clean = inner.predict(model, batch.x)
-        if self._started(batch):
-            momentum, known = self.params.momentum, batch.index >= 0
-            moved = momentum * self._current(batch) + (1 - momentum) * clean.softmax(1)
-            self.labels[batch.index[known]] = moved[known]
+        if self.started(batch):
+            self.moved(batch, self._current(batch), clean.softmax(1))
         return inner(model, batch.x, divergence_from(clean))
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        if not self._started(batch):
+        if not self.started(batch):
             return super().loss(model, batch, x_adv)
         clean, adversarial, labels = model(batch.x), model(x_adv), self._current(batch)
         weighted = mean_one(labels.amax(1), batch.weight) * soft_cross_entropy(clean, labels)
         return weighted + self.params.beta * divergence(clean, adversarial)
-
-    def _started(self, batch: Batch) -> bool:
-        return batch.moment.progress >= self.params.start
 
     def _current(self, batch: Batch) -> Tensor:
         """The labels of a batch, [B,K]."""

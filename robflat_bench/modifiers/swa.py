@@ -13,6 +13,8 @@ the cost of the updates.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
@@ -48,7 +50,7 @@ class SWA(Modifier):
     """Averages the weights of late epochs."""
 
     params: SWAParams
-    saved = ("epochs", "average")
+    saved: ClassVar[tuple[str, ...]] = ("epochs", "average")
 
     def setup(self, training: Training) -> None:
         self.images = training.images
@@ -59,11 +61,14 @@ class SWA(Modifier):
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         if moment.progress < self.params.start:
             return weights
-        chosen = [weights[name] for name in self.average]
-        get_swa_multi_avg_fn()([*self.average.values()], chosen, int(self.epochs))
-        self.epochs += 1
-        averaged = weights | {name: tensor.clone() for name, tensor in self.average.items()}
+        averaged = weights | self.included({name: weights[name] for name in self.average})
         return self._calibrated(model, averaged) if self.params.calibrate else averaged
+
+    def included(self, chosen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The average of the weights of all epochs so far, with those of one more."""
+        get_swa_multi_avg_fn()([*self.average.values()], [*chosen.values()], int(self.epochs))
+        self.epochs += 1
+        return {name: tensor.clone() for name, tensor in self.average.items()}
 
     def _calibrated(self, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         with holding(model, weights, "the average"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,3 +53,17 @@ class PassCounter:
         """Take the hooks off the networks."""
         for handle in self._handles:
             handle.remove()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy; computed tensors, such as the weight of torch's old weight normalisation, are copied as values."""
+    held = (value for part in model.modules() for value in vars(part).values())
+    computed = {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and value.grad_fn}
+    return copy.deepcopy(model, computed)
+
+
+def counted_copy(model: nn.Module) -> nn.Module:
+    """A copy whose passes are counted wherever those of the model are: it has the hooks that the model has and gets."""
+    other = copied(model)
+    other._forward_hooks = model._forward_hooks
+    return other

@@ -118,6 +118,7 @@ class Composition:
         value = claimant.backward(loss, model, optimizer, batch) if claimant else descend(loss, optimizer)
         for modifier in self.at("after_step"):
             modifier.after_step(model)
+        self.method.after_step(model, batch.moment)
         return float(value)
 
     def for_shard(self) -> Composition:
@@ -129,8 +130,9 @@ class Composition:
         return own
 
     def evaluated(self, model: nn.Module, moment: Moment) -> Tensors:
-        """Copies of the weights to evaluate at the end of an epoch: the model's, or what a modifier makes of them."""
+        """Copies of the weights to evaluate at the end of an epoch: the model's, or what a component makes of them."""
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        weights = self.method.evaluated(weights)
         for modifier in self.at("model"):
             weights = modifier.model(model, weights, moment)
         return weights

@@ -27,6 +27,7 @@ from robflat_bench.records.store import INITIAL
 from robflat_bench.training.checkpoint import States, Tensors, flattened, grouped
 from robflat_bench.training.inputs import TrainingInputs
 from robflat_bench.training.interrupt import Interrupt
+from robflat_bench.training.muon import outputs
 from robflat_bench.training.schedule import build_optimizer, build_schedule, learning_rate
 from robflat_bench.training.shards import Shards
 
@@ -98,7 +99,8 @@ class Trainer:
         self.shards = Shards(inputs, self.x, self.y, self.counter)
         self.composition.setup(inputs.training(self.x))
         self.check_batches()
-        self.optimizer = build_optimizer(recipe, self.composition.parameters(self.model))
+        networks = (self.model, *self.composition.parts().values())
+        self.optimizer = build_optimizer(recipe, self.composition.parameters(self.model), outputs(*networks))
         self.states = States(inputs.folder)
         self.state = State()
         self.kept: dict[str, Tensors] = {}

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules of a recipe. All are torch's own; a schedule advances once per update."""
+"""Optimizers and learning-rate schedules of a recipe. All but Muon are torch's; a schedule advances once per update."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from robflat_bench.config import recipe as recipes
 from robflat_bench.config.recipe import Recipe, named
+from robflat_bench.training.muon import Muon
+
+CLASSES: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
 
 
-def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The recipe's optimizer for these parameters."""
+def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], outputs: Iterable[Tensor] = ()) -> Optimizer:
+    """The recipe's optimizer for these parameters; outputs: those of them that Muon leaves to AdamW."""
     name, params = named(recipes.OPTIMIZERS, "optimizer", recipe.optimizer)
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if name == "sgd":
-        return eager(SGD)(parameters, rate, weight_decay=decay, momentum=params.momentum, nesterov=params.nesterov)
-    adam = eager(AdamW if name == "adamw" else Adam)
-    return adam(parameters, rate, weight_decay=decay, betas=(params.beta1, params.beta2))
+    options = params.model_dump()
+    if "beta1" in options:
+        options["betas"] = options.pop("beta1"), options.pop("beta2")
+    if name == "muon":
+        options["outputs"] = outputs
+    return eager(CLASSES[name])(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, **options)
 
 
 def eager(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:

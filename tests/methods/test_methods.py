@@ -171,7 +171,7 @@ def test_attack_leaves_the_model_in_train_mode_and_untouched(registry, model, na
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_update_costs_the_declared_passes(registry, model, name, steps):
-    given, (method, helpers) = batch(), build(registry, name, model)
+    given, (method, helpers) = batch(progress=0.9), build(registry, name, model)  # late, when all terms are there
     counter = PassCounter(model, *helpers)
     x_adv = method.attack(model, given, inner(steps))
     method.loss(model, given, x_adv).mean().backward()
@@ -203,7 +203,7 @@ def test_methods_whose_objective_is_stationary_at_the_images_say_so(registry, mo
     assert stationary == compose(registry, name).method.info.random_start, slopes
 
 
-@pytest.mark.parametrize("text", ["trades", "hat", "score", "self-adaptive", "trades+awp"])
+@pytest.mark.parametrize("text", ["trades", "hat", "score", "self-adaptive", "lbgat", "te-trades", "trades+awp"])
 def test_a_start_where_the_gradient_is_zero_is_refused_before_training(registry, tiny, text):
     protocol = load(registry, str(tiny), ("recipe.attack_start=zero",))
     with pytest.raises(UsageError, match="start at random"):

@@ -63,7 +63,11 @@ def evaluated_logits(registry, text: str, spelling: str, path) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "text", ["at+ema(decay=0.9)", "at+swa(start=0)", "at+ema+swa(start=0)", "at+entropy-sgd(steps=4, noise=0.0)"]
+    "text",
+    [
+        *("at+ema(decay=0.9)", "at+swa(start=0)", "at+ema+swa(start=0)", "at+entropy-sgd(steps=4, noise=0.0)"),
+        *("at+meat(start=0)", "rebat(start=0, decay=0.5)"),
+    ],
 )
 def test_tied_weights_are_averaged_as_one(registry, tmp_path, text):
     once, *tied = (evaluated_logits(registry, text, spelling, tmp_path / "w.safetensors") for spelling in SPELLINGS)

@@ -150,6 +150,7 @@ def test_a_rest_too_small_for_two_images_a_shard_joins_the_last_batch(shards):
         ("gairat", "an example's weight is relative to the weights of its whole batch"),
         ("mma", "it remembers the margin"),
         ("self-adaptive+ema", "it remembers the label"),
+        ("te", "it remembers the label"),
     ],
 )
 def test_methods_that_couple_a_batch_are_refused(planned, method, reason):
