@@ -36,7 +36,7 @@ def test_every_iterate_has_the_loss_and_the_flatness_of_plain_autograd():
     model, examples = small_net(), small_examples(6)
     found = walked(model, model[-1], examples, EPSILON, STEP, 4).numpy()
     assert found.shape == (6, 5, 3)
-    length = math.sqrt(sum(float(w) ** 2 for w in model[-1].weight.flatten()))
+    length = math.sqrt(sum(w**2 for w in model[-1].weight.flatten().tolist()))
     for i, (image, label) in enumerate(zip(examples.x, examples.y, strict=True)):
         x = image.clone()
         for t in range(5):
@@ -44,7 +44,7 @@ def test_every_iterate_has_the_loss_and_the_flatness_of_plain_autograd():
             logits = model(x[None])
             loss = F.cross_entropy(logits, label[None])
             trace = float(head_hessian(model, x.detach(), label).diagonal().sum())
-            expected = [float(loss), length * trace, float(logits[0].argmax() != label)]
+            expected = [loss.item(), length * trace, float(logits[0].argmax() != label)]
             assert found[i, t] == pytest.approx(expected, rel=1e-10)
             (gradient,) = torch.autograd.grad(loss, x)
             x = torch.maximum(torch.minimum(x + STEP * gradient.sign(), image + EPSILON), image - EPSILON).clamp(0, 1)
