@@ -78,7 +78,8 @@ class AttackPath(Experiment):
     @property
     def brief(self) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
-        for images in ("fooled", "unfooled"):
+        groups: tuple[Images, ...] = ("fooled", "unfooled")
+        for images in groups:
             rows = self.of(images)
             found |= {f"{images}, images": rows[0].loss.n, f"{images}, flatness before": rows[0].flatness.value}
             found |= {f"{images}, highest": _highest(rows), f"{images}, at the end": rows[-1].flatness.value}
