@@ -180,11 +180,6 @@ def test_scaled_convolutions_act_as_a_scaled_decay():
     assert read(model, examples, nodes=500).value < 0.95 * before.value
 
 
-def test_a_network_without_layers_that_move_has_rank_zero():
-    found = read(nn.Sequential(nn.Flatten()), small())
-    assert (found.value, found.details["residual"]) == (0.0, 0.0)
-
-
 def test_soft_rank_resumes_after_every_unit():
     model, examples = small_net(), small_examples()
     plain = read(model, examples, nodes=6)

@@ -86,8 +86,6 @@ def rules(product: Product, start: Vector, nodes: int, decay: float) -> dict[str
 
     Both rules are equal, and exact, where the Krylov space of `start` [P] is invariant.
     """
-    if not len(start):
-        return dict.fromkeys(("radau", "gauss", "trace"), 0.0)
     size, lanczos = start @ start, lanczos_matrix(product, start, min(nodes, len(start)))
     radau = gauss = _quadratic(lanczos, decay)
     if len(lanczos) == nodes < len(start):
