@@ -74,6 +74,8 @@ TIGHT: dict[str, dict[str, Any]] = {
     "pac-bayes-sharpness": {"iterations": 4},
     "boundary-thickness": {"radius": 0.4, "points": 64},
     "gradient-alignment": {"draws": 2},
+    "probabilistic-error": {"draws": 20},
+    "soft-rank": {"probes": 2, "nodes": 30},
     "spectral-norm": {"iterations": 2000, "tolerance": 1e-11},
 }
 

@@ -22,7 +22,7 @@ from robflat_bench.testing.fixtures import COUNT, THREAT, world
 
 ALL = [row.measure for row in choose_plan(REGISTRY, load(REGISTRY).fixed, "last", (), ("*",), None).measures]
 SEARCHES = {"basin-width", "hessian-lambda-max", "keskar", "pac-bayes-sharpness", "pac-bayes-sigma"}
-SEARCHES |= {"weighted-curvature"}
+SEARCHES |= {"soft-rank", "weighted-curvature"}
 
 
 def brief(text: str) -> Component:
@@ -34,7 +34,7 @@ def brief(text: str) -> Component:
 
 def test_a_pattern_names_every_measure_under_every_coupling():
     infos = [REGISTRY.get("measure", name).info for name in REGISTRY.names("measure")]
-    assert len(infos) >= 26
+    assert len(infos) >= 30
     named = [resolve(REGISTRY, "measure", text) for text in ALL]
     assert {(part.name, getattr(part.params, "coupling", None)) for part in named} == {
         (info.name, coupling)

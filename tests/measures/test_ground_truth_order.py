@@ -328,5 +328,5 @@ def test_resuming_changes_no_bit_and_running_statistics_never_move(small, text):
 
 def test_the_catalogue_is_whole():
     """Every pair of measure and coupling is in the tests above."""
-    assert len(ALL) == len(set(ALL)) == 53
+    assert len(ALL) == len(set(ALL)) == 59
     assert {text.partition("(")[0] for text in ALL} == set(REGISTRY.names("measure"))

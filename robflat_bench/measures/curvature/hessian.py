@@ -1,10 +1,12 @@
-r"""The Hessian of the mean loss over the weights: its products with vectors, and its trace.
+r"""The Hessian of the mean loss over the weights: its products with vectors, and its trace. The Gauss-Newton matrix.
 
     H = d^2/dw^2 (1/N) \sum_i \ell(f(x_i; w), y_i)
+    G = (1/N) \sum_i J_i' (diag p_i - p_i p_i') J_i,   J_i = dz_i/dw,  p_i = softmax z_i
 
 w: the layers of `WeightSpace` (no normalisation layers, no tensors of zero norm), at fixed images. A product with
 a vector is the gradient of a gradient, summed over chunks of `oracle.CHUNK`: a mean over all examples. Vectors outside
-the model are float64, so that only the products themselves have the model's precision.
+the model are float64, so that only the products themselves have the model's precision. G is H without the second
+derivatives of the logits z, and the Fisher information of the predictions: it has no negative eigenvalues.
 
 The first gradient and its graph are the same for every vector. So all probes of a trace share them, chunk after chunk,
 and the products of a Lanczos iteration share those of the chunks that fit into `KEPT`.
@@ -137,6 +139,34 @@ class Hessian:
     def by_layer(self, v: Vector) -> Vector:
         """The sum of the entries of v [P] in each layer, [L]."""
         return np.array([part.sum() for part in np.split(v, np.cumsum(self.sizes)) if len(part)])
+
+
+class GaussNewton(Hessian):
+    """G in place of H; z are the logits of the oracle, so normalised ones where it normalises them.
+
+    J v is the derivative of u -> <J'u, v>, which J'u, a backward pass with its graph, makes the same for every v. So a
+    product takes two backward passes of each image.
+    """
+
+    def _gradient(self, number: int) -> Gradient:
+        """z, u = 0 and J'u of a chunk, with the graphs that lead from w to z and from u to J'u."""
+        part, count = self.chunks[number]
+        z = self.oracle.logits(self.model(part.x))[:count]
+        u = torch.zeros_like(z, requires_grad=True)
+        # The product instead of grad's third argument, for which torch imports a compiler's symbols.
+        layers = list(self.layers.values())
+        return z, u, *torch.autograd.grad((z * u).sum(), layers, create_graph=True, materialize_grads=True)
+
+    def _second(self, gradient: Gradient, v: Vector, retain: bool) -> Gradient:
+        """J' (diag p - p p') J v / N."""
+        z, u, *pulled = gradient
+        layers = list(self.layers.values())
+        along = torch.from_numpy(v).to(z).split(self.sizes)
+        slope = torch.stack([(g * part.view_as(g)).sum() for g, part in zip(pulled, along, strict=True)]).sum()
+        (moved,) = torch.autograd.grad(slope, u, retain_graph=True)  # the graph ends in z's
+        p = z.detach().softmax(1)
+        turned = p * (moved - (p * moved).sum(1, keepdim=True)) / len(self.points)
+        return torch.autograd.grad((z * turned).sum(), layers, retain_graph=retain, materialize_grads=True)
 
 
 class _Gradients:

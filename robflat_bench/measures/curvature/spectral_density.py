@@ -37,6 +37,13 @@ def quadrature(product: Callable[[Vector], Vector], start: Vector, nodes: int) -
     count = min(nodes, len(start))
     if not count:
         return np.zeros(0), np.zeros(0)
+    theta, vectors = np.linalg.eigh(lanczos_matrix(product, start, count))  # Reads the lower triangle.
+    missing = (0, count - len(theta))
+    return np.pad(theta, missing, "edge"), np.pad(vectors[0] ** 2, missing)
+
+
+def lanczos_matrix(product: Callable[[Vector], Vector], start: Vector, count: int) -> Vector:
+    """The lower triangle of T, [m,m], m <= count; m < count where the Krylov space of `start` is invariant earlier."""
     basis = np.zeros((count, len(start)))
     lanczos = np.zeros((count + 1, count))
     vector, largest = start / np.linalg.norm(start), 0.0
@@ -51,9 +58,7 @@ def quadrature(product: Callable[[Vector], Vector], start: Vector, nodes: int) -
         if lanczos[k + 1, k] <= INVARIANT * largest:
             break
         vector = residual / lanczos[k + 1, k]
-    theta, vectors = np.linalg.eigh(lanczos[: k + 1, : k + 1])  # Reads the lower triangle.
-    missing = (0, count - len(theta))
-    return np.pad(theta, missing, "edge"), np.pad(vectors[0] ** 2, missing)
+    return lanczos[: k + 1, : k + 1]
 
 
 def smoothed(nodes: Vector, weights: Vector, grid: Vector, width: float) -> Vector:

@@ -28,7 +28,7 @@ with lazy_imports():
 
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import per_example_uniform
-    from robflat_bench.measures.per_example import image_gradient, mean_of
+    from robflat_bench.measures.per_example import cosines, image_gradient, mean_of
 
 
 class GradientAlignmentParams(Params):
@@ -77,15 +77,5 @@ class GradientAlignment(Measure):
         here, pairs = gradient(part.x), []
         for draw in range(self.params.draws):
             eta = self.threat.epsilon * per_example_uniform(part.x, part.index, seed, "gradient-alignment", draw)
-            pairs.append(_cosine(here, gradient(part.x + eta)))
+            pairs.append(cosines(here, gradient(part.x + eta)))
         return torch.stack(pairs, 2)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosines of gradients [B,D], and whether either vanished, [B,2]."""
-    lengths = torch.stack([a.norm(dim=1), b.norm(dim=1)])
-    gone = lengths == 0
-    lengths = lengths.masked_fill(gone, 1.0)
-    # Each gradient is divided by its own length, because the product of two small lengths may underflow.
-    cosine = ((a / lengths[0, :, None]) * (b / lengths[1, :, None])).sum(1)
-    return torch.stack([torch.where(gone.all(0), 1.0, cosine), gone.any(0).double()], 1)
