@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from typing import NamedTuple
 
 from robflat_bench.core import RunFailed, uninterrupted
 from robflat_bench.records.holders import Holder
-from robflat_bench.records.removal import TEMPORARY
+from robflat_bench.records.removal import temporary
 
 NAME = "holder.json"
 
@@ -202,7 +201,7 @@ def _is_dead(path: Path, found: Look) -> bool:
 
 def _remove(path: Path, dead: Look) -> None:
     """Remove this lease. If another process has replaced or touched it meanwhile, it stays."""
-    aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    aside = temporary(path.parent)
     with uninterrupted(), contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         if look(aside) == dead:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from robflat_bench.records import record as records
 from robflat_bench.records.archives import MAX_UNPACKED, arrays_bytes, unpack_arrays
 from robflat_bench.records.lease import Busy as Busy
 from robflat_bench.records.record import EvaluationRecord, Result, RunRecord
-from robflat_bench.records.removal import TEMPORARY, remove, sweep
+from robflat_bench.records.removal import remove, sweep, temporary
 from robflat_bench.registry.validation import explain
 
 INITIAL = "initial"
@@ -53,16 +52,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; after a failure the file is as it was before. Lost if another process took the run."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=path.parent, delete=False) as file:
-            try:
+        written = temporary(path.parent)
+        try:
+            with os.fdopen(os.open(written, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                lease.require(path)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            lease.require(path)
+            os.replace(written, path)
+        except BaseException:
+            written.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -49,6 +49,24 @@ def test_a_file_is_written_with_its_folders(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_umask_says_who_may_read_a_file_of_the_store(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "file", b"one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_every_file_of_a_finished_run_can_be_read_by_whoever_umask_admits(finished, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    modes = {path.name: path.stat().st_mode for path in finished.store.rglob("*") if path.is_file()}
+    assert {"record.json", "outcomes.npz", "best.safetensors", "history.jsonl"} <= modes.keys()
+    assert [name for name, mode in modes.items() if mode != usual] == []
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("failure", [full_disk, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)])
 def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch, step, failure):
