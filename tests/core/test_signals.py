@@ -160,6 +160,16 @@ def test_what_is_no_duration_is_refused(command, words, text):
     assert f"{text!r} is no duration; write 90s, 55m, 2h, 1h30m or a number of seconds" in done.complaint
 
 
+@pytest.mark.parametrize("text", ["1", "5s", "29s"])
+@pytest.mark.parametrize("words", [("run", "--method", "at"), ("evaluate", "net.pt"), ("experiment", "landscape", "a")])
+def test_a_time_that_is_too_short_for_any_work_is_refused_before_it(command, words, text):
+    done = command(*words, "--stop-after", text)
+    assert done.code == 2
+    assert f"{text!r} leaves no time for work" in done.complaint
+    assert "5 s are kept for its end; give 30s or more" in done.complaint
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
 def test_a_time_slice_ends_with_code_0_and_is_saved(command, tiny, tmp_path, monkeypatch):
     """The alarm comes at once, since more time than there is left is reserved after the first epoch."""
     real = Progress.epoch_ends
