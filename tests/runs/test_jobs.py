@@ -114,6 +114,13 @@ def test_a_damaged_file_of_a_job_is_no_job(wanted):
         assert kept(wanted[0].folder) is None
 
 
+def test_the_job_of_a_waiting_run_is_built_when_the_sweep_begins_and_when_the_run_does(wanted, world):
+    built: list[str] = []
+    queue = Queue(lambda job, attempt: world.finish(job))
+    Sweep(queue.jobs(1), lambda task: built.append(task.spec.key) or [task.variant.method]).run(wanted)
+    assert [built.count(task.spec.key) for task in wanted] == [2, 2, 2]
+
+
 def test_more_jobs_than_slots_are_all_adopted(wanted, world):
     queue = Queue(lambda job, attempt: "running")
     with pytest.raises(Killed):
