@@ -29,8 +29,8 @@ from pathlib import Path
 from robflat_bench.config.cost import passes_of
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import Observer, one_line
-from robflat_bench.core.clock import BEGAN
 from robflat_bench.data.splits import Splits
+from robflat_bench.evaluation.current_code import changed_file
 from robflat_bench.evaluation.evaluate import EvaluatedModel, Evaluation
 from robflat_bench.evaluation.own_code import beside
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
@@ -51,8 +51,6 @@ LAST_LOOKS = 500
 """Hundredths of a second in which a worker that is killed must have ended, with what it had started."""
 PAUSE_SECONDS = 0.1
 """Pause of a worker that finds every unit that it could compute claimed by others."""
-GENERATED = "_remote_module_"
-"""Modules whose files torch.distributed writes anew in each process."""
 COMMAND = (sys.executable, "-P", "-c", f"from {__name__} import main; main()")
 
 Subjects = Sequence[tuple[Plan, EvaluatedModel]]
@@ -127,12 +125,6 @@ def processes(session: Session) -> int:
 
 def _payload(session: Session, subjects: Subjects, journal: StoredJournal, claims: Path) -> bytes:
     """What a worker reads: the files of one-file plugins, all files that are loaded by their paths, and its `Work`."""
-    for name, module in [*sys.modules.items()]:
-        if name.startswith(GENERATED):
-            continue
-        with contextlib.suppress(OSError, TypeError, KeyError):
-            if Path(vars(module)["__file__"]).stat().st_mtime > BEGAN:
-                raise _Unfit(f"the file of the module {name} has changed since this process began")
     classes = {type(module) for _, subject in subjects for module in subject.model.modules()}
     if here := sorted(found.__name__ for found in classes if found.__module__ == "__main__"):
         raise _Unfit(f"no other process can import the class {here[0]}; move it to a file of its own, and import it")
@@ -140,9 +132,14 @@ def _payload(session: Session, subjects: Subjects, journal: StoredJournal, claim
     plugins = [Path(str(module.__file__)) for module, provider in providers if provider.version == "file"]
     work = Work(session.protocol, session.splits, session.device, journal.folder.absolute(), claims, subjects)
     try:
-        return pickle.dumps((plugins, loaded_files())) + pickle.dumps(work)
+        payload = pickle.dumps(work)
     except Exception as error:
         raise _Unfit(f"the network cannot be sent to another process ({one_line(error):.200})") from error
+    if file := changed_file(session.registry.plugins, payload):
+        raise _Unfit(
+            f"{file} was written after this process began, and others would import it anew; start Python again"
+        )
+    return pickle.dumps((plugins, loaded_files())) + payload
 
 
 class _Worker(threading.Thread):

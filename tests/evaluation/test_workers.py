@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import random
 from dataclasses import replace
@@ -221,7 +220,6 @@ def test_processes_by_default_have_cores_and_memory(session, monkeypatch, change
 
 
 def test_a_network_that_no_other_process_can_have_is_evaluated_by_one(session, subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "BEGAN", math.inf)  # other tests write modules and load them
     subject.model.register_forward_hook(lambda module, images, logits: logits)
     with workers.ahead(session, [(planned(session, ()), subject)], StoredJournal(tmp_path)):
         pass
