@@ -3,7 +3,8 @@
 The numbers are those of one process. It evaluates in the usual order, and reads the units that workers have written
 into its journal as it reads those of an interrupted evaluation. A worker makes the same evaluation in another order,
 skips the units that another process computes (`records.unit_claims`), and keeps nothing but units. So a worker may end
-at any moment, and an error in a worker is met by the reading process itself.
+at any moment, and an error in a worker is met by the reading process itself. A worker writes under the lease of that
+process, and ends when the lease is lost.
 
 A worker is a new Python process, which gets examples and networks through a pipe, and ends when the pipe does. It
 prints nothing, and leaves Ctrl-C to the process that started it.
@@ -36,6 +37,8 @@ from robflat_bench.evaluation.own_code import beside
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.capacity import cores, free_memory_bytes, peak_memory_bytes
+from robflat_bench.records import lease
+from robflat_bench.records.holders import Holder
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.store import Store
 from robflat_bench.records.unit_claims import Elsewhere, Filling, Reading
@@ -58,7 +61,7 @@ Subjects = Sequence[tuple[Plan, EvaluatedModel]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker evaluates; fields as those of `Session`, `StoredJournal` and `Filling`."""
+    """What a worker evaluates; fields as those of `Session`, `StoredJournal`, `Filling` and `lease.share`."""
 
     protocol: Protocol
     splits: Splits
@@ -66,6 +69,7 @@ class Work:
     folder: Path
     claims: Path
     subjects: Subjects
+    leases: Sequence[tuple[Path, Holder]] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -130,7 +134,8 @@ def _payload(session: Session, subjects: Subjects, journal: StoredJournal, claim
         raise _Unfit(f"no other process can import the class {here[0]}; move it to a file of its own, and import it")
     providers = session.registry.plugins.providers.items()
     plugins = [Path(str(module.__file__)) for module, provider in providers if provider.version == "file"]
-    work = Work(session.protocol, session.splits, session.device, journal.folder.absolute(), claims, subjects)
+    folder = journal.folder.absolute()
+    work = Work(session.protocol, session.splits, session.device, folder, claims, subjects, lease.held())
     try:
         payload = pickle.dumps(work)
     except Exception as error:
@@ -230,7 +235,13 @@ def fill(registry: Registry, work: Work, report: Callable[[int, int, bool], None
 
     After each unit and each stage, `report` gets the stage's number, the image passes since the last report, and
     whether the stage has ended.
+
+    Raises
+    ------
+    Lost
+        The process that reads has lost its run to another one, so nothing is written any more.
     """
+    lease.share(work.leases)
     session = Session(registry, work.protocol, work.splits, Store(work.folder), work.device)
     configure(session.fixed)
     claims = Filling(work.claims)
@@ -286,6 +297,8 @@ class _Task:
             self._tell(True)
         except Elsewhere:
             pass
+        except lease.Lost:
+            raise
         except BaseException:
             ended = True
         if not self.evaluation.unchanged():

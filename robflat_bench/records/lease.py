@@ -19,7 +19,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,11 +85,13 @@ class Lease:
     ----------
     folder : Path
         An existing folder.
+    me : Holder or None
+        The process that takes or has the lease; None: this one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, me: Holder | None = None) -> None:
         self.folder, self.path = folder, folder / NAME
-        self.me = Holder.this_process()
+        self.me = me or Holder.this_process()
         self._over = threading.Event()
 
     def acquire(self, left: contextlib.ExitStack, wait: bool, told: Callable[[str], None] | None) -> None:
@@ -178,6 +180,16 @@ def require(path: Path) -> None:
     for lease in _held:
         if lease.folder in path.parents:
             lease.require()
+
+
+def held() -> list[tuple[Path, Holder]]:
+    """The folders whose leases this process has, and its name there."""
+    return [(lease.folder.absolute(), lease.me) for lease in _held]
+
+
+def share(leases: Iterable[tuple[Path, Holder]]) -> None:
+    """Work under the leases that another process has (`held` there): what it may not write, this one may not either."""
+    _held.extend(Lease(folder, holder) for folder, holder in leases)
 
 
 # ---------------------------------------------------------------------------------------------------------

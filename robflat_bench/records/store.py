@@ -50,6 +50,29 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; after a failure the file is as it was before. Lost if another process took the run."""
+    _write(path, data, os.replace)
+
+
+def write_first(path: Path, data: bytes) -> bool:
+    """As `write_atomically`, but a file that is there stays as it is; whether there was none."""
+    return _write(path, data, _link) is not False
+
+
+def _link(written: Path, path: Path) -> bool:
+    """Give a file its second name; False if there is a file of that name."""
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if path.exists():
+            return False
+        os.replace(written, path)
+    return True
+
+
+def _write(path: Path, data: bytes, name: Callable[[Path, Path], bool | None]) -> bool | None:
+    """Write a temporary file and let `name` give it the name `path`; returns what that returns."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         written = temporary(path.parent)
@@ -59,10 +82,9 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             lease.require(path)
-            os.replace(written, path)
-        except BaseException:
+            return name(written, path)
+        finally:
             written.unlink(missing_ok=True)
-            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,8 +22,9 @@ from robflat_bench.evaluation.plan import Plan, choose_plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.front.sessions import open_session
 from robflat_bench.measures.inputs.margin import Margin
+from robflat_bench.records import lease
 from robflat_bench.records.journal import StoredJournal
-from robflat_bench.records.store import Store
+from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.records.unit_claims import Filling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,6 +195,22 @@ def test_a_worker_whose_network_a_component_left_changed_ends(session, subject, 
     monkeypatch.setattr(Margin, "measure", moves)
     with pytest.raises(SystemExit, match=r"margin.* did not restore the network"):
         filled(session, planned(session, ("margin",)), subject, tmp_path)
+
+
+def test_a_worker_whose_process_has_lost_the_run_leaves_and_writes_nothing(session, subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_held", [])
+    folder, plan = RunFolder(tmp_path / "run"), planned(session, ("margin",))
+    with folder.locked():
+        work = workers.Work(
+            session.protocol, session.splits, "cpu", folder.work, tmp_path, [(plan, subject)], lease.held()
+        )
+    with folder.locked():  # as another process, which has taken over
+        others = lease._held
+        monkeypatch.setattr(lease, "_held", [])
+        with pytest.raises(lease.Lost, match="took over this run"):
+            workers.fill(session.registry, work, lambda *report: None)
+        monkeypatch.setattr(lease, "_held", others)
+    assert not folder.work.exists()
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from robflat_bench.records.store import (
     disk_errors,
     read_arrays,
     write_atomically,
+    write_first,
     write_json,
 )
 from robflat_bench.training import checkpoint
@@ -47,6 +48,19 @@ def test_a_file_is_written_with_its_folders(tmp_path):
     write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_writes_that_may_not_replace_each_other_the_first_counts(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no links")))
+    path = tmp_path / "a" / "file"
+    assert write_first(path, b"one")
+    assert not write_first(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+    with pytest.raises(UsageError, match="cannot write"):
+        write_first(path / "below", b"three")
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
