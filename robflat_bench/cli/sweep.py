@@ -63,14 +63,11 @@ def sweep(
     """
     from robflat_bench.config.study import load_study
     from robflat_bench.core import Resources, UsageError
-    from robflat_bench.core.processes import in_torchrun
     from robflat_bench.front.sessions import open_session
     from robflat_bench.registry.components import resolve
 
     if plan + status + cancel > 1:
         raise UsageError("--plan, --status and --cancel each replace the sweep; type one of them")
-    if in_torchrun():  # each of its runs would wait for the other processes
-        raise UsageError("torchrun divides one run among processes, not a sweep; type the sweep without it")
     registry = output.registry()
     chosen = load_study(study)
     component = resolve(registry, "launcher", launcher)

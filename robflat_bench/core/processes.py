@@ -62,6 +62,11 @@ def in_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
 
 
+def first_here() -> bool:
+    """Whether this process is alone, or the first one that `torchrun` started on this machine."""
+    return not in_torchrun() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def running(command: Sequence[str]) -> tuple[int, str] | None:
     """The pid and the start of a process that runs exactly this command line; None without one, or off Linux."""
     wanted = b"".join(word.encode() + b"\0" for word in command)
