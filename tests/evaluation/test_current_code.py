@@ -33,7 +33,6 @@ def loaded(tmp_path, monkeypatch):
     """The folder of the modules, which this process has imported before it wrote any file."""
     monkeypatch.setattr(current_code, "BEGAN", BEGAN)
     monkeypatch.syspath_prepend(tmp_path)
-    before = {*sys.modules}
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -41,7 +40,7 @@ def loaded(tmp_path, monkeypatch):
     for name in ("mynets.net", "mynets.layers", "mynets.other", "myops", "mynotes"):
         importlib.import_module(name)
     yield tmp_path
-    for name in {*sys.modules} - before:
+    for name in [name for name, file in current_code._files() if tmp_path in file.parents]:
         del sys.modules[name]
 
 
