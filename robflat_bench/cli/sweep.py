@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,14 +115,14 @@ class _Asked:
         settings = [part for setting in task.variant.settings for part in ("--set", setting)]
         return ["--method", task.variant.method, "--seed", str(task.spec.seed), *settings, *self.common]
 
-    def attached(self, but: str = "") -> list[Jobs]:
-        """The unended jobs of the runs, whichever launcher started them; without those of the launcher `but`."""
+    def attached(self, but: str = "", unknown: Callable[[Task, str], None] | None = None) -> list[Jobs]:
+        """The unended jobs of the runs, whichever launcher started them; `but` and `unknown` as in `jobs.attach`."""
         from robflat_bench.runs.jobs import attach, job_of
 
         def job(task: Task) -> Job:
             return job_of(task, self.command(task))
 
-        return attach(self.registry, self.agenda.wanted, job, replace(self.resources, jobs=1), but)
+        return attach(self.registry, self.agenda.wanted, job, replace(self.resources, jobs=1), but, unknown)
 
     def plan(self) -> None:
         """List the runs with their cost."""
@@ -139,7 +139,9 @@ class _Asked:
         from robflat_bench.runs.pace import Estimates
         from robflat_bench.runs.status import standings
 
-        found = standings(self.agenda.wanted, self.attached(), Estimates(self.agenda.pace))
+        unknown: dict[str, str] = {}
+        attached = self.attached(unknown=lambda task, why: unknown.update({task.spec.key: why}))
+        found = standings(self.agenda.wanted, attached, Estimates(self.agenda.pace), unknown)
         self._report((one.document() for one in found), tables.standings(found, self.study))
 
     def cancel(self) -> None:
@@ -147,7 +149,10 @@ class _Asked:
         from robflat_bench.runs.agenda import identity
         from robflat_bench.runs.jobs import cancel
 
-        attached, rows = self.attached(), []
+        def unknown(task: Task, why: str) -> None:
+            output.note(f"{task.title}: {why}, so a job of it that waits or runs is not ended")
+
+        attached, rows = self.attached(unknown=unknown), []
         jobs = sum(len(found.unended) for found in attached)
         if jobs:
             output.note(f"{_counted(jobs)} told to save and end")
@@ -157,7 +162,8 @@ class _Asked:
         for task in self.agenda.wanted:
             if worker := task.folder.worker():
                 output.note(
-                    f"{task.title}: {worker} works on it, which no sweep started that can be found; end it there"
+                    f"{task.title}: {worker} works on this run and is no job that --cancel can end; end that process "
+                    "itself, by Ctrl-C or SIGTERM"
                 )
         self._report(rows, [f"ended: {len(rows)}" if rows else "no job of this study waits or runs"])
 
@@ -174,7 +180,9 @@ class _Asked:
         agenda, launching = self.agenda, component.build(self.resources)
         _require_none(self.attached(but=component.canonical))
         output.note(agenda.summary())
-        jobs, estimates = Jobs(launching, component.canonical), Estimates(agenda.pace)
+        provider = component.offer.provider
+        package = "" if provider.built_in else provider.distribution
+        jobs, estimates = Jobs(launching, component.canonical, package), Estimates(agenda.pace)
         made = Sweep(jobs, self.command, agenda.retry_failed, estimates=estimates)
         try:
             with SweepProgress(len(agenda.wanted), not launching.foreground) as made.watch:
