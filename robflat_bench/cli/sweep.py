@@ -60,6 +60,9 @@ def sweep(
     Finished runs are skipped, interrupted runs resume, and the sweep waits for runs of another process. A sweep that
     was killed goes on with the runs that it had started. After a failed run the sweep goes on, lists the failure at
     the end and exits with 1.
+
+    After Ctrl-C, SIGTERM or SIGHUP, runs on this machine save and end, and jobs of a queue stay there (docs/sweeps.md).
+    torchrun divides a single run only (docs/methods.md).
     """
     from robflat_bench.config.study import load_study
     from robflat_bench.core import Resources, UsageError

@@ -734,3 +734,16 @@ def test_after_a_real_sigint_a_run_ends_with_the_same_weights(command, tiny, tmp
     weights = [digest(read_weights(path)) for path in sorted(tmp_path.rglob("last.safetensors"))]
     assert len(weights) == 2
     assert weights[0] == weights[1] == resumed.document["results"]["last"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("run", ["Ctrl-C, SIGTERM and SIGHUP", "docs/quickstart.md", "torchrun", "docs/methods.md"]),
+        ("sweep", ["Ctrl-C, SIGTERM or SIGHUP", "docs/sweeps.md", "torchrun", "docs/methods.md"]),
+    ],
+)
+def test_help_says_what_signals_and_torchrun_do(command, words, says):
+    shown = " ".join(command(words, "--help").out.split())
+    for text in says:
+        assert text in shown
