@@ -130,6 +130,28 @@ def test_sigterm_in_a_call_ends_the_process_as_it_would_without_and_leaves_nothi
     assert list(tmp_path.iterdir()) == []
 
 
+IMPORTED = """
+import signal, sys
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rich_click":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Slow())
+from robflat_bench.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(child_environment):
+    program = [sys.executable, "-c", IMPORTED, "list", "methods"]
+    done = subprocess.run(program, env=child_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "robflat-bench: interrupted; run the same command again, it resumes\n"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # --stop-after
 # ---------------------------------------------------------------------------------------------------------
