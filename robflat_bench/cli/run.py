@@ -66,7 +66,7 @@ def run(
         compile,
         keep_every=keep_every or 0,
         observer=progress,
-        trains=True,
+        trains=f"{composed.brief}, seed {seed}",
         jobs=jobs,
     )
 

@@ -74,7 +74,7 @@ def sweep(
     registry = output.registry()
     chosen = load_study(study)
     component = resolve(registry, "launcher", launcher)
-    session = open_session(registry, chosen.protocol, (), data, store, device, trains=True)
+    session = open_session(registry, chosen.protocol, (), data, store, device, trains=chosen.name)
     protocol = session.protocol
 
     from robflat_bench.registry.faults import faults
