@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -115,6 +117,22 @@ def _require_folder() -> None:
         raise UsageError("the folder in which you are does not exist any more; `cd` to another one") from None
 
 
+def _lead_alone(words: Sequence[str]) -> None:
+    """Of the processes that `torchrun` started, let the first one do what cannot be divided: all but a `run`.
+
+    The others end well at once. If they failed, torchrun would end the first one and print a traceback of its own.
+    """
+    from robflat_bench.core.processes import in_torchrun
+
+    if not in_torchrun() or (words[:1] == ["run"] and {"--plan", "-h", "--help"}.isdisjoint(words)):
+        return
+    if os.environ.get("RANK") != "0":
+        sys.exit(0)
+    del os.environ["TORCHELASTIC_RUN_ID"]  # what this process starts is alone, too
+    typed = shlex.join(["robflat-bench", *words])
+    output.note(f"torchrun divides a `run` only, so one process does this; without torchrun, type {typed}")
+
+
 def _unusable_name(error: BaseException) -> UsageError | None:
     """The error of a name that no file can have, or that may not be looked at; None for any other error."""
     from robflat_bench.core import UsageError
@@ -126,28 +144,32 @@ def _unusable_name(error: BaseException) -> UsageError | None:
 
 def main() -> None:
     """Run the command line; an expected error is one line on stderr and its exit code, and so is a signal."""
+    from robflat_bench.core.processes import first_here
     from robflat_bench.core.signals import ending_of, interruptible_command
 
     streams.prepare(coloured=not {"-h", "--help"}.isdisjoint(sys.argv))  # click's help has colours of its own
     try:
         with interruptible_command():
             _require_folder()
+            _lead_alone(sys.argv[1:])
             code = cli.main(prog_name="robflat-bench", standalone_mode=False)
     except click.ClickException as error:
         if len(sys.argv) == 1:
             error.show(sys.stderr)  # the help; named, since click writes to the bytes below where the encoding is ASCII
-        else:
+        elif first_here():
             output.note(advice.answer(error, sys.argv[1:]))
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         said, code = ending_of(error if isinstance(error, KeyboardInterrupt) else error.__context__)  # click's Abort
-        output.note(f"{said}; run the same command again, it resumes")
+        if first_here():
+            output.note(f"{said}; run the same command again, it resumes")
     except Exception as error:
-        from robflat_bench.core import RobflatError, out_of_memory
+        from robflat_bench.core import RobflatError, UsageError, out_of_memory
 
         expected = error if isinstance(error, RobflatError) else out_of_memory(error) or _unusable_name(error)
         if expected is None:
             raise
-        output.note(str(expected))
+        if first_here() or not isinstance(expected, UsageError):  # a mistake in what was typed is that of all processes
+            output.note(str(expected))
         code = expected.exit_code
     sys.exit(code if isinstance(code, int) else 0)

@@ -79,7 +79,7 @@ _PARTS = re.compile(r"(?=\d)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?|(\d{1,
 
 def _stop_after(context: click.Context, option: click.Parameter, value: str | None) -> None:
     """Set the alarm of `--stop-after`."""
-    from robflat_bench.core.signals import stopping_after
+    from robflat_bench.core.signals import LEAST_SECONDS, LEAVING_SECONDS, stopping_after
 
     if value is None:
         return
@@ -88,6 +88,11 @@ def _stop_after(context: click.Context, option: click.Parameter, value: str | No
     seconds = sum(int(part) * unit for part, unit in parts)
     if not seconds:
         raise click.BadParameter(f"{value!r} is no duration; write 90s, 55m, 2h, 1h30m or a number of seconds")
+    if seconds < LEAST_SECONDS:
+        raise click.BadParameter(
+            f"{value!r} leaves no time for work: a process takes seconds to start, and {LEAVING_SECONDS:.0f} s are kept"
+            f" for its end; give {LEAST_SECONDS:.0f}s or more"
+        )
     context.with_resource(stopping_after(seconds))
 
 

@@ -43,6 +43,10 @@ def run(
     """Train a method under a protocol, attack it, measure its flatness, and show the result.
 
     A finished run is shown from its record; an interrupted run continues where it stopped.
+
+    Ctrl-C, SIGTERM and SIGHUP save the state and end the run (docs/quickstart.md, "Stop and continue"). Typed as
+    `torchrun --standalone --nproc-per-node=2 -m robflat_bench run ...`, processes share the recipe's shards
+    (docs/methods.md).
     """
     from robflat_bench.front.progress import Progress
     from robflat_bench.front.runs import planned_run, run_plan
@@ -62,7 +66,7 @@ def run(
         compile,
         keep_every=keep_every or 0,
         observer=progress,
-        trains=True,
+        trains=f"{composed.brief}, seed {seed}",
         jobs=jobs,
     )
 

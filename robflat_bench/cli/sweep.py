@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,21 +60,21 @@ def sweep(
     Finished runs are skipped, interrupted runs resume, and the sweep waits for runs of another process. A sweep that
     was killed goes on with the runs that it had started. After a failed run the sweep goes on, lists the failure at
     the end and exits with 1.
+
+    After Ctrl-C, SIGTERM or SIGHUP, runs on this machine save and end, and jobs of a queue stay there (docs/sweeps.md).
+    torchrun divides a single run only (docs/methods.md).
     """
     from robflat_bench.config.study import load_study
     from robflat_bench.core import Resources, UsageError
-    from robflat_bench.core.processes import in_torchrun
     from robflat_bench.front.sessions import open_session
     from robflat_bench.registry.components import resolve
 
     if plan + status + cancel > 1:
         raise UsageError("--plan, --status and --cancel each replace the sweep; type one of them")
-    if in_torchrun():  # each of its runs would wait for the other processes
-        raise UsageError("torchrun divides one run among processes, not a sweep; type the sweep without it")
     registry = output.registry()
     chosen = load_study(study)
     component = resolve(registry, "launcher", launcher)
-    session = open_session(registry, chosen.protocol, (), data, store, device, trains=True)
+    session = open_session(registry, chosen.protocol, (), data, store, device, trains=chosen.name)
     protocol = session.protocol
 
     from robflat_bench.registry.faults import faults
@@ -118,14 +118,14 @@ class _Asked:
         settings = [part for setting in task.variant.settings for part in ("--set", setting)]
         return ["--method", task.variant.method, "--seed", str(task.spec.seed), *settings, *self.common]
 
-    def attached(self, but: str = "") -> list[Jobs]:
-        """The unended jobs of the runs, whichever launcher started them; without those of the launcher `but`."""
+    def attached(self, but: str = "", unknown: Callable[[Task, str], None] | None = None) -> list[Jobs]:
+        """The unended jobs of the runs, whichever launcher started them; `but` and `unknown` as in `jobs.attach`."""
         from robflat_bench.runs.jobs import attach, job_of
 
         def job(task: Task) -> Job:
             return job_of(task, self.command(task))
 
-        return attach(self.registry, self.agenda.wanted, job, replace(self.resources, jobs=1), but)
+        return attach(self.registry, self.agenda.wanted, job, replace(self.resources, jobs=1), but, unknown)
 
     def plan(self) -> None:
         """List the runs with their cost."""
@@ -142,7 +142,9 @@ class _Asked:
         from robflat_bench.runs.pace import Estimates
         from robflat_bench.runs.status import standings
 
-        found = standings(self.agenda.wanted, self.attached(), Estimates(self.agenda.pace))
+        unknown: dict[str, str] = {}
+        attached = self.attached(unknown=lambda task, why: unknown.update({task.spec.key: why}))
+        found = standings(self.agenda.wanted, attached, Estimates(self.agenda.pace), unknown)
         self._report((one.document() for one in found), tables.standings(found, self.study))
 
     def cancel(self) -> None:
@@ -150,7 +152,10 @@ class _Asked:
         from robflat_bench.runs.agenda import identity
         from robflat_bench.runs.jobs import cancel
 
-        attached, rows = self.attached(), []
+        def unknown(task: Task, why: str) -> None:
+            output.note(f"{task.title}: {why}, so a job of it that waits or runs is not ended")
+
+        attached, rows = self.attached(unknown=unknown), []
         jobs = sum(len(found.unended) for found in attached)
         if jobs:
             output.note(f"{_counted(jobs)} told to save and end")
@@ -160,7 +165,8 @@ class _Asked:
         for task in self.agenda.wanted:
             if worker := task.folder.worker():
                 output.note(
-                    f"{task.title}: {worker} works on it, which no sweep started that can be found; end it there"
+                    f"{task.title}: {worker} works on this run and is no job that --cancel can end; end that process "
+                    "itself, by Ctrl-C or SIGTERM"
                 )
         self._report(rows, [f"ended: {len(rows)}" if rows else "no job of this study waits or runs"])
 
@@ -177,7 +183,9 @@ class _Asked:
         agenda, launching = self.agenda, component.build(self.resources)
         _require_none(self.attached(but=component.canonical))
         output.note(agenda.summary())
-        jobs, estimates = Jobs(launching, component.canonical), Estimates(agenda.pace)
+        provider = component.offer.provider
+        package = "" if provider.built_in else provider.distribution
+        jobs, estimates = Jobs(launching, component.canonical, package), Estimates(agenda.pace)
         made = Sweep(jobs, self.command, agenda.retry_failed, estimates=estimates)
         try:
             with SweepProgress(len(agenda.wanted), not launching.foreground) as made.watch:

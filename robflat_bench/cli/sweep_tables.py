@@ -54,7 +54,7 @@ def standings(found: Sequence[Standing], study: Study) -> Iterator[Grid | str]:
     rows = []
     for one in found:
         left = "" if one.seconds is None else duration(one.seconds)
-        state = one.words if one.state in ("queued", "running") else one.state
+        state = one.words if one.state in ("queued", "running", "unknown") else one.state
         rows.append([one.task.spec.label, one.task.spec.seed, state, one.place, left, one.log])
     columns = ["run", "seed", "state", "place", "time left", "last line of its log"]
     yield grid(f"{study.name} {study.version} under {study.protocol}", columns, rows)

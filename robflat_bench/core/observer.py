@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 class Observer:
     """Shows or keeps what happens in a run. Each method does nothing until it is overridden."""
 
+    def begins(self, what: str) -> None:
+        """The command or call is found to be right, and torch is imported next, which takes seconds."""
+
     def training_starts(self, epochs: int, steps: int, done: int) -> None:
         """Training has `steps` updates in `epochs` epochs; an earlier process made `done` of them."""
 

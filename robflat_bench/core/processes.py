@@ -35,9 +35,36 @@ def started(pid: int) -> str:
         return ""
 
 
+def runs(pid: int, since: str) -> bool:
+    """Whether the process with this number and this start still runs. The start of another user's process may be
+    hidden; then the number alone counts."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return started(pid) in (since, "")
+    return started(pid) == since
+
+
+def may_signal(pid: int) -> bool:
+    """Whether this process may end that one, which another user's it may not."""
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return False
+    return True
+
+
 def in_torchrun() -> bool:
     """Whether `torchrun` started this process, or the one that started it, as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+
+
+def first_here() -> bool:
+    """Whether this process is alone, or the first one that `torchrun` started on this machine."""
+    return not in_torchrun() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def running(command: Sequence[str]) -> tuple[int, str] | None:

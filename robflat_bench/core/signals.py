@@ -21,6 +21,9 @@ REPEATED_SECONDS = 0.1
 LEAVING_SECONDS = 5.0
 """Time of `stopping_after` that is kept for the end of the process itself, on a busy machine too."""
 
+LEAST_SECONDS = 30.0
+"""The shortest time of `stopping_after` that leaves some for work: torch alone takes seconds to import."""
+
 
 class Ending(NamedTuple):
     """What a signal means to a command: what it says of it, and its exit code."""

@@ -138,11 +138,11 @@ def line_of(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" (line {error.lineno} of {Path(error.filename).name})"
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    own = [(file, line) for file, line in frames if not file.startswith(_FOREIGN)]
+    own = [(file, line) for file, line in frames if not file.startswith(FOREIGN)]
     return f" (line {own[-1][1]} of {Path(own[-1][0]).name})" if own else ""
 
 
-_FOREIGN = (
+FOREIGN = (
     "<frozen",
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
     str(Path(robflat_bench.__file__).parent),

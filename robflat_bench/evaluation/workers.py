@@ -3,7 +3,8 @@
 The numbers are those of one process. It evaluates in the usual order, and reads the units that workers have written
 into its journal as it reads those of an interrupted evaluation. A worker makes the same evaluation in another order,
 skips the units that another process computes (`records.unit_claims`), and keeps nothing but units. So a worker may end
-at any moment, and an error in a worker is met by the reading process itself.
+at any moment, and an error in a worker is met by the reading process itself. A worker writes under the lease of that
+process, and ends when the lease is lost.
 
 A worker is a new Python process, which gets examples and networks through a pipe, and ends when the pipe does. It
 prints nothing, and leaves Ctrl-C to the process that started it.
@@ -29,13 +30,15 @@ from pathlib import Path
 from robflat_bench.config.cost import passes_of
 from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import Observer, one_line
-from robflat_bench.core.clock import BEGAN
 from robflat_bench.data.splits import Splits
+from robflat_bench.evaluation.current_code import changed_file
 from robflat_bench.evaluation.evaluate import EvaluatedModel, Evaluation
 from robflat_bench.evaluation.own_code import beside
 from robflat_bench.evaluation.plan import EvaluationStage, Plan
 from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.numerics.capacity import cores, free_memory_bytes, peak_memory_bytes
+from robflat_bench.records import lease
+from robflat_bench.records.holders import Holder
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.store import Store
 from robflat_bench.records.unit_claims import Elsewhere, Filling, Reading
@@ -51,8 +54,6 @@ LAST_LOOKS = 500
 """Hundredths of a second in which a worker that is killed must have ended, with what it had started."""
 PAUSE_SECONDS = 0.1
 """Pause of a worker that finds every unit that it could compute claimed by others."""
-GENERATED = "_remote_module_"
-"""Modules whose files torch.distributed writes anew in each process."""
 COMMAND = (sys.executable, "-P", "-c", f"from {__name__} import main; main()")
 
 Subjects = Sequence[tuple[Plan, EvaluatedModel]]
@@ -60,7 +61,7 @@ Subjects = Sequence[tuple[Plan, EvaluatedModel]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker evaluates; fields as those of `Session`, `StoredJournal` and `Filling`."""
+    """What a worker evaluates; fields as those of `Session`, `StoredJournal`, `Filling` and `lease.share`."""
 
     protocol: Protocol
     splits: Splits
@@ -68,6 +69,7 @@ class Work:
     folder: Path
     claims: Path
     subjects: Subjects
+    leases: Sequence[tuple[Path, Holder]] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -127,22 +129,22 @@ def processes(session: Session) -> int:
 
 def _payload(session: Session, subjects: Subjects, journal: StoredJournal, claims: Path) -> bytes:
     """What a worker reads: the files of one-file plugins, all files that are loaded by their paths, and its `Work`."""
-    for name, module in [*sys.modules.items()]:
-        if name.startswith(GENERATED):
-            continue
-        with contextlib.suppress(OSError, TypeError, KeyError):
-            if Path(vars(module)["__file__"]).stat().st_mtime > BEGAN:
-                raise _Unfit(f"the file of the module {name} has changed since this process began")
     classes = {type(module) for _, subject in subjects for module in subject.model.modules()}
     if here := sorted(found.__name__ for found in classes if found.__module__ == "__main__"):
         raise _Unfit(f"no other process can import the class {here[0]}; move it to a file of its own, and import it")
     providers = session.registry.plugins.providers.items()
     plugins = [Path(str(module.__file__)) for module, provider in providers if provider.version == "file"]
-    work = Work(session.protocol, session.splits, session.device, journal.folder.absolute(), claims, subjects)
+    folder = journal.folder.absolute()
+    work = Work(session.protocol, session.splits, session.device, folder, claims, subjects, lease.held())
     try:
-        return pickle.dumps((plugins, loaded_files())) + pickle.dumps(work)
+        payload = pickle.dumps(work)
     except Exception as error:
         raise _Unfit(f"the network cannot be sent to another process ({one_line(error):.200})") from error
+    if file := changed_file(session.registry.plugins, payload):
+        raise _Unfit(
+            f"{file} was written after this process began, and others would import it anew; start Python again"
+        )
+    return pickle.dumps((plugins, loaded_files())) + payload
 
 
 class _Worker(threading.Thread):
@@ -233,7 +235,13 @@ def fill(registry: Registry, work: Work, report: Callable[[int, int, bool], None
 
     After each unit and each stage, `report` gets the stage's number, the image passes since the last report, and
     whether the stage has ended.
+
+    Raises
+    ------
+    Lost
+        The process that reads has lost its run to another one, so nothing is written any more.
     """
+    lease.share(work.leases)
     session = Session(registry, work.protocol, work.splits, Store(work.folder), work.device)
     configure(session.fixed)
     claims = Filling(work.claims)
@@ -289,6 +297,8 @@ class _Task:
             self._tell(True)
         except Elsewhere:
             pass
+        except lease.Lost:
+            raise
         except BaseException:
             ended = True
         if not self.evaluation.unchanged():

@@ -76,6 +76,12 @@ class Progress(Drawn, Observer):
         if not self.bars and not self.quiet:
             texts.say(f"[{time.perf_counter() - self.began:6.1f} s] {text}")
 
+    def begins(self, what: str) -> None:
+        if self.bars:
+            self.bars.console.print(what, markup=False, soft_wrap=True)
+        else:
+            self.line(what)
+
     def note(self, text: str) -> None:
         if self.bars:
             self.bars.console.print(f"robflat-bench: {text}", markup=False, soft_wrap=True)

@@ -155,7 +155,7 @@ def run(
             compile,
             keep_every=keep_every,
             observer=observer,
-            trains=True,
+            trains=f"{composed.brief}, seed {seed}",
             jobs=jobs,
         )
         planned = planned_run(session, composed, seed)

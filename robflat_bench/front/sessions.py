@@ -77,7 +77,7 @@ def open_session(
     compile: bool = False,
     keep_every: int = 0,
     observer: Observer | None = None,
-    trains: bool = False,
+    trains: str = "",
     jobs: int | None = 1,
 ) -> Session:
     """A session under a protocol; mistakes in its name and settings are reported before torch is imported.
@@ -90,8 +90,9 @@ def open_session(
         As after `--set`: ("recipe.epochs=3",) or {"recipe.epochs": 3}.
     data : str, Path, Splits or None
         Folder of the data sets, None for the usual places, or the examples themselves (`data.own.own_splits`).
-    trains : bool
-        It trains, so the store and the protocol's data are looked for before torch is imported.
+    trains : str
+        What it trains, for the observer; "" if nothing. Then the store and the protocol's data are looked for before
+        torch is imported.
     jobs : int or None
         Processes that evaluate; None: the number in ROBFLAT_BENCH_JOBS, else as in `workers.processes`.
     """
@@ -101,6 +102,8 @@ def open_session(
     jobs = _jobs(jobs, compile)
     if trains:
         require_places(registry, chosen, Path(store), data)
+        if observer:
+            observer.begins(f"{trains}, under {chosen.name} {chosen.version}; device {device}, store {store}")
 
     from robflat_bench.evaluation.session import Session, choose_device
     from robflat_bench.numerics.compilation import Compilation

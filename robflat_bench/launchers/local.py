@@ -45,7 +45,7 @@ class _Process:
         if self.child:
             code = self.child.poll()
             return None if code is None else Exit(code)
-        return None if processes.started(self.pid) == self.started else Exit(None)
+        return None if processes.runs(self.pid, self.started) else Exit(None)
 
 
 class Local(Launcher):
@@ -85,7 +85,7 @@ class Local(Launcher):
             process = _Process(*found, self._free())
         else:
             return False
-        if process.exit():
+        if process.exit() or not processes.may_signal(process.pid):  # another user's run is waited for by its lease
             return False
         self._running[job.name] = process
         return True

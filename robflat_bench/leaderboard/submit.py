@@ -22,8 +22,9 @@ from robflat_bench.leaderboard.entries import Entry, read_entries, read_entry, w
 from robflat_bench.leaderboard.entry_checks import known_protocol, twin_problems
 from robflat_bench.leaderboard.tree import MAX_OUTCOMES, RECORDS
 from robflat_bench.records import record as records
+from robflat_bench.records.record import RunRecord
 from robflat_bench.records.removal import TEMPORARY
-from robflat_bench.records.store import RunFolder, regular_bytes
+from robflat_bench.records.store import RunFolder, read_record, regular_bytes
 from robflat_bench.registry.registry import Registry
 
 
@@ -53,7 +54,7 @@ def earlier_numerics(root: Path, runs: Sequence[RunFolder], registry: Registry) 
     """A line for each run that was trained with earlier numerics and is no entry of `root` yet: the board will have it,
     in a row without today's runs. The line ends with the command that trains it again."""
     for run in runs:
-        spec = run.record().spec
+        spec = read_record(run.record_file, RunRecord).spec  # `_pack` reads the outcomes
         new = spec.numerics < NUMERICS and not (root / RECORDS / spec.folder).exists()
         if new and known_protocol(registry, spec.protocol.name):
             why = f"runs of this version have {NUMERICS} and another row, and `verify --retrain` cannot reproduce it"

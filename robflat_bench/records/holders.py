@@ -8,7 +8,7 @@ import secrets
 import socket
 from typing import NamedTuple
 
-from robflat_bench.core.processes import machine, started
+from robflat_bench.core.processes import machine, runs, started
 
 
 class Holder(NamedTuple):
@@ -60,10 +60,4 @@ class Holder(NamedTuple):
 
     def runs(self) -> bool:
         """Whether a holder that is here still runs."""
-        try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:  # another user's, whose start may be hidden
-            return started(self.pid) in (self.started, "")
-        return started(self.pid) == self.started
+        return runs(self.pid, self.started)

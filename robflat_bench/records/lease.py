@@ -17,16 +17,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from robflat_bench.core import RunFailed, uninterrupted
 from robflat_bench.records.holders import Holder
-from robflat_bench.records.removal import TEMPORARY
+from robflat_bench.records.removal import temporary
 
 NAME = "holder.json"
 
@@ -86,11 +85,13 @@ class Lease:
     ----------
     folder : Path
         An existing folder.
+    me : Holder or None
+        The process that takes or has the lease; None: this one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, me: Holder | None = None) -> None:
         self.folder, self.path = folder, folder / NAME
-        self.me = Holder.this_process()
+        self.me = me or Holder.this_process()
         self._over = threading.Event()
 
     def acquire(self, left: contextlib.ExitStack, wait: bool, told: Callable[[str], None] | None) -> None:
@@ -181,6 +182,16 @@ def require(path: Path) -> None:
             lease.require()
 
 
+def held() -> list[tuple[Path, Holder]]:
+    """The folders whose leases this process has, and its name there."""
+    return [(lease.folder.absolute(), lease.me) for lease in _held]
+
+
+def share(leases: Iterable[tuple[Path, Holder]]) -> None:
+    """Work under the leases that another process has (`held` there): what it may not write, this one may not either."""
+    _held.extend(Lease(folder, holder) for folder, holder in leases)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Dead holders
 # ---------------------------------------------------------------------------------------------------------
@@ -202,7 +213,7 @@ def _is_dead(path: Path, found: Look) -> bool:
 
 def _remove(path: Path, dead: Look) -> None:
     """Remove this lease. If another process has replaced or touched it meanwhile, it stays."""
-    aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    aside = temporary(path.parent)
     with uninterrupted(), contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         if look(aside) == dead:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,12 @@ from robflat_bench.core import UsageError
 
 TEMPORARY = ".tmp-"
 """Beginning of the names of files and folders that the process which made them removes or renames."""
+
+
+def temporary(folder: Path) -> Path:
+    """A free name in a folder, for what `sweep` deletes after a kill. Files of `tempfile` could be read by their owner
+    only, but a group may share a store: what is made under this name has the mode that umask leaves."""
+    return folder / f"{TEMPORARY}{secrets.token_hex(8)}"
 
 
 def remove(folder: Path, entries: Sequence[Path]) -> None:
@@ -31,7 +37,8 @@ def remove(folder: Path, entries: Sequence[Path]) -> None:
     try:
         for entry in entries:
             _require_writable(entry)
-        aside = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+        aside = temporary(folder)
+        aside.mkdir()
         try:
             for entry in entries:
                 moved.append((entry, entry.rename(aside / entry.name)))

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from robflat_bench.records import lease
 from robflat_bench.records import record as records
 from robflat_bench.records.lease import Busy as Busy
 from robflat_bench.records.record import EvaluationRecord, Result, RunRecord
-from robflat_bench.records.removal import TEMPORARY, remove, sweep
+from robflat_bench.records.removal import remove, sweep, temporary
 from robflat_bench.registry.validation import explain
 
 INITIAL = "initial"
@@ -51,18 +50,41 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; after a failure the file is as it was before. Lost if another process took the run."""
+    _write(path, data, os.replace)
+
+
+def write_first(path: Path, data: bytes) -> bool:
+    """As `write_atomically`, but a file that is there stays as it is; whether there was none."""
+    return _write(path, data, _link) is not False
+
+
+def _link(written: Path, path: Path) -> bool:
+    """Give a file its second name; False if there is a file of that name."""
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if path.exists():
+            return False
+        os.replace(written, path)
+    return True
+
+
+def _write(path: Path, data: bytes, name: Callable[[Path, Path], bool | None]) -> bool | None:
+    """Write a temporary file and let `name` give it the name `path`; returns what that returns."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=path.parent, delete=False) as file:
-            try:
+        written = temporary(path.parent)
+        try:
+            with os.fdopen(os.open(written, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                lease.require(path)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            lease.require(path)
+            return name(written, path)
+        finally:
+            written.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

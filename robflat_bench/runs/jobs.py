@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from robflat_bench.runs.tasks import Task
 CANCELLED = "cancelled by `sweep --cancel`"
 """The cause of an exit after `Jobs.cancel`, in this process or in another."""
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+"""A package, or a file without a folder."""
+
 LARGEST = 10_000
 """Bytes of a job.json that is read."""
 
@@ -34,6 +38,8 @@ class Kept(Strict):
     ----------
     launcher : str
         Canonical text of its launcher.
+    package : str
+        What offers the launcher, an installed package or the file of a plugin; "" if it is built in.
     id : str
         What the launcher returned; "" before it did.
     cancelled : bool
@@ -41,6 +47,7 @@ class Kept(Strict):
     """
 
     launcher: str
+    package: str = ""
     id: str = ""
     cancelled: bool = False
 
@@ -83,10 +90,12 @@ class Jobs:
         It starts them.
     text : str
         Its canonical text.
+    package : str
+        What offers it, as `Kept` has it.
     """
 
-    def __init__(self, launcher: Launcher, text: str) -> None:
-        self.launcher, self.text = launcher, text
+    def __init__(self, launcher: Launcher, text: str, package: str = "") -> None:
+        self.launcher, self.text, self.package = launcher, text, package
         self.unended: dict[str, Task] = {}
         """By the job's name."""
         self._ids: dict[str, str] = {}
@@ -129,7 +138,7 @@ class Jobs:
                 self._keep(task, job.name)
 
     def _keep(self, task: Task, name: str, cancelled: bool = False) -> None:
-        known = Kept(launcher=self.text, id=self._ids.get(name, ""), cancelled=cancelled)
+        known = Kept(launcher=self.text, package=self.package, id=self._ids.get(name, ""), cancelled=cancelled)
         write_json(_file(task.folder), known.model_dump())
 
     def wait(self, seconds: float) -> Iterator[tuple[Task, Exit]]:
@@ -156,14 +165,29 @@ class Jobs:
 
 
 def attach(
-    registry: Registry, wanted: Iterable[Task], job: Callable[[Task], Job], resources: Resources, but: str = ""
+    registry: Registry,
+    wanted: Iterable[Task],
+    job: Callable[[Task], Job],
+    resources: Resources,
+    but: str = "",
+    unknown: Callable[[Task, str], None] | None = None,
 ) -> list[Jobs]:
-    """The unended jobs of tasks, each at the launcher that started it, except those of the launcher `but`.
+    """The unended jobs of tasks, each at the launcher that started it.
 
-    Raises
-    ------
-    UsageError
-        A launcher is not installed here.
+    Parameters
+    ----------
+    registry : Registry
+        Knows the launchers.
+    wanted : iterable of Task
+        The runs.
+    job : callable
+        Task -> its job, as this process would start it.
+    resources : Resources
+        For the launchers.
+    but : str
+        Leave out the jobs of this launcher.
+    unknown : callable or None
+        Called with each task whose launcher cannot be used here, and the reason. None: that is a UsageError.
     """
     found: dict[str, Jobs] = {}
     for task in wanted:
@@ -172,16 +196,29 @@ def attach(
             continue
         if known.launcher not in found:
             try:
-                found[known.launcher] = Jobs(
-                    resolve(registry, "launcher", known.launcher).build(resources), known.launcher
-                )
+                launcher = resolve(registry, "launcher", known.launcher).build(resources)
             except RobflatError as error:
-                raise UsageError(
-                    f"a job of {task.title} was started by {known.launcher}, which cannot be used here: {error}. "
-                    f"If the job is gone, remove {_file(task.folder)}"
-                ) from error
+                why = _missing(registry, known) or f"launcher {known.launcher}: {str(error).splitlines()[0]}"
+                if unknown is None:
+                    raise UsageError(
+                        f"a job of {task.title} may wait or run: {why}. If the job is gone, remove {_file(task.folder)}"
+                    ) from error
+                unknown(task, why)
+                continue
+            found[known.launcher] = Jobs(launcher, known.launcher, known.package)
         found[known.launcher].find(task, job(task))
     return [jobs for jobs in found.values() if jobs.unended]
+
+
+def _missing(registry: Registry, known: Kept) -> str:
+    """`launcher slurm is not installed (pip install robflat-cluster)`; "" where a launcher has this name."""
+    name = known.launcher.partition("(")[0]
+    if name in registry.names("launcher"):
+        return ""
+    # Anyone who writes to the store can name a package: it is a name, and nothing that a shell or pip takes apart.
+    file = known.package.endswith(".py")
+    way = f" ({'add --plugin' if file else 'pip install'} {known.package})" if _NAME.fullmatch(known.package) else ""
+    return f"launcher {name:.50} is not installed{way}"
 
 
 def cancel(attached: Sequence[Jobs]) -> Iterator[Task]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,10 +23,10 @@ class Standing:
     task : Task
         The run.
     state : str
-        "done", "failed", "queued" or "running"; "unfinished" or "new" where no launcher has a job of it, and no process
-        works on it.
+        "done", "failed", "queued" or "running"; "unknown" where its launcher cannot be asked here; "unfinished" or
+        "new" where no launcher has a job of it, and no process works on it.
     words : str
-        What its launcher says of its job; without a job, which process works on it.
+        What its launcher says of its job; without a job, which process works on it; why its launcher cannot be asked.
     course : Course
         How far it has come.
     seconds : float or None
@@ -36,7 +36,7 @@ class Standing:
     """
 
     task: Task
-    state: State | Literal["queued", "running"]
+    state: State | Literal["queued", "running", "unknown"]
     words: str
     course: Course
     seconds: float | None
@@ -68,7 +68,9 @@ def place(done: int, epochs: int) -> str:
     return "starting" if not done else "evaluation" if done == epochs else f"epoch {done + 1}/{epochs}"
 
 
-def standings(wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estimates) -> list[Standing]:
+def standings(
+    wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estimates, unknown: Mapping[str, str]
+) -> list[Standing]:
     """Where each run stands.
 
     Parameters
@@ -79,6 +81,8 @@ def standings(wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estim
         Their unended jobs (`jobs.attach`). Nothing is waited for: a launcher may start a job meanwhile.
     estimates : Estimates
         How long runs take.
+    unknown : Mapping of str to str
+        Run key -> why the launcher of its job cannot be asked.
     """
     said: dict[str, str] = {}
     for jobs in attached:
@@ -86,13 +90,16 @@ def standings(wanted: Sequence[Task], attached: Iterable[Jobs], estimates: Estim
     for task in wanted:
         if task.spec.key in said:
             estimates.look(task)
-    return [_standing(task, said.get(task.spec.key) or task.folder.worker(), estimates) for task in wanted]
+    found = {task.spec.key: said.get(task.spec.key) or task.folder.worker() for task in wanted}
+    return [_standing(task, found[task.spec.key], unknown.get(task.spec.key, ""), estimates) for task in wanted]
 
 
-def _standing(task: Task, words: str, estimates: Estimates) -> Standing:
+def _standing(task: Task, words: str, unknown: str, estimates: Estimates) -> Standing:
     state: Any = task.state()
     if words and state != "done":
         state = "queued" if words.startswith("queued") else "running"
+    elif unknown and state != "done":
+        state, words = "unknown", unknown
     course, log = estimates.course(task), last_line(task.folder.log_file)
     seconds = estimates.seconds(task) if state in ("queued", "running") else None
     return Standing(task, state, words, course, seconds, log)

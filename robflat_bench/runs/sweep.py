@@ -141,26 +141,32 @@ class Sweep:
     def _settle(self, tasks: Sequence[Task]) -> None:
         """Take tasks off the list that need no run, and those whose jobs an earlier sweep has started."""
         for task in list(tasks):
-            state = task.state()
-            if state == "done" or (state == "failed" and not self.retry_failed):
-                self._end(task, state, task.error())
-            elif self.jobs.adopt(task, self._job(task)):
-                self._runs(task)
-                self._tell(Event(task, "adopted"))
+            self._to_start(task)
+
+    def _to_start(self, task: Task) -> Job | None:
+        """The job of a task that has still to be started; None where `_settle` takes the task off the list."""
+        state = task.state()
+        if state == "done" or (state == "failed" and not self.retry_failed):
+            self._end(task, state, task.error())
+            return None
+        job = self._job(task)
+        if self.jobs.adopt(task, job):
+            self._runs(task)
+            self._tell(Event(task, "adopted"))
+            return None
+        return job
 
     def _begin_what_fits(self) -> None:
         """Start runs while jobs are free."""
         for task in list(self.waiting):
             if self._stops or len(self.running) >= self.launcher.resources.jobs:
                 break
-            if task.spec.key not in self._busy:
-                self._settle([task])
-                if task in self.waiting:
-                    self._begin(task)
+            if task.spec.key not in self._busy and (job := self._to_start(task)):
+                self._begin(task, job)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Task, job: Job) -> None:
         """Start a run, unless another process works on it."""
-        folder, job = task.folder, self._job(task)
+        folder = task.folder
         try:
             with folder.locked():
                 self.jobs.claim(task, job)

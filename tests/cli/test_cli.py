@@ -734,3 +734,42 @@ def test_after_a_real_sigint_a_run_ends_with_the_same_weights(command, tiny, tmp
     weights = [digest(read_weights(path)) for path in sorted(tmp_path.rglob("last.safetensors"))]
     assert len(weights) == 2
     assert weights[0] == weights[1] == resumed.document["results"]["last"]["weights"]
+
+
+WITHOUT_TORCH = """
+import sys
+from robflat_bench.cli import main
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ImportError("torch is imported now")
+
+sys.meta_path.insert(0, Refuses())
+main()
+"""
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_run_says_what_it_is_before_torch_is_imported(child_environment, tmp_path, form):
+    line = ["run", "--method", "trades(beta=3)", "--seed", "7", "--store", "here", "--device", "cpu", *form]
+    program = [sys.executable, "-c", WITHOUT_TORCH, *line]
+    done = subprocess.run(program, env=child_environment(), cwd=tmp_path, capture_output=True, text=True, check=False)
+    first = done.stderr.splitlines()[0]
+    assert first.endswith("s] trades(beta=3.0), seed 7, under digits-linf 1.0; device cpu, store here"), done.stderr
+    assert "torch is imported now" in done.stderr
+    assert done.stdout == ""
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("run", ["Ctrl-C, SIGTERM and SIGHUP", "docs/quickstart.md", "torchrun", "docs/methods.md"]),
+        ("sweep", ["Ctrl-C, SIGTERM or SIGHUP", "docs/sweeps.md", "torchrun", "docs/methods.md"]),
+    ],
+)
+def test_help_says_what_signals_and_torchrun_do(command, words, says):
+    shown = " ".join(command(words, "--help").out.split())
+    for text in says:
+        assert text in shown

@@ -1,6 +1,7 @@
 """Mistakes at the command line: each is answered in one line, before torch is imported, with the next thing to type."""
 
 import json
+import os
 import resource
 import shlex
 import subprocess
@@ -177,12 +178,42 @@ def test_a_mistake_costs_less_than_a_second_of_the_processor(child_environment, 
     assert spent < 2, "a second on a quiet machine; a loaded one takes up to twice as long"
 
 
-def test_a_sweep_is_not_divided_by_torchrun(command, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = command("sweep", "paper-digits", "--plan")
-    assert done.code == 2
-    assert "torchrun divides one run among processes, not a sweep" in done.complaint
+@pytest.fixture
+def torchrun(monkeypatch):
+    """`torchrun(rank)`: this process is one of two that torchrun has started."""
+
+    def start(rank: int) -> None:
+        found = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for name, value in found.items():
+            monkeypatch.setenv(name, value)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "line", ["list methods", "evaluate --help", "sweep paper-digits --plan", "run --method at --plan"]
+)
+def test_torchrun_leaves_what_it_cannot_divide_to_its_first_process(command, torchrun, line):
+    """The others end well: torchrun would end the first one, and print a traceback of its own, after a failure."""
+    torchrun(1)
+    other = command(*shlex.split(line))
+    assert (other.code, other.out, other.err) == (0, "", "")
+    torchrun(0)
+    first = command(*shlex.split(line))
+    assert first.code == 0
+    assert first.out
+    said = "torchrun divides a `run` only, so one process does this; without torchrun, type"
+    assert first.err.splitlines()[0] == f"robflat-bench: {said} robflat-bench {line}"
+    assert "TORCHELASTIC_RUN_ID" not in os.environ, "a run that it starts is not divided either"
+
+
+@pytest.mark.parametrize("line", ["run trades", "run --method nothing", "sweep"])
+def test_of_the_processes_of_torchrun_one_on_each_machine_answers_a_mistake(command, torchrun, line):
+    torchrun(0)
+    assert command(*shlex.split(line)).code == 2
+    torchrun(1)
+    done = command(*shlex.split(line))
+    assert (done.code, done.out, done.err) == (2 if line.startswith("run") else 0, "", "")
 
 
 def test_an_empty_list_stays_a_list_in_json(command):

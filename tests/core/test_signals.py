@@ -130,6 +130,28 @@ def test_sigterm_in_a_call_ends_the_process_as_it_would_without_and_leaves_nothi
     assert list(tmp_path.iterdir()) == []
 
 
+IMPORTED = """
+import signal, sys
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rich_click":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Slow())
+from robflat_bench.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(child_environment):
+    program = [sys.executable, "-c", IMPORTED, "list", "methods"]
+    done = subprocess.run(program, env=child_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "robflat-bench: interrupted; run the same command again, it resumes\n"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # --stop-after
 # ---------------------------------------------------------------------------------------------------------
@@ -158,6 +180,16 @@ def test_what_is_no_duration_is_refused(command, words, text):
     done = command(*words, "--stop-after", text)
     assert done.code == 2
     assert f"{text!r} is no duration; write 90s, 55m, 2h, 1h30m or a number of seconds" in done.complaint
+
+
+@pytest.mark.parametrize("text", ["1", "5s", "29s"])
+@pytest.mark.parametrize("words", [("run", "--method", "at"), ("evaluate", "net.pt"), ("experiment", "landscape", "a")])
+def test_a_time_that_is_too_short_for_any_work_is_refused_before_it(command, words, text):
+    done = command(*words, "--stop-after", text)
+    assert done.code == 2
+    assert f"{text!r} leaves no time for work" in done.complaint
+    assert "5 s are kept for its end; give 30s or more" in done.complaint
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_a_time_slice_ends_with_code_0_and_is_saved(command, tiny, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import random
 from dataclasses import replace
@@ -23,8 +22,9 @@ from robflat_bench.evaluation.plan import Plan, choose_plan
 from robflat_bench.evaluation.session import Session
 from robflat_bench.front.sessions import open_session
 from robflat_bench.measures.inputs.margin import Margin
+from robflat_bench.records import lease
 from robflat_bench.records.journal import StoredJournal
-from robflat_bench.records.store import Store
+from robflat_bench.records.store import RunFolder, Store
 from robflat_bench.records.unit_claims import Filling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,6 +197,22 @@ def test_a_worker_whose_network_a_component_left_changed_ends(session, subject, 
         filled(session, planned(session, ("margin",)), subject, tmp_path)
 
 
+def test_a_worker_whose_process_has_lost_the_run_leaves_and_writes_nothing(session, subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_held", [])
+    folder, plan = RunFolder(tmp_path / "run"), planned(session, ("margin",))
+    with folder.locked():
+        work = workers.Work(
+            session.protocol, session.splits, "cpu", folder.work, tmp_path, [(plan, subject)], lease.held()
+        )
+    with folder.locked():  # as another process, which has taken over
+        others = lease._held
+        monkeypatch.setattr(lease, "_held", [])
+        with pytest.raises(lease.Lost, match="took over this run"):
+            workers.fill(session.registry, work, lambda *report: None)
+        monkeypatch.setattr(lease, "_held", others)
+    assert not folder.work.exists()
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The number of processes
 # ---------------------------------------------------------------------------------------------------------
@@ -221,7 +237,6 @@ def test_processes_by_default_have_cores_and_memory(session, monkeypatch, change
 
 
 def test_a_network_that_no_other_process_can_have_is_evaluated_by_one(session, subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "BEGAN", math.inf)  # other tests write modules and load them
     subject.model.register_forward_hook(lambda module, images, logits: logits)
     with workers.ahead(session, [(planned(session, ()), subject)], StoredJournal(tmp_path)):
         pass

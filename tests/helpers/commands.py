@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,9 @@ class Done:
 
     @property
     def complaint(self) -> str:
-        """The one line that answers a wrong input; nothing else was written."""
+        """The one line that answers a wrong input; nothing else was written, except the line with which runs begin."""
         assert self.out == ""
-        (line,) = self.err.splitlines()
+        (line,) = re.sub(r"\A\[ +\d+\.\d s\] .*, under .*; device .*\n", "", self.err).splitlines()
         assert line.startswith("robflat-bench: ")
         return line
 

@@ -16,6 +16,7 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.core.archives import arrays_bytes
 from robflat_bench.leaderboard.entries import read_entries
 from robflat_bench.leaderboard.submit import add_entries
+from robflat_bench.records import store
 from robflat_bench.records.store import read_arrays
 
 DAY = "2026-01-02"
@@ -236,6 +237,15 @@ def test_a_run_under_an_earlier_version_is_answered_with_the_command_that_trains
         add(root, run)
     assert "made under cifar10-mini 1.0, which version 2.0 replaces. Train it again" in str(refused.value)
     assert re.search(again(r"'trades\(beta=6.0\)'", *settings), str(refused.value))
+
+
+def test_the_outcomes_of_a_run_are_read_and_checked_once(tmp_path, root, run, command, monkeypatch):
+    read, real = [], store.read_outcomes
+    monkeypatch.setattr(
+        store, "read_outcomes", lambda record, path, *more: (read.append(path), real(record, path, *more))[1]
+    )
+    assert command("leaderboard", "submit", run.path, "--leaderboard", root).code == 0
+    assert read.count(run.outcomes_file) == 1
 
 
 def test_a_run_with_earlier_numerics_is_packed_and_says_how_to_train_it_again(tmp_path, command, monkeypatch):

@@ -27,6 +27,7 @@ from robflat_bench.records.store import (
     disk_errors,
     read_arrays,
     write_atomically,
+    write_first,
     write_json,
 )
 from robflat_bench.training import checkpoint
@@ -47,6 +48,37 @@ def test_a_file_is_written_with_its_folders(tmp_path):
     write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_writes_that_may_not_replace_each_other_the_first_counts(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no links")))
+    path = tmp_path / "a" / "file"
+    assert write_first(path, b"one")
+    assert not write_first(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+    with pytest.raises(UsageError, match="cannot write"):
+        write_first(path / "below", b"three")
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_umask_says_who_may_read_a_file_of_the_store(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "file", b"one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_every_file_of_a_finished_run_can_be_read_by_whoever_umask_admits(finished, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    modes = {path.name: path.stat().st_mode for path in finished.store.rglob("*") if path.is_file()}
+    assert {"record.json", "outcomes.npz", "best.safetensors", "history.jsonl"} <= modes.keys()
+    assert [name for name, mode in modes.items() if mode != usual] == []
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -114,6 +114,13 @@ def test_a_damaged_file_of_a_job_is_no_job(wanted):
         assert kept(wanted[0].folder) is None
 
 
+def test_the_job_of_a_waiting_run_is_built_when_the_sweep_begins_and_when_the_run_does(wanted, world):
+    built: list[str] = []
+    queue = Queue(lambda job, attempt: world.finish(job))
+    Sweep(queue.jobs(1), lambda task: built.append(task.spec.key) or [task.variant.method]).run(wanted)
+    assert [built.count(task.spec.key) for task in wanted] == [2, 2, 2]
+
+
 def test_more_jobs_than_slots_are_all_adopted(wanted, world):
     queue = Queue(lambda job, attempt: "running")
     with pytest.raises(Killed):
@@ -315,12 +322,50 @@ def test_jobs_of_a_launcher_that_is_not_installed_are_named_with_their_file(want
     file = wanted[0].folder.path / "job.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"launcher": "nowhere", "id": "1", "cancelled": False}))
-    with pytest.raises(UsageError, match="started by nowhere, which cannot be used here") as raised:
+    with pytest.raises(UsageError, match="may wait or run: launcher nowhere is not installed") as raised:
         attach(registry, wanted, lambda task: job_of(task, ()), Resources())
     assert str(file) in str(raised.value)
     assert not attach(registry, wanted, lambda task: job_of(task, ()), Resources(), but="nowhere")
     wanted[0].folder.record_file.touch()
     assert not attach(registry, wanted, lambda task: job_of(task, ()), Resources()), "its run is done"
+
+
+@pytest.mark.parametrize(
+    ("package", "way"),
+    [
+        ("", ""),
+        ("robflat-cluster", " (pip install robflat-cluster)"),
+        ("niced.py", " (add --plugin niced.py)"),
+        ("--index-url=http://a b; rm", ""),
+    ],
+)
+def test_a_launcher_that_is_not_installed_costs_its_own_row_only(command, wanted, sleeping, tmp_path, package, way):
+    """`--status` and `--cancel` go on with the other runs; the sweep itself is refused: it might start a run twice."""
+    lost, running, new = wanted[0], wanted[1], wanted[2]
+    lost.folder.path.mkdir(parents=True)
+    document = {"launcher": "slurm(partition=a)", "package": package, "id": "1", "cancelled": False}
+    (lost.folder.path / "job.json").write_text(json.dumps(document))
+    line = ["sweep", tmp_path / "three.toml", "--store", tmp_path / "runs"]
+    shown = command(*line, "--status", "--json")
+    rows = {row["key"]: row for row in shown.document["runs"]}
+    assert (shown.code, shown.err) == (0, "")
+    assert [rows[task.spec.key]["state"] for task in (lost, running, new)] == ["unknown", "running", "new"]
+    assert rows[lost.spec.key]["job"] == f"launcher slurm is not installed{way}"
+    assert command(*line).code == 2
+    ended = command(*line, "--cancel", "--json")
+    assert ended.code == 0
+    assert [row["key"] for row in ended.document["runs"]] == [running.spec.key]
+    assert f"{lost.title}: launcher slurm is not installed{way}, so a job of it" in ended.err
+
+
+def test_a_job_keeps_the_package_of_its_launcher(wanted):
+    jobs = Jobs(Queued(Queue(lambda job, attempt: "running"), 1), "queue", "some-package")
+    job = job_of(wanted[0], ())
+    wanted[0].folder.path.mkdir(parents=True)
+    jobs.find(wanted[0], job)
+    jobs.claim(wanted[0], job)
+    jobs.start(wanted[0], job)
+    assert kept(wanted[0].folder).package == "some-package"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -488,4 +533,5 @@ def test_a_run_without_a_job_is_seen_by_its_lease(command, wanted, tmp_path):
     assert [row["state"] for row in rows] == ["running", "new", "new"]
     assert rows[0]["job"].startswith(f"process {os.getpid()} on ")
     assert f"{one.title}: process {os.getpid()} on " in left
+    assert "works on this run and is no job that --cancel can end; end that process itself" in left
     assert command(*line, "--status", "--json").document["runs"][0]["state"] == "new"

@@ -76,7 +76,7 @@ def zoo_registry() -> Registry:
     extended = Registry(plugins)
     # A one-file plugin's factories are attributes of its module, wherever that came from.
     provider = Provider("zoo.py", "file", "zoo", zoo)
-    for info in [*zoo.HONEST, *zoo.ALSO_HONEST, *(info for info, _ in zoo.BROKEN)]:
+    for info in [*zoo.HONEST, *zoo.ALSO_HONEST, zoo.EARLIER, *(info for info, _ in zoo.BROKEN)]:
         extended.add(info, provider)
     return extended
 
@@ -90,6 +90,14 @@ def test_honest_component_passes_every_check(one_thread, zoo_registry, info):
 def test_an_exemption_is_shown(one_thread, zoo_registry):
     notes = {result.check: result.reason for result in run_checks(zoo_registry, "method", "exempt") if result.reason}
     assert notes == {"check_gradient_reaches_every_module": "network.head.* is exempt: a fixed classifier"}
+
+
+def test_a_launcher_of_an_earlier_minor_version_fails_nothing_and_is_told_what_it_lacks(one_thread, zoo_registry):
+    results = run_checks(zoo_registry, "launcher", zoo.EARLIER.name)
+    assert not [result for result in results if result.outcome == "failed"]
+    notes = {result.check: result.reason for result in results if result.reason}
+    assert "as launchers of API 1.3 do" in notes["check_exit_codes"]
+    assert "outlives = False" in notes["check_adopts_by_id"]
 
 
 @pytest.mark.parametrize(("info", "bitten"), zoo.BROKEN, ids=[info.name for info, _ in zoo.BROKEN])
