@@ -29,7 +29,9 @@ NOT_DECLARED = {
     "check_examples_are_alone": {"attack:autoattack"},
     "check_seed": {"attack:autoattack", "attack:fgsm"},
     "check_log": {"launcher:inline"},
-    "check_shards_train_apart": {"method:free-at", "method:gairat", "method:mma", "method:self-adaptive"},
+    "check_shards_train_apart": {
+        *("method:free-at", "method:gairat", "method:ikl", "method:mma", "method:self-adaptive", "method:sora"),
+    },
     "check_two_jobs_at_once": {"launcher:inline"},
 }
 """Check -> the built-in components that have nothing to check: nothing else may be skipped, but a dataset that is not
