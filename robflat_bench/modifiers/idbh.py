@@ -116,7 +116,8 @@ def _origin(size: int, removed: Tensor, first: Tensor, start: Tensor) -> tuple[T
 def _shear(image: Tensor, amount: float, side: int, axis: int) -> Tensor:
     degrees = side * math.degrees(0.05 + 0.1 * amount)
     shear = [degrees, 0.0] if axis == 0 else [0.0, degrees]
-    return F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, fill=[0.0])
+    sheared: Tensor = F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, fill=[0.0])
+    return sheared
 
 
 CHANGES: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
