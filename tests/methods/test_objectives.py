@@ -168,10 +168,12 @@ def test_ikl_class_weights_are_the_mean_predictions_of_the_last_epoch(registry, 
     for number, epoch in enumerate(EPOCHS):
         for given in epoch:
             method.attack(model, given, inner(1))
-            assert torch.allclose(method.weights, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12), number
+            assert torch.allclose(method.weights, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12), (
+                number
+            )
         expected = naive_weights(model, epoch, expected)
     assert method.weights[3].sum().item() == pytest.approx(1), "label 3 is in the second epoch"
-    assert torch.equal(method.weights[4], torch.full((CLASSES,), 1 / CLASSES).double()), "label 4 was never seen"
+    assert torch.equal(method.weights[4], torch.full((CLASSES,), 1 / CLASSES, dtype=torch.float64)), "never seen"
     assert not torch.allclose(method.weights[5], method.weights[4]), "label 5 keeps its row of the first epoch"
 
 
