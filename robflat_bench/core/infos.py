@@ -127,6 +127,8 @@ class ModifierInfo(Info):
         As a method's.
     extra_data : bool
         Whether it trains on images outside the protocol's training split.
+    replaces_augmentation : bool
+        Whether it augments in place of `recipe.augmentation`, which is then skipped.
     sharded : bool or str
         As a method's. Only what it does at `backward`, `after_step` and `model` may depend on earlier updates.
     """
@@ -138,6 +140,7 @@ class ModifierInfo(Info):
     losses: str = "1"
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     extra_data: bool = False
+    replaces_augmentation: bool = False
     sharded: bool | str = False
     kind: ClassVar[Kind] = "modifier"
 

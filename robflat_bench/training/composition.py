@@ -37,6 +37,7 @@ class Composition:
         self.method: Method = composed.method.build()
         self.modifiers: dict[str, Modifier] = {part.name: part.build() for part in ranked}
         self.repeats = updates_per_batch(composed)
+        self.replaces_augmentation = any(part.info.replaces_augmentation for part in ranked)
         self._joints = {part.name: part.info.joints for part in ranked}
 
     def at(self, joint: Joint) -> Iterator[Modifier]:

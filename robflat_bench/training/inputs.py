@@ -90,7 +90,8 @@ class TrainingInputs:
 
         def augment(images: Tensor, purpose: str) -> Tensor:
             source = replace(now, update=number).random(purpose)
-            images = AUGMENTATIONS[self.recipe.augmentation](images, source)
+            if not self.composition.replaces_augmentation:
+                images = AUGMENTATIONS[self.recipe.augmentation](images, source)
             return self.composition.augment(images, source).to(self.dtype) / 255
 
         images, labels = x[rows], y[rows]

@@ -30,7 +30,8 @@ NOT_DECLARED = {
     "check_seed": {"attack:autoattack", "attack:fgsm"},
     "check_log": {"launcher:inline"},
     "check_shards_train_apart": {
-        *("method:free-at", "method:gairat", "method:mma", "method:self-adaptive", "method:te", "method:te-trades"),
+        *("method:free-at", "method:gairat", "method:ikl", "method:mma", "method:self-adaptive", "method:sora"),
+        *("method:te", "method:te-trades"),
     },
     "check_two_jobs_at_once": {"launcher:inline"},
 }
