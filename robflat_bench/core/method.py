@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.params import ThreatNorm
 
 if TYPE_CHECKING:
     import torch
@@ -131,13 +132,15 @@ class InnerAttack(ABC):
     Attributes
     ----------
     epsilon: radius, in pixels of [0,1].
-    step: size of one sign step, in pixels of [0,1].
+    step: size of one step, in pixels of [0,1].
     steps: number of steps.
+    norm: norm of radius and step, "linf" or "l2".
     """
 
     epsilon: float
     step: float
     steps: int
+    norm: ThreatNorm = "linf"
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
@@ -229,7 +232,7 @@ class Method(TrainingComponent, ABC):
     """
 
     def radius(self, epsilon: float) -> float:
-        """The largest l-inf distance of x_adv from x during training, given the recipe's radius."""
+        """The largest distance of x_adv from x during training, in the norm of the recipe's radius."""
         return epsilon
 
     @abstractmethod
@@ -249,7 +252,7 @@ class Method(TrainingComponent, ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
-        """The loss of each example.
+        """The loss of each example; it may be called several times for one batch, at different weights.
 
         Parameters
         ----------
@@ -260,10 +263,6 @@ class Method(TrainingComponent, ABC):
         Returns
         -------
         float [B]; the training loop takes their mean, weighted by batch.weight.
-
-        Notes
-        -----
-        It may be called several times for one batch, at different weights.
         """
 
 
