@@ -21,6 +21,8 @@ from robflat_bench.registry.components import Component
 
 MOST = 1e6
 """Largest radius in norms that add pixels up."""
+WRITTEN: dict[ThreatNorm, str] = {"linf": "l-inf", "l2": "l2", "l1": "l1"}
+"""Norms as text names them."""
 EVERY_NORM: tuple[ThreatNorm, ...] = get_args(ThreatNorm)
 
 
