@@ -115,9 +115,13 @@ class RobustRadii(Experiment):
             wrong = wrong or [outcomes[f"{path}/clean/error"]]
             wrong.append(wrong[-1] | outcomes[f"{path}/{component.canonical}/error"])
         radii, errors = np.array([0.0, *chosen]), np.array(wrong, float)
-        legend = fig.entries(
-            f"{name}\narea {values.area.drawn:.3f} ± {values.area.standard_error or 0.0:.3f}"
-            for name, values in zip(document.names, document.values, strict=True)
+        areas = (np.diff(radii)[:, None] * (errors[1:] + errors[:-1]) / 2).sum(0) / radii[-1]
+        return cls(
+            n=n,
+            attack=short_title(component),
+            radii=tuple(radii.tolist()),
+            errors=tuple(_mean(row) for row in errors),
+            area=_mean(areas),
         )
 
     @staticmethod
@@ -131,8 +135,9 @@ class RobustRadii(Experiment):
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{document.norm} radius (pixels of [0,1])")
         axes.set_ylabel("robust error; lower is better")
-        areas = (
-            f"{name}\narea {v.area.drawn:.3f} ± {v.area.standard_error or 0.0:.3f}" for name, v in _named(document)
+        legend = fig.entries(
+            f"{name}\narea {values.area.drawn:.3f} ± {values.area.standard_error or 0.0:.3f}"
+            for name, values in zip(document.names, document.values, strict=True)
         )
         notes = (
             f"Attack: {document.values[0].attack}. An image counts from the smallest radius at which it is "
