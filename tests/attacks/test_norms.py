@@ -167,7 +167,9 @@ def inner_images(count: int = 9) -> Examples:
 def test_the_margin_of_a_linear_classifier_falls_by_epsilon_times_the_dual_norm(name, attack):
     model, examples, epsilon = linear(), inner_images(), 0.1
     threat = Threat(epsilon, name)
-    build = PGD(PGDParams(steps=5, loss="margin"), threat) if attack == "pgd" else FGSM(FGSMParams(), threat)
+    build = (
+        PGD(PGDParams(steps=5, loss="margin", init="zero"), threat) if attack == "pgd" else FGSM(FGSMParams(), threat)
+    )
     x_adv = build.perturb(model, examples, 0)
     losses = margin(examples.y)
     w = (model[1].weight[0] - model[1].weight[1]).detach()[None]

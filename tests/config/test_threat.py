@@ -107,6 +107,7 @@ def test_a_measure_of_an_old_plugin_is_refused_by_protocol_and_by_evaluate(with_
 
 METHODS = {
     **dict.fromkeys(("at", "trades", "mart", "fgsm-rs", "n-fgsm", "free-at", "gradalign", "standard"), ENGINE_NORMS),
+    **dict.fromkeys(("cons-at", "gairat", "hat", "mlcat", "score", "self-adaptive", "alp"), ENGINE_NORMS),
     **dict.fromkeys(("at+pgd-tau", "at+ignore-incorrect", "at+prevent-label-leaking", "at+awp+ema"), ENGINE_NORMS),
     "mma": ("linf",),
 }

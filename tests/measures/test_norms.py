@@ -63,7 +63,7 @@ def robust_losses(model: Linear, examples: Examples, norm: str) -> np.ndarray:
 @pytest.mark.parametrize("coupling", ["frozen", "reattack"])
 def test_the_oracle_reads_the_robust_loss_of_a_linear_classifier(norm, coupling):
     model, examples = linear(), inner_images()
-    oracle = Oracle(Threat(EPSILON, norm), OracleParams(coupling=coupling, steps=5))
+    oracle = Oracle(Threat(EPSILON, norm), OracleParams(coupling=coupling, steps=15, step=1.0))
     oracle.freeze(model, examples, Workspace())
     np.testing.assert_allclose(
         oracle.losses(model, examples, Workspace()), robust_losses(model, examples, norm), rtol=1e-10
@@ -86,10 +86,10 @@ def test_short_attacks_have_twice_the_default_l2_step():
 
 def test_average_case_flatness_under_l2_is_the_mean_of_closed_forms(registry):
     model, examples = linear(), inner_images()
-    found = measured(registry, "average-case(xi=0.3, draws=4, steps=5)", model, examples)
+    found = measured(registry, "average-case(xi=0.3, draws=4, steps=15, step=1)", model, examples)
     np.testing.assert_allclose(found.arrays["reference"], robust_losses(model, examples, "l2"), rtol=1e-10)
     assert found.value == pytest.approx((found.arrays["losses"].mean(0) - found.arrays["reference"]).mean())
-    other = measured(registry, "average-case(xi=0.3, draws=4, steps=5)", model, examples, Threat(EPSILON))
+    other = measured(registry, "average-case(xi=0.3, draws=4, steps=15, step=1)", model, examples, Threat(EPSILON))
     assert (other.arrays["losses"] > found.arrays["losses"]).all()  # the l-inf ball holds the l2 ball
 
 
@@ -139,7 +139,7 @@ def test_boundary_thickness_under_l2_is_cut_from_a_segment_of_the_radius(registr
         offset = torch.full((1, 1, 4, 4), 0.5).double()
     model.forward = lambda x: model.head((x - offset + 0.02).flatten(1))  # the boundary lies 0.08 away
     examples = Examples(offset.clone(), *torch.zeros(2, 1).long())
-    text = f"boundary-thickness(radius={radius}, points=2000, steps=5)"
+    text = f"boundary-thickness(radius={radius}, points=2000, steps=15, step=5)"
     found = measured(registry, text, model, examples)
     slope = 2 * float(w.norm())  # of the logits' difference, per unit of l2 length
     first = 2 * float((w * 0.02).sum())  # their difference at x
