@@ -145,6 +145,35 @@ def test_linf_starts_are_the_draws_of_earlier_versions_bit_for_bit():
     assert torch.equal(drawn, uniform_like(x, generator("a")))
 
 
+class Noting(nn.Module):
+    """Keeps the images of its first pass."""
+
+    first: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first = x.detach().clone() if self.first is None else self.first
+        return self.network(x)
+
+
+def test_attacks_under_l2_start_inside_the_ball_at_its_uniform_draws():
+    """Draws of the cube around would be projected to the border."""
+    examples, epsilon = inner_images(), 0.15
+    model = Noting()
+    attack = TrainingAttack(
+        epsilon=epsilon, step=0.1, steps=1, start="uniform", bn="eval", source=generator("attack"), norm="l2"
+    )
+    attack(model, examples.x, cross_entropy(examples.y))
+    expected = examples.x + epsilon * CLIMBED["l2"].noise_like(examples.x, generator("attack"))
+    torch.testing.assert_close(model.first, expected, rtol=0, atol=1e-12)
+    (start,) = PGD(PGDParams(), Threat(epsilon, "l2"))._starts(examples, 3)
+    assert torch.equal(start, examples.x + epsilon * CLIMBED["l2"].noise(examples.x, examples.index, 3, "pgd", 0))
+    assert CLIMBED["l2"].size(start - examples.x).min() < 0.995 * epsilon
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Attacks on a linear classifier
 # ---------------------------------------------------------------------------------------------------------

@@ -110,6 +110,13 @@ def test_joint_worst_case_under_l2_reaches_the_closed_form(registry):
     np.testing.assert_allclose(found.arrays["reference"], robust_losses(model, examples, "l2"), rtol=1e-9)
 
 
+def test_the_joint_ascent_starts_at_uniform_draws_of_the_l2_ball(registry):
+    examples = inner_images(40)
+    measure = resolve(registry, "measure", "worst-case").build(L2)
+    shares = (NORMS["l2"].size(measure._start(examples, 0, "worst-case", 0) - examples.x) / EPSILON) ** 16
+    assert abs(float(shares.mean()) - 0.5) < 4 * (1 / 12 / 40) ** 0.5
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_local_lipschitz_constant_of_a_linear_function_is_the_dual_norm_of_its_slope(registry, norm):
     model, examples = linear(), inner_images()
