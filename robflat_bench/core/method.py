@@ -107,7 +107,7 @@ class Training:
     model: the network, on its device and in its precision.
     shape: channels, size, classes, mean and standard deviation of the images.
     count: number of training examples, N.
-    epsilon: the recipe's radius, in pixels of [0,1].
+    epsilon, norm: the recipe's radius, in pixels of [0,1], and its norm, "linf" or "l2".
     helpers: the networks that the component's row asks for, by name: trained, frozen, in eval mode.
     images: iterates over the clean training images, float [b,C,H,W] in [0,1].
     spare: the images of the training pool that no split uses, uint8 [M,C,H,W]; M may be 0.
@@ -122,6 +122,7 @@ class Training:
     images: Callable[[], Iterator[Tensor]]
     spare: Callable[[], Tensor]
     seed: int
+    norm: ThreatNorm = "linf"
 
 
 class InnerAttack(ABC):

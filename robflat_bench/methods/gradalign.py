@@ -69,10 +69,9 @@ class GradAlign(AT):
     params: GradAlignParams
 
     def setup(self, training: Training) -> None:
-        self.epsilon = training.epsilon
+        self.epsilon, self.norm = training.epsilon, climbed(training.norm)
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        self.norm = climbed(inner.norm)
         start = batch.x if self.params.start == "zero" else random_start(batch, inner)
         return one_step(model, batch, inner, start, self.params.alpha)
 

@@ -72,6 +72,7 @@ class TrainingInputs:
             images=lambda: (part.to(self.dtype) / 255 for part in x.tensor_split(cuts(len(x), MEMORY_BATCH))),
             spare=lambda: self.splits.spare_images(self.device),
             seed=self.seed,
+            norm=self.norm,
         )
 
     def prepared(self, x: Tensor, y: Tensor, rows: Tensor, number: int, first: Moment) -> Batch:
