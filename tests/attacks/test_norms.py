@@ -111,6 +111,8 @@ def test_projected_images_lie_in_ball_and_box_and_admissible_ones_stay_bit_for_b
     assert (found.min(), found.max()) == (0, 1)
     near = (x + (found - x) / 2).clamp(0, 1)
     assert torch.equal(norm.project(near, x, radius), near)
+    other = x.flip(0)  # x + (other - x) rounds to neighbours of other
+    assert torch.equal(norm.project(other, x, 4 * radius), other)
 
 
 # ---------------------------------------------------------------------------------------------------------
