@@ -95,8 +95,9 @@ def test_average_case_flatness_under_l2_is_the_mean_of_closed_forms(registry):
 
 def test_joint_worst_case_under_l2_reaches_the_closed_form(registry):
     """One image x along v = w_0 - w_1: the margin falls to v.x - eps ||v|| - sqrt(2) xi ||W|| (||x|| - eps)."""
-    weight = torch.stack([torch.full((16,), 0.9), torch.full((16,), -0.4)]).double()
-    model, examples = Linear(weight).eval(), Examples(torch.full((1, 1, 4, 4), 0.5).double(), *torch.zeros(2, 1).long())
+    along = torch.linspace(0.7, 1.3, 16, dtype=torch.float64)  # no multiple of a sign
+    weight, image = torch.stack([0.9 * along, -0.4 * along]), 0.5 * along.reshape(1, 1, 4, 4)
+    model, examples = Linear(weight).eval(), Examples(image, *torch.zeros(2, 1).long())
     xi, v = 0.05, weight[0] - weight[1]
     radius, length = xi * float(weight.norm()), float(v.norm())
     far = float(examples.x.norm())

@@ -75,6 +75,7 @@ def test_free_at_moves_its_perturbation_within_the_l2_ball(registry):
     composition, _, _ = attacked_twice(registry, "free-at(repeats=3)")
     sizes = L2.size(composition.method.delta)
     torch.testing.assert_close(sizes, torch.full_like(sizes, EPSILON), rtol=0, atol=1e-6)
+    assert (composition.method.delta.abs().flatten(1).std(1) > 1e-3).all()  # signs would move all pixels alike
 
 
 def test_the_training_attack_starts_uniformly_in_the_ball():

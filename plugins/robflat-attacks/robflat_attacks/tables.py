@@ -54,9 +54,9 @@ TORCHATTACKS: Mapping[str, Entry] = {
     **dict.fromkeys(("PGDL2", "PGDRSL2"), _L2),
     "APGD": Entry(_SEARCH, steps=10, norms=_BOTH),
     "APGDT": Entry({**_SEARCH, "classes": "n_classes"}, steps=10, norms=_BOTH),
-    "FAB": Entry(_SEARCH, steps=10, norms=(*_BOTH, "l1")),
+    "FAB": Entry(_SEARCH, steps=10, norms=_BOTH),
     "SPSA": Entry({**_EPS, "steps": "nb_iter", "step": "lr"}, step=1 / 30),
-    "Square": Entry({**_SEARCH, "steps": "n_queries"}, steps=5000, norms=_BOTH),
+    "Square": Entry({**_SEARCH, "steps": "n_queries"}, steps=5000),
 }
 
 _DESCENT = {"steps": "steps", "step": "abs_stepsize"}

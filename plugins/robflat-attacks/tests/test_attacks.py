@@ -186,7 +186,7 @@ def test_foolbox_gives_what_it_gives_when_called_directly(registry, name):
 @pytest.mark.parametrize(
     ("library", "name", "norm"),
     [
-        *(("torchattacks", "PGDL2", "l2"), ("torchattacks", "APGD", "l2"), ("torchattacks", "FAB", "l1")),
+        *(("torchattacks", "PGDL2", "l2"), ("torchattacks", "APGD", "l2"), ("torchattacks", "FAB", "l2")),
         *(("foolbox", "L2PGD", "l2"), ("foolbox", "L1PGD", "l1"), ("foolbox", "DDNAttack", "l2")),
     ],
 )
