@@ -46,6 +46,7 @@ from robflat_bench.core import (
     RunView,
     Source,
     Threat,
+    ThreatNorm,
     Training,
     UsageError,
     Workspace,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         frozen_statistics,
         margin,
     )
+    from robflat_bench.attacks.norms import NORMS, climbed
     from robflat_bench.backbones.parts import Normalized, activation_class, construction
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.randomness import generator, per_example_uniform, uniform_like
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
     from robflat_bench.numerics.weight_space import Ball, WeightSpace
     from robflat_bench.registry.grammar import parse
 
-API_VERSION = "1.4"
+API_VERSION = "1.5"
 """major.minor of this module and of the hooks. A minor version adds names, hooks and arguments; implementations may
 leave arguments out. A major version removes what was deprecated, with a warning at each use, for at least one minor
 version."""
@@ -82,6 +84,7 @@ _LAZY = (
     "robflat_bench.registry.components",
     "robflat_bench.core.randomness",
     "robflat_bench.core.batching",
+    "robflat_bench.attacks.norms",
     "robflat_bench.attacks.climbers",
     "robflat_bench.attacks.engine",
     "robflat_bench.backbones.parts",
@@ -94,6 +97,7 @@ _LAZY = (
 
 __all__ = [
     "API_VERSION",
+    "NORMS",
     "Attack",
     "AttackInfo",
     "BackboneInfo",
@@ -132,6 +136,7 @@ __all__ = [
     "RunView",
     "Source",
     "Threat",
+    "ThreatNorm",
     "Training",
     "UsageError",
     "WeightSpace",
@@ -141,6 +146,7 @@ __all__ = [
     "ascend",
     "attacked",
     "catalogue_rows",
+    "climbed",
     "construction",
     "cross_entropy",
     "divergence",

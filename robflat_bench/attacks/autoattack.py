@@ -27,6 +27,7 @@ from robflat_bench.core import (
     Journal,
     Params,
     Seed,
+    ThreatNorm,
     UsageError,
     Workspace,
     lazy_imports,
@@ -42,6 +43,8 @@ with lazy_imports():
 
 
 class AutoAttackParams(Params):
+    norms = ("linf", "l2", "l1")
+
     version: Literal["standard", "apgd"] = Field(
         default="standard",
         description='"standard": APGD-CE, APGD-T, FAB-T and Square. "apgd": the first two, which is not "AutoAttack".',
@@ -74,6 +77,8 @@ INFO = AttackInfo(
 
 
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
+THEIRS: Mapping[ThreatNorm, Any] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+"""Norm of the threat -> its name in the original."""
 STAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "apgd-ce": ("apgd", {"loss": "ce"}),
     "apgd-t": ("apgd_targeted", {}),
@@ -175,13 +180,14 @@ class AutoAttack(Attack):
         quiet = logging.getLogger("robflat_bench.autoattack")
         quiet.setLevel(logging.CRITICAL)
         with torch.random.fork_rng():
-            suite = Original(model, norm="Linf", eps=self.threat.epsilon, seed=self.params.seed, device=part.x.device)
+            norm, device = THEIRS[self.threat.norm], part.x.device
+            suite = Original(model, norm=norm, eps=self.threat.epsilon, seed=self.params.seed, device=device)
             suite.apgd.logger = suite.apgd_targeted.logger = quiet
             name, options = STAGES[stage]
             attack = getattr(suite, name)
             for option, value in {**options, "seed": self.params.seed}.items():
                 setattr(attack, option, value)
-            if quick and stage.startswith("apgd"):
+            if quick and stage.startswith("apgd") and not attack.use_largereps:  # l1 begins in larger balls
                 leave_fooled(attack)
             x_adv = attack.perturb(part.x.clone(), part.y.clone())
         broken = model(x_adv).argmax(1) != part.y

@@ -1,6 +1,6 @@
 r"""The images of an ascent: where each is, the highest loss that each has met, and which of them still move.
 
-A sign step depends on the image alone: x_{t+1} = s(x_t). So an image with x_{t+1} = x_t or x_{t+1} = x_{t-1}, exactly,
+A step depends on the image alone: x_{t+1} = s(x_t). So an image with x_{t+1} = x_t or x_{t+1} = x_{t-1}, exactly,
 meets known losses only from there on, and its best iterate stays. Such an image rests: it needs no further pass, and no
 result changes. A network that draws random numbers, or whose images depend on each other, betrays itself: an image that
 repeats itself meets another loss there. So no image rests before one has met the same loss again, and none where one
@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from robflat_bench.attacks.norms import CLIMBED, ClimbedNorm, Size, rows_of
+
 Objective = Callable[[Tensor], Tensor]
 """logits [B,K] -> the quantity that the attack maximises, per example [B]."""
-Size: TypeAlias = float | Tensor
-"""A radius or a step in pixels of [0,1]; each may be per example, [B,1,1,1]."""
 
 EARLIEST = 8
 """Steps after which images may rest. Hardly one does so earlier, and looking for it costs time."""
@@ -30,7 +30,7 @@ SHARES = tuple(eighth / 8 for eighth in range(8))
 
 def project(x_adv: Tensor, x: Tensor, epsilon: Size) -> Tensor:
     """The nearest images in the l-inf ball around x and in [0,1]; epsilon may be per example, [B,1,1,1]."""
-    return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
+    return CLIMBED["linf"].project(x_adv, x, epsilon)
 
 
 def each(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -77,12 +77,16 @@ class Climbers:
         Radius of the ball and size of a step, in pixels of [0,1]; each may be per example, [B,1,1,1].
     rest
         Whether images that repeat themselves are dropped.
+    norm
+        The norm of the ball and of a step.
     """
 
-    def __init__(self, x: Tensor, start: Tensor, epsilon: Size, step: Size, rest: bool) -> None:
-        self.step, self.rest = step, rest
-        self.lowest, self.upmost = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)  # `project`, in one pass
-        self.current = self.before = start.clamp(self.lowest, self.upmost)
+    def __init__(
+        self, x: Tensor, start: Tensor, epsilon: Size, step: Size, rest: bool, norm: ClimbedNorm = CLIMBED["linf"]
+    ) -> None:
+        self.step, self.rest, self.norm = step, rest, norm
+        self.region = norm.region(x, epsilon)
+        self.current = self.before = self.region.clip_(start.clone())
         self.best = Ascent.begin(self.current)
         self.rows: Tensor | None = None
         """Which of the B images still move; None for all."""
@@ -119,8 +123,8 @@ class Climbers:
         self.rest, self.proven = self.rest and same, self.proven or bool(rows.any())
 
     def advance(self, gradient: Tensor, moving: Tensor | None) -> None:
-        """One step along the sign of the gradient, of all images or of those where `moving` is true."""
-        stepped = (self.current + self.step * gradient.sign()).clamp_(self.lowest, self.upmost)
+        """One step of steepest ascent, of all images or of those where `moving` is true."""
+        stepped = self.region.clip_(self.current + self.step * self.norm.steepest(gradient))
         stepped = stepped if moving is None else each(moving, stepped, self.current)
         self.taken += 1
         earlier, self.before, self.current = (self.current, self.before), self.current, stepped
@@ -140,10 +144,8 @@ class Climbers:
         self.whole = self.highest()
         self.rows = stay if self.rows is None else self.rows[stay]
         self.best = Ascent(*(part[stay] for part in self.best))
-        self.current, self.before, self.lowest, self.upmost = (
-            part[stay] for part in (self.current, self.before, self.lowest, self.upmost)
-        )
-        self.step = self.step[stay] if isinstance(self.step, Tensor) and self.step.ndim else self.step
+        self.current, self.before = self.current[stay], self.before[stay]
+        self.region, self.step = self.region.rows(stay), rows_of(self.step, stay)
 
     def highest(self) -> Ascent:
         """The best iterate of each of the B images."""

@@ -1,9 +1,10 @@
-r"""The one attack engine, for training and evaluation alike: projected ascent along the sign of the input gradient.
+r"""The one attack engine, for training and evaluation alike: projected steepest ascent of the loss over the images.
 
-    x_{t+1} = \Pi_{B_\infty(x, \epsilon) \cap [0,1]} ( x_t + \alpha sign \nabla_x \ell(f(x_t)) )
+    x_{t+1} = \Pi_{B(x, \epsilon) \cap [0,1]} ( x_t + \alpha s(\nabla_x \ell(f(x_t))) )
 
-Parameters are frozen, so only input gradients are computed. Each example keeps its iterate with the highest loss, the
-start included: T steps cost T+1 forward and T backward passes. Madry et al., ICLR 2018, arXiv 1706.06083.
+with s(g) = sign g under linf and g / ||g||_2 under l2 (`norms`). Parameters are frozen, so only input gradients are
+computed. Each example keeps its iterate with the highest loss, the start included: T steps cost T+1 forward and T
+backward passes. Madry et al., ICLR 2018, arXiv 1706.06083.
 
 Where an operation of the network has no finite derivative, it counts as constant (`numerics.gradients`): an ascent
 that met NaN or infinity in a gradient is repeated under that rule. A loss of NaN counts as the highest of all: that
@@ -24,8 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from robflat_bench.attacks.climbers import Ascent, Climbers, Objective
-from robflat_bench.core import InnerAttack
-from robflat_bench.core.randomness import normal_like, uniform_like
+from robflat_bench.attacks.norms import climbed
+from robflat_bench.core import InnerAttack, ThreatNorm
+from robflat_bench.core.randomness import normal_like
 from robflat_bench.numerics.compilation import captured
 from robflat_bench.numerics.folding import folded
 from robflat_bench.numerics.gradients import gradients_of, guarded
@@ -51,6 +53,12 @@ def margin(y: Tensor) -> Objective:
     """max_{k != y} z_k - z_y for labels y int64 [B]; positive where misclassified. Carlini & Wagner, S&P 2017."""
     label = y[:, None]
     return lambda logits: logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label)[:, 0]
+
+
+def probability_margin(y: Tensor) -> Objective:
+    """`margin` of the probabilities, max_{k != y} p_k - p_y in [-1, 1]: its gradient vanishes where all is decided."""
+    of = margin(y)
+    return lambda logits: of(logits.softmax(1))
 
 
 def divergence_from(clean: Tensor) -> Objective:
@@ -136,8 +144,9 @@ def ascend(
     steps: int,
     moving: Callable[[], Moving] | None = None,
     rest: bool = False,
+    norm: str = "linf",
 ) -> Ascent:
-    """Take projected sign steps from `start`. Call it within `attacked(model)`.
+    """Take projected steps of steepest ascent from `start`. Call it within `attacked(model)`.
 
     Parameters
     ----------
@@ -154,6 +163,8 @@ def ascend(
         last iterate is returned instead of the best.
     rest
         Whether images that repeat themselves are left out (`climbers`); on a CPU, without `moving`.
+    norm
+        "linf" or "l2": the norm of the ball and of a step.
 
     Returns
     -------
@@ -164,7 +175,8 @@ def ascend(
     rest = rest and moving is None and x.device.type == "cpu"  # elsewhere no step waits for the device
 
     def climb() -> tuple[Ascent, Tensor]:
-        return _climb(model, Climbers(x, start, epsilon, step, rest), objective, steps, moving() if moving else None)
+        climbers = Climbers(x, start, epsilon, step, rest, climbed(norm))
+        return _climb(model, climbers, objective, steps, moving() if moving else None)
 
     with captured(model):
         best, finite = climb()
@@ -201,12 +213,12 @@ def _climb(
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _start(kind: str, x: Tensor, epsilon: float, source: torch.Generator) -> Tensor:
+def _start(kind: str, x: Tensor, epsilon: float, source: torch.Generator, norm: str) -> Tensor:
     if kind == "zero":
         return x
     if kind == "normal":  # a thousandth of the pixel range, as TRADES starts, for every epsilon
         return x + 1e-3 * normal_like(x, source)
-    return x + epsilon * uniform_like(x, source)
+    return x + epsilon * climbed(norm).noise_like(x, source)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -227,6 +239,8 @@ class TrainingAttack(InnerAttack):
         Generator of the start.
     moving
         The `moving` argument of `ascend`.
+    norm
+        "linf" or "l2": the norm of the ball and of a step.
     """
 
     epsilon: float
@@ -236,6 +250,7 @@ class TrainingAttack(InnerAttack):
     bn: NormMode
     source: torch.Generator
     moving: Callable[[], Moving] | None = None
+    norm: ThreatNorm = "linf"
 
     def attacking(self, model: nn.Module) -> AbstractContextManager[None]:
         return attacked(model, self.bn)
@@ -256,7 +271,7 @@ class TrainingAttack(InnerAttack):
         return replace(self, moving=moving)
 
     def __call__(self, model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
-        start = _start(self.start, x, self.epsilon, self.source)
+        start = _start(self.start, x, self.epsilon, self.source, self.norm)
         with self.attacking(model), folded(model, x) if self.bn == "eval" else nullcontext():
             return ascend(
                 model,
@@ -267,4 +282,5 @@ class TrainingAttack(InnerAttack):
                 step=self.step,
                 steps=self.steps,
                 moving=self.moving,
+                norm=self.norm,
             ).x

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core import MAX_INTEGER, Kind, Number, PluginError, Seed, Strict, UsageError
+from robflat_bench.config.threat import ThreatModel, check_norm, in_pixels
+from robflat_bench.core import MAX_INTEGER, Kind, PluginError, Seed, Strict, UsageError
 from robflat_bench.core.files import read_regular
 from robflat_bench.registry.components import resolve, without_negative_zeros
 from robflat_bench.registry.grammar import parse_value
@@ -64,13 +65,6 @@ class Data(Strict):
         default_factory=dict,
         description="Split -> SHA-256 of its canonical pixels, uint8 NHWC; data that agrees with all is canonical.",
     )
-
-
-class ThreatModel(Strict):
-    """The adversary may move an image x in [0,1] to any x' in [0,1] with ||x' - x||_norm <= epsilon."""
-
-    norm: Literal["linf"] = Field(default="linf", description="The norm; l-infinity is the only one so far.")
-    epsilon: Number = Field(ge=0, le=1, description="Radius of the ball, in pixels of [0,1]: 8/255, not 8.")
 
 
 class Selection(Strict):
@@ -207,6 +201,12 @@ class _File(Strict):
     fixed: Fixed = Field(description="What all rows share.")
     recipe: Recipe = Field(description="Training defaults.")
 
+    @model_validator(mode="after")
+    def _trains_in_pixels(self) -> _File:
+        for key in ("epsilon", "attack_step"):
+            in_pixels(getattr(self.recipe, key), self.fixed.threat.norm, f"'recipe.{key}'")
+        return self
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces; -0.0 is 0.0."""
@@ -292,11 +292,8 @@ def read_text(path: Path, what: str) -> str:
 
 def _tables(fixed: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:
     """(kind, table) for every component that `[fixed]` names: the component's text is `table[kind]`."""
-    single: list[tuple[Kind, dict[str, Any]]] = [
-        ("backbone", fixed),
-        ("dataset", fixed["data"]),
-        ("attack", fixed["selection"]),
-    ]
+    single: list[tuple[Kind, dict[str, Any]]]
+    single = [("backbone", fixed), ("dataset", fixed["data"]), ("attack", fixed["selection"])]
     return [*single, *(("attack", row) for row in fixed["attacks"]), *(("measure", row) for row in fixed["measures"])]
 
 
@@ -305,7 +302,9 @@ def _validated(registry: Registry, name: str, content: dict[str, Any]) -> _File:
     file = validate(_File, content, f"protocol {name}")
     fixed = file.fixed.model_dump(mode="json")
     for kind, table in _tables(fixed):
-        table[kind] = resolve(registry, kind, table[kind]).canonical
+        component = resolve(registry, kind, table[kind])
+        check_norm(component, file.fixed.threat.norm)
+        table[kind] = component.canonical
     return file.model_copy(update={"fixed": validate(Fixed, fixed, f"protocol {name}")})
 
 

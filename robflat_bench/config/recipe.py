@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
+from robflat_bench.config.threat import MOST
 from robflat_bench.core import Number, Params, UsageError
 from robflat_bench.registry.components import brief_text, canonical_text
 from robflat_bench.registry.grammar import parse
@@ -132,11 +133,14 @@ class Recipe(Params):
     )
     epsilon: Number = Field(
         ge=0,
-        le=1,
-        description="Radius of the training attack in pixels of [0,1]; evaluation: fixed.threat.epsilon.",
+        le=MOST,
+        description="Radius of the training attack in pixels of [0,1], in the norm fixed.threat.norm; evaluation: "
+        "fixed.threat.epsilon. Under linf at most 1.",
     )
     attack_steps: PositiveInt = Field(description="T, the number of steps of the training attack.")
-    attack_step: Number = Field(gt=0, le=1, description="Size of one step, in pixels of [0,1].")
+    attack_step: Number = Field(
+        gt=0, le=MOST, description="Size of one step, in pixels of [0,1] and in the same norm. Under linf at most 1."
+    )
     attack_start: Literal["uniform", "normal", "zero"] = Field(
         default="uniform",
         description="Start of the training attack: uniform in the ball, normal with a standard deviation of 0.001 (as "

@@ -10,6 +10,7 @@ from pydantic import Field
 from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Digest, Protocol, ProtocolVersion, components, content_hash
 from robflat_bench.config.recipe import Recipe, brief_setting
+from robflat_bench.config.threat import check_norm
 from robflat_bench.core import Seed, Strict, UsageError
 from robflat_bench.registry.components import Component, Composed, compose, resolve, slug
 from robflat_bench.registry.registry import Registry
@@ -120,7 +121,7 @@ def make_spec(
     ------
     UsageError
         The method is its own helper, trains on spare images and there are none, attacks from the images where the
-        gradient of its objective is zero, or cannot be trained in shards.
+        gradient of its objective is zero, is not defined under the threat's norm, or cannot be trained in shards.
     """
     _check_trainable(protocol, method, dataset, helped)
     changes = " ".join(brief_setting(key, value) for key, value in sorted(protocol.overrides.items()))
@@ -171,6 +172,8 @@ def _check_trainable(protocol: Protocol, method: Composed, dataset: DatasetRef, 
             f"{method.brief} attacks an objective whose gradient is zero at the images, so with attack_start=zero it "
             'would follow rounding errors; start at random: --set "recipe.attack_start=normal"'
         )
+    for member in method.members:
+        check_norm(member, protocol.fixed.threat.norm)
     for member in method.members if protocol.recipe.shards > 1 else ():
         if member.info.sharded is not True:
             reason = member.info.sharded or "its catalogue row does not declare sharded=True"

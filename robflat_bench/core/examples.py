@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from robflat_bench.core.params import ThreatNorm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,18 +17,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Threat:
-    """The adversary may change an image x to any x' in [0,1] with ||x' - x||_inf <= epsilon.
+    """The adversary may change an image x to any x' in [0,1] with ||x' - x||_norm <= epsilon.
 
     Parameters
     ----------
     epsilon : float
         Radius, in pixels of [0,1].
-    norm : {"linf"}
-        The norm.
+    norm : {"linf", "l2", "l1"}
+        The norm of the ball.
     """
 
     epsilon: float
-    norm: Literal["linf"] = "linf"
+    norm: ThreatNorm = "linf"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from robflat_bench.core.interfaces import ImageShape
+from robflat_bench.core.params import ThreatNorm
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ class Training:
     model: the network, on its device and in its precision.
     shape: channels, size, classes, mean and standard deviation of the images.
     count: number of training examples, N.
-    epsilon: the recipe's radius, in pixels of [0,1].
+    epsilon, norm: the recipe's radius, in pixels of [0,1], and its norm, "linf" or "l2".
     helpers: the networks that the component's row asks for, by name: trained, frozen, in eval mode.
     images: iterates over the clean training images, float [b,C,H,W] in [0,1].
     spare: the images of the training pool that no split uses, uint8 [M,C,H,W]; M may be 0.
@@ -121,6 +122,7 @@ class Training:
     images: Callable[[], Iterator[Tensor]]
     spare: Callable[[], Tensor]
     seed: int
+    norm: ThreatNorm = "linf"
 
 
 class InnerAttack(ABC):
@@ -131,13 +133,15 @@ class InnerAttack(ABC):
     Attributes
     ----------
     epsilon: radius, in pixels of [0,1].
-    step: size of one sign step, in pixels of [0,1].
+    step: size of one step, in pixels of [0,1].
     steps: number of steps.
+    norm: norm of radius and step, "linf" or "l2".
     """
 
     epsilon: float
     step: float
     steps: int
+    norm: ThreatNorm = "linf"
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
@@ -226,7 +230,7 @@ class Method(TrainingComponent, ABC):
     """How one batch becomes a loss: an inner attack and an outer objective. The training loop does everything else."""
 
     def radius(self, epsilon: float) -> float:
-        """The largest l-inf distance of x_adv from x during training, given the recipe's radius."""
+        """The largest distance of x_adv from x during training, in the norm of the recipe's radius."""
         return epsilon
 
     @abstractmethod
@@ -315,11 +319,7 @@ class Modifier(TrainingComponent):
         raise NotImplementedError
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        """From the loss to moved weights: call `backward()` on a loss, then `optimizer.step()`.
-
-        Returns
-        -------
-        The value of the loss, a detached scalar.
+        """From the loss to moved weights: call `backward()` on a loss, then `optimizer.step()`; return its detached value.
 
         Notes
         -----
@@ -335,16 +335,12 @@ class Modifier(TrainingComponent):
         raise NotImplementedError
 
     def model(self, model: nn.Module, weights: dict[str, Tensor], moment: Moment) -> dict[str, Tensor]:
-        """The weights to evaluate, chosen at the end of each epoch.
+        """The weights to evaluate, chosen at the end of each epoch: names and shapes of `model.state_dict()`.
 
         Parameters
         ----------
         model: the network with its trained weights; leave it as it is.
         weights: the model's weights, or those that the modifier of the next lower rank chose.
         moment: the end of the epoch.
-
-        Returns
-        -------
-        Weights with the names and shapes of `model.state_dict()`.
         """
         raise NotImplementedError

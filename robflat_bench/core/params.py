@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 
 MAX_INTEGER = 1_000_000
 """Upper bound of every integer parameter that declares none (`le` or `lt`): a mistyped size is refused at once."""
+
+ThreatNorm = Literal["linf", "l2", "l1"]
+"""Norm of the ball that adversarial images stay in."""
+ENGINE_NORMS: tuple[ThreatNorm, ...] = ("linf", "l2")
+"""Norms in which the attack engine climbs: those of the training attack and of the loss oracle."""
 
 
 def _amended(schema: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
@@ -55,7 +60,15 @@ class Params(Strict):
     """Base of every component's parameters. An integer is at most `MAX_INTEGER`, unless its field says `le` or `lt`.
 
     Declare each parameter with `Field(default=..., description="what it does, unit, range, source of the default")`.
+
+    Attributes
+    ----------
+    norms : tuple of {"linf", "l2", "l1"}
+        Norms of the threat under which the component is defined. A protocol with another norm refuses it. Declare more
+        than l-inf if an attack, a measure or a method with an attack of its own follows `threat.norm` (`inner.norm`).
     """
+
+    norms: ClassVar[tuple[ThreatNorm, ...]] = ("linf",)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:

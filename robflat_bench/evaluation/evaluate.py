@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robflat_bench.attacks.engine import attacked, cross_entropy
+from robflat_bench.attacks.norms import NORMS
 from robflat_bench.core import Attack, Examples, Measure, Measurement, NoValue, RunFailed, Threat, Workspace, clock
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.core.randomness import generator, global_state
@@ -34,7 +35,7 @@ from robflat_bench.records.record import Flags, MeasureResult, Result, measure_p
 from robflat_bench.registry.components import resolve
 
 ROUNDING = 1e-6
-"""An adversarial image may exceed epsilon by this much [pixels in [0,1]], because floats round."""
+"""Each pixel of an adversarial image may exceed the ball by this much [pixels in [0,1]], because floats round."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +281,10 @@ def _check_admissible(stage: EvaluationStage, x_adv: Tensor, x: Tensor, threat: 
     component = f"the attack {stage.text}"
     if (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
         raise RunFailed(f"{component} made {x_adv.dtype}{[*x_adv.shape]} of {x.dtype}{[*x.shape]}")
-    far, low, high = torch.stack([(x_adv - x).abs().max(), x_adv.min(), x_adv.max()]).tolist()
-    if not (far <= threat.epsilon + ROUNDING and low >= 0 and high <= 1):  # NaN fails each of these
+    norm = NORMS[threat.norm]
+    rounding = norm.size(torch.full_like(x[:1], ROUNDING)).max()
+    far, slack, low, high = torch.stack([norm.size(x_adv - x).max(), rounding, x_adv.min(), x_adv.max()]).tolist()
+    if not (far <= threat.epsilon + slack and low >= 0 and high <= 1):  # NaN fails each of these
         raise RunFailed(
             f"{component} left the threat model: {far:.4g} from the images where {threat.epsilon:.4g} is allowed, "
             f"pixels from {low:.4g} to {high:.4g}"

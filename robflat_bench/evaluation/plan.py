@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 from robflat_bench.config.protocol import Attacked, Fixed, Measured, SplitName
+from robflat_bench.config.threat import check_norm
 from robflat_bench.core import Kind, MeasureInfo, UsageError
 from robflat_bench.registry.components import resolve, title
 from robflat_bench.registry.registry import Registry
@@ -116,7 +117,8 @@ def choose_plan(
     Raises
     ------
     UsageError
-        If a component is unknown, no measure matches a pattern, a number is below 2, or there are fewer examples.
+        If a component is unknown or not defined under the threat's norm, no measure matches a pattern, a number is
+        below 2, or there are fewer examples.
     """
     for option, count, split in (("--examples", examples, "test"), ("--train", train, "train")):
         available = getattr(fixed.data, split).count
@@ -127,11 +129,13 @@ def choose_plan(
     if not attacks and not measures:
         return own.limited(examples, train)
     test = examples or own.clean["test"]
-    attacked = [resolve(registry, "attack", text).canonical for text in attacks]
-    measured = [resolve(registry, "measure", text).canonical for text in _matching(registry, measures)]
+    attacked = [resolve(registry, "attack", text) for text in attacks]
+    measured = [resolve(registry, "measure", text) for text in _matching(registry, measures)]
+    for component in (*attacked, *measured):
+        check_norm(component, fixed.threat.norm)
     return Plan(
-        tuple(Attacked(attack=text, test=test, train=train or 0) for text in attacked),
-        tuple(Measured(measure=text, test=test, train=train or 0) for text in measured),
+        tuple(Attacked(attack=one.canonical, test=test, train=train or 0) for one in attacked),
+        tuple(Measured(measure=one.canonical, test=test, train=train or 0) for one in measured),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Se
 from pydantic import ConfigDict, Field, ValidationError
 
 from robflat_bench.config.spec import ProtocolRef
-from robflat_bench.core import CheckFailed, Params, Strict, UsageError
+from robflat_bench.core import CheckFailed, Params, Strict, ThreatNorm, UsageError
 from robflat_bench.core.files import read_regular
 from robflat_bench.registry.grammar import parse
 from robflat_bench.registry.validation import explain, validate
@@ -133,6 +133,7 @@ class Document(Strict, Generic[E]):
     dataset_checksum: Text
     canonical_data: bool
     epsilon: float
+    norm: ThreatNorm = "linf"
     evaluation_seed: int
     numerics: int
     readings: tuple[ModelReading[E], ...] = Field(min_length=1, max_length=1000)

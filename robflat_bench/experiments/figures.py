@@ -97,7 +97,7 @@ def finish(made: Figure, document: Document[Any], title: str, notes: str, legend
         f"{document.protocol.name} {document.protocol.version}",
         f"n = {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} test images",
         *([] if document.canonical_data else ["not the canonical data"]),
-        f"linf radius {document.epsilon:.3g}",
+        f"{document.norm} radius {document.epsilon:.3g}",
         f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds)) or 'unknown'}",
         f"evaluation seed {document.evaluation_seed}",
     ]

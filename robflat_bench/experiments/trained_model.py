@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robflat_bench.config.protocol import Fixed, Protocol, SplitName, named
 from robflat_bench.config.spec import run_options
+from robflat_bench.config.threat import check_norm
 from robflat_bench.core import Examples, Journal, NoValue, Threat, UsageError, Workspace
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.evaluation.model import FoundModel, find_model, initial_weights, load_model
@@ -115,6 +116,7 @@ class TrainedModel:
         tuple
             The finite numbers of the measurement, or the reason why there is no value; and the measurement's arrays.
         """
+        check_norm(measure, self.threat.norm)
         place = replace(self.workspace(journal), initial=self.initial)
         try:
             found = measure.build(self.threat).measure(network, examples, place)

@@ -53,6 +53,7 @@ def run_experiment(chosen: Chosen, models: list[TrainedModel], store: Store, obs
         dataset_checksum=data.checksum,
         canonical_data=data.canonical,
         epsilon=first.threat.epsilon,
+        norm=first.threat.norm,
         evaluation_seed=first.fixed.seed,
         numerics=NUMERICS,
         readings=tuple(readings),

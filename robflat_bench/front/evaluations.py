@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robflat_bench.core import UsageError
+from robflat_bench.config.threat import WRITTEN
+from robflat_bench.core import ThreatNorm, UsageError
 from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, as_html, as_text
 from robflat_bench.front.runs import Run
@@ -55,7 +56,9 @@ class Evaluation:
     registry : Registry
         Names its attacks and measures.
     epsilon : float
-        Radius of the l-infinity ball, in pixels of [0,1].
+        Radius of the ball, in pixels of [0,1].
+    norm : {"linf", "l2", "l1"}
+        Norm of the ball.
     """
 
     record: EvaluationRecord
@@ -63,6 +66,7 @@ class Evaluation:
     notes: tuple[str, ...]
     registry: Registry
     epsilon: float
+    norm: ThreatNorm = "linf"
 
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray]:
@@ -89,7 +93,7 @@ class Evaluation:
     def parts(self, notes: bool = True) -> Iterator[Grid | str]:
         """The grids and lines that a terminal and a notebook show; the command prints the notes before it begins."""
         record = self.record
-        threat = f"l-inf, epsilon {typed(self.epsilon)}"
+        threat = f"{WRITTEN[self.norm]}, epsilon {typed(self.epsilon)}"
         heading = (
             f"{record.model}  |  {record.protocol.name} {record.protocol.version}, {threat}, values ± standard error"
         )
@@ -282,4 +286,5 @@ def evaluated(session: Session, request: Request, say: Callable[[str], None] = l
     plan = plan.limited(splits.available("test"), splits.available("train"))
     with faults(registry):
         record, path = evaluate_model(session, found, plan)
-    return Evaluation(record, path, found.notes, registry, found.protocol.fixed.threat.epsilon)
+    threat = found.protocol.fixed.threat
+    return Evaluation(record, path, found.notes, registry, threat.epsilon, threat.norm)

@@ -15,12 +15,13 @@ from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import as_html, as_text
 from robflat_bench.front.sessions import Normalization, chosen_observer, open_registry, open_session, statistics
 from robflat_bench.front.shown import measured_grid
-from robflat_bench.registry.components import resolve
+from robflat_bench.registry.components import Component, resolve
 from robflat_bench.registry.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from robflat_bench.config.threat import ThreatModel
     from robflat_bench.evaluation.evaluate import EvaluatedModel
     from robflat_bench.evaluation.plan import Plan
     from robflat_bench.evaluation.session import Session
@@ -82,6 +83,7 @@ def measure(
     measure: str = "average-case",
     *,
     epsilon: float | str | None = None,
+    norm: str = "linf",
     normalize: Normalization | None = None,
     examples: int | None = None,
     seed: int = 0,
@@ -106,6 +108,8 @@ def measure(
         A measure with its parameters, "average-case(xi=0.5)"; `list("measures")` has all.
     epsilon : float or str
         Radius of the threat, in pixels of [0,1]: 8 / 255. Measures without adversarial images need none.
+    norm : {"linf", "l2", "l1"}
+        Norm of the threat; most measures are defined under linf and l2.
     normalize : pair or None
         (mean, std) of each channel, which the network expects in front; None: images go in as they are.
     examples : int or None
@@ -143,7 +147,8 @@ def measure(
     attacked = component.info.couplings and getattr(component.params, "coupling", "") != "clean"
     if epsilon is None and attacked:
         raise UsageError(f"give epsilon=..., the radius of {component.name}'s threat in pixels of [0,1], e.g. 8 / 255")
-    with _direct(registry, data, epsilon or 0, examples, seed, device, jobs, progress) as session:
+    threat = _threat(component, epsilon or 0, norm)
+    with _direct(registry, data, threat, examples, seed, device, jobs, progress) as session:
         row = Measured(measure=component.canonical, test=session.splits.available("test"))
         plan = Plan((), (row,))
         subject, journal = _ready(session, model, normalize, plan)
@@ -162,6 +167,7 @@ def attack(
     attack: str = "pgd(steps=20)",
     *,
     epsilon: float | str,
+    norm: str = "linf",
     normalize: Normalization | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -182,7 +188,9 @@ def attack(
     attack : str
         An attack with its parameters; `list("attacks")` has all.
     epsilon : float or str
-        Radius of the l-infinity ball, in pixels of [0,1]: 8 / 255.
+        Radius of the ball, in pixels of [0,1]: 8 / 255.
+    norm : {"linf", "l2", "l1"}
+        Norm of the ball; pgd and fgsm climb in linf and l2, autoattack in all three.
     normalize, seed, device, jobs, plugins, progress
         As in `measure`.
 
@@ -211,7 +219,8 @@ def attack(
 
     registry = open_registry(plugins)
     component = resolve(registry, "attack", attack)
-    with _direct(registry, (x, y), epsilon, None, seed, device, jobs, progress) as session:
+    threat = _threat(component, epsilon, norm)
+    with _direct(registry, (x, y), threat, None, seed, device, jobs, progress) as session:
         plan = Plan((Attacked(attack=component.canonical, test=session.splits.available("test")),), ())
         subject, journal = _ready(session, model, normalize, plan)
         with ahead(session, [(plan, subject)], journal):
@@ -242,11 +251,23 @@ def _ready(
     return subject, StoredJournal(session.store.root / "work", session.observer.unit_ends)
 
 
+def _threat(component: Component, epsilon: float | str, norm: str) -> ThreatModel:
+    """The threat of one call; UsageError where the component is not defined under its norm."""
+    from robflat_bench.config.threat import ThreatModel, check_norm
+    from robflat_bench.registry.validation import validate
+
+    if norm == "linf" and isinstance(epsilon, int | float) and 1 < epsilon <= 255:
+        raise UsageError(f"epsilon={epsilon:g}: pixels are in [0,1], so write {epsilon:g} / 255")
+    threat = validate(ThreatModel, {"epsilon": epsilon, "norm": norm}, "the threat model")
+    check_norm(component, threat.norm)
+    return threat
+
+
 @contextlib.contextmanager
 def _direct(
     registry: Registry,
     data: Any,
-    epsilon: float | str,
+    threat: ThreatModel,
     examples: int | None,
     seed: int,
     device: str,
@@ -256,15 +277,12 @@ def _direct(
     """The session of one call, on the call's examples, with this process's threads. Its store is gone afterwards."""
     import torch
 
-    from robflat_bench.config.protocol import Fixed, ThreatModel
+    from robflat_bench.config.protocol import Fixed
     from robflat_bench.data.own import own_splits
     from robflat_bench.front.guard import temporary_folder, undisturbed
     from robflat_bench.registry.faults import faults
     from robflat_bench.registry.validation import validate
 
-    if isinstance(epsilon, int | float) and 1 < epsilon <= 255:
-        raise UsageError(f"epsilon={epsilon:g}: pixels are in [0,1], so write {epsilon:g} / 255")
-    threat = validate(ThreatModel, {"epsilon": epsilon}, "the threat model")
     with undisturbed(), temporary_folder() as store, chosen_observer(progress) as observer:
         splits = own_splits(data, examples)
         session = open_session(registry, data=splits, store=store, device=device, observer=observer, jobs=jobs)

@@ -75,6 +75,7 @@ def _board(name: str, entries: Sequence[Submission], root: Path, registry: Regis
         dataset=datasets[0].origin if datasets else fixed.data.dataset,
         canonical=datasets[0].canonical if datasets else True,
         epsilon=fixed.threat.epsilon,
+        norm=fixed.threat.norm,
         backbone=fixed.backbone,
         checkpoint=RANKED_AT,
         quantities=columns,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from robflat_bench.analysis.statistics import Place
 from robflat_bench.config.protocol import Checkpoint
-from robflat_bench.core import Strict
+from robflat_bench.core import Strict, ThreatNorm
 from robflat_bench.records.quantities import Unit
 from robflat_bench.records.record import Fraction
 
@@ -239,6 +239,7 @@ class Board(Strict):
     ----------
     checkpoint : the checkpoint that is ranked.
     quantities : the columns.
+    norm : the threat's; board.json leaves the default out.
     rankings : ranked columns; the first orders the board.
     """
 
@@ -250,6 +251,7 @@ class Board(Strict):
     dataset: str
     canonical: bool
     epsilon: float
+    norm: ThreatNorm = "linf"
     backbone: str
     checkpoint: Checkpoint
     quantities: tuple[BoardColumn, ...]
@@ -271,6 +273,11 @@ class Board(Strict):
         for id in self.rankings[1:]:
             first.setdefault(id.partition("(")[0], id)
         return [*first.values()][:2]
+
+    @model_serializer(mode="wrap")
+    def _as_before_norms(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = content(self)
+        return {key: value for key, value in found.items() if (key, value) != ("norm", "linf")}
 
     def column(self, id: str) -> BoardColumn:
         """The column with this identifier; ValueError where the board has none."""

@@ -80,7 +80,8 @@ class Oracle:
         shorter = {"steps": params.warm_steps} if self.warm and params.warm_steps else {}
         self.again = PGD(attack.model_copy(update=shorter), threat)
         self.images: Tensor | None = None
-        self.attack = f"{self.pgd.params.model_dump_json()} within {threat.epsilon!r}"
+        norm = "" if threat.norm == Threat.norm else f" of {threat.norm}"  # units of earlier versions name none
+        self.attack = f"{self.pgd.params.model_dump_json()} within {threat.epsilon!r}{norm}"
         again = f"warm {self.warm}, {self.again.params.steps} steps"
         self.content = f"{self.coupling}, {params.logits} logits, {self.attack}, then {again}"
 
@@ -97,8 +98,7 @@ class Oracle:
     def short(self) -> Oracle:
         """The oracle whose attacks take a quarter of the steps, at twice the size, from random starts alone."""
         found, params = copy.copy(self), self.pgd.params
-        step = 2 * (self.pgd.threat.epsilon / 4 if params.step is None else params.step)
-        found.warm, shorter = False, {"steps": -(-params.steps // 4), "step": min(step, 1.0)}
+        found.warm, shorter = False, {"steps": -(-params.steps // 4), "step": min(2 * self.pgd.step, 1.0)}
         found.again = PGD(params.model_copy(update=shorter), self.pgd.threat)
         return found
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from robflat_bench.core import BallNorm, BallShape, Number, Params, Passes, Rescaling
+from robflat_bench.core import ENGINE_NORMS, BallNorm, BallShape, Number, Params, Passes, Rescaling
 
 _COUPLINGS = {
     "clean": "`clean` has none",
@@ -26,7 +26,12 @@ def couplings(*names: str) -> str:
 
 Steps = Annotated[PositiveInt, Field(description="Steps of the PGD attack.")]
 Step = Annotated[
-    Number | None, Field(gt=0, le=1, description="Attack step size, in pixels of [0,1]; by default epsilon/4.")
+    Number | None,
+    Field(
+        gt=0,
+        le=1,
+        description="Attack step size, in pixels of [0,1]; by default epsilon/4, under l2 2.5 epsilon/steps.",
+    ),
 ]
 Logits = Annotated[Literal["plain", "normalised"], Field(description="`normalised` logits have mean 0 and norm 1.")]
 WarmSteps = Annotated[
@@ -90,6 +95,8 @@ class WeightSpaceParams(Params):
 
 class OracleParams(Params):
     """Which loss a measure reads: the coupling, the attack, and the scale of the logits."""
+
+    norms = ENGINE_NORMS
 
     coupling: Literal["clean", "frozen", "reattack"] = Field(
         default="frozen", description=couplings("clean", "frozen", "reattack")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
 
 with lazy_imports():
     import torch
@@ -26,6 +26,8 @@ with lazy_imports():
 
 
 class ConsATParams(Params):
+    norms = ENGINE_NORMS
+
     weight: float = Field(
         default=1.0,
         ge=0,

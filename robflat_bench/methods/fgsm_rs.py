@@ -5,26 +5,28 @@ r"""FGSM-RS (fast AT):  L(w) = mean_i \ell_CE(f(x_i'; w), y_i),
 
 Wong, Rice, Kolter: Fast is better than free: revisiting adversarial training. ICLR 2020.
 
-BN statistics see only x'. The gradient is taken in the recipe's BN mode for attacks; the released code takes it in
-train mode, and BN statistics move. The last image is used, whatever its loss.
+Under an l2 threat, d starts uniform in the l2 ball, and the step has l2 length alpha eps along the gradient. BN
+statistics see only x'. The gradient is taken in the recipe's BN mode for attacks; the released code takes it in train
+mode, and BN statistics move. The last image is used, whatever its loss.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.climbers import project
     from robflat_bench.attacks.engine import cross_entropy
-    from robflat_bench.core.randomness import uniform_like
+    from robflat_bench.attacks.norms import climbed
 
 
 class FGSMRSParams(Params):
+    norms = ENGINE_NORMS
+
     alpha: float = Field(default=1.25, gt=0, description="Size of the step, in radii. Default: the paper's.")
 
 
@@ -42,16 +44,17 @@ INFO = MethodInfo(
 )
 
 
-def random_start(batch: Batch, epsilon: float) -> Tensor:
+def random_start(batch: Batch, inner: InnerAttack) -> Tensor:
     """A point drawn uniformly from the ball around each image, clipped to [0,1]."""
-    noise = epsilon * uniform_like(batch.x, batch.moment.random("start"))
-    return project(batch.x + noise, batch.x, epsilon)
+    norm = climbed(inner.norm)
+    noise = inner.epsilon * norm.noise_like(batch.x, batch.moment.random("start"))
+    return norm.project(batch.x + noise, batch.x, inner.epsilon)
 
 
 def one_step(model: nn.Module, batch: Batch, inner: InnerAttack, start: Tensor, alpha: float) -> Tensor:
-    """A sign step of size alpha eps from `start`, projected onto the ball and clipped to [0,1]."""
-    gradient = inner.gradient(model, start, cross_entropy(batch.y))
-    return project(start + alpha * inner.epsilon * gradient.sign(), batch.x, inner.epsilon)
+    """A step of size alpha eps from `start`, projected onto the ball and clipped to [0,1]."""
+    norm, gradient = climbed(inner.norm), inner.gradient(model, start, cross_entropy(batch.y))
+    return norm.project(start + alpha * inner.epsilon * norm.steepest(gradient), batch.x, inner.epsilon)
 
 
 class FGSMRS(AT):
@@ -60,4 +63,4 @@ class FGSMRS(AT):
     params: FGSMRSParams
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        return one_step(model, batch, inner, random_start(batch, inner.epsilon), self.params.alpha)
+        return one_step(model, batch, inner, random_start(batch, inner), self.params.alpha)

@@ -5,26 +5,30 @@ r"""Free AT:  each batch is used for m updates. One backward pass moves the weig
 
 Shafahi et al.: Adversarial training for free! NeurIPS 2019.
 
-\delta begins at 0 and is carried over from update to update and from batch to batch. Its row i belongs to position i of
-a batch; a smaller batch uses the first rows. Everything is in train mode: BN statistics see x' in each of the m
-updates. The released code differentiates through the clip, so a pixel clipped at 0 or 1 keeps its \delta; here it
-moves, as in the paper's algorithm. An epoch is a pass over the data of m updates per batch: for equal cost, divide the
-recipe's epochs by m.
+Under an l2 threat, \delta moves by eps along the gradient and is projected onto the l2 ball. \delta begins at 0 and is
+carried over from update to update and from batch to batch. Its row i belongs to position i of a batch; a smaller batch
+uses the first rows. Everything is in train mode: BN statistics see x' in each of the m updates. The released code
+differentiates through the clip, so a pixel clipped at 0 or 1 keeps its \delta; here it moves, as in the paper's
+algorithm. An epoch is a pass over the data of m updates per batch: for equal cost, divide the recipe's epochs by m.
 """
 
 from __future__ import annotations
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Training, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Training, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
     import torch
     from torch import Tensor, nn
 
+    from robflat_bench.attacks.norms import climbed
+
 
 class FreeATParams(Params):
+    norms = ENGINE_NORMS
+
     repeats: PositiveInt = Field(
         default=8, description="Updates per batch (m): an epoch costs m times as much. Default: the released code's."
     )
@@ -57,12 +61,12 @@ class FreeAT(AT):
         self.delta = weight.new_zeros(0, training.shape.channels, size, size)
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        rows = len(batch.x)
+        rows, norm = len(batch.x), climbed(inner.norm)
         before = torch.cat([self.delta, torch.zeros_like(batch.x[len(self.delta) :])])
         x_adv = (batch.x + before[:rows]).clamp(0, 1).requires_grad_()
 
         def move(gradient: Tensor) -> None:
-            moved = (before[:rows] + inner.epsilon * gradient.sign()).clamp(-inner.epsilon, inner.epsilon)
+            moved = norm.shrunk(before[:rows] + inner.epsilon * norm.steepest(gradient), inner.epsilon)
             self.delta = torch.cat([moved, before[rows:]])
 
         x_adv.register_hook(move)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -28,6 +28,8 @@ with lazy_imports():
 
 
 class GAIRATParams(Params):
+    norms = ENGINE_NORMS
+
     lam: float = Field(
         default=-1.0,
         ge=-10,

@@ -2,7 +2,7 @@ r"""GradAlign:  L(w) = mean_i [ \ell_CE(f(x_i'), y_i) + \lambda (1 - cos(g(x_i),
 
     g(x) = \nabla_x \ell_CE(f(x), y),   \eta ~ U(-eps, eps) with x + \eta clipped to images,
 
-and x' is one sign step from x or from a random start, as in FGSM-RS.
+and x' is one step from x or from a random start, as in FGSM-RS. Under an l2 threat, \eta is uniform in the l2 ball.
 
 Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020.
 
@@ -19,20 +19,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, Training, lazy_imports
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
     import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.climbers import project
     from robflat_bench.attacks.engine import frozen_statistics
-    from robflat_bench.core.randomness import uniform_like
+    from robflat_bench.attacks.norms import climbed
     from robflat_bench.methods.fgsm_rs import one_step, random_start
 
 
 class GradAlignParams(Params):
+    norms = ENGINE_NORMS
+
     weight: float = Field(
         default=0.2, ge=0, description="Weight of the alignment term (lambda). Default: the authors' at 8/255."
     )
@@ -68,16 +69,16 @@ class GradAlign(AT):
     params: GradAlignParams
 
     def setup(self, training: Training) -> None:
-        self.epsilon = training.epsilon
+        self.epsilon, self.norm = training.epsilon, climbed(training.norm)
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        start = batch.x if self.params.start == "zero" else random_start(batch, inner.epsilon)
+        start = batch.x if self.params.start == "zero" else random_start(batch, inner)
         return one_step(model, batch, inner, start, self.params.alpha)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         loss = super().loss(model, batch, x_adv)
-        noise = uniform_like(batch.x, batch.moment.random("alignment"))
-        noisy = project(batch.x + self.epsilon * noise, batch.x, self.epsilon)
+        noise = self.norm.noise_like(batch.x, batch.moment.random("alignment"))
+        noisy = self.norm.project(batch.x + self.epsilon * noise, batch.x, self.epsilon)
         with frozen_statistics(model):
             fixed = loss_gradient(model, batch.x, batch.y)
             moving = loss_gradient(model, noisy, batch.y, create_graph=True)

@@ -18,7 +18,8 @@ which is p_y > 1/2. Adaptive-norm PGD finds m_i in two stages:
 Differences from the released code: right and wrong, and the bisection, are judged in the recipe's BN mode for attacks
 and move no BN statistics; the whole batch is attacked, so that the cost is fixed; PGD's best iterate gives the
 direction; x_i + d_i is clipped to [0,1], which the released code does in the bisection only; m_max itself bounds the
-search, not 1.05 m_max. Two forward passes update BN statistics: the clean images and the images x_i + d_i.
+search, not 1.05 m_max. Margins are l-inf; other norms are refused, because m_max has no default for them. Two forward
+passes update BN statistics: the clean images and the images x_i + d_i.
 """
 
 from __future__ import annotations

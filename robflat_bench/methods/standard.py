@@ -5,7 +5,7 @@ There is no adversary: x_adv is x.
 
 from __future__ import annotations
 
-from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, Method, MethodInfo, Params, lazy_imports
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -13,10 +13,15 @@ with lazy_imports():
     from robflat_bench.methods.losses import soft_cross_entropy
 
 
+class StandardParams(Params):
+    norms = ENGINE_NORMS
+
+
 INFO = MethodInfo(
     name="standard",
     summary="cross-entropy on clean images: the control without robustness",
     factory=f"{__name__}:Standard",
+    params=StandardParams,
     claims=("attack",),
     sharded=True,
 )

@@ -8,17 +8,32 @@ in train mode, which moves them.
 
 from __future__ import annotations
 
-from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Passes, lazy_imports
+from robflat_bench.core import (
+    ENGINE_NORMS,
+    Attacker,
+    Batch,
+    InnerAttack,
+    Modifier,
+    ModifierInfo,
+    Params,
+    Passes,
+    lazy_imports,
+)
 
 with lazy_imports():
     import torch
     from torch import Tensor, nn
 
 
+class IgnoreIncorrectParams(Params):
+    norms = ENGINE_NORMS
+
+
 INFO = ModifierInfo(
     name="ignore-incorrect",
     summary="examples that are misclassified anyway stay clean",
     factory=f"{__name__}:IgnoreIncorrect",
+    params=IgnoreIncorrectParams,
     citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
     joints=("attack",),
     attack=Passes("1", "0"),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from pydantic import Field, NonNegativeInt
 
-from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Params, lazy_imports
+from robflat_bench.core import ENGINE_NORMS, Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Params, lazy_imports
 
 with lazy_imports():
     import torch
@@ -23,6 +23,8 @@ with lazy_imports():
 
 
 class PGDTauParams(Params):
+    norms = ENGINE_NORMS
+
     tau: NonNegativeInt = Field(default=0, description="Misclassified iterates that are passed before the attack ends.")
 
 

@@ -10,16 +10,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robflat_bench.core import Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Passes, lazy_imports
+from robflat_bench.core import (
+    ENGINE_NORMS,
+    Attacker,
+    Batch,
+    InnerAttack,
+    Modifier,
+    ModifierInfo,
+    Params,
+    Passes,
+    lazy_imports,
+)
 
 with lazy_imports():
     from torch import Tensor, nn
+
+
+class PreventLabelLeakingParams(Params):
+    norms = ENGINE_NORMS
 
 
 INFO = ModifierInfo(
     name="prevent-label-leaking",
     summary="the attack sees the predicted label instead of the true one",
     factory=f"{__name__}:PreventLabelLeaking",
+    params=PreventLabelLeakingParams,
     citation="Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017, arXiv 1611.01236",
     joints=("attack",),
     attack=Passes("1", "0"),

@@ -191,6 +191,7 @@ def _train(run: PlannedRun, *watchers: Observer) -> State:
         reduced=fixed.training_precision == "bfloat16",
         keep_every=session.keep_every,
         processes=launched(session.device),
+        norm=fixed.threat.norm,
     )
     history = HistoryFile(run.folder.history_file)
     state = train(inputs, Observers(history, session.observer, *watchers))

@@ -8,10 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from robflat_bench.core import AttackInfo, Examples, Workspace
+from robflat_bench.attacks.norms import NORMS
+from robflat_bench.core import AttackInfo, Examples, ThreatNorm, Workspace
 from robflat_bench.registry.components import Component
 from robflat_bench.testing.evaluated import STRONG, WORKSPACE, adversarial_images, watched
-from robflat_bench.testing.expectations import TOLERANCE, Skipped, expect, expect_within, same, watch, within_image_box
+from robflat_bench.testing.expectations import (
+    TOLERANCE,
+    Skipped,
+    expect,
+    expect_within,
+    remembered,
+    same,
+    watch,
+    within_image_box,
+)
 from robflat_bench.testing.fixtures import COUNT
 from robflat_bench.testing.trial_training import trained_world
 
@@ -32,13 +42,21 @@ def _skip_if_parameter(component: Component[AttackInfo], name: str) -> None:
         raise Skipped(f"its {name} is a parameter, part of its definition")
 
 
+@remembered
+def _under_each_norm(component: Component[AttackInfo]) -> dict[ThreatNorm, Tensor]:
+    """x_adv by each norm of the threat that the attack declares."""
+    place = trained_world()
+    others = {norm: adversarial_images(component, place, norm=norm) for norm in component.params.norms[1:]}
+    return {component.params.norms[0]: watched(component).made, **others}
+
+
 def check_within_the_ball(component: Component[AttackInfo]) -> None:
-    """x_adv is shaped as x and lies within the threat's radius of it."""
-    seen = watched(component)
-    expect_within(seen.made, seen.before.examples.x, STRONG.epsilon)
+    """x_adv is shaped as x and lies within the threat's radius of it, under each norm that the attack declares."""
+    for norm, x_adv in _under_each_norm(component).items():
+        expect_within(x_adv, trained_world().examples.x, STRONG[norm].epsilon, NORMS[norm])
 
 
-check_within_image_box = within_image_box(lambda component: watched(component).made)
+check_within_image_box = within_image_box(lambda component: torch.cat([*_under_each_norm(component).values()]))
 
 
 def check_dtype(component: Component[AttackInfo]) -> None:
@@ -70,12 +88,14 @@ def check_seed(component: Component[AttackInfo]) -> None:
 
 
 def check_no_weaker_than_nothing(component: Component[AttackInfo]) -> None:
-    """The mean loss at x_adv is not lower than at x."""
-    seen = watched(component)
-    model, examples = seen.before.model, seen.before.examples
-    with torch.no_grad():
-        clean, adversarial = (
-            float(nn.functional.cross_entropy(model(x).double(), examples.y))
-            for x in (examples.x, seen.made.to(examples.x))
-        )
-    expect(adversarial >= clean - TOLERANCE, f"the mean loss falls from {clean:.4g} to {adversarial:.4g}")
+    """The mean loss at x_adv is not lower than at x, under each norm that the attack declares."""
+    before = watched(component).before
+    model, examples = before.model, before.examples
+    for norm, x_adv in _under_each_norm(component).items():
+        with torch.no_grad():
+            clean, adversarial = (
+                float(nn.functional.cross_entropy(model(x).double(), examples.y))
+                for x in (examples.x, x_adv.to(examples.x))
+            )
+        lower = f"under {norm} the mean loss falls from {clean:.4g} to {adversarial:.4g}"
+        expect(adversarial >= clean - TOLERANCE, lower)

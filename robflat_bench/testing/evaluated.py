@@ -9,20 +9,23 @@ import numpy as np
 from torch import Tensor
 
 from robflat_bench.config.cost import Evaluated, declared_passes, passes_of
-from robflat_bench.core import Attack, Measure, Measurement, NoValue, Threat, UsageError, Workspace
+from robflat_bench.core import Attack, Measure, Measurement, NoValue, Threat, ThreatNorm, UsageError, Workspace
 from robflat_bench.testing import expectations as kit
 from robflat_bench.testing.expectations import Skipped, Watched
 from robflat_bench.testing.fixtures import COUNT, THREAT, World, network
 from robflat_bench.testing.trial_training import trained_world
 
-STRONG = Threat(epsilon=0.3)
-"""For attacks: it breaks most examples, so an attack that goes on only with the others soon ends."""
+STRONG: dict[ThreatNorm, Threat] = {"linf": Threat(0.3), "l2": Threat(1.5, "l2"), "l1": Threat(10.0, "l1")}
+"""For attacks: they break most examples, so an attack that goes on only with the others soon ends."""
 WORKSPACE = Workspace(batch=8)
 
 
-def adversarial_images(component: Evaluated, place: World, workspace: Workspace = WORKSPACE) -> Tensor:
-    """x_adv of a world's examples; Skipped where the attack does not take them."""
-    attack: Attack = component.build(STRONG)
+def adversarial_images(
+    component: Evaluated, place: World, workspace: Workspace = WORKSPACE, norm: ThreatNorm | None = None
+) -> Tensor:
+    """x_adv of a world's examples, in the first norm that the attack declares or in another one; Skipped where the
+    attack does not take the examples."""
+    attack: Attack = component.build(STRONG[norm or component.params.norms[0]])
     try:
         attack.admit(place.examples)
     except UsageError as reason:

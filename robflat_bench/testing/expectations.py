@@ -12,6 +12,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
+from robflat_bench.attacks.norms import NORMS, Norm
 from robflat_bench.core.randomness import generator, global_state
 from robflat_bench.numerics.passes import PassCounter
 from robflat_bench.registry.components import Component
@@ -135,11 +136,12 @@ def expect_passes(made: tuple[int, int], declared: tuple[int, int], at_most: boo
     expect(right, f"{where}{COUNT} images make {made} forward and backward passes, {total} are declared")
 
 
-def expect_within(x_adv: Tensor, x: Tensor, radius: float) -> None:
-    """x_adv is shaped as x and lies in the l-inf ball around it."""
+def expect_within(x_adv: Tensor, x: Tensor, radius: float, norm: Norm = NORMS["linf"]) -> None:
+    """x_adv is shaped as x and lies in the ball around it."""
     expect(x_adv.shape == x.shape, f"x_adv has the shape {tuple(x_adv.shape)}, x has {tuple(x.shape)}")
-    distance = float((x_adv - x).abs().max())
-    expect(not distance > radius + TOLERANCE, f"x_adv is {distance:.4g} away, the radius is {radius:.4g}")
+    distance, rounding = (float(norm.size(move).max()) for move in (x_adv - x, torch.full_like(x, TOLERANCE)))
+    away = f"x_adv is {distance:.4g} away in the {norm.p:g}-norm, the radius is {radius:.4g}"
+    expect(not distance > radius + rounding, away)
 
 
 def expect_in_box(x_adv: Tensor) -> None:

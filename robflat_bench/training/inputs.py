@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import TrainingAttack
 from robflat_bench.config.recipe import Recipe
-from robflat_bench.core import Attack, Batch, Moment, Training
+from robflat_bench.core import Attack, Batch, Moment, ThreatNorm, Training
 from robflat_bench.core.batching import MEMORY_BATCH, cuts
 from robflat_bench.core.randomness import global_state
 from robflat_bench.data.augment import AUGMENTATIONS
@@ -41,6 +41,7 @@ class TrainingInputs:
     reduced: train under autocast to bfloat16.
     keep_every: also keep the weights of every so many epochs; 0 keeps none but the best and the last.
     processes: the processes among which the shards of each batch are divided.
+    norm: norm of the training attack: the protocol's.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class TrainingInputs:
     reduced: bool = False
     keep_every: int = 0
     processes: Processes = ALONE
+    norm: ThreatNorm = "linf"
 
     def training(self, x: Tensor) -> Training:
         """What `setup` of the method and its modifiers receives; x: the training images, uint8 [N,C,H,W]."""
@@ -70,6 +72,7 @@ class TrainingInputs:
             images=lambda: (part.to(self.dtype) / 255 for part in x.tensor_split(cuts(len(x), MEMORY_BATCH))),
             spare=lambda: self.splits.spare_images(self.device),
             seed=self.seed,
+            norm=self.norm,
         )
 
     def prepared(self, x: Tensor, y: Tensor, rows: Tensor, number: int, first: Moment) -> Batch:
@@ -122,4 +125,5 @@ class TrainingInputs:
             start=recipe.attack_start,
             bn=recipe.attack_bn,
             source=now.random("attack"),
+            norm=self.norm,
         )

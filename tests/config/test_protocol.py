@@ -94,7 +94,7 @@ def test_an_unknown_protocol_is_answered_with_a_guess(registry):
         ("epsilon = 0.2", "epsilon = nan", "'fixed.threat.epsilon' = nan"),
         ("epsilon = 0.2", "epsilon = '8/0'", "'fixed.threat.epsilon' = '8/0'"),
         ("epsilon = 0.2", "epsilon = 2.0", "'fixed.threat.epsilon' = 2.0"),
-        ("epsilon = 0.2", "norm = 'l2'\nepsilon = 0.2", "'fixed.threat.norm' = 'l2'"),
+        ("epsilon = 0.2", "norm = 'l3'\nepsilon = 0.2", "'fixed.threat.norm' = 'l3'"),
         ("epochs = 2", "epochs = 0", "'recipe.epochs' = 0"),
         ("batch_size = 20", "batch_size = -20", "'recipe.batch_size' = -20"),
         ("learning_rate = 0.05", "learning_rate = 0", "'recipe.learning_rate' = 0"),

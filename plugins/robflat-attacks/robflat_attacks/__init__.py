@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS, Entry
-from robflat_bench.api import AttackInfo, Number, Params, hookimpl
+from robflat_bench.api import AttackInfo, Number, Params, ThreatNorm, hookimpl
 
 LIBRARIES = ("torchattacks", "foolbox")
 """Names of the distributions, and of our attacks."""
@@ -42,6 +42,10 @@ class LibraryParams(Params):
     def entry(self) -> Entry:
         return self.table[self.name]
 
+    @property
+    def norms(self) -> tuple[ThreatNorm, ...]:  # type: ignore[override]  # each attack of the library has its own
+        return self.entry.norms
+
     @model_validator(mode="before")
     @classmethod
     def _spell_out_steps(cls, values: Any) -> Any:
@@ -56,7 +60,7 @@ class LibraryParams(Params):
             close = difflib.get_close_matches(name.lower(), {known.lower() for known in cls.table}, n=1)
             hint = [f"did you mean '{known}'? " for known in cls.table if known.lower() in close]
             every = ", ".join(sorted(cls.table))
-            raise ValueError(f"not an l-inf attack of {cls.library}; {''.join(hint)}it has {every}")
+            raise ValueError(f"not an attack of {cls.library} in a ball; {''.join(hint)}it has {every}")
         return name
 
     @model_validator(mode="after")
@@ -83,7 +87,7 @@ def robflat_bench_attacks() -> list[AttackInfo]:
     return [
         AttackInfo(
             "torchattacks",
-            "any l-inf attack of torchattacks, by its name there",
+            "any l-inf or l2 attack of torchattacks, by its name there",
             "robflat_attacks.adapters:Torchattacks",
             TorchattacksParams,
             "Kim: Torchattacks: A PyTorch repository for adversarial attacks. arXiv 2010.01950",
@@ -92,7 +96,7 @@ def robflat_bench_attacks() -> list[AttackInfo]:
         ),
         AttackInfo(
             "foolbox",
-            "any l-inf attack of foolbox, by its name there; minimum-norm ones are clipped to epsilon",
+            "any l-inf, l2 or l1 attack of foolbox, by its name there; minimum-norm ones are clipped to epsilon",
             "robflat_attacks.adapters:Foolbox",
             FoolboxParams,
             "Rauber, Brendel, Bethge: Foolbox: A Python toolbox to benchmark the robustness of machine learning "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robflat_attacks import FoolboxParams, LibraryParams, TorchattacksParams
-from robflat_bench.api import Attack, Examples, UsageError, Workspace, attacked, generator, project
+from robflat_bench.api import NORMS, Attack, Examples, UsageError, Workspace, attacked, generator
 
 CLASSES = range(4, 11)
 """Class counts that APGDT accepts. Its loss reads four logits; ten are the label and nine targets, as in AutoAttack.
@@ -40,7 +40,7 @@ class LibraryAttack(Attack):
         with attacked(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(key)
             found = self.call(model, x.clone(), examples.y.clone(), self.arguments(model, x, key)).detach()
-        return project(found, x, self.threat.epsilon)
+        return NORMS[self.threat.norm].project(found, x, self.threat.epsilon)
 
     def arguments(self, model: nn.Module, x: Tensor, key: int) -> dict[str, Any]:
         """Parameters, threat and seed, under the names of the library's constructor."""
@@ -51,6 +51,7 @@ class LibraryAttack(Attack):
             "step": params.entry.step * epsilon if params.step is None else params.step,
             "restarts": params.restarts,
             "seed": key,
+            "norm": self.threat.norm.capitalize(),
         }
         if "classes" in takes:
             with torch.no_grad():

@@ -1,13 +1,15 @@
-"""The libraries' l-inf attacks by name: the parameters each takes, their names in the library, and the defaults.
+"""The libraries' attacks by name: their norms, the parameters each takes, their names in the library, the defaults.
 
 This module imports neither torch nor a library, so that a spec can be validated without them. The libraries' other
-attacks have another norm, or need more than an evaluation gives (see the README).
+attacks have no norm of a ball, or need more than an evaluation gives (see the README).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from robflat_bench.api import ThreatNorm
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,22 @@ class Entry:
         The library's default, as a fraction of its default epsilon.
     channels
         The only number of channels that the attack can handle; None if it handles any.
+    norms
+        Norms of the threat under which the library's attack stays in the ball.
     """
 
     takes: Mapping[str, str]
     steps: int = 1
     step: float = 0.0
     channels: int | None = None
+    norms: tuple[ThreatNorm, ...] = ("linf",)
 
 
 _EPS = {"epsilon": "eps"}
 _ITERATIVE = Entry({**_EPS, "steps": "steps", "step": "alpha"}, steps=10, step=1 / 4)
-_SEARCH = {**_EPS, "steps": "steps", "restarts": "n_restarts", "seed": "seed"}
+_SEARCH = {**_EPS, "norm": "norm", "steps": "steps", "restarts": "n_restarts", "seed": "seed"}
+_L2 = Entry(_ITERATIVE.takes, steps=10, step=1 / 5, norms=("l2",))
+_BOTH: tuple[ThreatNorm, ...] = ("linf", "l2")
 _PATCHWISE = Entry({"epsilon": "max_epsilon", "steps": "num_iter_set"}, steps=10, channels=3)
 
 TORCHATTACKS: Mapping[str, Entry] = {
@@ -44,15 +51,31 @@ TORCHATTACKS: Mapping[str, Entry] = {
     "TIFGSM": Entry(_ITERATIVE.takes, steps=10, step=1 / 4, channels=3),
     "FGSM": Entry(_EPS),
     "FFGSM": Entry({**_EPS, "step": "alpha"}, step=5 / 4),
-    "APGD": Entry(_SEARCH, steps=10),
-    "APGDT": Entry({**_SEARCH, "classes": "n_classes"}, steps=10),
-    "FAB": Entry(_SEARCH, steps=10),
+    **dict.fromkeys(("PGDL2", "PGDRSL2"), _L2),
+    "APGD": Entry(_SEARCH, steps=10, norms=_BOTH),
+    "APGDT": Entry({**_SEARCH, "classes": "n_classes"}, steps=10, norms=_BOTH),
+    "FAB": Entry(_SEARCH, steps=10, norms=_BOTH),
     "SPSA": Entry({**_EPS, "steps": "nb_iter", "step": "lr"}, step=1 / 30),
     "Square": Entry({**_SEARCH, "steps": "n_queries"}, steps=5000),
 }
 
 _DESCENT = {"steps": "steps", "step": "abs_stepsize"}
 _RANDOM = {"restarts": "times"}  # argument of `repeat`; repeating a deterministic attack changes nothing
+_NOISES = [(aware, noise) for aware in ("", "ClippingAware") for noise in ("Gaussian", "Uniform")]
+
+
+def _by_steps(norm: ThreatNorm) -> Mapping[str, Entry]:
+    """foolbox's attacks by gradient steps under l2 and l1, whose names differ in the norm alone."""
+    start, norms = norm.upper(), (norm,)
+    iterative = ("BasicIterativeAttack", "AdamBasicIterativeAttack", "MomentumIterativeFastGradientMethod")
+    random = Entry({**_DESCENT, **_RANDOM}, steps=50, step=0.025, norms=norms)
+    return {
+        f"{start}FastGradientAttack": Entry({}, norms=norms),
+        **{f"{start}{name}": Entry(_DESCENT, steps=10, step=0.2, norms=norms) for name in iterative},
+        **dict.fromkeys((f"{start}PGD", f"{start}AdamPGD"), random),
+        f"{start}FMNAttack": Entry({"steps": "steps"}, steps=100, norms=norms),
+    }
+
 
 FOOLBOX: Mapping[str, Entry] = {
     "FGSM": Entry({}),
@@ -65,4 +88,14 @@ FOOLBOX: Mapping[str, Entry] = {
     "LInfFMNAttack": Entry({"steps": "steps"}, steps=100),
     "LinfAdditiveUniformNoiseAttack": Entry(_RANDOM),
     "LinfRepeatedAdditiveUniformNoiseAttack": Entry({"steps": "repeats"}, steps=100),
+    **_by_steps("l2"),
+    **_by_steps("l1"),
+    "L2DeepFoolAttack": Entry({"steps": "steps"}, steps=50, norms=("l2",)),
+    "DDNAttack": Entry({"steps": "steps"}, steps=100, norms=("l2",)),
+    "SparseL1DescentAttack": Entry(_DESCENT, steps=10, step=0.2, norms=("l1",)),
+    **{f"L2{aware}Additive{noise}NoiseAttack": Entry(_RANDOM, norms=("l2",)) for aware, noise in _NOISES},
+    **{
+        f"L2{aware}RepeatedAdditive{noise}NoiseAttack": Entry({"steps": "repeats"}, steps=100, norms=("l2",))
+        for aware, noise in _NOISES
+    },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 from robflat_attacks import TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
 from robflat_attacks.adapters import Torchattacks
 from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
-from robflat_bench.api import Examples, Threat, UsageError, Workspace, generator, project
+from robflat_bench.api import NORMS, Examples, Threat, UsageError, Workspace, generator, project
+from robflat_bench.config.threat import check_norm
 from robflat_bench.registry.components import resolve
 from robflat_bench.testing import run_checks
 
@@ -21,9 +23,10 @@ from robflat_bench.testing import run_checks
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
 
 EPSILON = 0.1
-EVERY = [
-    (library, name) for library, table in {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX}.items() for name in table
-]
+RADII = {"linf": EPSILON, "l2": 1.0, "l1": 8.0}
+TABLES = {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX}
+EVERY = [(library, name) for library, table in TABLES.items() for name in table]
+UNDER = [(library, name, norm) for library, name in EVERY for norm in TABLES[library][name].norms]
 QUICK = {"FAB": 2, "Square": 50, "LInfFMNAttack": 10, "LinfPGD": 10, "LinfAdamPGD": 10}
 DRAWING = ["torchattacks(name=PGD, steps=3", "torchattacks(name=VMIFGSM, steps=2", "foolbox(name=LinfPGD, steps=3"]
 
@@ -43,8 +46,10 @@ def images(model: nn.Module, count: int = 8, channels: int = 3) -> Examples:
         return Examples(x, model(x).argmax(1), 100 + 7 * torch.arange(count))
 
 
-def attack(registry, text: str, epsilon: float = EPSILON):
-    return resolve(registry, "attack", text).build(Threat(epsilon))
+def attack(registry, text: str, epsilon: float | None = None, norm: str = "linf"):
+    component = resolve(registry, "attack", text)
+    check_norm(component, norm)
+    return component.build(Threat(RADII[norm] if epsilon is None else epsilon, norm))
 
 
 def spelled(library: str, name: str) -> str:
@@ -65,15 +70,18 @@ def test_the_conformance_kit_passes(registry, name):
     assert others == {("check_declared_passes", "skipped"), ("check_examples_are_alone", "skipped")}, results
 
 
-@pytest.mark.parametrize(("library", "name"), EVERY)
-def test_every_attack_stays_in_ball_and_box_and_leaves_no_trace(registry, capsys, library, name):
+@pytest.mark.parametrize(("library", "name", "norm"), UNDER)
+def test_every_attack_stays_in_ball_and_box_and_leaves_no_trace(registry, capsys, library, name, norm):
     model = small()
     model[0].train()  # a mixed mode is what `model.train()` afterwards would lose
     examples, state = images(model, 4), copy.deepcopy(model.state_dict())
     x, modes, before = examples.x.clone(), [part.training for part in model.modules()], torch.get_rng_state()
-    x_adv = attack(registry, spelled(library, name)).run(model, examples, Workspace())
-    assert (x_adv - x).abs().max() <= EPSILON + 1e-6
-    assert torch.equal(x_adv, project(x_adv, x, EPSILON))  # to the last bit, which the libraries do not promise
+    x_adv = attack(registry, spelled(library, name), norm=norm).run(model, examples, Workspace())
+    assert NORMS[norm].size(x_adv - x).max() <= RADII[norm] * (1 + 1e-6)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    if norm == "linf":
+        assert torch.equal(x_adv, project(x_adv, x, EPSILON))  # to the last bit, which the libraries do not promise
     assert x_adv.dtype == x.dtype
     assert not x_adv.requires_grad
     assert torch.equal(examples.x, x)
@@ -98,10 +106,10 @@ def test_what_a_library_returns_beyond_ball_and_box_is_projected():
     assert torch.equal(x_adv, (examples.x + EPSILON).clamp(max=1))
 
 
-@pytest.mark.parametrize(("library", "name"), EVERY)
-def test_every_attack_is_a_function_of_seed_and_indices(registry, library, name):
+@pytest.mark.parametrize(("library", "name", "norm"), UNDER)
+def test_every_attack_is_a_function_of_seed_and_indices(registry, library, name, norm):
     model = small()
-    examples, chosen = images(model, 4), attack(registry, spelled(library, name))
+    examples, chosen = images(model, 4), attack(registry, spelled(library, name), norm=norm)
     with torch.random.fork_rng(devices=[]):
         first = chosen.perturb(model, examples, 0)
         torch.manual_seed(1)
@@ -175,6 +183,49 @@ def test_foolbox_gives_what_it_gives_when_called_directly(registry, name):
     assert torch.equal(model(found).argmax(1) != examples.y, broken)
 
 
+@pytest.mark.parametrize(
+    ("library", "name", "norm"),
+    [
+        *(("torchattacks", "PGDL2", "l2"), ("torchattacks", "APGD", "l2"), ("torchattacks", "FAB", "l2")),
+        *(("foolbox", "L2PGD", "l2"), ("foolbox", "L1PGD", "l1"), ("foolbox", "DDNAttack", "l2")),
+    ],
+)
+def test_other_norms_give_what_the_libraries_give_when_called_directly(registry, library, name, norm):
+    import foolbox
+    import torchattacks
+
+    model = small()
+    examples, epsilon = images(model), RADII[norm]
+    seed = key(library, name, examples)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if library == "foolbox":
+            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+            _, expected, _ = getattr(foolbox.attacks, name)()(wrapped, examples.x, examples.y, epsilons=epsilon)
+        else:
+            given = {"eps": epsilon, "norm": norm.upper(), "seed": seed, "alpha": 0.2 * epsilon}
+            known = inspect.signature(getattr(torchattacks, name)).parameters
+            arguments = {argument: value for argument, value in given.items() if argument in known}
+            expected = getattr(torchattacks, name)(model, **arguments)(examples.x, examples.y)
+    found = attack(registry, f"{library}(name={name})", norm=norm).perturb(model, examples, 0)
+    torch.testing.assert_close(found, NORMS[norm].project(expected, examples.x, epsilon), rtol=0, atol=1e-6)
+    assert not torch.equal(found, examples.x)
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "known"),
+    [
+        ("foolbox(name=LinfPGD)", "l2", "linf"),
+        ("foolbox(name=L2PGD)", "linf", "l2"),
+        ("torchattacks(name=PGD)", "l2", "linf"),
+        ("torchattacks(name=APGD)", "l1", "linf, l2"),
+    ],
+)
+def test_an_attack_of_another_norm_is_refused_before_any_work(registry, text, norm, known):
+    with pytest.raises(UsageError, match=rf"is defined under {known}, but the threat's norm is {norm}"):
+        check_norm(resolve(registry, "attack", text), norm)
+
+
 def test_foolbox_restarts_break_what_one_of_them_breaks(registry):
     model = small()
     examples = images(model, 32)
@@ -209,20 +260,28 @@ def test_the_table_says_what_foolbox_takes_and_defaults_to(name):
     assert ours == {*entry.takes.values()} - {"times"}
     assert entry.steps == next((known[steps].default for steps in ("steps", "repeats") if steps in known), 1)
     assert entry.step == (known["rel_stepsize"].default if "rel_stepsize" in known else 0)
-    assert chosen().distance is foolbox.distances.linf
+    assert chosen().distance is getattr(foolbox.distances, entry.norms[0])
 
 
 def test_the_tables_are_complete():
-    """Of torchattacks but AutoAttack, which the core has from its authors; of foolbox but what starts elsewhere."""
+    """Of torchattacks but AutoAttack, which the core has from its authors, and attacks without a radius; of foolbox but
+    those that start elsewhere, reduce contrast or take thousands of steps."""
     import foolbox
     import torchattacks
 
-    linf = {name for name in torchattacks.__all__ if ": Linf" in (getattr(torchattacks, name).__doc__ or "")}
-    assert linf - {"AutoAttack"} == set(TORCHATTACKS)
-    named = {item for name, item in vars(foolbox.attacks).items() if name.lower().startswith("linf")}
-    assert named - {foolbox.attacks.LinfinityBrendelBethgeAttack} == {
-        getattr(foolbox.attacks, name) for name in FOOLBOX
+    balls = {
+        name
+        for name in torchattacks.__all__
+        if re.search(": (Linf|L2|L1)", getattr(torchattacks, name).__doc__ or "")
+        and {"eps", "max_epsilon"} & {*inspect.signature(getattr(torchattacks, name)).parameters}
     }
+    assert balls - {"AutoAttack"} == set(TORCHATTACKS)
+    named = {item for name, item in vars(foolbox.attacks).items() if re.match("linf|l2|l1", name.lower())}
+    others = ("LinfinityBrendelBethgeAttack", "L2BrendelBethgeAttack", "L1BrendelBethgeAttack")
+    others += ("L2CarliniWagnerAttack", "L2ContrastReductionAttack")
+    offered = {getattr(foolbox.attacks, name) for name in FOOLBOX}
+    assert named - {getattr(foolbox.attacks, name) for name in others} <= offered
+    assert offered - named == {foolbox.attacks.DDNAttack, foolbox.attacks.SparseL1DescentAttack}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -299,9 +358,9 @@ def test_other_precisions_are_refused():
     [
         ("torchattacks(name=PDG)", "did you mean 'PGD'?"),
         ("torchattacks(name=pgd)", "did you mean 'PGD'?"),
-        ("torchattacks(name=CW)", "not an l-inf attack of torchattacks"),
+        ("torchattacks(name=CW)", "not an attack of torchattacks in a ball"),
         ("foolbox(name=LinfPDG)", "did you mean 'LinfPGD'?"),
-        ("foolbox(name=L2PGD)", "not an l-inf attack of foolbox"),
+        ("foolbox(name=L2CarliniWagnerAttack)", "not an attack of foolbox in a ball"),
         ("torchattacks(steps=5)", "'name' is missing"),
         ("torchattacks(name=FGSM, steps=5)", "FGSM of torchattacks takes no steps"),
         ("torchattacks(name=Square, step=0.1)", "Square of torchattacks takes no step"),

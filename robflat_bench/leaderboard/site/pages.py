@@ -45,11 +45,11 @@ FILTERS = {
     "name": names.name,
     "leaves": lambda tree: list(words.leaves(tree)),
     "number": words.format_value,
-    "radius": words.radius,
     "ranks": words.rank_interval,
     "seconds": words.format_seconds,
     "shade": figures.shade,
     "spread": words.spread,
+    "threat": words.threat,
     "unit_and_n": words.unit_and_n,
 }
 

@@ -9,10 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from robflat_bench.analysis.statistics import Place
-from robflat_bench.leaderboard.model import BoardColumn, RowValue
+from robflat_bench.leaderboard.model import Board, BoardColumn, RowValue
 
 UNITS = {"fraction": "%", "nats": "nats"}
 """Unit of a quantity -> unit as the site shows it."""
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 DECIMALS = {"fraction": 1, "nats": 3, "ratio": 2}
 _SEGMENT = re.compile(r"[a-z0-9.=+-]{1,100}")
 # Characters that XML forbids, and characters that change the direction of the text around them.
@@ -119,6 +120,11 @@ def radius(epsilon: float) -> str:
     """`8/255` for a small whole number of pixel values, otherwise three significant figures."""
     pixels = 255 * epsilon
     return f"{round(pixels)}/255" if abs(pixels - round(pixels)) < 0.01 and 0.5 < pixels < 33 else f"{epsilon:.3g}"
+
+
+def threat(board: Board) -> str:
+    """`ℓ∞, ε = 8/255`: norm and radius of the threat."""
+    return f"{NORMS[board.norm]}, ε = {radius(board.epsilon)}"
 
 
 def within(title: str) -> str:

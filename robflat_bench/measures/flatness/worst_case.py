@@ -8,13 +8,13 @@ One \nu for all examples and one d per example climb together (coupling `joint`)
 
     \nu_l <- \Pi_{B_xi} ( \nu_l + \beta ||w_l|| g_l / ||g_l|| ),   d_i <- \Pi ( d_i + \alpha sign \nabla_{d_i} \ell )
 
-Under `frozen` and `clean` the images stay and \nu climbs alone. The matched reference L(w) is the same ascent with xi
-= 0. At the end of the highest ascent a stronger attack at w + \nu starts from the images found there; its loss is
-higher by the detail `shortfall`. The released code's setting is start=released, batch=128, weight_step=0.01,
-step=0.007, keep=last, reference=paper: images start on Gaussian directions, and their first gradient is taken before
-they are clipped to [0,1]. Its step is longer than the ball's radius, so \nu follows the last batch, and each batch of
-images makes one step while \nu makes one for every batch. The paper's ball has one l2 radius per layer; for other balls
-see `weight_space`. Stutz et al., ICCV 2021.
+Under an l2 threat, d_i moves along its gradient instead of the sign. Under `frozen` and `clean` the images stay and \nu
+climbs alone. The matched reference L(w) is the same ascent with xi = 0. At the end of the highest ascent a stronger
+attack at w + \nu starts from the images found there; its loss is higher by the detail `shortfall`. The released code's
+setting is start=released, batch=128, weight_step=0.01, step=0.007, keep=last, reference=paper: images start on Gaussian
+directions, and their first gradient is taken before they are clipped to [0,1]. Its step is longer than the ball's
+radius, so \nu follows the last batch, and each batch of images makes one step while \nu makes one for every batch. The
+paper's ball has one l2 radius per layer; for other balls see `weight_space`. Stutz et al., ICCV 2021.
 
 Unchanged when a convolution followed by batch normalisation is rescaled.
 Standard error: over examples, at the best \nu.
@@ -31,12 +31,14 @@ from typing import Literal, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from robflat_bench.core import (
+    ENGINE_NORMS,
     Examples,
     Journal,
     Measure,
     MeasureInfo,
     Measurement,
     Passes,
+    ThreatNorm,
     Workspace,
     lazy_imports,
 )
@@ -47,15 +49,10 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
-    from robflat_bench.attacks.climbers import project
     from robflat_bench.attacks.engine import attacked
+    from robflat_bench.attacks.norms import climbed
     from robflat_bench.core.estimates import standard_deviation
-    from robflat_bench.core.randomness import (
-        generator,
-        global_state,
-        per_example_gaussian_direction,
-        per_example_uniform,
-    )
+    from robflat_bench.core.randomness import generator, global_state, per_example_gaussian_direction
     from robflat_bench.measures.flatness.reference import subtracted
     from robflat_bench.measures.oracle import Oracle
     from robflat_bench.measures.per_example import best_start, mean_of
@@ -105,6 +102,10 @@ class WorstCaseParams(shared.WeightSpaceParams):
         if self.start == "released" and self.keep == "best":
             raise ValueError("start=released needs keep=last, because its first images may lie outside [0,1]")
         return self
+
+    @property
+    def norms(self) -> tuple[ThreatNorm, ...]:  # type: ignore[override]  # the released code starts in the l-inf ball
+        return ENGINE_NORMS if self.start is None else ("linf",)
 
 
 STRONG, STRONG_BACK = "2 * (strong_steps + 1) + N", "2 * strong_steps"
@@ -249,22 +250,22 @@ class WorstCase(Measure):
 
     def _start(self, examples: Examples, *key: int | str) -> Tensor:
         """The images at which a joint ascent begins; those of the released code are not clipped to [0,1]."""
-        x, epsilon = examples.x, self.threat.epsilon
+        x, epsilon, norm = examples.x, self.threat.epsilon, climbed(self.threat.norm)
         if self.params.start is None:
-            return project(x + epsilon * per_example_uniform(x, examples.index, *key), x, epsilon)
+            return norm.project(x + epsilon * norm.noise(x, examples.index, *key), x, epsilon)
         return x + epsilon * per_example_gaussian_direction(x, examples.index, *key)
 
     def _climb(
         self, model: nn.Module, examples: Examples, xi: float, nu: Direction, images: Tensor, joint: bool
     ) -> Climb:
         """The ascent from w + nu and these images, which climb too if `joint`. With xi = 0 the weights stay."""
-        params, epsilon, moving = self.params, self.threat.epsilon, xi > 0
+        params, epsilon, norm, moving = self.params, self.threat.epsilon, climbed(self.threat.norm), xi > 0
         space, oracle = self._space(model), self._oracle("clean")
         layers = space.layers if moving else {}
         size = params.batch or len(examples)
         clean, given = examples.x.split(size), Examples(images, examples.y, examples.index)
         groups = [given[slice(at, at + size)] for at in range(0, len(examples), size)]
-        step = epsilon / 4 if params.step is None else params.step
+        step = norm.step(epsilon, params.steps) if params.step is None else params.step
         weight_step = params.weight_step or 2.5 * xi / (params.steps * len(groups))
         best: Climb | None = None
 
@@ -281,7 +282,7 @@ class WorstCase(Measure):
                     if params.keep == "best" and len(groups) == 1:
                         best = _better(best, Climb(nu, group.x, slopes.losses))
                     if slopes.images is not None:
-                        moved = project(group.x + step * slopes.images.sign(), x, epsilon)
+                        moved = norm.project(group.x + step * norm.steepest(slopes.images), x, epsilon)
                         groups[number] = replace(group, x=moved)
                     nu = space.step(nu, slopes.weights, weight_step, xi) if moving else nu
                 if params.keep == "best" and len(groups) > 1:  # nu has moved since the first group was read

@@ -17,11 +17,12 @@ Standard error: over examples. Cost: steps + 3 + points forward and steps backwa
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import (
+    ENGINE_NORMS,
     Examples,
     Measure,
     MeasureInfo,
@@ -40,12 +41,15 @@ with lazy_imports():
 
     from robflat_bench.attacks.climbers import Objective
     from robflat_bench.attacks.engine import ascend, attacked, cross_entropy
+    from robflat_bench.attacks.norms import climbed
     from robflat_bench.core.batching import in_batches
     from robflat_bench.core.estimates import estimated
     from robflat_bench.core.randomness import per_example_uniform
 
 
 class BoundaryThicknessParams(Params):
+    norms = ENGINE_NORMS
+
     a: Number = Field(
         default=0.0, ge=-1, le=1, description="Lower level of the difference of probabilities. Default: the paper's."
     )
@@ -56,9 +60,13 @@ class BoundaryThicknessParams(Params):
     attack: Literal["untargeted", "targeted"] = Field(
         default="untargeted", description="The attack leaves the predicted class, or seeks a random other class."
     )
-    radius: Number | None = Field(default=None, gt=0, description="l-inf radius of the attack; by default epsilon.")
+    radius: Number | None = Field(
+        default=None, gt=0, description="Radius of the attack, in the threat's norm; by default epsilon."
+    )
     steps: Steps = 20
-    step: Number | None = Field(default=None, gt=0, description="Step size of the attack; by default radius/4.")
+    step: Number | None = Field(
+        default=None, gt=0, description="Step size of the attack; by default radius/4, under l2 2.5 radius/steps."
+    )
 
 
 INFO = MeasureInfo(
@@ -96,9 +104,11 @@ class BoundaryThickness(Measure):
             objective = cross_entropy(i)
             if params.attack == "targeted":
                 objective = _towards((i + 1 + _whole(other, logits.shape[1] - 1).to(i)) % logits.shape[1])
-            start = x + radius * per_example_uniform(x, part.index, *key, "start")
-            step = radius / 4 if params.step is None else params.step
-            x_a = ascend(model, x, start, objective, epsilon=radius, step=step, steps=params.steps).x
+            norm = climbed(self.threat.norm)
+            start = x + radius * norm.noise(x, part.index, *key, "start")
+            step = norm.step(radius, params.steps) if params.step is None else params.step
+            sizes: Any = {"epsilon": radius, "step": step, "steps": params.steps, "norm": self.threat.norm}
+            x_a = ascend(model, x, start, objective, **sizes).x
             with torch.no_grad():
                 j = model(x_a).argmax(1)
                 between = torch.zeros(len(part), dtype=torch.float64, device=x.device)

@@ -2,10 +2,10 @@ r"""Gradient alignment: how linear the loss is around an example,
 
     mean_i E_\eta cos( \nabla_x \ell(f(x_i), y_i), \nabla_x \ell(f(x_i + \eta), y_i) ),   \eta ~ U([-eps, eps]^D)
 
-The value is 1 where the loss is linear in the ball, and collapses with catastrophic overfitting. The moved image may
-leave [0,1], as published. The cosine is 1 where both gradients vanish (a constant is linear), and 0 where one alone
-does; the detail `vanishing` is the fraction of pairs in which either vanishes.
-Andriushchenko & Flammarion: NeurIPS 2020.
+or uniform in the l2 ball under an l2 threat. The value is 1 where the loss is linear in the ball, and collapses with
+catastrophic overfitting. The moved image may leave [0,1], as published. The cosine is 1 where both gradients vanish (a
+constant is linear), and 0 where one alone does; the detail `vanishing` is the fraction of pairs in which either
+vanishes. Andriushchenko & Flammarion: NeurIPS 2020.
 
 Invariant to every change of weights that keeps the function. Scaling the logits changes it, by no fixed power.
 Standard error: over examples. Each example has its own draws, so it covers them; the detail `standard_error_draws` is
@@ -18,7 +18,17 @@ import math
 
 from pydantic import Field, PositiveInt
 
-from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Params, Passes, Workspace, lazy_imports
+from robflat_bench.core import (
+    ENGINE_NORMS,
+    Examples,
+    Measure,
+    MeasureInfo,
+    Measurement,
+    Params,
+    Passes,
+    Workspace,
+    lazy_imports,
+)
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():
@@ -26,12 +36,14 @@ with lazy_imports():
     from torch import Tensor, nn
     from torch.nn import functional as F
 
+    from robflat_bench.attacks.norms import climbed
     from robflat_bench.core.batching import in_batches
-    from robflat_bench.core.randomness import per_example_uniform
     from robflat_bench.measures.per_example import cosines, image_gradient, mean_of
 
 
 class GradientAlignmentParams(Params):
+    norms = ENGINE_NORMS
+
     draws: PositiveInt = Field(
         default=1, description="Random draws of the noise for each example. Default: the paper's."
     )
@@ -76,6 +88,6 @@ class GradientAlignment(Measure):
 
         here, pairs = gradient(part.x), []
         for draw in range(self.params.draws):
-            eta = self.threat.epsilon * per_example_uniform(part.x, part.index, seed, "gradient-alignment", draw)
-            pairs.append(cosines(here, gradient(part.x + eta)))
+            noise = climbed(self.threat.norm).noise(part.x, part.index, seed, "gradient-alignment", draw)
+            pairs.append(cosines(here, gradient(part.x + self.threat.epsilon * noise)))
         return torch.stack(pairs, 2)

@@ -2,8 +2,8 @@ r"""The mean norm of the gradient of the loss with respect to the pixels:
 
     mean_i || \nabla_x \ell(f(x), y_i) ||_p   at x = x_i (clean) or at its adversarial image x_i' (frozen)
 
-p=1 is the dual of the l-inf threat: eps times the l1 norm is the first-order rise of the loss within the ball. p=2 is
-the length.
+eps times the dual norm is the first-order rise of the loss within the ball. p=1 is the dual of the l-inf threat, p=2 of
+l2. p=dual takes the dual of the protocol's threat.
 Kim et al., NeurIPS 2023 (as a predictor); Simon-Gabriel et al., ICML 2019 (p as the threat's dual).
 
 Invariant to every change of weights that keeps the function, folding included. Scaling the logits changes it, by no
@@ -25,13 +25,17 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
+    from robflat_bench.attacks.norms import NORMS
     from robflat_bench.core.batching import in_batches
     from robflat_bench.measures.oracle import given_images
     from robflat_bench.measures.per_example import image_gradient, mean_of
 
 
 class InputGradientNormParams(FixedImagesParams):
-    p: Literal[1, 2] = Field(default=1, description="Norm of the gradient; l1 is the dual of the l-inf threat.")
+    p: Literal[1, 2, "dual"] = Field(
+        default=1,
+        description="Norm of the gradient; l1 is the dual of the l-inf threat, l2 of l2, and `dual` of the protocol's.",
+    )
 
 
 INFO = MeasureInfo(
@@ -59,10 +63,11 @@ class InputGradientNorm(Measure):
 
     def measure(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Measurement:
         oracle, images = given_images(self, model, examples, workspace)
+        p = NORMS[self.threat.norm].dual_p if self.params.p == "dual" else self.params.p
 
         def norm(part: Examples) -> Tensor:
             slope = image_gradient(model, part.x, lambda x: oracle.cross_entropy(model, replace(part, x=x)))
-            norms: Tensor = torch.linalg.vector_norm(slope, self.params.p, dim=1)
+            norms: Tensor = torch.linalg.vector_norm(slope, p, dim=1)
             return norms
 
         return mean_of(in_batches(images, workspace, norm, "gradient_norm").cpu().numpy())
