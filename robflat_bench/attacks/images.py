@@ -26,6 +26,7 @@ with lazy_imports():
     import torch
     from torch import Tensor, nn
 
+    from robflat_bench.attacks.norms import NORMS
     from robflat_bench.core.archives import unpack_arrays
 
 TOLERANCE = 1e-6
@@ -39,6 +40,8 @@ FILES: dict[str, Path] = {}
 
 class ImagesParams(Params):
     """One of `file` and `sha256` names the images; the canonical text of the attack has the hash only."""
+
+    norms = ("linf", "l2", "l1")
 
     file: str | None = Field(default=None, max_length=4096, description="The .npz file with arrays x and index.")
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
@@ -83,7 +86,7 @@ INFO = AttackInfo(
 
 def excess(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """How far each image lies outside the threat's ball around x, [N] in pixels of [0,1]; NaN for an image with NaN."""
-    return (x_adv - x).flatten(1).abs().amax(1) - threat.epsilon
+    return NORMS[threat.norm].size(x_adv - x) - threat.epsilon
 
 
 class Images(Attack):

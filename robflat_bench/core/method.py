@@ -319,7 +319,7 @@ class Modifier(TrainingComponent):
         raise NotImplementedError
 
     def backward(self, loss: Loss, model: nn.Module, optimizer: Optimizer, batch: Batch) -> Tensor:
-        """From the loss to moved weights: call `backward()` on a loss, then `optimizer.step()`; return its detached value.
+        """From the loss to moved weights: `backward()` on a loss, then `optimizer.step()`. Returns its detached value.
 
         Notes
         -----

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from robflat_bench.config.protocol import MAX_BYTES, Protocol, load, named
 from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.core.archives import MAX_UNPACKED
 from robflat_bench.front.arguments import checked
 from robflat_bench.front.grids import Grid, grid
 from robflat_bench.front.model_card import model_card
 from robflat_bench.front.runs import Run
 from robflat_bench.front.sessions import open_registry
 from robflat_bench.records import record as records
-from robflat_bench.core.archives import MAX_UNPACKED
 from robflat_bench.records.hub import HubName, hub_errors
 from robflat_bench.records.record import RunRecord
 from robflat_bench.records.store import RunFolder, Store, regular_bytes

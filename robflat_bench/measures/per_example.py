@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked, gradient_at
+from robflat_bench.attacks.norms import climbed
 from robflat_bench.core import Examples, Measurement, Threat
 from robflat_bench.core.estimates import estimated
-from robflat_bench.core.randomness import per_example_uniform
 
 
 def best_start(losses: np.ndarray) -> int:
@@ -39,7 +39,7 @@ def image_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
 
 def random_images(part: Examples, threat: Threat, *key: int | str) -> Tensor:
     """An image for each example, [B,C,H,W]: uniform in the threat's ball, then clipped to [0,1]; keyed by the index."""
-    return (part.x + threat.epsilon * per_example_uniform(part.x, part.index, *key)).clamp(0, 1)
+    return (part.x + threat.epsilon * climbed(threat.norm).noise(part.x, part.index, *key)).clamp(0, 1)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

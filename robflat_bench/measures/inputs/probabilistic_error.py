@@ -20,6 +20,7 @@ import math
 from pydantic import Field
 
 from robflat_bench.core import (
+    ENGINE_NORMS,
     Examples,
     Measure,
     MeasureInfo,
@@ -43,6 +44,8 @@ with lazy_imports():
 
 
 class ProbabilisticErrorParams(Params):
+    norms = ENGINE_NORMS
+
     draws: int = Field(default=100, ge=2, description="Random images in the ball of each example.")
     rho: Number = Field(
         default=0.01, ge=0, lt=1, description="Share of errors that an example may have without counting in `below`."
