@@ -150,7 +150,7 @@ class Drawing:
 
     def label(self, x: float, y: float, content: str, within: Box) -> None:
         """The name of a datum beside it; left out where there is no room inside the box `within`."""
-        content = content if len(content) <= 26 else f"{content[:25]}\u2026"
+        content = content if len(content) <= 30 else f"{content[:29]}\u2026"
         wide = GLYPH * len(content)
         for dx, dy, anchor in (
             (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 18, "middle"),
