@@ -14,6 +14,7 @@ from helpers.commands import REPOSITORY, TINY, Done, Finished, run_here
 from helpers.distributions import Site
 from hypothesis import settings
 
+os.environ.pop("COLUMNS", None)  # the workers of pytest-xdist have it
 os.environ["ROBFLAT_BENCH_JOBS"] = "1"  # tests of workers ask for them; elsewhere they would only take cores
 
 settings.register_profile("robflat-bench", deadline=None)

@@ -115,7 +115,7 @@ class Linf(ClimbedNorm):
         return epsilon / 4
 
     def region(self, x: Tensor, epsilon: Size) -> Region:
-        return Box((x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1))
+        return BoxRegion((x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1))
 
 
 class L2(ClimbedNorm):
@@ -138,7 +138,7 @@ class L2(ClimbedNorm):
         return 2.5 * epsilon / steps
 
     def region(self, x: Tensor, epsilon: Size) -> Region:
-        return Ball(self, x, epsilon)
+        return BallRegion(self, x, epsilon)
 
 
 class L1(Norm):
@@ -157,7 +157,7 @@ class L1(Norm):
         return kept.reshape(moves.shape).to(moves)
 
 
-class Box(NamedTuple):
+class BoxRegion(NamedTuple):
     """The region of l-inf: pixels between two images, so that a step clips once."""
 
     lowest: Tensor
@@ -167,10 +167,10 @@ class Box(NamedTuple):
         return images.clamp_(self.lowest, self.upmost)
 
     def rows(self, stay: Tensor) -> Region:
-        return Box(self.lowest[stay], self.upmost[stay])
+        return BoxRegion(self.lowest[stay], self.upmost[stay])
 
 
-class Ball(NamedTuple):
+class BallRegion(NamedTuple):
     """The region of a norm by `project`."""
 
     norm: Norm
@@ -181,7 +181,7 @@ class Ball(NamedTuple):
         return self.norm.project(images, self.x, self.epsilon)
 
     def rows(self, stay: Tensor) -> Region:
-        return Ball(self.norm, self.x[stay], rows_of(self.epsilon, stay))
+        return BallRegion(self.norm, self.x[stay], rows_of(self.epsilon, stay))
 
 
 CLIMBED: dict[str, ClimbedNorm] = {"linf": Linf(), "l2": L2()}

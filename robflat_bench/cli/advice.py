@@ -24,6 +24,7 @@ EXAMPLES = {
     "results": "results ls",
     "results show": "results show RUN",
     "results compare": "results compare trades at",
+    "results push": "results push RUN hf://OWNER/NAME",
     "leaderboard": "leaderboard show",
     "leaderboard submit": "leaderboard submit RUN",
     "leaderboard verify": "leaderboard verify RUN",

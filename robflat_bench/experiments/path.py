@@ -69,11 +69,11 @@ class AttackPath(Experiment):
     summary = "Loss and flatness of the last layer along the iterates of an attack, for images fooled and not fooled."
     params = PathParams
 
-    rows: tuple[PathRow, ...]
+    points: tuple[PathRow, ...]
 
     def of(self, images: Images) -> list[PathRow]:
         """The rows of one group, by step."""
-        return [row for row in self.rows if row.images == images]
+        return [row for row in self.points if row.images == images]
 
     @property
     def brief(self) -> dict[str, float | None]:
@@ -108,7 +108,7 @@ class AttackPath(Experiment):
             for name, group in groups.items()
             for t in range(params.steps + 1)
         ]
-        return cls(n=len(examples), rows=tuple(rows))
+        return cls(n=len(examples), points=tuple(rows))
 
     @staticmethod
     def draw(document: Document[AttackPath]) -> Figure:

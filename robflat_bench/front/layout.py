@@ -35,12 +35,12 @@ def layout(columns: Sequence[str], rows: Sequence[Sequence[str]], right: int | N
     rows : sequence of sequence of str
         Cells; a row may be shorter than the columns.
     right : int or None
-        Columns from this one on are numbers; those before it always stay. None: only the first always stays.
+        Columns from this one on are numbers; those before it always stay. None: all stay, and their words wrap.
     width : int
         Characters of a line.
     """
     found = [_needs(heading, [row[k] for row in rows if k < len(row)], k, right) for k, heading in enumerate(columns)]
-    always = max(1, right or 1)
+    always = len(found) if right is None else max(1, right)
     for count in range(len(found), 0, -1):
         taken = found[:count]
         room = width - EDGE - BETWEEN * count

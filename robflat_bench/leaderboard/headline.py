@@ -24,8 +24,8 @@ CLAUSES: dict[str, dict[Verdict, str]] = {
         "supported": "over {n}, flatter ones have a lower robust loss (Spearman {value} {interval})",
         "contradicted": "over {n}, flatness follows robust loss less than claimed (Spearman {value} {interval}, "
         "claimed above {threshold:g})",
-        "undecided": "over {n}, Spearman's correlation of flatness with robust loss is {value} {interval}, not certainly "
-        "above the claimed {threshold:g}",
+        "undecided": "over {n}, Spearman's correlation of flatness with robust loss is {value} {interval}, not "
+        "certainly above the claimed {threshold:g}",
         "not testable": "over methods it is not testable yet whether flatter ones have a lower robust loss: {reason}",
     },
 }

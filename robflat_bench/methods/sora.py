@@ -79,7 +79,7 @@ class SORA(AT):
         return (1 + self.params.largest) * epsilon
 
     def attack(self, model: nn.Module, batch: Batch, inner: InnerAttack) -> Tensor:
-        start = random_start(batch, inner.epsilon)
+        start = random_start(batch, inner)
         with frozen_statistics(model):
             gradient = loss_gradient(model, start, batch.y)
         length = (1 + uniform_like(start, batch.moment.random("length"))) / 2

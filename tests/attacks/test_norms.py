@@ -148,7 +148,7 @@ def test_linf_starts_are_the_draws_of_earlier_versions_bit_for_bit():
 
 
 class Noting(nn.Module):
-    """Keeps the images of its first pass."""
+    """Keeps the images of its first pass of a whole batch; a network is tried on one image before."""
 
     first: Tensor | None = None
 
@@ -157,7 +157,7 @@ class Noting(nn.Module):
         self.network = net()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.first = x.detach().clone() if self.first is None else self.first
+        self.first = x.detach().clone() if self.first is None and len(x) > 1 else self.first
         return self.network(x)
 
 

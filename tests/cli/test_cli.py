@@ -133,7 +133,7 @@ def test_a_list_is_narrowed_by_a_glob(command):
         "wrn-28-10",
         "wrn-34-10",
     ]
-    assert [row["name"] for row in command("list", "protocols", "dig*", "--json").document] == ["digits-linf"]
+    assert [row["name"] for row in command("list", "protocols", "*mini", "--json").document] == ["cifar10-mini"]
     assert command("list", "methods", "x*", "--json").document == []
 
 

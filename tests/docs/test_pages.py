@@ -255,7 +255,7 @@ def test_a_change_of_the_file_is_another_run(place, command):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("run", "--method", "at", "--set", "fixed.threat.epsilon=8", "--plan"), 2, "less than or equal to 1"),
+        (("run", "--method", "at", "--set", "fixed.threat.epsilon=8", "--plan"), 2, "at most 1 under linf"),
         (("run", "--method", "surely-none", "--plan"), 2, "unknown method"),
         (("run", "--method", "surely-none", "--plugin", "broken.py", "--plan"), 4, "division by zero"),
         (("list", "methods", "--plugin", "broken.py"), 4, "ZeroDivisionError: division by zero (broken.py, line 1)"),

@@ -122,9 +122,11 @@ def test_rows_are_means_over_images_in_groups_of_both_ends_of_the_path():
 
 
 def test_the_default_step_is_a_quarter_of_the_radius():
-    found = [read(f"path(steps=2, examples=5{more})", small_net(), Remembering()).rows for more in ("", ", step=0.025")]
+    found = [
+        read(f"path(steps=2, examples=5{more})", small_net(), Remembering()).points for more in ("", ", step=0.025")
+    ]
     assert found[0] == found[1]
-    assert found[0] != read("path(steps=2, examples=5, step=0.02)", small_net(), Remembering()).rows
+    assert found[0] != read("path(steps=2, examples=5, step=0.02)", small_net(), Remembering()).points
 
 
 def test_an_interrupted_path_resumes():

@@ -81,8 +81,9 @@ def test_a_layout_is_a_prefix_of_the_columns_within_the_width(width, rows, data)
     heads = ["name", "a summary", "value", "longer heading of a value"]
     found = layout(heads, rows, right, width)
     assert [column.place for column in found] == [*range(len(found))]
-    assert len(found) >= max(1, right or 1)
-    if len(found) > max(1, right or 1):
+    always = 4 if right is None else right
+    assert len(found) >= always
+    if len(found) > always:
         assert sum(column.width + 3 for column in found) + 1 <= width
     for column in found:
         if right is not None and column.place >= right:

@@ -56,7 +56,8 @@ def _table(parameters: list[dict[str, Any]]) -> str:
     rows = ["| parameter | type | default | range | description |", "|---|---|---|---|---|"]
     for parameter in parameters:
         texts = map(_cell, (parameter["range"], parameter["description"]))
-        cells = [f"`{parameter['name']}`", parameter["type"], f"`{written(parameter['default'])}`", *texts]
+        default = written(parameter["default"]) or '""'
+        cells = [f"`{parameter['name']}`", parameter["type"], f"`{default}`", *texts]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

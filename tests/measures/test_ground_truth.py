@@ -339,7 +339,7 @@ NORMALISED = [
     name for name in REGISTRY.names("measure") if "normalised" in str(declared(name).params.model_fields.get("logits"))
 ]
 ABSOLUTE = {"lpf", "sam-sharpness", "m-sharpness", "keskar", "hessian-lambda-max", "hessian-trace"}
-ABSOLUTE |= {"pac-bayes-sharpness", "weight-gradient-norm"}
+ABSOLUTE |= {"pac-bayes-sharpness", "weight-gradient-norm", "soft-rank"}
 """Of which a last layer that moves shows its size."""
 
 
@@ -348,7 +348,7 @@ def clean(name: str, c: float, moving_head: bool, **changes: Any) -> float:
 
 
 def test_measures_that_read_a_loss_can_normalise_its_logits():
-    assert len(NORMALISED) == 19
+    assert len(NORMALISED) == 21
     assert set(NORMALISED) > ABSOLUTE
 
 

@@ -332,7 +332,7 @@ def test_cutmix_acts_after_unlabeled(registry, model):
 
 
 def test_images_from_elsewhere_are_augmented_with_random_numbers_of_their_own():
-    composition = SimpleNamespace(augment=lambda given, source: given)
+    composition = SimpleNamespace(augment=lambda given, source: given, replaces_augmentation=False)
     inputs = SimpleNamespace(
         seed=3,
         recipe=SimpleNamespace(augmentation="crop-flip"),

@@ -55,6 +55,7 @@ def test_every_event_reaches_every_observer_in_order():
 
     seen: list[tuple] = []
     both = Observers(Writing("one"), Writing("two"))
+    both.begins("at")
     both.training_starts(2, 6, 0)
     both.step_ends(done=1)
     both.epoch_ends([])
@@ -64,6 +65,6 @@ def test_every_event_reaches_every_observer_in_order():
     both.unit_ends()
     both.stage_ends("clean")
     both.note("text")
-    assert [row[0] for row in seen] == ["one", "two"] * 9
+    assert [row[0] for row in seen] == ["one", "two"] * 10
     assert [row[1] for row in seen[::2]] == [name for name in vars(Observer) if not name.startswith("_")]
-    assert seen[0][2] == (2, 6, 0)
+    assert seen[2][2] == (2, 6, 0)

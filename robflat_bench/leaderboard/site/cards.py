@@ -146,8 +146,19 @@ def bibtex(info: Info) -> str:
 
 _LETTERS = {
     **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "kappa": "κ", "lambda": "λ"},
-    **{"mu": "μ", "nu": "ν", "xi": "ξ", "phi": "φ", "rho": "ρ", "sigma": "σ", "tau": "τ", "theta": "θ", "Pi": "Π"},
-    **{"ell": "ℓ", "infty": "∞", "nabla": "∇", "sqrt": "√", "odot": "⊙", "cdot": "·", "times": "×"},
+    **{
+        "mu": "μ",
+        "nu": "ν",
+        "xi": "ξ",
+        "phi": "φ",
+        "rho": "ρ",
+        "sigma": "σ",
+        "tau": "τ",
+        "theta": "θ",
+        "omega": "ω",
+        "Pi": "Π",
+    },
+    **{"omega": "ω", "ell": "ℓ", "infty": "∞", "nabla": "∇", "sqrt": "√", "odot": "⊙", "cdot": "·", "times": "×"},
 }
 _SIGNS = {"<=": "≤", ">=": "≥", "!=": "≠", "<-": "←", "||": "‖", "...": "…"}
 _TOKEN = re.compile(

@@ -103,4 +103,5 @@ def signed_gaps(confidence: np.ndarray, hit: np.ndarray, bins: int) -> np.ndarra
     edges = np.arange(1, bins) / bins
     place, gap = np.searchsorted(edges, confidence, side="left"), confidence - hit
     signs: np.ndarray = np.sign(np.bincount(place, gap, minlength=bins))
-    return signs[place] * gap
+    signed: np.ndarray = signs[place] * gap
+    return signed
