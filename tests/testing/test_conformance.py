@@ -20,11 +20,12 @@ BUILT_IN = [(kind, name) for kind in KINDS for name in discover().names(kind)]
 NOT_DECLARED = {
     "check_declared_passes": {
         *("attack:autoattack", "measure:basin-width", "measure:hessian-lambda-max", "measure:keskar"),
-        *("measure:pac-bayes-sharpness", "measure:pac-bayes-sigma", "measure:weighted-curvature"),
+        *("measure:pac-bayes-sharpness", "measure:pac-bayes-sigma", "measure:soft-rank"),
+        "measure:weighted-curvature",
     },
     "check_declared_powers": {
         *("measure:distance-from-init", "measure:keskar", "measure:lpf", "measure:m-sharpness"),
-        "measure:sam-sharpness",
+        *("measure:sam-sharpness", "measure:soft-rank"),
     },
     "check_examples_are_alone": {"attack:autoattack"},
     "check_seed": {"attack:autoattack", "attack:fgsm"},
