@@ -66,16 +66,13 @@ def evaluate_checkpoint(
     'timm(name=resnet18)' has random weights. The protocol says which attacks and measures are used. The result is
     written beside the model's record.
     """
-    from dataclasses import replace
-
     from robflat_bench.front.evaluations import Request, evaluated, evaluation_protocol
     from robflat_bench.front.progress import Progress
     from robflat_bench.front.sessions import open_session
 
     registry, request = output.registry(), Request(model, options, attacks, measures, examples, train)
     chosen = evaluation_protocol(registry, protocol, settings)
-    known = replace(request, examples=None, train=None) if dataset else request  # counts are of the dataset
-    known.check(registry, chosen, store)
+    request.check(registry, chosen, store, given=bool(dataset))
     request = request.settled(output.note)
     with Progress() as progress:
         source = _test_images(registry, dataset, data, examples) if dataset else data

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from robflat_bench.core import CheckFailed, UsageError
 from robflat_bench.front.text import note, number, percent
@@ -150,54 +150,62 @@ def shown_quantities(board: Board) -> list[BoardColumn]:
     return [by_id[name] for name in (*SHOWN, *board.rankings[1:]) if name in by_id]
 
 
-def board_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Cells]:
-    """Columns and rows of the board.
-
-    Runs with a key of `mine` are marked. Versions of one method (of other plugin code, for example) carry the key of a
-    run.
-    """
-    shown = shown_quantities(board)
+def _labels(board: Board) -> list[str]:
+    """The label of each row; versions of one method (of other plugin code, for example) carry the key of a run."""
     labels = Counter(row.label for row in board.rows)
+    return [f"{row.label} {{{row.runs[0].key[:8]}}}" if labels[row.label] > 1 else row.label for row in board.rows]
+
+
+def board_table(board: Board) -> tuple[list[str], Cells]:
+    """Columns and rows of the board, for a report."""
+    shown = shown_quantities(board)
     rows = []
-    for row in board.rows:
-        version = f" {{{row.runs[0].key[:8]}}}" if labels[row.label] > 1 else ""
-        mark = " *" if any(run.key in mine for run in row.runs) else ""
+    for row, label in zip(board.rows, _labels(board), strict=True):
         place = row.places.get(board.rankings[0])
         rank = f"{_place(place)} {place.groups}" if place else "-"
         values = [_value(row, quantity, board, ranked=quantity is shown[0]) for quantity in shown]
-        rows.append([rank, row.label + version + mark, str(len(row.runs)), *values])
+        rows.append([rank, label, str(len(row.runs)), *values])
     return ["rank", "method", "seeds", *(quantity.title for quantity in shown)], rows
 
 
 def standing_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str], Cells]:
-    """Columns and rows of the board for a terminal: what ranks comes first, units stand in the headings."""
-    from robflat_bench.leaderboard.site.words import short_title
+    """Columns and rows of the board for a terminal: what ranks comes first, units stand in the headings.
+
+    Runs with a key of `mine` are marked.
+    """
+    from robflat_bench.leaderboard.site.words import UNITS, short_title
 
     others = [name for name in ("gap_robust_loss", "clean_error", "robust_loss") if name in board.titles]
     shown = [board.column(name) for name in (board.rankings[0], *board.primary, *others)]
     rows = []
-    for row, cells in zip(board.rows, board_table(board, mine)[1], strict=True):
-        marks = [sign for sign, holds in MARKS.items() if holds(row)]
+    for row, label in zip(board.rows, _labels(board), strict=True):
+        marks = ["*"] if any(run.key in mine for run in row.runs) else []
+        marks += [mark.sign for mark in MARKS if mark.holds(row)]
         values = [_plain(row, quantity, board) for quantity in shown]
         place = row.places.get(board.rankings[0])
         rank = f"{_place(place)}{' lead' * place.lead}" if place else "-"
-        rows.append([rank, " ".join([cells[1], *marks]), *values, cells[2]])
-    units = {"fraction": "%", "nats": "nats"}
-    titles = [f"{short_title(one.title).lower()}, {units.get(one.unit, '')}".rstrip(", ") for one in shown]
+        rows.append([rank, " ".join([label, *marks]), *values, str(len(row.runs))])
+    titles = [f"{short_title(one.title).lower()}, {UNITS.get(one.unit, '')}".rstrip(", ") for one in shown]
     return ["rank", "method", *titles, "seeds"], rows
 
 
-MARKS: dict[str, Callable[[BoardRow], bool]] = {
-    "\u2691": lambda row: any(run.flags for run in row.runs),
-    "+data": lambda row: row.extra_data,
-}
-"""Sign behind a method's name -> when it stands there."""
-MEANINGS = {"\u2691": "a record gives a reason to distrust an attack", "+data": "trained on extra data"}
+class Mark(NamedTuple):
+    """A sign behind a method's name, what it means, and for which rows it stands there."""
+
+    sign: str
+    meaning: str
+    holds: Callable[[BoardRow], bool]
+
+
+MARKS = (
+    Mark("\u2691", "a record gives a reason to distrust an attack", lambda row: any(run.flags for run in row.runs)),
+    Mark("+data", "trained on extra data", lambda row: row.extra_data),
+)
 
 
 def standing_notes(board: Board) -> list[str]:
     """What the signs of `standing_table` mean where they occur, and why rows have no rank."""
-    found = [f"{sign}: {MEANINGS[sign]}" for sign, holds in MARKS.items() if any(map(holds, board.rows))]
+    found = [f"{mark.sign}: {mark.meaning}" for mark in MARKS if any(map(mark.holds, board.rows))]
     reasons: dict[str, list[str]] = {}
     for row in board.rows:
         if row.unranked:

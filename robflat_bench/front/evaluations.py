@@ -191,7 +191,7 @@ def evaluate(
     named = str(model) if isinstance(model, Path) else model
     request = Request(named, options, several(attacks), several(measures), examples, train)
     given = data is not None and not isinstance(data, str | Path)  # the counts are of such data
-    (replace(request, examples=None, train=None) if given else request).check(registry, chosen, Path(store))
+    request.check(registry, chosen, Path(store), given)
     request = request.settled(note if progress else lambda line: None)
 
     with chosen_observer(progress) as observer:
@@ -227,19 +227,20 @@ class Request:
     examples: int | None
     train: int | None
 
-    def check(self, registry: Registry, protocol: Protocol, store: Path) -> None:
-        """Find every mistake that shows without torch; UsageError ends with the next thing to write."""
+    def check(self, registry: Registry, protocol: Protocol, store: Path, given: bool) -> None:
+        """Find every mistake that shows without torch; UsageError ends with the next thing to write.
+
+        `given`: the examples are not the protocol's, so their counts cannot be checked yet.
+        """
         from robflat_bench.evaluation.options import check_model, check_options, kind_of
         from robflat_bench.records.store import Store
 
-        asked = self
         if not isinstance(self.model, str):
             check_options("module", type(self.model).__name__, self.options)
         else:
             check_model(self.model, self.options, Store(store), registry)
-            if kind_of(self.model) == "run":  # it has the examples of its own protocol
-                asked = replace(self, examples=None, train=None)
-        asked.plan(registry, protocol.fixed)
+            given |= kind_of(self.model) == "run"  # it has the examples of its own protocol
+        (replace(self, examples=None, train=None) if given else self).plan(registry, protocol.fixed)
 
     def settled(self, say: Callable[[str], None]) -> Request:
         """The request with a model of the hub downloaded and named by its commit; `say` has the size before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from robflat_bench.front.text import number, visible
 
@@ -47,15 +47,14 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        from robflat_bench.front.layout import elide, layout, wrapped
+        from robflat_bench.front.layout import elide, layout
 
         yield Text(self.heading, style="table.title")  # a title of the table would be as narrow as the table
         made = Table(box=box.SIMPLE_HEAD, show_header=any(self.columns))
         shown = layout(self.columns, self.rows, self.right, options.max_width)
         for column in shown:
-            right = self.is_right(column.place)
-            heading = Text(wrapped(self.columns[column.place], column.width))
-            made.add_column(heading, width=column.width, justify="right" if right else "left", no_wrap=right)
+            justify: Literal["left", "right"] = "right" if self.is_right(column.place) else "left"
+            made.add_column(Text(self.columns[column.place]), width=column.width, justify=justify)
         for row in self.rows:
             cells = [(row[column.place], column) for column in shown if column.place < len(row)]
             made.add_row(*(Text(elide(cell, column.width) if column.elided else cell) for cell, column in cells))

@@ -82,15 +82,3 @@ def elide(text: str, width: int) -> str:
         return text
     head = (width - 1) // 2
     return f"{text[:head]}\u2026{text[len(text) - (width - 1 - head) :]}"
-
-
-def wrapped(heading: str, width: int) -> str:
-    """A heading on as many lines as its words need."""
-    lines = [""]
-    for word in heading.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if cell_len(joined) <= width or not lines[-1]:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    return "\n".join(lines)

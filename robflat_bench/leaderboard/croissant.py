@@ -12,14 +12,11 @@ import json
 from typing import Any
 
 from robflat_bench.leaderboard.model import Leaderboard
+from robflat_bench.leaderboard.site.cite import benchmark
 from robflat_bench.leaderboard.tidy import COLUMNS, Type
 
 TYPES: dict[Type, str] = {"text": "sc:Text", "boolean": "sc:Boolean", "integer": "sc:Integer", "number": "sc:Float"}
 LICENCE = "https://spdx.org/licenses/Apache-2.0"
-CITATION = (
-    "@misc{robflat-bench, title={robflat-bench: adversarially robust generalization and flat minima, measured side by "
-    "side}, author={{The robflat-bench authors}}, year={2026}}"
-)
 ABOUT = (
     "Robust errors, robust losses and flatness of networks from adversarial training, by method, with confidence "
     "intervals over seeds and test examples and with ranks. Every number is computed from committed records of runs; "
@@ -79,7 +76,7 @@ def croissant(leaderboard: Leaderboard, name: str, table: bytes, address: str = 
         "name": "robflat-bench",
         "description": ABOUT,
         "license": LICENCE,
-        "citeAs": CITATION,
+        "citeAs": benchmark(),
         "version": f"{leaderboard.schema_version}.0.0",
         "creator": {"@type": "sc:Organization", "name": "The robflat-bench authors"},
         "isLiveDataset": True,

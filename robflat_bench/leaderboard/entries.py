@@ -22,16 +22,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from robflat_bench.config.protocol import Checkpoint, Digest, content_hash, parse_toml, read_text
-from robflat_bench.core import CheckFailed, Strict, UsageError
+from robflat_bench.config.protocol import Checkpoint, Digest, content_hash
+from robflat_bench.core import CheckFailed, Strict
 from robflat_bench.leaderboard.derived import estimate_problems
 from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
 from robflat_bench.leaderboard.model import RANKED_AT, TIERS, Reference, Status, Tier
-from robflat_bench.leaderboard.tree import ENTRY, KEY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, walk
+from robflat_bench.leaderboard.tree import ENTRY, KEY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, read_toml, walk
 from robflat_bench.records.record import Count, EvaluationRecord, NonNegative, RunRecord
 from robflat_bench.records.store import RunFolder, Store, read_record, write_json
 from robflat_bench.registry.registry import Registry
-from robflat_bench.registry.validation import validate
 
 Outcomes = dict[str, np.ndarray]
 FIRST_DAY, LAST_DAY = "1970-01-01", "2199-12-31"
@@ -236,10 +235,4 @@ class _References(Strict):
 
 def references(root: Path, protocol: str) -> tuple[Reference, ...]:
     """The reference rows of a protocol. Raises CheckFailed where their file is not valid."""
-    path = root / REFERENCES / f"{protocol}.toml"
-    if not path.is_file():
-        return ()
-    try:
-        return validate(_References, parse_toml(read_text(path, "references"), str(path)), str(path)).rows
-    except UsageError as error:
-        raise CheckFailed(str(error)) from None
+    return read_toml(root / REFERENCES / f"{protocol}.toml", "references", _References).rows

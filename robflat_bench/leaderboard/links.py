@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from robflat_bench.config.protocol import parse_toml, read_text
-from robflat_bench.core import CheckFailed, Strict, UsageError
-from robflat_bench.registry.validation import validate
+from robflat_bench.core import Strict
+from robflat_bench.leaderboard.tree import read_toml
 
 FILE = "site.toml"
 Address = Annotated[str, Field(pattern=r'^(https://[^\s"<>\\]{1,300})?$')]
@@ -31,10 +30,4 @@ class Links(Strict):
 
 def links(root: Path) -> Links:
     """The links of the leaderboard below `root`. Raises CheckFailed where their file is not valid."""
-    path = root / FILE
-    if not path.is_file():
-        return Links()
-    try:
-        return validate(Links, parse_toml(read_text(path, "links"), str(path)), str(path))
-    except UsageError as error:
-        raise CheckFailed(str(error)) from None
+    return read_toml(root / FILE, "links", Links)

@@ -12,12 +12,14 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from robflat_bench.config import protocol
-from robflat_bench.core import UsageError
+from robflat_bench.core import CheckFailed, Strict, UsageError
 from robflat_bench.records import record
+from robflat_bench.registry.validation import validate
 
+T = TypeVar("T", bound=Strict)
 RECORDS, REFERENCES, PAGES, EXPERIMENTS = "records", "references", "pages", "experiments"
 ENTRY = "entry.json"
 MAX_OUTCOMES = 64 * 1024 * 1024
@@ -77,6 +79,16 @@ def walk(root: Path, folder: str = "") -> Iterator[Found]:
             yield Found(place, f"{str(root / place)!r} does not belong to a leaderboard; remove it")
         else:
             yield Found(place, f"{root / place} is larger than {limit} bytes" if found.st_size > limit else "")
+
+
+def read_toml(path: Path, what: str, model: type[T]) -> T:
+    """A TOML file of a leaderboard; the model's defaults where there is none. Raises CheckFailed if it is not valid."""
+    if not path.is_file():
+        return model()
+    try:
+        return validate(model, protocol.parse_toml(protocol.read_text(path, what), str(path)), str(path))
+    except UsageError as error:
+        raise CheckFailed(str(error)) from None
 
 
 def entry_place(root: Path, path: Path) -> str:

@@ -31,18 +31,6 @@ TEST_SHA256 = "da362006b99671213d1a5d856cab2bedf64d40bad4501630ee60f4ceb2d3ec7f"
 IMG = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path_factory):
-    """A cache of its own, and no network."""
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("ROBFLAT_BENCH_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
-    monkeypatch.delenv("ROBFLAT_BENCH_DATA", raising=False)
-    return cache
-
-
 def sources(root):
     return Cifar10(Params()).sources(None if root is None else str(root))
 

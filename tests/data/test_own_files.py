@@ -16,12 +16,6 @@ from robflat_bench.data.splits import load_splits
 from robflat_bench.registry.components import resolve
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("ROBFLAT_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.delenv("ROBFLAT_BENCH_DATA", raising=False)
-
-
 def pixels(n, size=32, seed=0, channels=3):
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, channels), dtype=np.uint8)
 

@@ -18,18 +18,6 @@ from robflat_bench.data.layouts import content_digest
 from robflat_bench.registry.components import resolve
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path_factory):
-    """A cache of its own, and no network."""
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("ROBFLAT_BENCH_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
-    monkeypatch.delenv("ROBFLAT_BENCH_DATA", raising=False)
-    return cache
-
-
 def pixels(n, size, seed=0, channels=3):
     shape = (n, size, size, channels) if channels == 3 else (n, size, size)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

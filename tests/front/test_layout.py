@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from robflat_bench.front.console import written
 from robflat_bench.front.grids import grid
-from robflat_bench.front.layout import elide, layout, wrapped
+from robflat_bench.front.layout import elide, layout
 
 HEADS = ["rank", "method", "robust error, %", "average-case flatness, nats", "worst-case flatness, nats", "seeds"]
 ROWS = [
@@ -66,8 +66,8 @@ def test_sentences_wrap_between_words():
 
 
 def test_a_heading_wraps_between_words():
-    assert wrapped("average-case flatness, nats", 14) == "average-case\nflatness, nats"
-    assert wrapped("rank", 2) == "rank"
+    text = shown(20, ["average-case flatness, nats"], [["0.1 ± 0.2"]], right=0)
+    assert [line.strip() for line in text.splitlines()[2:4]] == ["average-case", "flatness, nats"]
 
 
 @settings(max_examples=200, deadline=None)

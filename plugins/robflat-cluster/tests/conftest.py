@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from jobs_server import JobsServer, jobs_server
 from one_machine import Absent, OneMachine, install
 from two_nodes import TwoNodes, absent
 
+from robflat_bench.api import Job
 from robflat_cluster.ray import Ray
 from robflat_cluster.slurm import Slurm
 
@@ -34,6 +37,17 @@ def machine(_daemons, monkeypatch) -> Iterator[OneMachine]:
         monkeypatch.setenv(name, value)
     yield _daemons
     _daemons.settle()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., Job]:
+    """`job("a", "exit 3")` -> a job that bash executes, with a name that no other test has."""
+    test = secrets.token_hex(4)
+
+    def made(name: str, line: str, **needs: object) -> Job:
+        return Job(f"{test}-{name}", ("bash", "-c", line), tmp_path / f"{name}.txt", **needs)
+
+    return made
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from robflat_bench.api import Exit, Launcher
+
 PACKAGES = ("slurm-wlm", "munge")
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -139,9 +141,12 @@ class OneMachine:
         self.command("scontrol", "update", f"NodeName={node}", "State=down", "Reason=killed")
 
     def start_requeued(self, id: str) -> None:
-        """Start a job that SLURM has put back into the queue, where it would wait two minutes."""
+        """Start a job that SLURM has put back into the queue, where it would wait two minutes.
+
+        A node refuses to start a job again within the second of its end ("job credential revoked").
+        """
         until(lambda: self.command("squeue", "--noheader", f"--jobs={id}", "--format=%T") == "PENDING")
-        self.command("scontrol", "update", f"JobId={id}", "StartTime=now")
+        self.command("scontrol", "update", f"JobId={id}", "StartTime=now+2")
 
     def settle(self) -> None:
         """No job in the queue, and every node idle."""
@@ -186,6 +191,16 @@ def until(true: Callable[[], object], seconds: float = 120) -> None:
         if time.monotonic() > end:
             raise TimeoutError
         time.sleep(0.2)
+
+
+def ends(launcher: Launcher, count: int, seconds: float = 60) -> dict[str, Exit]:
+    """The next ends, by the last part of the job's name."""
+    found: dict[str, Exit] = {}
+    end = time.monotonic() + seconds
+    while len(found) < count:
+        assert time.monotonic() < end, f"{found} and then nothing; {launcher.standings()}"
+        found |= launcher.wait(1.0)
+    return {name.rpartition("-")[2]: how for name, how in found.items()}
 
 
 def processes_with(**variables: str) -> list[int]:

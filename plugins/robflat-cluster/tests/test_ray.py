@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from one_machine import ends as ends_within
 from one_machine import until
 from sweep_bench import Bench
 from two_nodes import SECOND, TwoNodes
 
-from robflat_bench.api import Exit, Job, Resources
+from robflat_bench.api import Exit, Resources
 from robflat_cluster.ray import Ray, RayParams
 
 pytestmark = pytest.mark.slow
@@ -42,25 +41,7 @@ def ray(jobs: int = 2, **params: object) -> Ray:
     return Ray(RayParams(**params), Resources(jobs))
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Callable[..., Job]:
-    """`job("a", "exit 3")` -> a job that bash executes, with a name that no other test has."""
-    test = secrets.token_hex(4)
-
-    def made(name: str, line: str) -> Job:
-        return Job(f"{test}-{name}", ("bash", "-c", line), tmp_path / f"{name}.txt")
-
-    return made
-
-
-def ends(launcher: Ray, count: int, seconds: float = 300) -> dict[str, Exit]:
-    """The next ends, by the last part of the job's name."""
-    found: dict[str, Exit] = {}
-    end = time.monotonic() + seconds
-    while len(found) < count:
-        assert time.monotonic() < end, f"{found} and then nothing; {launcher.standings()}"
-        found |= launcher.wait(1.0)
-    return {name.rpartition("-")[2]: how for name, how in found.items()}
+ends = partial(ends_within, seconds=300)
 
 
 def runs(launcher: Ray, on: str = "") -> list[str]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
-from one_machine import OneMachine, until
+from one_machine import OneMachine, ends, until
 
 from robflat_bench.api import Exit, Job, Launcher, Resources, UsageError
 from robflat_cluster.slurm import Slurm, SlurmParams
@@ -31,26 +28,6 @@ COUNTED = 'echo "$SLURM_JOB_ID $SLURM_RESTART_COUNT $SLURMD_NODENAME" >> {starts
 
 def slurm(jobs: int = 2, device: str = "cpu", **params: object) -> Slurm:
     return Slurm(SlurmParams(**params), Resources(jobs, 1, device))
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Callable[..., Job]:
-    """`job("a", "exit 3")` -> a job that bash executes, with a name that no other test has."""
-
-    def made(name: str, line: str, **needs: object) -> Job:
-        return Job(f"{tmp_path.name}-{name}", ("bash", "-c", line), tmp_path / f"{name}.txt", **needs)
-
-    return made
-
-
-def ends(launcher: Launcher, count: int, seconds: float = 60) -> dict[str, Exit]:
-    """The next ends, by the last part of the job's name."""
-    found: dict[str, Exit] = {}
-    end = time.monotonic() + seconds
-    while len(found) < count:
-        assert time.monotonic() < end, f"{found} and then nothing; {launcher.standings()}"
-        found |= launcher.wait(1.0)
-    return {name.rpartition("-")[2]: how for name, how in found.items()}
 
 
 def begun(launcher: Launcher, job: Job, machine: OneMachine) -> int:
@@ -82,7 +59,7 @@ def test_cancelled_jobs_name_the_cause(machine, job):
     ids = [launcher.start(one) for one in (*running, queued)]
     for one in running:
         begun(launcher, one, machine)
-    assert launcher.standings()[queued.name] == "queued (Resources)"
+    assert launcher.standings()[queued.name] in ("queued (Resources)", "queued (Priority)")
     assert launcher.standings()[running[0].name].startswith("running (on n")
     machine.command("scancel", ids[0], ids[2])
     assert ends(launcher, 2) == {"a": CANCELLED_WHILE_IT_RAN, "queued": Exit(None, "cancelled")}

@@ -67,8 +67,7 @@ Datum = tuple[BoardRow, RowValue, RowValue]
 def central(board: Board, root: str, width: float = WIDTH) -> Central | None:
     """The picture; None without ranked measures or rows. root: relative path to the site's first page. width: of the
     drawings, in units of about a pixel."""
-    known = {column.id for column in board.quantities}
-    ups = [name for name in HEADINGS if name in known]
+    ups = [name for name in HEADINGS if name in board.titles]
     acrosses = board.primary
     views = [
         view
@@ -208,4 +207,4 @@ def _caption(found: Sequence[Datum], inside: Sequence[Datum], ranked: Sequence[t
         "Hollow: not ranked.": any(row.unranked for row, _, _ in found),
         "Ring: trained on extra data.": any(row.extra_data for row, _, _ in found),
     }
-    return " ".join(sentence for sentence, holds in said.items() if holds)
+    return words.sentences(said)

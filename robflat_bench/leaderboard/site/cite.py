@@ -20,6 +20,11 @@ BENCHMARK = """@software{{robflatbench,
 }}"""
 
 
+def benchmark() -> str:
+    """The entry of the benchmark."""
+    return BENCHMARK.format(version=__version__)
+
+
 def entries() -> list[tuple[str, str]]:
     """Title and BibTeX entry: the benchmark, and the paper."""
-    return [("The benchmark", BENCHMARK.format(version=__version__)), ("The paper that it tests", PAPER)]
+    return [("The benchmark", benchmark()), ("The paper that it tests", PAPER)]

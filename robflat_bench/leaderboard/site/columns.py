@@ -81,8 +81,7 @@ def table_columns(board: Board, offered: Sequence[LeaderboardColumn] = ()) -> li
 
 def _core(board: Board) -> list[str]:
     """The columns that are always shown: both errors, the gap, and the first measure of each name that is ranked."""
-    known = {column.id for column in board.quantities}
-    return [id for id in (board.rankings[0], "clean_error", GAP, *board.primary) if id in known]
+    return [id for id in (board.rankings[0], "clean_error", GAP, *board.primary) if id in board.titles]
 
 
 def _offered(board: Board, column: LeaderboardColumn) -> TableColumn:

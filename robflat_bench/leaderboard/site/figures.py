@@ -24,12 +24,15 @@ Points = list[tuple[float, float]]
 
 
 class Figure(NamedTuple):
-    """A drawing with its caption and table. rows: cells, the first of each row its heading."""
+    """A drawing with its caption, and a table of its numbers unless the page has them elsewhere.
+
+    rows: cells, the first of each row its heading.
+    """
 
     drawing: Drawing
     caption: str
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+    head: tuple[str, ...] = ()
+    rows: Sequence[tuple[str, ...]] = ()
 
     @property
     def body(self) -> Markup:
@@ -54,9 +57,6 @@ class Axis(NamedTuple):
     def heading(self) -> str:
         return f"{self.title} ({words.UNITS[self.unit]})" if self.unit in words.UNITS else self.title
 
-    def cell(self, value: RowValue) -> str:
-        return words.format_count(value.mean) if self.log else words.spread(value, self.unit)
-
 
 def column_axis(board: Board, id: str) -> Axis:
     """A column at the board's checkpoint."""
@@ -65,7 +65,7 @@ def column_axis(board: Board, id: str) -> Axis:
 
 
 def board_figures(board: Board) -> dict[str, list[Figure]]:
-    """The figures of a board by topic; `central` draws robustness against flatness."""
+    """The figures of a board by topic, whose numbers its table has; `central` draws robustness against flatness."""
     robust = column_axis(board, board.rankings[0])
     clean = column_axis(board, "clean_error")
     passes = Axis("Image passes of training", "", _passes, log=True)
@@ -76,21 +76,23 @@ def board_figures(board: Board) -> dict[str, list[Figure]]:
         ],
         "ranks": [_ranks(board, k, id) for k, id in enumerate(board.rankings)],
     }
-    return {topic: [figure for figure in found if figure.rows] for topic, found in drawn.items()}
+    return {topic: [figure for figure in found if figure] for topic, found in drawn.items()}
 
 
 def _passes(row: BoardRow) -> RowValue:
     return RowValue(mean=row.forward + row.backward, seeds=len(row.runs))
 
 
-def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure:
-    """Rows as points with whiskers, and the Pareto front of the ranked rows."""
+def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure | None:
+    """Rows as points with whiskers, and the Pareto front of the ranked rows; None where no row has both values."""
     found = [(row, across.read(row), up.read(row)) for row in board.rows]
     shown = [(row, a, b) for row, a, b in found if a and b and (a.mean > 0 or not across.log)]
+    if not shown:
+        return None
     ranked = [(a.mean, b.mean) for row, a, b in shown if not row.unranked]
     front = pareto(ranked)
     title = f"{up.title} against {words.within(across.title)}"
-    desc = f"Each of {len(shown)} methods is a point; the table below holds the same numbers."
+    desc = f"Each of {len(shown)} methods is a point; the table of the board holds the same numbers."
     drawing = Drawing(f"{board.id}-{name}", title, desc, 360)
     x = scale(_ends(a for _, a, _ in shown), LEFT, RIGHT, across.unit, across.log, floor=0.0)
     y = scale([*_ends(b for _, _, b in shown), *(v for _, v in front)], 360 - 50, TOP, up.unit)
@@ -114,12 +116,7 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure:
         "Hollow: not ranked.": any(row.unranked for row, _, _ in shown),
         "Ring: trained on extra data.": any(row.extra_data for row, _, _ in shown),
     }
-    table = [(row.label, across.cell(a), up.cell(b)) for row, a, b in shown]
-    return Figure(drawing, _sentences(caption), ("Method", across.heading, up.heading), table)
-
-
-def _sentences(said: dict[str, bool]) -> str:
-    return " ".join(sentence for sentence, holds in said.items() if holds)
+    return Figure(drawing, words.sentences(caption))
 
 
 def _ends(values: Iterable[RowValue]) -> list[float]:
@@ -135,10 +132,12 @@ def pareto(points: Points) -> Points:
     return corners
 
 
-def _ranks(board: Board, k: int, id: str) -> Figure:
-    """Ranks by one column, with their intervals and letters."""
+def _ranks(board: Board, k: int, id: str) -> Figure | None:
+    """Ranks by one column, with their intervals and letters; None without ranks."""
     ranked = sorted((row for row in board.rows if id in row.places), key=lambda row: row.places[id].rank)
-    shown, last = ranked[:NAMED], max([row.places[id].high for row in ranked[:NAMED]], default=1)
+    if not ranked:
+        return None
+    shown, last = ranked[:NAMED], max(row.places[id].high for row in ranked[:NAMED])
     height, width = 22 * len(shown) + 62, 380
     desc = "One line per method: its rank as a point, the 95 % interval of its rank as a bar, and its letters."
     drawing = Drawing(f"{board.id}-ranks-{k}", f"Ranks by {words.within(board.column(id).title)}", desc, height, width)
@@ -159,8 +158,7 @@ def _ranks(board: Board, k: int, id: str) -> Figure:
         "Methods that share a letter do not differ significantly.": True,
         f"The first {NAMED} of {len(ranked)}.": len(ranked) > NAMED,
     }
-    table = [(row.label, str(p.rank), words.rank_interval(p), p.groups) for row in ranked if (p := row.places[id])]
-    return Figure(drawing, _sentences(caption), ("Method", "Rank", "95 % interval", "Letters, lead group"), table)
+    return Figure(drawing, words.sentences(caption))
 
 
 def heat_maps(board: Board) -> list[dict[str, Any]]:

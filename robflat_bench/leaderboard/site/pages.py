@@ -127,7 +127,6 @@ class _Site:
         self.env.filters |= FILTERS
         self.env.globals |= {
             "leaderboard": leaderboard,
-            "drawn": {board.id: figures.board_figures(board) for board in leaderboard.boards},
             "groups": columns.GROUPS,
             "icons": columns.ICONS,
             "interval": words.interval,
@@ -174,7 +173,7 @@ class _Site:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
         documents = [doc for doc in self.sources.trainings if doc.protocol.hash == board.hash]
-        drawn = (curves.training_figures(doc, f"{board.id}-training-{k}") for k, doc in enumerate(documents))
+        trained = (curves.training_figures(doc, f"{board.id}-training-{k}") for k, doc in enumerate(documents))
         self.page(
             (board.id, "index.html"),
             "board.html",
@@ -185,7 +184,8 @@ class _Site:
             short=words.short_titles(board.quantities, board.primary),
             shown=central(board, "../"),
             said=headline(board),
-            training=list(chain(*drawn)),
+            drawn=figures.board_figures(board),
+            training=list(chain(*trained)),
             heat=figures.heat_maps(board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],
         )

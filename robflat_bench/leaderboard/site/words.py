@@ -127,6 +127,11 @@ def threat(board: Board) -> str:
     return f"{NORMS[board.norm]}, ε = {radius(board.epsilon)}"
 
 
+def sentences(said: Mapping[str, bool]) -> str:
+    """The sentences that hold, as one text."""
+    return " ".join(sentence for sentence, holds in said.items() if holds)
+
+
 def within(title: str) -> str:
     """A title inside a sentence: its first letter lower case, except in abbreviations."""
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
