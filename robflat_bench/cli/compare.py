@@ -31,29 +31,32 @@ checkpoint_option = click.option("--checkpoint", type=click.Choice(["last", "bes
 @click.argument("b")
 @output.protocol_option
 @checkpoint_option
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page, too: both side by side with images and curves, in one file.",
+)
 @output.store_option
 @output.plugin_option
 @output.json_option
-def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: Path) -> None:
+def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, html: Path | None, store: Path) -> None:
     """Compare two methods A and B (as `results ls` names their runs) over all their seeds in the store.
 
     For each quantity: the difference of the methods with its 95 % confidence interval, and the smallest difference
     that these seeds and examples would detect with a power of 80 %. For each pair of seeds: McNemar's test, which
     compares two networks, not two methods.
     """
-    from robflat_bench.analysis.statistics import compare_methods as compared
+    from robflat_bench.leaderboard.comparison import ERRORS_AND_LOSS, differences
     from robflat_bench.leaderboard.rows import group_seeds
 
     registry = output.registry()
-    rows = group_seeds(boards.own_runs(store, registry, boards.admitted(registry, [protocol])))
+    runs = boards.own_runs(store, registry, boards.admitted(registry, [protocol]))
+    rows = group_seeds(runs)
     one, other = (_row(rows, name, f"under {protocol} in {store}") for name in (a, b))
+    _check_comparable(one, other)
     measured = [row.networks[0][checkpoint].measures for row in (one, other)]
     measures = [name for name in measured[0] if name in measured[1]]
-    found = {
-        quantity: compared(x, y)
-        for quantity in ("robust_error", "clean_error", "robust_loss", *measures)
-        if (x := one.compared(checkpoint, quantity)).size and (y := other.compared(checkpoint, quantity)).size
-    }
+    found = differences(one, other, checkpoint, (*ERRORS_AND_LOSS, *measures))
     document = {
         "a": {"label": a, "seeds": [run.record.seed for run in one.runs]},
         "b": {"label": b, "seeds": [run.record.seed for run in other.runs]},
@@ -61,7 +64,32 @@ def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, store: P
         "checkpoint": checkpoint,
         "quantities": found,
     }
-    output.report(document, _comparison(registry, document, found))
+    if html:
+        from robflat_bench.leaderboard.publish import comparison
+
+        _write(html, comparison(one, other, runs, checkpoint, store, registry))
+    output.report(document, _comparison(registry, document, found), stored=bool(html))
+
+
+def _check_comparable(one: SeedGroup, other: SeedGroup) -> None:
+    """Refuse one method twice, and methods on different data."""
+    from robflat_bench.core import UsageError
+
+    if one is other:
+        raise UsageError(f"A and B are both '{one.label}'; name two methods, see `robflat-bench results ls`")
+    data = [group.runs[0].record.dataset for group in (one, other)]
+    if data[0].checksum != data[1].checksum:
+        raise UsageError(f"A and B were evaluated on different data, {data[0].origin} and {data[1].origin}")
+
+
+def _write(file: Path, content: bytes) -> None:
+    from robflat_bench.core import UsageError
+
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}; name another file with --html") from error
+    output.note(f"wrote {file}: open it in a browser")
 
 
 def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, Comparison]) -> Iterator[Grid]:

@@ -16,16 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robflat_bench.config.protocol import read_text
+from robflat_bench.config.protocol import Checkpoint, Protocol, read_text
 from robflat_bench.core import CheckFailed, LeaderboardColumn, RobflatError, UsageError
+from robflat_bench.data.splits import load_splits
 from robflat_bench.leaderboard import links
 from robflat_bench.leaderboard.build import board_id, build_leaderboard
+from robflat_bench.leaderboard.comparison import comparisons
 from robflat_bench.leaderboard.entries import Submission, read_entries, references
 from robflat_bench.leaderboard.entry_checks import known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
+from robflat_bench.leaderboard.rows import SeedGroup, group_seeds
 from robflat_bench.leaderboard.site.cards import method_card
 from robflat_bench.leaderboard.site.curves import TrainingDocument
-from robflat_bench.leaderboard.site.pages import RESERVED, Sources, render_site
+from robflat_bench.leaderboard.site.pages import RESERVED, Sources, comparison_page, render_site
+from robflat_bench.leaderboard.site.thumbnails import CREDITS, Thumbnails, thumbnails
 from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, REFERENCES, Problem, walk
 from robflat_bench.records.quantities import quantity_values
 from robflat_bench.records.store import read_record
@@ -74,6 +78,9 @@ def _document_problems(root: Path, registry: Registry, boards: set[str]) -> Iter
 def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, registry: Registry) -> Sources:
     """The sources of the pages: records, the catalogue, and the pages and experiment documents below `root`."""
     protocols = {one.id: known_protocol(registry, one.protocol) for one in board.boards}
+    active = [one for one in submissions if one.entry.status == "active"]
+    groups = {run.record.key: group for group in group_seeds(active) for run in group.runs}
+    compared = [one for one in board.boards if len(one.rows) > 1]
     return Sources(
         records={one.record.key: one.record for one in submissions},
         values={
@@ -87,9 +94,20 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / PAGES).glob("*.md"))},
         columns={one.id: _columns(registry, one) for one in board.boards},
+        comparisons={one.id: comparisons(one, groups) for one in compared},
+        images={one.id: shown for one in compared if (shown := _images(registry, one, protocols[one.id]))},
         links=links.links(root),
         trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / EXPERIMENTS).glob("*.json"))),
     )
+
+
+def _images(registry: Registry, board: Board, protocol: Protocol | None) -> Thumbnails | None:
+    """The test images of a board, where their licence lets them be shown and every installation has them."""
+    dataset = protocol.fixed.data.dataset if protocol else ""
+    if protocol is None or dataset not in CREDITS or not board.canonical:
+        return None
+    pool = load_splits(registry, protocol, None).pools["test"]
+    return thumbnails(pool.x, pool.y, dataset)
 
 
 def _columns(registry: Registry, board: Board) -> list[LeaderboardColumn]:
@@ -112,6 +130,24 @@ def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> 
     """Every file of the site by its path."""
     board = build_leaderboard(submissions, root, registry)
     return render_site(board, sources(board, submissions, root, registry))
+
+
+def comparison(
+    one: SeedGroup, other: SeedGroup, runs: Sequence[Submission], checkpoint: Checkpoint, root: Path, registry: Registry
+) -> bytes:
+    """One HTML file that compares two rows. runs: all that letters are about, from one folder `root`."""
+    keys = {group.runs[0].record.key: group for group in (one, other)}
+    made = build_leaderboard(runs, root, registry)
+    board, rows = next(
+        (board, rows)
+        for board in made.boards
+        if len(rows := [row for row in board.rows if row.runs[0].key in keys]) == 2
+    )
+    if checkpoint != board.checkpoint:
+        rows = [row.model_copy(update={"places": {}}) for row in rows]
+    board = board.model_copy(update={"rows": tuple(rows), "checkpoint": checkpoint})
+    base = next(row for row in rows if keys[row.runs[0].key] is other)
+    return comparison_page(board, base, sources(Leaderboard(boards=(board,)), [*one.runs, *other.runs], root, registry))
 
 
 def write_site(made: Mapping[str, bytes], site: Path, root: Path) -> None:

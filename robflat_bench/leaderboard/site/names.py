@@ -41,3 +41,9 @@ def name(row: BoardRow) -> Name:
     settings = [setting for part in parts if (setting := part[2])]
     settings += [changes.removesuffix("]")] if changes else []
     return Name(text, ", ".join(settings).replace("=", "\u00a0"))
+
+
+def full_name(row: BoardRow) -> str:
+    """`AT (weight decay 0.01)`: the name with its settings."""
+    said = name(row)
+    return f"{said.text} ({said.settings})" if said.settings else said.text

@@ -6,6 +6,7 @@ the templates hold the layout. Jinja escapes every text where it is written, and
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,25 +24,31 @@ from robflat_bench.config.protocol import Protocol
 from robflat_bench.core import LeaderboardColumn
 from robflat_bench.leaderboard import tidy
 from robflat_bench.leaderboard.claims import LEGEND
+from robflat_bench.leaderboard.comparison import Comparisons
 from robflat_bench.leaderboard.croissant import croissant
 from robflat_bench.leaderboard.headline import headline, limits
 from robflat_bench.leaderboard.links import Links
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
-from robflat_bench.leaderboard.site import cite, columns, curves, export, families, figures, names, words
+from robflat_bench.leaderboard.site import cite, columns, comparing, curves, export, families, figures, names, words
 from robflat_bench.leaderboard.site.cards import Card, equation
 from robflat_bench.leaderboard.site.central import central
+from robflat_bench.leaderboard.site.thumbnails import Thumbnails
 from robflat_bench.records.quantities import QuantityValue
 from robflat_bench.records.record import RunRecord
 
-RESERVED = ("changes", "data", "static")
+RESERVED = ("changes", "compare", "data", "static")
 """Addresses of the site; a board, and every page of the leaderboard's own, has another."""
 TABLE = "board.rows.csv"
 """Name of the tidy table; no board has it, since their names have no dot."""
+STATIC = resources.files(__package__) / "static"
+SHEET = "images.png"
+"""Name of the sheet of test images, beside the page that shows them."""
 FILTERS = {
     "amount": words.format_count,
     "equation": equation,
     "flags": lambda row: sorted({flag for run in row.runs for flag in run.flags}),
     "href": words.href,
+    "full_name": names.full_name,
     "name": names.name,
     "leaves": lambda tree: list(words.leaves(tree)),
     "number": words.format_value,
@@ -67,6 +74,8 @@ class Sources:
     pages : name -> Markdown ("rules", "submit", ...); "about" opens the first page.
     trainings : documents of `experiment training`, shown on the board of their protocol.
     columns : board -> columns of plugins in its table.
+    comparisons : board -> its rows in pairs; boards with one have a page that compares.
+    images : board -> its test images, where they may be shown.
     links : to pages elsewhere.
     address : the address of the site if known; only the feed uses it.
     """
@@ -78,6 +87,8 @@ class Sources:
     pages: Mapping[str, str] = field(default_factory=dict)
     trainings: tuple[curves.TrainingDocument, ...] = ()
     columns: Mapping[str, Sequence[LeaderboardColumn]] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparisons] = field(default_factory=dict)
+    images: Mapping[str, Thumbnails] = field(default_factory=dict)
     links: Links = field(default_factory=Links)
     address: str = ""
 
@@ -103,9 +114,29 @@ def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
     site.add(("data", "board.rows.parquet"), tidy.tidy_parquet(rows))
     site.add(("data", "croissant.json"), croissant(leaderboard, TABLE, table, sources.address))
     site.add(("feed.xml",), export.feed(site.env, leaderboard, sources.address))
-    for entry in sorted((resources.files(__package__) / "static").iterdir(), key=lambda entry: entry.name):
+    for entry in sorted(STATIC.iterdir(), key=lambda entry: entry.name):
         site.add(("static", entry.name), entry.read_bytes())
     return site.files
+
+
+def comparison_page(board: Board, base: BoardRow, sources: Sources) -> bytes:
+    """The comparison of a board's rows as one file that needs no other. base: the row that others are compared with."""
+    site, images = _Site(Leaderboard(boards=(board,)), sources), sources.images.get(board.id)
+    style, script = ((STATIC / name).read_text("utf-8") for name in ("site.css", "compare.js"))
+    sheet = f"data:image/png;base64,{base64.b64encode(images.sheet).decode()}" if images else ""
+    content = comparing.content(board, sources.comparisons[board.id], sources.records, base, images, sheet)
+    return export.render_template(
+        site.env,
+        "compare.html",
+        base="alone.html",
+        title=f"Compare on {board.id}",
+        root=None,
+        others=(),
+        style=Markup(style),
+        script=Markup(script),
+        trusted=[base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)],
+        **content,
+    )
 
 
 class _Site:
@@ -130,6 +161,7 @@ class _Site:
             "groups": columns.GROUPS,
             "icons": columns.ICONS,
             "interval": words.interval,
+            "compared": [*sources.comparisons],
             "legend": LEGEND,
             "pages": [name for name in sources.pages if name != "about"],
             "digest": hashlib.sha256(self.document).hexdigest()[:12],
@@ -199,11 +231,28 @@ class _Site:
             recipe=protocol.defaults.model_dump(mode="json") if protocol else {},
         )
         self.add(("data", f"{board.id}.csv"), export.board_csv(board))
+        if board.id in self.sources.comparisons:
+            self.compare(board)
         for row in board.rows:
             self.method(board, row, [one for one in gone if one.label == row.label])
         for one in gone:
             if one.key in self.sources.records:
                 self.run(board, one.label, self.sources.records[one.key], one)
+
+    def compare(self, board: Board) -> None:
+        """Every method against adversarial training, and the data of every pair."""
+        images = self.sources.images.get(board.id)
+        if images:
+            self.add(("compare", board.id, SHEET), images.sheet)
+        found, records = self.sources.comparisons, self.sources.records
+        self.page(
+            ("compare", board.id, "index.html"),
+            "compare.html",
+            base="base.html",
+            title=f"Compare on {board.id}",
+            others=[one for one in found if one != board.id],
+            **comparing.content(board, found[board.id], records, comparing.baseline(board), images, SHEET),
+        )
 
     def method(self, board: Board, row: BoardRow, gone: list[Withdrawn]) -> None:
         """A row's page and badge, and the pages of its runs."""
@@ -215,6 +264,7 @@ class _Site:
             board=board,
             row=row,
             card=self.sources.cards.get(row.method, ()),
+            base_row=comparing.baseline(board),
             results=columns.method_results(board, row),
             curves=curves.history_figures(records, "history"),
             command=command(row, board),

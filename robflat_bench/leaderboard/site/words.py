@@ -82,6 +82,11 @@ def interval(low: float | None, high: float | None, unit: str = "") -> str:
     return "" if low is None or high is None else f"{format_value(low, unit)} to {format_value(high, unit)}"
 
 
+def p_value(p: float) -> str:
+    """`p 0.012`; `p < 0.001` below that."""
+    return "p < 0.001" if p < 0.001 else f"p\u00a0{p:.2g}"
+
+
 def rank_interval(place: Place) -> str:
     """`2–5`, or `2` where both ends are equal."""
     return str(place.low) if place.low == place.high else f"{place.low}\u2013{place.high}"
