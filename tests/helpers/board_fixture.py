@@ -9,11 +9,15 @@ import json
 import math
 import random
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
-from robflat_bench.analysis.statistics import Place
+import numpy as np
+
+from robflat_bench.analysis.statistics import Comparison, Place
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
+from robflat_bench.leaderboard.comparison import Comparisons
 from robflat_bench.leaderboard.model import (
     Board,
     BoardColumn,
@@ -30,8 +34,10 @@ from robflat_bench.leaderboard.model import (
     Withdrawn,
 )
 from robflat_bench.leaderboard.site.cards import method_card
+from robflat_bench.leaderboard.site.comparing import compared_columns
 from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import Sources
+from robflat_bench.leaderboard.site.thumbnails import Thumbnails, thumbnails
 from robflat_bench.records.quantities import QuantityValue
 from robflat_bench.records.record import Budget, Epoch, Flags, Gap, MeasureResult, Result, RunRecord, TestTrain
 from robflat_bench.registry.components import compose, slug
@@ -166,7 +172,41 @@ def make(hostile: str = "", methods: int = len(METHODS), seeds: int = 3) -> tupl
         protocols={board.id: protocol},
         pages={name: page.replace("{}", name.capitalize()) for name in ("rules", "submit")},
         trainings=(training,),
+        comparisons={board.id: _comparisons(board)} if len(board.rows) > 1 else {},
+        images={board.id: _images()},
     )
+
+
+def _comparisons(board: Board) -> Comparisons:
+    """Every pair, of made-up outcomes on 250 images and of the runs' numbers, with made-up tests."""
+    chance, columns = np.random.default_rng(4), compared_columns(board)
+    wrong = {
+        row.id: chance.random((len(row.runs), 250)) < row.values["last"]["robust_error"].mean for row in board.rows
+    }
+
+    def mean(row: BoardRow, name: str) -> float:
+        return float(wrong[row.id].mean()) if name == "robust_error" else row.values["last"][name].mean
+
+    def compared(a: BoardRow, b: BoardRow, name: str) -> Comparison:
+        difference, p = mean(a, name) - mean(b, name), float(chance.random())
+        if min(len(a.runs), len(b.runs)) == 1:
+            return Comparison(difference, None, None, None, None, ())
+        reach = abs(difference) * 2 * p
+        return Comparison(difference, difference - reach, difference + reach, p, 1.4 * reach, ())
+
+    return Comparisons(
+        {
+            (a.id, b.id): {column.id: compared(a, b, column.id) for column in columns}
+            for a, b in combinations(board.rows, 2)
+        },
+        wrong,
+    )
+
+
+def _images() -> Thumbnails:
+    """250 grey images, 8x8."""
+    grey = np.random.default_rng(1).integers(0, 256, (250, 8, 8, 1), np.uint8)
+    return thumbnails(grey, np.arange(250) % 10, "digits")
 
 
 def _quantities(protocol: Protocol, hostile: str) -> tuple[BoardColumn, ...]:

@@ -100,7 +100,8 @@ def test_every_row_run_and_page_has_its_files(made, files):
     expected |= {f"m/{BOARD}/{row.id}/index.html" for row in rows} | {f"badge/{BOARD}/{row.id}.svg" for row in rows}
     expected |= {f"r/{key}/{name}" for key in sources.records for name in ("index.html", "record.json")}
     expected |= {"data/board.rows.csv", "data/board.rows.parquet", "data/croissant.json"}
-    expected |= {"static/site.css", "static/site.js", "static/icon.svg"}
+    expected |= {f"compare/{BOARD}/{name}" for name in ("index.html", "images.png")}
+    expected |= {"static/site.css", "static/site.js", "static/compare.js", "static/icon.svg"}
     assert set(files) == expected
 
 
@@ -132,13 +133,14 @@ def test_nothing_is_fetched_from_elsewhere(files, pages):
             absolute = {key for key, value in attributes.items() if "://" in value or value.startswith("//")}
             assert not absolute or (tag == "a" and absolute == {"href"} and "external" in attributes["rel"]), path
             assert not {key for key in attributes if key.startswith("on") or key == "style"}, path
-    assert b"://" not in files["static/site.css"] + files["static/site.js"]
+    scripts = files["static/site.js"] + files["static/compare.js"].replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"://" not in files["static/site.css"] + scripts
     assert b"url(" not in files["static/site.css"]
     assert b"@import" not in files["static/site.css"]
 
 
 def test_every_page_with_its_assets_is_under_300_kilobytes(files):
-    shared = sum(len(files[f"static/{name}"]) for name in ("site.css", "site.js", "icon.svg"))
+    shared = sum(len(files[f"static/{name}"]) for name in ("site.css", "site.js", "compare.js", "icon.svg"))
     for path, content in files.items():
         if path.endswith(".html"):
             assert len(content) + shared < 300_000, path
@@ -221,7 +223,9 @@ def test_hostile_text_is_shown_as_text(hostile):
             continue
         page = Page(content)
         scripts = [attributes for tag, attributes in page.tags if tag == "script"]
-        assert [*{attributes["src"].rpartition("/")[2] for attributes in scripts}] in ([], ["site.js"]), path
+        files = {attributes["src"].rpartition("/")[2] for attributes in scripts if "src" in attributes}
+        assert files <= {"site.js", "compare.js"}, path
+        assert all(attributes["type"] == "application/json" for attributes in scripts if "src" not in attributes), path
         assert all("badge/" in attributes["src"] for tag, attributes in page.tags if tag == "img"), path
         for tag, attributes in page.tags:
             assert not {key for key in attributes if key.startswith("on") or key == "style"}, path

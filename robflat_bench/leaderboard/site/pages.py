@@ -231,10 +231,10 @@ class _Site:
             recipe=protocol.defaults.model_dump(mode="json") if protocol else {},
         )
         self.add(("data", f"{board.id}.csv"), export.board_csv(board))
-        if board.id in self.sources.comparisons:
-            self.compare(board)
         for row in board.rows:
             self.method(board, row, [one for one in gone if one.label == row.label])
+        if len(board.rows) > 1 and board.id in self.sources.comparisons:
+            self.compare(board)
         for one in gone:
             if one.key in self.sources.records:
                 self.run(board, one.label, self.sources.records[one.key], one)
