@@ -27,7 +27,7 @@ from robflat_bench.leaderboard.site.thumbnails import ACROSS, thumbnails
 from robflat_bench.records.store import Store
 
 BOARD = "digits-linf-1.0"
-ATTACK = "</script><script>alert(1)</script>\"'&<!--"
+ATTACK = "</script ><script >alert(1)</script >\"'&<!--"
 
 
 @pytest.fixture(scope="module")
