@@ -30,7 +30,7 @@ from robflat_bench.leaderboard.site.cards import method_card
 from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import RESERVED, Sources, comparison_page, render_site
 from robflat_bench.leaderboard.site.thumbnails import CREDITS, Thumbnails, thumbnails
-from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, REFERENCES, Problem, walk
+from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, RECORDS, REFERENCES, Problem, walk
 from robflat_bench.records.quantities import quantity_values
 from robflat_bench.records.store import read_record
 from robflat_bench.registry.components import slug
@@ -83,6 +83,7 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
     compared = [one for one in board.boards if len(one.rows) > 1]
     return Sources(
         records={one.record.key: one.record for one in submissions},
+        outcomes={one.record.key: root / RECORDS / one.folder / "outcomes.npz" for one in submissions},
         values={
             one.record.key: {
                 checkpoint: [*quantity_values(checkpoint, result, one.outcomes)]

@@ -1,7 +1,10 @@
 """Writing the site, and building the board again in another process."""
 
+import hashlib
+import io
 import os
 
+import numpy as np
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
 
@@ -43,3 +46,14 @@ def test_a_pipe_in_the_site_is_a_line(tmp_path):
     os.mkfifo(tmp_path / "site/index.html")
     with pytest.raises(UsageError, match="regular"):
         write_site({"index.html": b"", "data/board.json": b"x"}, tmp_path / "site", tmp_path / "lb")
+
+
+def test_a_runs_page_links_what_happened_to_every_image(tmp_path):
+    root = tmp_path / "leaderboard"
+    submitted(root, [fake_run(tmp_path / "runs", "at", 1)])
+    (run,) = read_leaderboard(root, REGISTRY)[0]
+    made = pages([run], root, REGISTRY)
+    folder = f"r/{run.record.key}"
+    assert hashlib.sha256(made[f"{folder}/outcomes.npz"]).hexdigest() == run.record.outcomes
+    assert b'href="outcomes.npz"' in made[f"{folder}/index.html"]
+    assert "last/test/clean/error" in np.load(io.BytesIO(made[f"{folder}/outcomes.npz"])), "the page names this array"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -68,6 +69,7 @@ class Sources:
     Attributes
     ----------
     records : run key -> record, for every run of the leaderboard, and for withdrawn runs whose record is kept.
+    outcomes : run key -> the file with the outcome of every image.
     values : run key -> checkpoint -> the numbers of that network with standard errors.
     cards : canonical method -> its card.
     protocols : board -> protocol.
@@ -81,6 +83,7 @@ class Sources:
     """
 
     records: Mapping[str, RunRecord]
+    outcomes: Mapping[str, Path] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, Sequence[QuantityValue]]] = field(default_factory=dict)
     cards: Mapping[str, Card] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
@@ -280,7 +283,7 @@ class _Site:
         return self.sources.records[run.key]
 
     def run(self, board: Board, label: str, record: RunRecord, run: BoardRun | Withdrawn, row: str = "") -> None:
-        """A run's page, and its record as it was submitted."""
+        """A run's page, and its record and outcomes as they were submitted."""
         values = self.sources.values.get(run.key, {})
         self.page(
             ("r", run.key, "index.html"),
@@ -292,9 +295,12 @@ class _Site:
             run=run,
             record=record,
             results={name: columns.run_results(board, found) for name, found in values.items()},
+            outcomes=run.key in self.sources.outcomes,
             raw=record.model_dump(mode="json"),
             curves=curves.history_figures([record], "history"),
         )
+        if run.key in self.sources.outcomes:
+            self.add(("r", run.key, "outcomes.npz"), self.sources.outcomes[run.key].read_bytes())
         self.add(("r", run.key, "record.json"), (record.model_dump_json(indent=1) + "\n").encode())
 
 
