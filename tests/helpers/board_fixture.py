@@ -394,7 +394,7 @@ def _record(protocol, label, seed, truth, chance, hostile="") -> RunRecord:
             learning_rate=0.1 if k < epochs / 2 else 0.01,
             train_loss=0.8 + 1.6 * math.exp(-k / 6),
             heldout_clean_error=truth[1] + 0.3 * math.exp(-k / 4) + chance.gauss(0, 0.004),
-            heldout_robust_error=truth[0] + 0.5 * math.exp(-k / 6) + chance.gauss(0, 0.01),
+            heldout_robust_error=min(1.0, truth[0] + 0.5 * math.exp(-k / 6) + chance.gauss(0, 0.01)),
             heldout_robust_loss=1.1 + 1.2 * math.exp(-k / 6) + chance.gauss(0, 0.02),
             seconds=1.5,
         )

@@ -124,10 +124,10 @@ def test_pages_work_when_opened_from_a_disk(visit, folder):
 
 def every_kind(folder):
     run = sorted((folder / "r").iterdir())[0].name
-    protocol = f"protocol/{BOARD}"
+    protocol, pictures = f"protocol/{BOARD}", f"pictures/{BOARD}"
     method = "m/digits-linf-1.0/fgsm-rs/index.html"
     others = ("rules/index.html", "changes/index.html", "data/index.html")
-    return ("index.html", BOARD, COMPARE, method, f"r/{run}/index.html", protocol, *others)
+    return ("index.html", BOARD, COMPARE, method, f"r/{run}/index.html", protocol, pictures, *others)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -188,12 +188,14 @@ def _mark(drawing: Drawing, across: Axis, up: Axis, datum: Datum, target: str) -
     x, y = across.scale(a.mean), up.scale(b.mean)
     tip = hint(row.label, (up.name, b.mean, up.unit), (across.name, a.mean, across.unit))
     kind = family(row)
+    whiskers = []
+    for value, along in ((a, True), (b, False)):
+        axis, at = (across.scale, y) if along else (up.scale, x)
+        if value.low is not None and value.high is not None and value.mean < axis.beyond:
+            ends = [axis(min(max(end, axis.low), axis.high)) for end in (value.low, value.high)]
+            whiskers.append([(end, at) if along else (at, end) for end in ends])
     with drawing.link(target, tip, row.id):
-        for value, along in ((a, True), (b, False)):
-            axis, at = (across.scale, y) if along else (up.scale, x)
-            if value.low is not None and value.high is not None and value.mean < axis.beyond:
-                ends = [axis(min(max(end, axis.low), axis.high)) for end in (value.low, value.high)]
-                drawing.line([(end, at) if along else (at, end) for end in ends], f"whisker {kind.look}")
+        drawing.lines(whiskers, f"whisker {kind.look}")
         draw_row(drawing, x, y, row)
 
 

@@ -15,7 +15,7 @@ from robflat_bench.analysis.correlation import STATISTICS
 from robflat_bench.leaderboard.model import Board, BoardRow, Correlation, CorrelationValue, RowValue
 from robflat_bench.leaderboard.site import words
 from robflat_bench.leaderboard.site.families import draw_row
-from robflat_bench.leaderboard.site.svg import WIDTH, Drawing, Scale, hint, scale
+from robflat_bench.leaderboard.site.svg import WIDTH, Drawing, Scale, hint, scale, short
 
 LEFT, RIGHT, TOP = 60, WIDTH - 14, 14
 NAMED = 40
@@ -70,7 +70,7 @@ def board_figures(board: Board) -> dict[str, list[Figure]]:
     clean = column_axis(board, "clean_error")
     passes = Axis("Image passes of training", "", _passes, log=True)
     drawn = {
-        "others": [
+        "costs": [
             _scatter(board, "clean", clean, robust),
             _scatter(board, "budget", passes, robust),
         ],
@@ -91,7 +91,7 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure | None:
         return None
     ranked = [(a.mean, b.mean) for row, a, b in shown if not row.unranked]
     front = pareto(ranked)
-    title = f"{up.title} against {words.within(across.title)}"
+    title = f"{up.title[:1].upper()}{up.title[1:]} against {words.within(across.title)}"
     desc = f"Each of {len(shown)} methods is a point; the table of the board holds the same numbers."
     drawing = Drawing(f"{board.id}-{name}", title, desc, 360)
     x = scale(_ends(a for _, a, _ in shown), LEFT, RIGHT, across.unit, across.log, floor=0.0)
@@ -99,11 +99,14 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure | None:
     drawing.frame(x, y, across.heading, up.heading)
     if len(front) > 1:
         drawing.line([(x(a), y(b)) for a, b in front], "trend")
-    for _, a, b in shown:
-        if a.low is not None and a.high is not None:
-            drawing.line([(x(a.low), y(b.mean)), (x(a.high), y(b.mean))], "whisker")
-        if b.low is not None and b.high is not None:
-            drawing.line([(x(a.mean), y(b.low)), (x(a.mean), y(b.high))], "whisker")
+    known = [(a, b) for _, a, b in shown]
+    whiskers = [
+        [(x(a.low), y(b.mean)), (x(a.high), y(b.mean))] for a, b in known if a.low is not None and a.high is not None
+    ]
+    whiskers += [
+        [(x(a.mean), y(b.low)), (x(a.mean), y(b.high))] for a, b in known if b.low is not None and b.high is not None
+    ]
+    drawing.lines(whiskers, "whisker")
     for row, a, b in shown:
         tip = hint(row.label, (up.title, b.mean, up.unit), (across.title, a.mean, across.unit))
         draw_row(drawing, x(a.mean), y(b.mean), row, tip)
@@ -117,6 +120,10 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure | None:
         "Ring: trained on extra data.": any(row.extra_data for row, _, _ in shown),
     }
     return Figure(drawing, words.sentences(caption))
+
+
+def _interval(value: RowValue) -> tuple[float, float] | None:
+    return None if value.low is None or value.high is None else (value.low, value.high)
 
 
 def _ends(values: Iterable[RowValue]) -> list[float]:
@@ -138,18 +145,17 @@ def _ranks(board: Board, k: int, id: str) -> Figure | None:
     if not ranked:
         return None
     shown, last = ranked[:NAMED], max(row.places[id].high for row in ranked[:NAMED])
-    height, width = 22 * len(shown) + 62, 380
+    height, width = 22 * len(shown) + 62, 420
     desc = "One line per method: its rank as a point, the 95 % interval of its rank as a bar, and its letters."
     drawing = Drawing(f"{board.id}-ranks-{k}", f"Ranks by {words.within(board.column(id).title)}", desc, height, width)
-    x = Scale(0.5, last + 0.5, 160, width - 42)
+    x = Scale(0.5, last + 0.5, 200, width - 42)
     for tick in sorted({1, *(t for t in x.ticks if t == int(t) and t >= 1)}):
         drawing.line([(x(tick), 8), (x(tick), height - 48)], "grid")
         drawing.text(x(tick), height - 32, f"{tick:g}", "tick middle")
     drawing.text((x.start + x.end) / 2, height - 12, "Rank", "title middle")
     for at, row in enumerate(shown):
         place, y = row.places[id], 22.0 * at + 20
-        label = row.label if len(row.label) <= 22 else f"{row.label[:21]}\u2026"
-        drawing.text(150, y + 4, label, "label end")
+        drawing.text(190, y + 4, short(row.label), "label end")
         drawing.line([(x(place.low), y), (x(place.high), y)], "bar")
         drawing.mark(x(place.rank), y, "point", f"{row.label}: rank {place.rank}, {words.rank_interval(place)}")
         drawing.text(width - 28, y + 4, place.letters, "letters")

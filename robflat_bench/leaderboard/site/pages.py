@@ -37,7 +37,7 @@ from robflat_bench.leaderboard.site.thumbnails import Thumbnails
 from robflat_bench.records.quantities import QuantityValue
 from robflat_bench.records.record import RunRecord
 
-RESERVED = ("changes", "compare", "data", "static")
+RESERVED = ("changes", "compare", "data", "pictures", "static")
 """Addresses of the site; a board, and every page of the leaderboard's own, has another."""
 TABLE = "board.rows.csv"
 """Name of the tidy table; no board has it, since their names have no dot."""
@@ -207,8 +207,7 @@ class _Site:
     def board(self, board: Board) -> None:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
-        documents = [doc for doc in self.sources.trainings if doc.protocol.hash == board.hash]
-        trained = (curves.training_figures(doc, f"{board.id}-training-{k}") for k, doc in enumerate(documents))
+        more = self.pictures(board)
         self.page(
             (board.id, "index.html"),
             "board.html",
@@ -219,8 +218,7 @@ class _Site:
             short=words.short_titles(board.quantities, board.primary),
             shown=central(board, "../"),
             said=headline(board),
-            drawn=figures.board_figures(board),
-            training=list(chain(*trained)),
+            more=more,
             heat=figures.heat_maps(board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],
         )
@@ -241,6 +239,18 @@ class _Site:
         for one in gone:
             if one.key in self.sources.records:
                 self.run(board, one.label, self.sources.records[one.key], one)
+
+    def pictures(self, board: Board) -> str:
+        """The page of ranks, costs and training; returns what it shows in words, "" where there is nothing."""
+        documents = [doc for doc in self.sources.trainings if doc.protocol.hash == board.hash]
+        trained = (curves.training_figures(doc, f"{board.id}-training-{k}") for k, doc in enumerate(documents))
+        drawn = {**figures.board_figures(board), "training": list(chain(*trained))}
+        more = ", ".join(topic for topic, found in drawn.items() if found)
+        if more:
+            title = f"Pictures of {board.id}"
+            path = ("pictures", board.id, "index.html")
+            self.page(path, "pictures.html", title=title, board=board, more=more, drawn=drawn)
+        return more
 
     def compare(self, board: Board) -> None:
         """Every method against adversarial training, and the data of every pair."""

@@ -115,8 +115,12 @@ class Drawing:
     linked: bool = False
 
     def line(self, points: Sequence[tuple[float, float]], look: str) -> None:
-        steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        self.parts.append(f'<path class="{look}" d="M{steps}"/>')
+        self.lines([points], look)
+
+    def lines(self, strokes: Sequence[Sequence[tuple[float, float]]], look: str) -> None:
+        """Several lines as one shape; none where there is no stroke."""
+        steps = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) for points in strokes)
+        self.parts += [f'<path class="{look}" d="{steps}"/>'] if steps else []
 
     def text(self, x: float, y: float, content: str, look: str = "", turned: bool = False) -> None:
         turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
@@ -131,8 +135,8 @@ class Drawing:
             "diamond": ("path", f'd="M{x:.1f} {y - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5-5.5z"'),
             "triangle": ("path", f'd="M{x:.1f} {y - 5.5:.1f}l5.5 9.5h-11z"'),
         }[shape]
-        said = f"<title>{escape(hint)}</title>" if hint else ""
-        self.parts.append(f'<{tag} {form} class="{look}">{said}</{tag}>')
+        end = f"><title>{escape(hint)}</title></{tag}>" if hint else "/>"
+        self.parts.append(f'<{tag} {form} class="{look}"{end}')
         self.taken.append((x - 5, y - 5, x + 5, y + 5))
 
     @contextmanager
@@ -150,7 +154,7 @@ class Drawing:
 
     def label(self, x: float, y: float, content: str, within: Box) -> None:
         """The name of a datum beside it; left out where there is no room inside the box `within`."""
-        content = content if len(content) <= 30 else f"{content[:29]}\u2026"
+        content = short(content)
         wide = GLYPH * len(content)
         for dx, dy, anchor in (
             (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 18, "middle"),
@@ -196,6 +200,11 @@ class Drawing:
             f'aria-labelledby="{self.name}-title {self.name}-desc"><title id="{self.name}-title">{title}</title>'
             f'<desc id="{self.name}-desc">{desc}</desc>{"".join(self.parts)}</svg>'
         )
+
+
+def short(text: str) -> str:
+    """A name for a picture: from 33 characters on, its middle is left out, because ends tell variants apart."""
+    return text if len(text) <= 32 else f"{text[:16]}\u2026{text[-15:]}"
 
 
 def _overlap(one: Box, two: Box) -> bool:
