@@ -172,12 +172,13 @@ class _Worker(threading.Thread):
         self.process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=self.errors, env=environment)
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(self.payload)
-        self.process.stdin.flush()
-        self.payload = b""
-        for line in self.process.stdout:
-            stage, passes, ended = map(int, line.split())
-            self.observer.work_ends_elsewhere(stage, passes, bool(ended))
+        with self.process.stdout as reports:
+            self.process.stdin.write(self.payload)
+            self.process.stdin.flush()
+            self.payload = b""
+            for line in reports:
+                stage, passes, ended = map(int, line.split())
+                self.observer.work_ends_elsewhere(stage, passes, bool(ended))
 
     def end(self) -> str:
         """End the process; returns why it had failed, "" if it had not."""

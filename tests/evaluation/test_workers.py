@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,3 +257,13 @@ def test_a_wrong_number_of_processes_is_a_usage_error(registry, tiny, monkeypatc
 def test_compiled_networks_are_evaluated_by_one_process(registry, tiny):
     with pytest.raises(UsageError, match="--jobs 2: one process evaluates compiled networks"):
         open_session(registry, str(tiny), compile=True, jobs=2)
+
+
+def test_a_worker_that_has_ended_leaves_no_stream_open():
+    worker = workers._Worker(b"", 0.0, Observer())
+    while worker.process is None:
+        time.sleep(0.01)
+    worker.end()
+    worker.join(60)
+    assert worker.process.stdin.closed
+    assert worker.process.stdout.closed
