@@ -19,7 +19,8 @@ LEGEND = (
     "C1 to C8 are claims of the paper, O1 to O4 objections to it. A number is supported or contradicted if its whole "
     "95 % interval, in brackets, is above or below the claimed threshold; undecided if the interval holds the "
     "threshold; not testable without an interval. A claim of several numbers is contradicted if one of them is, "
-    "supported if all are, not testable if all are, and otherwise undecided."
+    "supported if all are, not testable if all are, and otherwise undecided; a number outside the verdict is only "
+    "reported."
 )
 PAPER = "Stutz, Hein, Schiele: ICCV 2021 (arXiv 2104.04448)"
 
@@ -246,5 +247,5 @@ def _said(part: ClaimPart, alone: bool) -> str:
         return f"{part.measured} is not testable ({part.reason})"
     decimals = 2 if max(abs(part.low), abs(part.high)) >= 0.1 else 4
     value, low, high = (f"{round(number, decimals) + 0:.{decimals}f}" for number in (part.value, part.low, part.high))
-    verdict = "" if alone else f": {part.verdict}"
+    verdict = "" if alone else f": {part.verdict}{'' if part.decides else ', outside the verdict'}"
     return f"{part.measured} is {value} [{low}, {high}], claimed above {part.threshold:g} ({part.n}{verdict})"

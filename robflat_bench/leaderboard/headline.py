@@ -24,7 +24,7 @@ CLAUSES: dict[str, dict[Verdict, str]] = {
         "supported": "over {n}, flatter ones have a lower robust loss (Spearman {value} {interval})",
         "contradicted": "over {n}, flatness follows robust loss less than claimed (Spearman {value} {interval}, "
         "claimed above {threshold:g})",
-        "undecided": "over {n}, Spearman's correlation of flatness with robust loss is {value} {interval}, not "
+        "undecided": "over {n}, Spearman's correlation of flatness with robust loss is {value} {interval}, {sign}not "
         "certainly above the claimed {threshold:g}",
         "not testable": "over methods it is not testable yet whether flatter ones have a lower robust loss: {reason}",
     },
@@ -49,11 +49,28 @@ def limits(board: Board) -> str:
     )
 
 
+def elsewhere(board: Board, boards: Sequence[Board]) -> str:
+    """The correlation of flatness with robust loss on the other boards; "" where none has one."""
+    found = {one.id: part for one in boards if one is not board for part in _correlation(one)}
+    return " ".join(
+        f"On {id} it is {_number(part.value)} {_interval(part)}, over {part.n}." for id, part in found.items()
+    )
+
+
+def _correlation(board: Board) -> list[ClaimPart]:
+    return [claim.parts[0] for claim in board.claims if claim.id == "C3" and claim.parts[0].low is not None]
+
+
 def _clause(claim: Claim) -> str:
     part = claim.parts[0]
     template = CLAUSES[claim.id].get(part.verdict, "")
     return template.format(
-        value=_number(part.value), interval=_interval(part), n=part.n, threshold=part.threshold, reason=part.reason
+        value=_number(part.value),
+        interval=_interval(part),
+        n=part.n,
+        threshold=part.threshold,
+        sign="above zero and " if part.low is not None and part.low > 0 else "",
+        reason=part.reason,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import board_fixture
 
 from robflat_bench.core import CheckFailed
-from robflat_bench.leaderboard.headline import headline, limits
+from robflat_bench.leaderboard.headline import elsewhere, headline, limits
 from robflat_bench.leaderboard.links import links
 from robflat_bench.leaderboard.model import BoardColumn, Claim, ClaimPart
 from robflat_bench.leaderboard.site import central, families, names, svg, words
@@ -191,6 +191,22 @@ def test_the_limits_count_ranked_methods_and_their_networks(board):
     ranked = [row for row in board.rows if row.places]
     said = limits(board)
     assert said.startswith(f"{len(ranked)} methods, {3 * len(ranked)} trained networks, 250 test images")
+
+
+def test_the_first_page_says_what_other_boards_show(board):
+    """A headline from one board alone would hide a board that contradicts it."""
+    other = board.model_copy(update={"id": "other", "claims": (claim("C3", -0.65, 0.08, value=-0.3),)})
+    silent = board.model_copy(update={"id": "silent", "claims": (claim("C3", None, None, reason="2 methods"),)})
+    assert elsewhere(board, [board, other, silent]) == "On other it is \u22120.30 [\u22120.65, 0.08], over 12 methods."
+    assert elsewhere(board, [board]) == ""
+
+
+def test_an_undecided_correlation_above_zero_is_said_to_be_above_zero(board):
+    def said(low: float) -> str:
+        return headline(board.model_copy(update={"claims": (claim("C3", low, 1.0, 0.8, 0.9),)}))
+
+    assert "above zero and not certainly above the claimed 0.8" in said(0.5)
+    assert "above zero" not in said(-0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------

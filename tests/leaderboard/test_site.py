@@ -164,6 +164,27 @@ def test_references_stand_apart_and_withdrawn_runs_keep_their_reason(files):
     assert "trained on held-out images by mistake" in rest
 
 
+def test_a_withdrawn_run_is_named_by_its_key_beside_the_seeds_that_count(made, files, pages):
+    (gone,) = made[0].withdrawn
+    page = files[f"m/{BOARD}/at/index.html"].decode()
+    assert f'r/{gone.key}/index.html">Run {gone.key}</a>, seed 9, retracted: ' in page
+    assert "Other runs of this method, which count no more" in pages[f"m/{BOARD}/at/index.html"].text
+
+
+def test_a_runs_page_begins_with_the_checkpoint_that_is_ranked(made, pages):
+    text = pages[f"r/{made[0].boards[0].rows[0].runs[0].key}/index.html"].text
+    assert text.index("Last checkpoint, which the board ranks") < text.index("Best checkpoint, epoch")
+
+
+def test_compare_in_the_navigation_stays_on_the_board(made):
+    leaderboard, sources = made
+    (board,) = leaderboard.boards
+    other = board.model_copy(update={"id": "other", "rows": ()})
+    two = replace(sources, comparisons={"other": sources.comparisons[board.id], **sources.comparisons})
+    page = render_site(leaderboard.model_copy(update={"boards": (other, board)}), two)[f"{BOARD}/index.html"]
+    assert f'href="../compare/{BOARD}/index.html">Compare</a>' in page.decode()
+
+
 def test_pages_show_the_numbers_of_the_board(made, pages):
     row = made[0].boards[0].rows[0]
     value = row.values["last"]["robust_error"]

@@ -202,7 +202,7 @@ def _mark(drawing: Drawing, across: Axis, up: Axis, datum: Datum, target: str) -
 def _caption(found: Sequence[Datum], inside: Sequence[Datum], ranked: Sequence[tuple[float, float]]) -> str:
     far = [row.label for row, _, _ in found if row not in [one for one, _, _ in inside]]
     said = {
-        "Each mark is a method, the mean over its seeds; whiskers are 95 % confidence intervals.": True,
+        "Each mark is a method, the mean over its seeds; pointed at, it shows its 95 % confidence intervals.": True,
         f"Line: least squares over {len(ranked)} ranked methods.": len(ranked) >= 3,
         "Band: 95 % of the lines of resampled methods.": len(ranked) >= FEWEST,
         f"Behind a break of the axes and not in the line: {', '.join(far)}.": bool(far),

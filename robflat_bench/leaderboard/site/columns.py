@@ -194,6 +194,10 @@ def run_results(board: Board, values: Sequence[QuantityValue]) -> list[ResultRow
         unit, title = quantity_unit(quantity, of), titles.get(column_id(quantity, of), "")
         name = title or "Measure" if quantity == "measure" else quantity.replace("_", " ").capitalize()
         heading = ", ".join(filter(None, (name, words.UNITS.get(unit))))
+        if quantity == "worst_case":
+            heading = (
+                f"{title[:1].upper()}{title[1:]}, {words.UNITS[unit]}: worst case of all attacks, which boards rank"
+            )
         if quantity == "robust_error" and title:  # the board of a later version may have other attacks
             heading += f": {title}"
         shown = of if quantity in ("robust_error", "measure") else ""

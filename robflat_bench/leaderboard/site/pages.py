@@ -27,7 +27,7 @@ from robflat_bench.leaderboard import tidy
 from robflat_bench.leaderboard.claims import LEGEND
 from robflat_bench.leaderboard.comparison import Comparisons
 from robflat_bench.leaderboard.croissant import croissant
-from robflat_bench.leaderboard.headline import headline, limits
+from robflat_bench.leaderboard.headline import elsewhere, headline, limits
 from robflat_bench.leaderboard.links import Links
 from robflat_bench.leaderboard.model import Board, BoardRow, BoardRun, Leaderboard, Withdrawn
 from robflat_bench.leaderboard.site import cite, columns, comparing, curves, export, families, figures, names, words
@@ -201,6 +201,7 @@ class _Site:
             first=board,
             said=said,
             within=limits(board) if said and board else "",
+            elsewhere=elsewhere(board, self.leaderboard.boards) if said and board else "",
             shown=central(board, "", 640.0) if board else None,
         )
 
@@ -281,7 +282,7 @@ class _Site:
             results=columns.method_results(board, row),
             curves=curves.history_figures(records, "history"),
             command=command(row, board),
-            withdrawn=gone,
+            withdrawn=[(one, one.key in self.sources.records) for one in gone],
         )
         self.add(("badge", board.id, f"{row.id}.svg"), export.badge(self.env, board, row))
         for run, record in zip(row.runs, records, strict=True):

@@ -65,7 +65,11 @@
       const size = `${number(Math.abs(difference), column.unit)}${points[column.unit] ?? ""}`;
       const word = difference < 0 ? column.less : column.more;
       if (Math.abs(difference) <= reach) alike.push(column.within);
-      else apart.push(`${column.within} is ${word} by ${size} (p ${p < 0.001 ? "" : "= "}${chance(p)})`);
+      else {
+        const shared = [...a.letters[k]].some((letter) => b.letters[k].includes(letter));
+        const holm = shared ? ", not significant among all pairs of methods" : "";
+        apart.push(`${column.within} is ${word} by ${size} (p ${p < 0.001 ? "" : "= "}${chance(p)}${holm})`);
+      }
     });
     if (alike.length) apart.push(`no significant difference in ${alike.join(", ")}`);
     return `${a.name} against ${b.name}, ${a.seeds.length} and ${b.seeds.length} seeds: ${apart.join("; ")}.`;
@@ -154,15 +158,17 @@
     const [i, j] = ["a", "b"].map((side) => at.get(form.elements[side].value));
     const [a, b] = [data.rows[i], data.rows[j]];
     document.getElementById("said").textContent = sentence(a, b, i, j);
+    document.getElementById("compared").hidden = i === j;
     table(
       place("differences").querySelector("table"),
-      ["Quantity", a.name, b.name, "A − B", "95 % interval", "p", "Detectable", "Letters of A | B"],
+      ["Quantity", "A − B", "95 % interval", "p", a.name, b.name, "Letters of A | B", "Detectable"],
       data.columns.map((column, k) => {
         const [difference, reach, p, detectable] = numbers(i, j, k) ?? [null, null, null, null];
         const between = difference === null ? "–" : interval(difference, reach, column.unit);
         const shown = [difference, detectable].map((value) => number(value, column.unit));
         const title = units[column.unit] ? `${column.title},${units[column.unit]}` : column.title;
-        return [title, a.values[k], b.values[k], shown[0], between, chance(p), shown[1], `${a.letters[k] || "–"} | ${b.letters[k] || "–"}`];
+        const letters = `${a.letters[k] || "–"} | ${b.letters[k] || "–"}`;
+        return [title, shown[0], between, chance(p), a.values[k], b.values[k], letters, shown[1]];
       }),
     );
     const both = Math.min(a.wrong.length, b.wrong.length);
@@ -200,6 +206,5 @@
     remember();
   });
   form.hidden = false;
-  document.getElementById("compared").hidden = false;
   show();
 })();
