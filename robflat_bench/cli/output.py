@@ -182,7 +182,7 @@ def _wrapped(text: str, out: Console) -> str:
     from robflat_bench.front.layout import wrap
 
     whole = "\n" in text or text.startswith("    ") or not (out.file.isatty() or columns())
-    return text if whole else wrap(text, out.width)
+    return text if whole else wrap(visible(text), out.width)
 
 
 def _raise_if_lost(error: OSError | None, stored: bool) -> None:

@@ -80,7 +80,7 @@ def result_grid(
 
 def store_parts(registry: Registry, store: Store, rows: Sequence[Mapping[str, Any]]) -> Iterator[Grid | str]:
     """The runs of a store, a table for each protocol: rows of `records.overview.overview`."""
-    keys = {row["key"] for row in rows}
+    columns, keys = ("key", "run", "seed", "state"), {row["key"] for row in rows}
     letters = next(count for count in range(8, 65) if len({key[:count] for key in keys}) == len(keys))
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         runs = [row for row in rows if row["protocol"] == protocol]
@@ -89,11 +89,11 @@ def store_parts(registry: Registry, store: Store, rows: Sequence[Mapping[str, An
         titles = [_column(registry, name, [each[name] for each in counts if each.get(name)]) for name in names]
         cells = [[row["key"][:letters], row["run"], row["seed"], row["state"], *_numbers(row, names)] for row in runs]
         heading = f"{store.root}: runs under {protocol}; last checkpoint, test images"
-        yield grid(heading, ["key", "run", "seed", "state", *titles], cells, right=4, keep=2)
-    if not rows:
-        yield f"no runs in {store.root}; next: `robflat-bench run --method at`"
-        return
-    yield "robust error: worst case over all attacks, which boards rank. Lower is better, and flatter"
+        yield grid(heading, [*columns, *titles], cells, right=4, keep=2)
+    if rows:
+        yield "robust error: worst case over all attacks, which boards rank. Lower is better, and flatter"
+    else:
+        yield grid(f"no runs in {store.root}", columns, [])
     place = [] if store.root == Path("runs") else ["--store", str(store.root)]
     done = [row["key"][:letters] for row in rows if row["state"] == "done"]
     line = ["results", "show", done[0]] if done else ["run", "--method", "at"]
