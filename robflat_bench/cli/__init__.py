@@ -36,7 +36,7 @@ from robflat_bench.cli import (
 if TYPE_CHECKING:
     from robflat_bench.core import UsageError
 
-click.rich_click.TEXT_MARKUP = "rich"
+click.rich_click.TEXT_MARKUP = None  # [brackets] are text
 click.rich_click.SHOW_ARGUMENTS = True
 
 

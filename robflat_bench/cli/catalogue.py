@@ -20,12 +20,12 @@ def list_components(kind: str | None, pattern: str) -> None:
     registry = output.registry()
     if kind is None:
         counts = listed_kinds(registry)
-        output.report(counts, [kinds_grid(counts), "type e.g. `robflat-bench list methods`"])
+        output.report(counts, [kinds_grid(counts), "next: `robflat-bench list methods`"])
         return
     rows = listed(registry, kind, pattern)
     if not rows:
         output.note(f"no {kind} match '{pattern}'; type `robflat-bench list {kind}` for all of them")
-    output.report(rows, [list_grid(kind, rows)] if rows else [])
+    output.report(rows, [list_grid(kind, rows), f"next: `robflat-bench info {rows[0]['name']}`"] if rows else [])
 
 
 @click.command()
@@ -34,7 +34,7 @@ def list_components(kind: str | None, pattern: str) -> None:
 @output.json_option
 def info(name: str) -> None:
     """Describe one component, protocol, study or experiment; write `kind:name` where two kinds share a NAME."""
-    from robflat_bench.front.catalogue import description_grids, found
+    from robflat_bench.front.catalogue import description_grids, found, next_line
 
     row = found(output.registry(), name)
-    output.report(row, description_grids(row))
+    output.report(row, [*description_grids(row), f"next: `{next_line(row)}`"])

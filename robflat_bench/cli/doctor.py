@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def doctor(launcher: str | None, store: Path, data: str | None) -> None:
             site, more = check_site(component.build(Resources()), store, output.note)
         found["launcher"] = {"name": component.canonical, **site}
         problems += more
-    output.report(found, [grid("this machine", ["", ""], _rows(found)), *(problems or ["no problems"])])
+    place = [] if store == Path("runs") else ["--store", str(store)]
+    line = shlex.join(["robflat-bench", "run", "--method", "at", *place])
+    below = problems or ["no problems", f"next: `{line}`"]
+    output.report(found, [grid("this machine", ["", ""], _rows(found)), *below])
     if problems:
         raise CheckFailed(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 
@@ -44,9 +48,15 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     packages, plugins = machine.pop("packages"), machine.pop("plugins")
     facts = {**machine, **packages}
     facts |= {f"{plugin}: {key}": value for plugin, told in plugins.items() for key, value in told.items()}
+    facts |= {f"store: {key}": value for key, value in found["store"].items()}
     facts |= {f"data: {name}": "; ".join(origins) for name, origins in found["data"].items()}
     facts |= {f"launcher: {key}": _site_text(key, value) for key, value in found.get("launcher", {}).items()}
-    return [(key, str(value)) for key, value in facts.items()]
+    return [(key.removesuffix("_bytes"), _text(key, value)) for key, value in facts.items()]
+
+
+def _text(key: str, value: Any) -> str:
+    """A fact in words; sizes in GB."""
+    return f"{value / 1e9:.1f} GB" if key.endswith("_bytes") else str(value)
 
 
 def _site_text(key: str, value: Any) -> str:

@@ -21,7 +21,7 @@ OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Folder of JSON, PNG, SVG \\[default: the store].",
+        help="Folder of JSON, PNG, SVG [default: the store].",
     ),
     output.set_option,
     output.store_option,

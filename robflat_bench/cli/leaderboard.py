@@ -42,8 +42,7 @@ def show_rankings(protocols: tuple[str, ...], store: Path, root: Path) -> None:
     def parts() -> Iterator[Grid | str]:
         filled = [board for board in found.boards if board.rows]
         for board in filled:
-            yield grid(found.heading(board), *boards.standing_table(board, found.mine), right=2)
-            yield from boards.standing_notes(board)
+            yield from found.parts(board)
         if filled:
             yield found.legend
             yield "next: `robflat-bench leaderboard claims`, `robflat-bench info METHOD`, or with --json every number"

@@ -16,6 +16,8 @@ from robflat_bench.front.text import note as note
 from robflat_bench.front.text import visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from robflat_bench.front.grids import Grid
     from robflat_bench.registry.registry import Registry
 
@@ -69,8 +71,8 @@ set_option = click.option(
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change the recipe (recipe.epochs=10), which shows in the run's name. A run with changed fixed.* is not "
-    "ranked.",
+    help="Change the recipe (recipe.epochs=10), which shows in the run's name; repeatable. A run with changed fixed.* "
+    "is not ranked.",
 )
 
 
@@ -153,7 +155,9 @@ def report(document: Any, shown: Iterable[Grid | str], stored: bool = False) -> 
     document
         Anything that pydantic can write as JSON; numbers must be finite.
     shown
-        Grids and lines. A generator does no work under `--json`.
+        Grids, and text. One line wraps between words at the width of the terminal, or that COLUMNS names; commands in
+        backticks and indented lines stay whole. Text of several lines, such as a CSV, is printed as it is. A generator
+        does no work under `--json`.
     stored
         The result is in a file too, so the command succeeds where stdout cannot be written.
     """
@@ -168,8 +172,17 @@ def report(document: Any, shown: Iterable[Grid | str], stored: bool = False) -> 
         out = console()
         stdout = out.file
         for part in shown:
-            show(part) if isinstance(part, str) else out.print(part)
+            show(_wrapped(part, out)) if isinstance(part, str) else out.print(part)
     _raise_if_lost(getattr(stdout, "error", None), stored)
+
+
+def _wrapped(text: str, out: Console) -> str:
+    """The text as `report` prints it."""
+    from robflat_bench.front.console import columns
+    from robflat_bench.front.layout import wrap
+
+    whole = "\n" in text or text.startswith("    ") or not (out.file.isatty() or columns())
+    return text if whole else wrap(visible(text), out.width)
 
 
 def _raise_if_lost(error: OSError | None, stored: bool) -> None:

@@ -61,7 +61,7 @@ def _offered(row: dict[str, Any]) -> str:
     "--into",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
-    help="Folder in which to make it \\[default: this one].",
+    help="Folder in which to make it [default: this one].",
 )
 @output.json_option
 def new(name: str, kind: str, into: Path) -> None:

@@ -20,20 +20,20 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--backbone",
-        help="Backbone of a weights file, e.g. 'resnet18(width=64)' or 'timm(name=resnet18)' \\[default: the "
+        help="Backbone of a weights file, e.g. 'resnet18(width=64)' or 'timm(name=resnet18)' [default: the "
         "protocol's where it fits, else what its names show].",
     ),
     click.option(
         "--mean",
         metavar="R,G,B",
         help="Means of the channels, images being in [0,1]: (x - mean) / std goes into the network of a weights file "
-        "\\[default: x itself].",
+        "[default: x itself].",
     ),
     click.option("--std", metavar="R,G,B", help="Standard deviations of the channels; goes with --mean."),
     click.option(
         "--classes",
         type=click.IntRange(min=2),
-        help="Number of logits of a weights file \\[default: the data's classes].",
+        help="Number of logits of a weights file [default: the data's classes].",
     ),
     click.option(
         "--checkpoint",

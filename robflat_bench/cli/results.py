@@ -10,7 +10,7 @@ import rich_click as click
 
 from robflat_bench.cli import compare, output
 from robflat_bench.front.grids import Grid, grid
-from robflat_bench.front.shown import result_grid, run_parts, store_grid
+from robflat_bench.front.shown import result_grid, run_parts, store_parts
 
 if TYPE_CHECKING:
     from robflat_bench.records.quantities import Outcomes
@@ -39,7 +39,7 @@ def list_runs(store: Path) -> None:
 
     place = Store(store)
     rows, problems = overview(place)
-    output.report(rows, [store_grid(place, rows)])
+    output.report(rows, store_parts(output.registry(), place, rows))
     for problem in problems:
         output.note(problem)
     if problems:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("study")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Seeds 1..N of each variant.")
+@output.set_option
 @click.option("--launcher", default="local", show_default=True, help="Where runs start; see `list launchers`.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time.")
 @click.option("--plan", is_flag=True, help="List the runs with their cost, and do nothing.")
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 def sweep(
     study: str,
     seeds: int,
+    settings: tuple[str, ...],
     launcher: str,
     jobs: int,
     plan: bool,
@@ -73,8 +75,9 @@ def sweep(
         raise UsageError("--plan, --status and --cancel each replace the sweep; type one of them")
     registry = output.registry()
     chosen = load_study(study)
+    chosen.variants(settings)  # a key that a grid varies is refused before torch is imported
     component = resolve(registry, "launcher", launcher)
-    session = open_session(registry, chosen.protocol, (), data, store, device, trains=chosen.name)
+    session = open_session(registry, chosen.protocol, settings, data, store, device, trains=chosen.name)
     protocol = session.protocol
 
     from robflat_bench.registry.faults import faults
@@ -82,13 +85,12 @@ def sweep(
     from robflat_bench.runs.pace import pace
     from robflat_bench.runs.tasks import tasks
 
-    wanted, refused = tasks(session, chosen, seeds)
+    wanted, refused = tasks(session, chosen, seeds, settings)
     for variant in refused:
         output.note(f"cannot run {variant.variant}: {variant.reason}")
     agenda = Agenda(wanted, refused, jobs, retry_failed, pace(session.store, protocol.hash))
     common = ["--protocol", chosen.protocol, "--store", str(store), "--device", device, "--jobs", "1"]
-    common += output.plugin_options()
-    common += [*(["--data", data] if data else []), *(["--compile"] if compile else [])]
+    common += [*output.plugin_options(), *(["--data", data] if data else []), *(["--compile"] if compile else [])]
     resources = Resources(jobs, protocol.fixed.threads, session.device)
     asked = _Asked(registry, chosen, protocol, agenda, resources, common)
     with faults(registry):
@@ -113,6 +115,11 @@ class _Asked:
     resources: Resources
     common: Sequence[str]
 
+    @property
+    def heading(self) -> str:
+        """The line above each table."""
+        return f"{self.study.name} {self.study.version} under {self.protocol.name}"
+
     def command(self, task: Task) -> list[str]:
         """The arguments of `robflat-bench run`."""
         settings = [part for setting in task.variant.settings for part in ("--set", setting)]
@@ -133,7 +140,8 @@ class _Asked:
         from robflat_bench.config.cost import undeclared
 
         document = {"study": self.study.name, "protocol": self.study.protocol, **self.agenda.document()}
-        output.report(document, tables.plan(self.agenda, self.study, undeclared(self.registry, self.protocol)))
+        without = undeclared(self.registry, self.protocol)
+        output.report(document, tables.plan(self.agenda, self.heading, without, _typed(without="--plan")))
         self._raise_for(0)
 
     def status(self) -> None:
@@ -145,7 +153,8 @@ class _Asked:
         unknown: dict[str, str] = {}
         attached = self.attached(unknown=lambda task, why: unknown.update({task.spec.key: why}))
         found = standings(self.agenda.wanted, attached, Estimates(self.agenda.pace), unknown)
-        self._report((one.document() for one in found), tables.standings(found, self.study))
+        shown = tables.standings(found, self.heading, _typed(without="--status"))
+        self._report((one.document() for one in found), shown)
 
     def cancel(self) -> None:
         """End the jobs of the runs, and list these runs."""
@@ -194,7 +203,7 @@ class _Asked:
             _leave(made)
             raise
         events = [ended[task.spec.key] for task in agenda.wanted]
-        self._report(map(outcome, events), tables.results(self.registry, self.study, events, store), stored=True)
+        self._report(map(outcome, events), tables.results(self.registry, self.heading, events, store), stored=True)
         lacking = [event for event in ended.values() if event.what != "done"]
         for event in lacking:
             output.note(f"{event.what}: {event.task.title}: {event.why}")
@@ -221,9 +230,10 @@ def _counted(jobs: int) -> str:
     return f"{jobs} jobs are" if jobs > 1 else "1 job is"
 
 
-def _typed(option: str = "") -> str:
-    """The line that was typed, with another option."""
-    return shlex.join(["robflat-bench", *sys.argv[1:], *([option] if option else [])])
+def _typed(option: str = "", without: str = "") -> str:
+    """The line that was typed, with another option, or without one."""
+    words = [word for word in sys.argv[1:] if word != without]
+    return shlex.join(["robflat-bench", *words, *([option] if option else [])])
 
 
 def _require_none(attached: Sequence[Jobs]) -> None:

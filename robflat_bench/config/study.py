@@ -63,12 +63,12 @@ class Group(Strict):
         """Number of variants."""
         return math.prod(map(len, (self.methods, *self.grid.values())))
 
-    def variants(self) -> Iterator[Variant]:
-        """Every method with every combination of the grid."""
+    def variants(self, settings: tuple[str, ...] = ()) -> Iterator[Variant]:
+        """Every method with every combination of the grid, under further settings."""
         for method in self.methods:
             for values in itertools.product(*self.grid.values()):
                 pairs = zip(self.grid, values, strict=True)
-                yield Variant(self.title, method, tuple(f"{key}={_toml(value)}" for key, value in pairs))
+                yield Variant(self.title, method, (*settings, *(f"{key}={_toml(value)}" for key, value in pairs)))
 
 
 class Study(Strict):
@@ -80,9 +80,29 @@ class Study(Strict):
     protocol: str = Field(description="Name of a protocol, or a TOML file beside the study's file.")
     groups: tuple[Group, ...] = Field(min_length=1, description="The variants, in groups.")
 
-    def variants(self) -> list[Variant]:
-        """The variants of all groups, in the order of the file."""
-        return [variant for group in self.groups for variant in group.variants()]
+    def variants(self, settings: tuple[str, ...] = ()) -> list[Variant]:
+        """The variants of all groups, in the order of the file.
+
+        Parameters
+        ----------
+        settings : tuple of str
+            Settings of every variant, as after `--set`.
+
+        Raises
+        ------
+        UsageError
+            A group's grid varies one of their keys.
+        """
+        for setting in settings:
+            key = setting.partition("=")[0].strip()
+            for group in self.groups:
+                if key in group.grid:
+                    values = ", ".join(map(_toml, group.grid[key]))
+                    raise UsageError(
+                        f"--set {setting}: study {self.name} varies {key} itself ({values} in its group "
+                        f"'{group.title}'); leave out --set {key}, or give a study without {key} in its grid"
+                    )
+        return [variant for group in self.groups for variant in group.variants(settings)]
 
 
 def _toml(value: Any) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.front.grids import Grid, grid
 from robflat_bench.front.text import note, number, percent
 
 if TYPE_CHECKING:
@@ -85,9 +86,15 @@ class Standings:
         """The line above a board's table."""
         return f"{board.id} {board.version}, {board.checkpoint} checkpoint"
 
+    def parts(self, board: Board) -> Iterator[Grid | str]:
+        """A board's table with its notes, but `legend`, which stands once below all boards."""
+        yield grid(self.heading(board), *standing_table(board, self.mine), right=2, keep=2)
+        yield examples_note(_standing_columns(board))
+        yield from standing_notes(board)
+
     @property
     def legend(self) -> str:
-        """The line below a board's table."""
+        """The line below all tables."""
         return LEGEND + ("; * yours, not submitted" if self.mine else "")
 
 
@@ -175,9 +182,7 @@ def standing_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str],
     """
     from robflat_bench.leaderboard.site.words import UNITS, short_title
 
-    others = [name for name in ("gap_robust_loss", "clean_error", "robust_loss") if name in board.titles]
-    shown = [board.column(name) for name in (board.rankings[0], *board.primary, *others)]
-    rows = []
+    shown, rows = _standing_columns(board), []
     for row, label in zip(board.rows, _labels(board), strict=True):
         marks = ["*"] if any(run.key in mine for run in row.runs) else []
         marks += [mark.sign for mark in MARKS if mark.holds(row)]
@@ -187,6 +192,24 @@ def standing_table(board: Board, mine: Collection[str] = ()) -> tuple[list[str],
         rows.append([rank, " ".join([label, *marks]), *values, str(len(row.runs))])
     titles = [f"{short_title(one.title).lower()}, {UNITS.get(one.unit, '')}".rstrip(", ") for one in shown]
     return ["rank", "method", *titles, "seeds"], rows
+
+
+def _standing_columns(board: Board) -> list[BoardColumn]:
+    """What ranks, flatness, and then the other quantities."""
+    others = [name for name in ("gap_robust_loss", "clean_error", "robust_loss") if name in board.titles]
+    return [board.column(name) for name in (board.rankings[0], *board.primary, *others)]
+
+
+def examples_note(columns: Sequence[BoardColumn]) -> str:
+    """`n test images: 500 (clean error), 250 (robust error)`; `n = 250 test images` where all columns have as many."""
+    from robflat_bench.leaderboard.site.words import short_title
+
+    names: dict[int, list[str]] = {}
+    for one in columns:
+        names.setdefault(one.n, []).append(short_title(one.title).lower())
+    if len(names) == 1:
+        return f"n = {columns[0].n:,} test images"
+    return "n test images: " + ", ".join(f"{n:,} ({', '.join(of)})" for n, of in names.items())
 
 
 class Mark(NamedTuple):

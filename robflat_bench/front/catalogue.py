@@ -28,6 +28,20 @@ _COLUMNS = {
 _OWN = ("protocol", "study", "experiment")
 """Kinds that are not components."""
 
+_USES = {
+    "method": "run --method {name}",
+    "modifier": "run --method at+{name}",
+    "attack": "evaluate RUN --attack {name}",
+    "measure": "evaluate RUN --measure {name}",
+    "backbone": "run --method at --set fixed.backbone={name}",
+    "dataset": "evaluate RUN --dataset {name} --data DIR",
+    "launcher": "sweep paper-digits --launcher {name}",
+    "protocol": "run --method at --protocol {name} --plan",
+    "study": "sweep {name} --plan",
+    "experiment": "experiment {name} RUN",
+}
+"""Kind -> a line that uses an entry; RUN is a key of `results ls`."""
+
 Catalogues = dict[str, tuple[Iterable[str], Callable[[str], dict[str, Any]]]]
 
 
@@ -131,6 +145,11 @@ def description_grids(row: dict[str, Any]) -> Iterator[Grid]:
         columns = ["name", "default", "values", "description"]
         cells = [[p["name"], written(p["default"]), allowed(p), p["description"]] for p in row["parameters"]]
         yield grid("parameters", columns, cells)
+
+
+def next_line(row: dict[str, Any]) -> str:
+    """A line that uses an entry."""
+    return f"robflat-bench {_USES[row['kind']].format(name=row['name'])}"
 
 
 def list(kind: str = "methods", pattern: str = "*", *, plugins: Sequence[str | Path] = ()) -> Rows:

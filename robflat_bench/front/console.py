@@ -22,14 +22,24 @@ class CleanConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
+PIPED = 200
+"""Columns of output that goes to no terminal, where COLUMNS says nothing."""
+
+
+def columns() -> int | None:
+    """The width that COLUMNS names; None where it names none."""
+    named = os.environ.get("COLUMNS", "")
+    return int(named) or None if named.isdecimal() else None
+
+
 def console(stderr: bool = False) -> Console:
-    """A console on stdout (or stderr); piped output is as wide as COLUMNS says, or 200 columns."""
+    """A console on stdout (or stderr), as wide as COLUMNS says or as the terminal is; without both, `PIPED`."""
     stream = unfiltered(sys.stderr if stderr else sys.stdout)
-    width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else 200
+    width = columns() or (None if stream.isatty() else PIPED)
     return CleanConsole(file=stream, stderr=stderr, width=width, highlight=False)
 
 
-def written(parts: Iterable[RenderableType], width: int = 200) -> str:
+def written(parts: Iterable[RenderableType], width: int = PIPED) -> str:
     """What a console without colours writes."""
     plain: dict[str, Any] = {"no_color": True, "highlight": False, "force_terminal": False, "force_jupyter": False}
     out = CleanConsole(file=io.StringIO(), width=width, **plain)

@@ -31,12 +31,18 @@ class Grid:
         Cells. A row may be shorter than the columns.
     right : int or None
         Columns from this one on are right-aligned.
+    keep : int
+        So many columns stay at any width, from the left.
+    spare : tuple of str
+        Columns that go first where there is no room.
     """
 
     heading: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: int | None = None
+    keep: int = 1
+    spare: tuple[str, ...] = ()
 
     def is_right(self, column: int) -> bool:
         """Whether a column is right-aligned."""
@@ -47,20 +53,25 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        from robflat_bench.front.layout import elide, layout
+        from robflat_bench.front.layout import layout, wrap
 
-        yield Text(self.heading, style="table.title")  # a title of the table would be as narrow as the table
+        width = options.max_width
+        yield Text(wrap(self.heading, width), style="table.title")  # a title of the table is as narrow as the table
         made = Table(box=box.SIMPLE_HEAD, show_header=any(self.columns))
-        shown = layout(self.columns, self.rows, self.right, options.max_width)
+        shown = layout(self.columns, self.rows, self.right, width, self.keep, self.spare)
+        cells = []
         for column in shown:
             justify: Literal["left", "right"] = "right" if self.is_right(column.place) else "left"
-            made.add_column(Text(self.columns[column.place]), width=column.width, justify=justify)
-        for row in self.rows:
-            cells = [(row[column.place], column) for column in shown if column.place < len(row)]
-            made.add_row(*(Text(elide(cell, column.width) if column.elided else cell) for cell, column in cells))
+            heading = wrap(self.columns[column.place], column.width, fold=True)
+            made.add_column(Text(heading), width=column.width, justify=justify)
+            cells.append(column.fitted([row[column.place] if column.place < len(row) else "" for row in self.rows]))
+        for row in zip(*cells, strict=True):
+            made.add_row(*map(Text, row))
         yield made
-        if hidden := self.columns[len(shown) :]:
-            yield Text(f"no room for {'; '.join(hidden)}: widen the terminal, or add --json", style="dim")
+        places = {column.place for column in shown}
+        if hidden := [name for place, name in enumerate(self.columns) if place not in places]:
+            line = f"no room for {'; '.join(hidden)}: widen the terminal, or add --json"
+            yield Text(wrap(line, width), style="dim")
 
     def __repr__(self) -> str:
         return as_text([self])
@@ -79,14 +90,21 @@ class Grid:
         return f"<table>{caption}\n{head}<tbody>\n{body}\n</tbody></table>"
 
 
-def grid(heading: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: int | None = None) -> Grid:
+def grid(
+    heading: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[Any]],
+    right: int | None = None,
+    keep: int = 1,
+    spare: tuple[str, ...] = (),
+) -> Grid:
     """A `Grid` of cells that are text, a float, an integer or None (a dash); hidden characters are escapes."""
 
     def text(cell: Any) -> str:
         return visible(number(cell) if cell is None or isinstance(cell, float) else str(cell))
 
     cells = tuple(tuple(map(text, row)) for row in rows)
-    return Grid(visible(heading), tuple(map(visible, columns)), cells, right)
+    return Grid(visible(heading), tuple(map(visible, columns)), cells, right, keep, spare)
 
 
 def as_text(parts: Iterable[Grid | str]) -> str:

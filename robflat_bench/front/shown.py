@@ -12,7 +12,7 @@ from robflat_bench.front.text import number, percent
 
 if TYPE_CHECKING:
     from robflat_bench.front.measurements import Measurement
-    from robflat_bench.records.quantities import Outcomes, QuantityValue
+    from robflat_bench.records.quantities import Name, Outcomes, QuantityValue
     from robflat_bench.records.record import MeasureResult, Result, RunRecord
     from robflat_bench.records.store import RunFolder, Store
     from robflat_bench.registry.registry import Registry
@@ -78,19 +78,56 @@ def result_grid(
     return grid(heading, ["", *results], filled, right=1)
 
 
-def store_grid(store: Store, rows: Sequence[Mapping[str, Any]]) -> Grid:
-    """The runs of a store, one a line: rows of `records.overview.overview`."""
-    cells = [
-        [
-            *(row[name] for name in ("key", "protocol", "run", "seed", "state")),
-            percent(row["clean_error"]),
-            ", ".join(percent(value) for value in row["robust_error"].values()) or "-",
-            ", ".join(number(value) for value in row["measures"].values()) or "-",
-        ]
-        for row in rows
-    ]
-    columns = ["key", "protocol", "run", "seed", "state", "clean error", "robust errors", "measures"]
-    return grid(f"runs in {store.root} (last checkpoint, test examples)", columns, cells, right=5)
+def store_parts(registry: Registry, store: Store, rows: Sequence[Mapping[str, Any]]) -> Iterator[Grid | str]:
+    """The runs of a store, a table for each protocol: rows of `records.overview.overview`."""
+    columns, keys = ("key", "run", "seed", "state"), {row["key"] for row in rows}
+    letters = next(count for count in range(8, 65) if len({key[:count] for key in keys}) == len(keys))
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        runs = [row for row in rows if row["protocol"] == protocol]
+        counts = [_by_quantity(row["n"]) for row in runs]
+        names = list(dict.fromkeys(name for each in counts for name, n in each.items() if n is not None))
+        titles = [_column(registry, name, [each[name] for each in counts if each.get(name)]) for name in names]
+        cells = [[row["key"][:letters], row["run"], row["seed"], row["state"], *_numbers(row, names)] for row in runs]
+        heading = f"{store.root}: runs under {protocol}; last checkpoint, test images"
+        yield grid(heading, [*columns, *titles], cells, right=4, keep=2)
+    if rows:
+        yield "robust error: worst case over all attacks, which boards rank. Lower is better, and flatter"
+    else:
+        yield grid(f"no runs in {store.root}", columns, [])
+    place = [] if store.root == Path("runs") else ["--store", str(store.root)]
+    done = [row["key"][:letters] for row in rows if row["state"] == "done"]
+    line = ["results", "show", done[0]] if done else ["run", "--method", "at"]
+    yield f"next: `{shlex.join(['robflat-bench', *line, *place])}`"
+
+
+def _by_quantity(row: Mapping[str, Any]) -> dict[tuple[Name, str], Any]:
+    """Quantity and its attack or measure -> a number of an overview's row, or of its `n`."""
+    found: dict[tuple[Name, str], Any] = {
+        ("worst_case", ""): row["worst_case"],
+        ("clean_error", ""): row["clean_error"],
+    }
+    found |= {("measure", measure): value for measure, value in row["measures"].items()}
+    return found | {("robust_error", attack): value for attack, value in row["robust_error"].items()}
+
+
+def _numbers(row: Mapping[str, Any], names: Sequence[tuple[Name, str]]) -> Iterator[str]:
+    """The row's cells under these names, without their units."""
+    from robflat_bench.records.quantities import quantity_unit
+
+    found = _by_quantity(row)
+    for name in names:
+        form = percent if quantity_unit(*name) == "fraction" else number
+        yield form(found.get(name)).removesuffix(" %")
+
+
+def _column(registry: Registry, name: tuple[Name, str], counts: Sequence[int]) -> str:
+    """`clean error, %, n=500`: the heading of a quantity's column, with its unit and number of examples."""
+    from robflat_bench.records.quantities import heading, quantity_unit
+
+    unit = quantity_unit(*name).replace("fraction", "%")
+    least, most = min(counts), max(counts)
+    n = f"n={least:,}" if least == most else f"n={least:,}-{most:,}"
+    return ", ".join(filter(None, (heading(registry, *name), unit, n)))
 
 
 def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from robflat_bench.core import UsageError
 from robflat_bench.front.arguments import checked
-from robflat_bench.front.boards import Standings, standing_notes, standing_table
+from robflat_bench.front.boards import Standings
 from robflat_bench.front.grids import Grid, as_html, as_text, grid
 from robflat_bench.front.sessions import open_registry
-from robflat_bench.front.shown import store_grid
+from robflat_bench.front.shown import store_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,7 @@ def _overview(store: Store) -> Iterator[Grid | str]:
     from robflat_bench.records.overview import overview
 
     rows, problems = overview(store)
-    yield store_grid(store, rows)
+    yield from store_parts(open_registry(), store, rows)
     yield from problems
 
 
@@ -207,13 +207,8 @@ def board(
     registry = open_registry(plugins)
     standings = Standings.of(registry, (protocol,), root, None if store is None else Path(store))
     rows = [row for made in standings.boards for row in _board_rows(made, standings.mine)]
-    return Rows(tuple(rows), tuple(part for made in standings.boards for part in _shown(made, standings)))
-
-
-def _shown(made: Board, standings: Standings) -> Iterator[Grid | str]:
-    yield grid(standings.heading(made), *standing_table(made, standings.mine), right=2)
-    yield from standing_notes(made)
-    yield standings.legend
+    shown = [part for made in standings.boards for part in standings.parts(made)]
+    return Rows(tuple(rows), (*shown, standings.legend))
 
 
 def _board_rows(made: Board, mine: frozenset[str]) -> Iterator[Row]:

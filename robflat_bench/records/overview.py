@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.core import CheckFailed, UsageError
+from robflat_bench.records.quantities import Name, QuantityValue, quantity_values
 from robflat_bench.records.removal import TEMPORARY, remove
 from robflat_bench.records.store import Busy, Store, read_record
 
 
 def overview(store: Store) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every run with the results of its last checkpoint on test examples, and the problems of unreadable records."""
+    """Every run with the results of its last checkpoint on test examples, and the problems of unreadable records.
+
+    Returns
+    -------
+    list of dict
+        key, protocol, run, seed, state, folder; worst_case (over all attacks, which boards rank), clean_error,
+        robust_error (attack -> value), measures (measure -> value), and n: the numbers of test examples under the same
+        names. Errors are fractions, None and {} before a run is finished.
+    list of str
+        What is wrong with records that cannot be read.
+    """
     rows: list[dict[str, Any]] = []
     problems = []
     for run in store.runs():
         try:
-            record = run.record() if run.record_file.is_file() else None
+            record, outcomes = run.evidence() if run.record_file.is_file() else (None, {})
             spec = record.spec if record else read_record(run.path / "spec.json", RunSpec)
         except CheckFailed as error:
             problems.append(str(error))
             continue
-        last = record.results["last"] if record else None
+        found = [*quantity_values("last", record.results["last"], outcomes)] if record else []
         rows.append(
             {
                 "key": spec.key,
@@ -31,13 +42,27 @@ def overview(store: Store) -> tuple[list[dict[str, Any]], list[str]]:
                 "run": spec.label,
                 "seed": spec.seed,
                 "state": run.state,
-                "clean_error": last.clean_error if last else None,
-                "robust_error": {name: pair.test for name, pair in last.robust_error.items()} if last else {},
-                "measures": {name: found.value for name, found in last.measures.items()} if last else {},
+                **_by_name(found, "value"),
+                "n": _by_name(found, "n"),
                 "folder": str(run.path),
             }
         )
     return rows, problems
+
+
+def _by_name(found: Sequence[QuantityValue], field: Literal["value", "n"]) -> dict[str, Any]:
+    """A field of the values on test examples, under the names of a row."""
+    test = {(one.quantity, one.of): getattr(one, field) for one in found if one.split == "test"}
+
+    def each(name: Name) -> dict[str, Any]:
+        return {of: value for (quantity, of), value in test.items() if quantity == name}
+
+    return {
+        "worst_case": next(iter(each("worst_case").values()), None),
+        "clean_error": test.get(("clean_error", "")),
+        "robust_error": each("robust_error"),
+        "measures": each("measure"),
+    }
 
 
 def prune(store: Store, unfinished: bool, weights: bool, really: bool) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def check_machine(registry: Registry, store: Path, data: str | None) -> dict[str
     Returns
     -------
     dict
-        JSON document: `environment`, `plugins`, `data` (where each data set was found, or why not) and `problems`.
+        JSON document: `environment`, `plugins`, `data` (where each data set was found, or why not), `store` (folder,
+        and size and free space of its disk in bytes) and `problems`.
     """
     machine = environment.describe() | {"plugins": registry.plugins.environment()}
     problems = [*map(str, registry.plugins.broken), *registry.duplicates(), *registry.plugins.deprecated]
@@ -29,17 +31,20 @@ def check_machine(registry: Registry, store: Path, data: str | None) -> dict[str
     except ImportError as error:
         problems.append(f"torch cannot be imported: {error}")
     found = {name: _copies(registry, name, data) for name in registry.names("dataset")}
+    place: dict[str, Any] = {"folder": str(store)}
     try:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=store):
             pass
+        disk = shutil.disk_usage(store)
+        place |= {"disk_bytes": disk.total, "free_bytes": disk.free}
     except OSError as error:
         problems.append(f"the store {store} cannot be written: {error.strerror}; choose another with --store")
     plugins = {
         f"{item.distribution}:{item.entry_point}": {"version": item.version, "source": item.source_hash()}
         for item in registry.plugins.providers.values()
     }
-    return {"environment": machine, "plugins": plugins, "data": found, "problems": problems}
+    return {"environment": machine, "plugins": plugins, "data": found, "store": place, "problems": problems}
 
 
 def _copies(registry: Registry, name: str, data: str | None) -> list[str]:

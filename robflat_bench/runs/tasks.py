@@ -123,17 +123,21 @@ class Refused:
     reason: str
 
 
-def tasks(session: Session, study: Study, seeds: int) -> tuple[list[Task], list[Refused]]:
+def tasks(
+    session: Session, study: Study, seeds: int, settings: tuple[str, ...] = ()
+) -> tuple[list[Task], list[Refused]]:
     """Every run of a study, and the variants that cannot be run.
 
     Parameters
     ----------
     session : Session
-        Under the study's protocol; its store keeps the runs.
+        Under the study's protocol and `settings`; its store keeps the runs.
     study : Study
         The variants.
     seeds : int
         Each variant is run with the seeds 1 to `seeds`.
+    settings : tuple of str
+        Settings of every run beside the study's own, as after `--set`.
 
     Returns
     -------
@@ -141,11 +145,16 @@ def tasks(session: Session, study: Study, seeds: int) -> tuple[list[Task], list[
         Seed 1 of every variant, then seed 2, and so on. Variants that share a run have one task.
     list of Refused
         Variants with an unknown component, a wrong parameter or a setting that the recipe does not admit.
+
+    Raises
+    ------
+    UsageError
+        A grid of the study varies a key of `settings`.
     """
     registry, images = session.registry, len(session.splits.pools["train"].y)
     made: list[list[Task]] = []
     refused: list[Refused] = []
-    for variant in study.variants():
+    for variant in study.variants(settings):
         try:
             protocol = load(registry, study.protocol, variant.settings)
             composed = compose(registry, variant.method)

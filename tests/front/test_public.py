@@ -152,7 +152,7 @@ def test_results_are_tidy_rows_with_a_data_frame(finished):
     assert len(frame) == len(rows)
     clean = frame.query("quantity == 'clean_error' and checkpoint == 'last' and split == 'test'")
     assert clean["value"].item() == finished.record["results"]["last"]["clean_error"]
-    assert finished.record["key"] in rows._repr_html_()
+    assert finished.record["key"][:8] in rows._repr_html_()
     exported = run_here("results", "export", "--store", finished.store, "--json").document
     assert exported == json.loads(json.dumps([*rows]))
 
