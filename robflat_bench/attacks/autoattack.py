@@ -32,6 +32,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import numpy as np
@@ -67,10 +68,7 @@ INFO = AttackInfo(
     summary="parameter-free ensemble by its authors; version=apgd is its APGD tier",
     factory=f"{__name__}:AutoAttack",
     params=AutoAttackParams,
-    citation=(
-        "Croce, Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
-        "attacks. ICML 2020, arXiv 2003.01690"
-    ),
+    citation=cite("croce2020reliable"),
     title="{version} tier of AutoAttack",
     example={"version": "apgd"},
 )

@@ -9,6 +9,7 @@ adversarial examples. ICLR 2015, arXiv 1412.6572.
 from __future__ import annotations
 
 from robflat_bench.core import ENGINE_NORMS, Attack, AttackInfo, Examples, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -26,7 +27,7 @@ INFO = AttackInfo(
     summary="one step of the whole radius along the sign of the gradient",
     factory=f"{__name__}:FGSM",
     params=FGSMParams,
-    citation="Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples. ICLR 2015, arXiv 1412.6572",
+    citation=cite("goodfellow2015explaining"),
     title="FGSM",
     passes=Passes("1", "1"),
 )

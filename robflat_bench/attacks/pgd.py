@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import ENGINE_NORMS, Attack, AttackInfo, Examples, Number, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -52,7 +53,7 @@ INFO = AttackInfo(
     summary="projected gradient ascent with restarts; keeps the highest loss per example",
     factory=f"{__name__}:PGD",
     params=PGDParams,
-    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
+    citation=cite("madry2018towards"),
     title="PGD-{steps} x {restarts}",
     passes=Passes("restarts * (steps + 1)", "restarts * steps", at_most=True),
 )

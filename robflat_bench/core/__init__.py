@@ -8,8 +8,8 @@ observer    who watches a run                            hooks       the marker 
 faults      errors of plugins, lack of memory            signals     those that ask a process to end
 
 `randomness` and `batching` need torch; `estimates` computes the numbers of a measurement from its arrays; `files` reads
-files of limited size, `archives` arrays of .npy and .npz files; `clock` is the time that tests may move; `processes`
-knows those of this machine.
+files of limited size, `archives` arrays of .npy and .npz files; `works` has the papers that components cite; `clock` is
+the time that tests may move; `processes` knows those of this machine.
 """
 
 from robflat_bench.core.catalogue import *

@@ -1,4 +1,6 @@
-"""Robust loss and measures of one model as the protocol's evaluation reads them: the values of `training`, `best-last`.
+"""Robust loss, robust error and measures of one model as the protocol's evaluation reads them.
+
+They are the values of `training`, `best-last` and `flatness-vs-robustness`.
 
 Values that the run's record holds for these weights are taken from it; only missing ones are computed.
 """
@@ -26,9 +28,12 @@ with lazy_imports():
     from robflat_bench.registry.components import resolve
 from robflat_bench.records.store import read_arrays
 
+Means = dict[str, dict[str, ValueWithError]]
+"""Outcome, robust_loss or robust_error -> split -> its mean."""
+
 
 class MeasuresParams(Params):
-    """Parameters of `training` and `best-last`."""
+    """Parameters of `training`, `best-last` and `flatness-vs-robustness`."""
 
     measures: tuple[str, ...] = Field(
         default=(),
@@ -78,54 +83,58 @@ class RobustLosses(Experiment):
         own = {row.measure: row for row in fixed.measures}
         texts = [resolve(model.registry, "measure", text).canonical for text in params.measures] or list(own)
         wanted = [own.get(text, Measured(measure=text, test=model.usual_count)) for text in texts]
-        return cls.model_validate(losses_and_measures(model, wanted, journal))
+        values = losses_and_measures(model, wanted, journal)
+        return cls.model_validate({name: values[name] for name in cls.model_fields})
 
 
 def losses_and_measures(model: TrainedModel, wanted: list[Measured], journal: StoredJournal) -> dict[str, object]:
-    """The values of `RobustLosses`: from the record where it has them, otherwise by the protocol's evaluation."""
+    """The values of `RobustLosses` and the robust error by split: from the record where it has them, otherwise by the
+    protocol's evaluation."""
     attack = model.fixed.attacks[0]
-    losses, measures = _recorded(model, attack, wanted)
-    missing = Plan(() if losses else (attack,), tuple(row for row in wanted if row.measure not in measures))
+    means, measures = _recorded(model, attack, wanted)
+    missing = Plan(() if means else (attack,), tuple(row for row in wanted if row.measure not in measures))
     if missing.attacks or missing.measures:
         evaluated = EvaluatedModel(model.load(), model.found.name, model.found.epoch, model.initial)
         result, outcomes = evaluate(model.session, missing, evaluated, journal)
-        losses = losses or _mean_losses(outcomes, model.found.name, attack.attack)
+        means = means or _means(outcomes, model.found.name, attack.attack)
         measures |= {name: _estimate(found) for name, found in result.measures.items()}
 
     def title(kind: Kind, text: str) -> str:
         return short_title(resolve(model.registry, kind, text))
 
     return {
-        "n": losses["test"].n,
+        "n": means["robust_loss"]["test"].n,
         "attack": title("attack", attack.attack),
-        "robust_loss": losses,
+        **means,
         "measures": {row.measure: measures[row.measure] for row in wanted},
         "titles": {row.measure: title("measure", row.measure) for row in wanted},
     }
 
 
-def _recorded(
-    model: TrainedModel, attack: Attacked, wanted: list[Measured]
-) -> tuple[dict[str, ValueWithError], dict[str, ValueWithError]]:
-    """Robust losses, and those of the protocol's measures that the run's record holds for these weights."""
+def _recorded(model: TrainedModel, attack: Attacked, wanted: list[Measured]) -> tuple[Means, dict[str, ValueWithError]]:
+    """Robust losses and errors, and those of the protocol's measures that the run's record holds for these weights."""
     results = model.record.results.items() if model.record else ()
     for checkpoint, result in results:
         if result.weights == model.weights and model.home:
             outcomes = read_arrays(model.home.outcomes_file)
             own = [row.measure for row in wanted if row in model.fixed.measures and row.measure in result.measures]
             measures = {name: _estimate(result.measures[name]) for name in own}
-            return _mean_losses(outcomes, checkpoint, attack.attack), measures
+            return _means(outcomes, checkpoint, attack.attack), measures
     return {}, {}
 
 
-def _mean_losses(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -> dict[str, ValueWithError]:
-    """Mean cross-entropy by split, with its standard error over examples."""
-    found = {split: outcomes.get(f"{checkpoint}/{split}/{attack}/loss") for split in ("test", "train")}
-    return {
-        split: ValueWithError(value=float(losses.mean()), standard_error=error_of_mean(losses), n=len(losses))
-        for split, losses in found.items()
-        if losses is not None
-    }
+def _means(outcomes: dict[str, np.ndarray], checkpoint: str, attack: str) -> Means:
+    """Mean cross-entropy and error rate by split, with their standard errors over examples."""
+
+    def by_split(outcome: str) -> dict[str, ValueWithError]:
+        found = {split: outcomes.get(f"{checkpoint}/{split}/{attack}/{outcome}") for split in ("test", "train")}
+        return {split: _mean(values.astype(float)) for split, values in found.items() if values is not None}
+
+    return {"robust_loss": by_split("loss"), "robust_error": by_split("error")}
+
+
+def _mean(values: np.ndarray) -> ValueWithError:
+    return ValueWithError(value=float(values.mean()), standard_error=error_of_mean(values), n=len(values))
 
 
 def _estimate(found: MeasureResult) -> ValueWithError:

@@ -1,6 +1,7 @@
 r"""The loss over a plane of weights:  (a, b) -> mean_i \ell_i(w + a D + b E),  a, b in [-1,1].
 
-D is random; E is random too, or adversarial (see `landscape`). One panel for each model, one colour scale for all.
+D is random; E is random too, or adversarial (see `landscape`). Below the loss of each model stands its rise over the
+loss at w, which is the flatness that the plane shows. All losses share one colour scale, and all rises another.
 Li et al., NeurIPS 2018; Stutz et al., ICCV 2021, whose surfaces keep the adversarial examples of w (coupling `frozen`).
 """
 
@@ -17,11 +18,19 @@ from robflat_bench.experiments.landscape import LandscapeParams, MovedModel, Poi
 with lazy_imports():
     import numpy as np
     from matplotlib import colors
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     from robflat_bench.experiments import figures as fig
+    from robflat_bench.experiments.labels import hide_overprinted
     from robflat_bench.experiments.trained_model import TrainedModel
     from robflat_bench.records.journal import StoredJournal
+
+
+COLUMNS = 3
+"""Most models side by side."""
+COLOURS = "cividis"
 
 
 class SurfaceParams(LandscapeParams):
@@ -39,17 +48,23 @@ class LossSurface(Experiment):
     """loss[i][j] is the mean loss (nats) at w + s[j] D + s[i] E."""
 
     name = "surface"
-    summary = "Loss over the plane of two directions in weight space, a panel for each model."
+    summary = "Loss, and its rise over the loss at w, over the plane of two directions in weight space."
     params = SurfaceParams
 
     s: tuple[float, ...]
     loss: tuple[tuple[float, ...], ...]
 
     @property
+    def at_w(self) -> float:
+        """The loss of the model itself."""
+        middle = len(self.s) // 2
+        return self.loss[middle][middle]
+
+    @property
     def brief(self) -> dict[str, float | None]:
-        middle, values = len(self.s) // 2, np.array(self.loss)
-        at_w = self.loss[middle][middle]
-        return {"loss at w (nats)": at_w, "lowest (nats)": float(values.min()), "highest (nats)": float(values.max())}
+        values = np.array(self.loss)
+        ends = {"lowest (nats)": float(values.min()), "highest (nats)": float(values.max())}
+        return {"loss at w (nats)": self.at_w, **ends, "highest rise (nats)": float(values.max()) - self.at_w}
 
     @classmethod
     def read(cls, model: TrainedModel, params: SurfaceParams, journal: StoredJournal) -> Self:
@@ -67,28 +82,23 @@ class LossSurface(Experiment):
 
     @staticmethod
     def draw(document: Document[LossSurface]) -> Figure:
-        """Filled contours at round levels, shared by all panels."""
+        """A column for each model: the loss above, its rise below; at most `COLUMNS` models side by side."""
         params: SurfaceParams = document.params
-        surfaces = [np.array(values.loss) for values in document.values]
-        levels, logarithmic = fig.round_levels(min(z.min() for z in surfaces), max(z.max() for z in surfaces))
-        norm = (colors.LogNorm if logarithmic else colors.Normalize)(levels[0], levels[-1])
-        ink = ["white" if norm(level) < 0.6 else "black" for level in levels]
-        columns = min(len(surfaces), 3)
-        made, panels = fig.panels(
-            columns, -(-len(surfaces) // columns), width=3.6, height=2.9, sharex=True, sharey=True
-        )
+        count = len(document.values)
+        columns = min(count, COLUMNS)
+        made, panels = fig.panels(columns, 2 * -(-count // columns), width=3.6, height=2.9, sharex=True, sharey=True)
         made.set_layout_engine("compressed")
-        for axes in panels.flat[len(surfaces) :]:
-            axes.set_visible(False)
-        for axes, surface, values, name in zip(panels.flat, surfaces, document.values, document.names, strict=False):
-            s = values.s
-            filled = axes.contourf(s, s, surface, levels, norm=norm, cmap="cividis")
-            lines = axes.contour(s, s, surface, levels, colors=ink, linewidths=0.7)
-            axes.clabel(lines, fmt="%g", fontsize=8)
-            axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.6)
-            axes.set_title(fig.plain(name))
-            axes.set_aspect("equal")
-            axes.grid(visible=False)
+        surfaces = [np.array(values.loss) for values in document.values]
+        rises = [surface - values.at_w for surface, values in zip(surfaces, document.values, strict=True)]
+        labels: list[tuple[Axes, list[Text]]] = []
+        for row, (shown, title) in enumerate(((surfaces, "loss"), (rises, "rise over the loss at w"))):
+            grid = panels[row::2]
+            for axes in grid.flat[count:]:
+                axes.set_visible(False)
+            here = list(grid.flat[:count])
+            labels += _contours(made, here, list(grid.flat), shown, document.values, title)
+            for axes, name in zip(here, document.names, strict=True):
+                axes.set_title(f"{fig.plain(name)}: {'loss' if row == 0 else 'rise'}")
         for axes in panels[-1]:
             axes.set_xlabel("s along D (random)")
         for axes in panels[:, 0]:
@@ -96,9 +106,42 @@ class LossSurface(Experiment):
         random = f"{params.random:g} of each {params.normalisation}'s norm"
         second = random if params.second == "random" else f"{params.adversarial:g} of each layer's norm"
         lengths = f"Length of D: {random}, of E: {second}. Cross: the model itself."
-        bar = made.colorbar(filled, ax=panels, ticks=levels, format="%g", shrink=0.9)
-        bar.set_label("loss (nats)")
-        return fig.finish(made, document, "Loss surface in weight space", f"{images_sentence(params)} {lengths}")
+        fig.finish(made, document, "Loss surface in weight space", f"{images_sentence(params)} {lengths}")
+        made.draw_without_rendering()
+        for axes, texts in labels:
+            hide_overprinted(texts, axes)
+        return made
+
+
+def _contours(
+    made: Figure,
+    panels: list[Axes],
+    around: list[Axes],
+    surfaces: list[np.ndarray],
+    models: list[LossSurface],
+    title: str,
+) -> list[tuple[Axes, list[Text]]]:
+    """Filled contours at round levels that all panels share, and their colour bar; the labels of each panel.
+
+    The scale is logarithmic where the values are positive and `wide`; the bar's label says which scale it is.
+    """
+    levels, logarithmic = fig.round_levels(min(z.min() for z in surfaces), max(z.max() for z in surfaces))
+    norm = (colors.LogNorm if logarithmic else colors.Normalize)(levels[0], levels[-1])
+    labels = []
+    for axes, surface, model in zip(panels, surfaces, models, strict=True):
+        filled = axes.contourf(model.s, model.s, surface, levels, norm=norm, cmap=COLOURS)
+        ink = ["white" if norm(level) < 0.6 else "black" for level in levels]
+        lines = axes.contour(model.s, model.s, surface, levels, colors=ink, linewidths=0.7)
+        labels.append((axes, axes.clabel(lines, fmt="%g", fontsize=8, inline=False)))
+        for text in labels[-1][1]:
+            ground = filled.cmap(norm(float(text.get_text())))
+            text.set_bbox({"facecolor": ground, "edgecolor": "none", "pad": 0.6})
+        axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.6)
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+    bar = made.colorbar(filled, ax=around, ticks=levels, format="%g", shrink=0.9)
+    bar.set_label(f"{title} (nats), {'log' if logarithmic else 'linear'} scale")
+    return labels
 
 
 INFO = LossSurface

@@ -17,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -37,7 +38,7 @@ INFO = MethodInfo(
     ),
     factory=f"{__name__}:ALP",
     params=ALPParams,
-    citation="Kannan, Kurakin, Goodfellow: Adversarial logit pairing. arXiv 1803.06373, 2018",
+    citation=cite("kannan2018adversarial"),
     attack=Passes("T + 1", "T"),
     loss=Passes("2", "2"),
     sharded=True,

@@ -8,6 +8,7 @@ All examples are adversarial. BN statistics see only the adversarial images.
 from __future__ import annotations
 
 from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Passes, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -20,7 +21,7 @@ INFO = MethodInfo(
     name="at",
     summary="adversarial training: cross-entropy on PGD examples",
     factory=f"{__name__}:AT",
-    citation="Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018, arXiv 1706.06083",
+    citation=cite("madry2018towards"),
     attack=Passes("T + 1", "T"),
     sharded=True,
 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -43,7 +44,7 @@ INFO = MethodInfo(
     summary="adversarial training on two augmentations of each image, with a penalty where their predictions differ",
     factory=f"{__name__}:ConsAT",
     params=ConsATParams,
-    citation="Tack et al.: Consistency regularization for adversarial robustness. AAAI 2022, arXiv 2103.04623",
+    citation=cite("tack2022consistency"),
     attack=Passes("2 * (T + 1)", "2 * T"),
     loss=Passes("2", "2"),
     claims=("attack", "batch"),

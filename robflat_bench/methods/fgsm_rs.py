@@ -15,6 +15,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -35,9 +36,7 @@ INFO = MethodInfo(
     summary="fast adversarial training: one step from a random start",
     factory=f"{__name__}:FGSMRS",
     params=FGSMRSParams,
-    citation=(
-        "Wong, Rice, Kolter: Fast is better than free: revisiting adversarial training. ICLR 2020, arXiv 2001.03994"
-    ),
+    citation=cite("wong2020fast"),
     attack=Passes("1", "1"),
     claims=("attack",),
     sharded=True,

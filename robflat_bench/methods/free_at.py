@@ -17,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -39,7 +40,7 @@ INFO = MethodInfo(
     summary="uses each batch several times; one backward pass moves weights and perturbation, which is carried over",
     factory=f"{__name__}:FreeAT",
     params=FreeATParams,
-    citation="Shafahi et al.: Adversarial training for free! NeurIPS 2019, arXiv 1904.12843",
+    citation=cite("shafahi2019adversarial"),
     example={"repeats": 3},
     updates="repeats",
     claims=("attack",),

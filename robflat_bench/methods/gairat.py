@@ -17,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -46,7 +47,7 @@ INFO = MethodInfo(
     summary="adversarial training that weights examples by how soon the attack fools them",
     factory=f"{__name__}:GAIRAT",
     params=GAIRATParams,
-    citation="Zhang et al.: Geometry-aware instance-reweighted adversarial training. ICLR 2021, arXiv 2010.01736",
+    citation=cite("zhang2021geometry"),
     example={"warmup": 0},
     attack=Passes("T + 1", "T"),
     claims=("attack",),

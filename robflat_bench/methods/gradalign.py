@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -52,10 +53,7 @@ INFO = MethodInfo(
     summary="one-step adversarial training with input gradients kept aligned within the ball",
     factory=f"{__name__}:GradAlign",
     params=GradAlignParams,
-    citation=(
-        "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020, arXiv "
-        "2007.02617"
-    ),
+    citation=cite("andriushchenko2020understanding"),
     attack=Passes("1", "1"),
     loss=Passes("3", "4"),
     claims=("attack",),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.trades import TRADES, TRADESParams
 
 with lazy_imports():
@@ -37,10 +38,7 @@ INFO = MethodInfo(
     summary="TRADES plus images beyond the ball, labelled by a standard network",
     factory=f"{__name__}:HAT",
     params=HATParams,
-    citation=(
-        "Rade, Moosavi-Dezfooli: Reducing excessive margin to achieve a better accuracy vs. robustness trade-off. "
-        "ICLR 2022, OpenReview Azh9QBQ4tR7"
-    ),
+    citation=cite("rade2022reducing"),
     attack=Passes("T + 2", "T"),
     loss=Passes("4", "3"),
     helpers={"standard": "standard"},

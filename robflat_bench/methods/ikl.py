@@ -28,6 +28,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -69,7 +70,7 @@ INFO = MethodInfo(
     summary="TRADES with the divergence taken apart: weighted logit differences, and soft cross-entropy",
     factory=f"{__name__}:IKL",
     params=IKLParams,
-    citation="Cui et al.: Decoupled Kullback-Leibler divergence loss. NeurIPS 2024, arXiv 2305.13948",
+    citation=cite("cui2024decoupled"),
     example={"ramp": 0},
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),

@@ -2,7 +2,7 @@ r"""KD:  L(w) = mean_i [ c \ell_CE(f(x_i'), y_i) + T^2 ( a KL( q(x_i') || p(x_i'
 
     p = softmax(f / T),   q = softmax(f_std / T),   r = softmax(f_rob / T),   x' as in AT
 
-Chen, Zhang, Liu, Chang, Wang: Robust overfitting may be mitigated by properly learned smoothening. ICLR 2021.
+Chen et al.: Robust overfitting may be mitigated by properly learned smoothening. ICLR 2021.
 
 f_std is a network trained without an adversary, and f_rob one trained by AT. Both see the images that attack f.
 The paper's KD-SWA also averages weights, after the first drop of the learning rate, which comes early:
@@ -17,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -46,10 +47,7 @@ INFO = MethodInfo(
     summary="adversarial training with a standard and a robust teacher; KD-SWA is kd+swa",
     factory=f"{__name__}:KD",
     params=KDParams,
-    citation=(
-        "Chen, Zhang, Liu, Chang, Wang: Robust overfitting may be mitigated by properly learned smoothening. ICLR "
-        "2021, OpenReview qZzy5urZw9"
-    ),
+    citation=cite("chen2021robust"),
     attack=Passes("T + 1", "T"),
     loss=Passes("3", "1"),
     helpers={"standard": "standard", "robust": "at"},

@@ -2,7 +2,7 @@ r"""LBGAT:  L(w, v) = mean_i [ 1/K ||f(x_i'; w) - g(x_i; v)||^2 + \ell_CE(g(x_i;
 
     p_i = softmax f(x_i),   p_i' = softmax f(x_i'),   x_i' = argmax_{||x' - x_i||_inf <= eps} KL( p_i || p(x') )
 
-Cui, Liu, Wang, Jia: Learnable boundary guided adversarial training. ICCV 2021.
+Cui et al.: Learnable boundary guided adversarial training. ICCV 2021.
 
 g is trained along and never evaluated. Here it has the architecture of f and initial weights of its own; the paper's
 is a ResNet-18 for every f. The gradient of the squared distance reaches both networks. The paper's LBGAT0 is
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.trades import TRADES, TRADESParams
 
 with lazy_imports():
@@ -39,7 +40,7 @@ INFO = MethodInfo(
     summary="adversarial logits follow the clean logits of a standard network that is trained along",
     factory=f"{__name__}:LBGAT",
     params=LBGATParams,
-    citation=("Cui, Liu, Wang, Jia: Learnable boundary guided adversarial training. ICCV 2021, arXiv 2011.11164"),
+    citation=cite("cui2021learnable"),
     attack=Passes("T + 2", "T"),
     loss=Passes("3", "3"),
     random_start=True,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -36,10 +37,7 @@ INFO = MethodInfo(
     summary="boosted cross-entropy on PGD examples plus divergence, more of it where the clean image is doubtful",
     factory=f"{__name__}:MART",
     params=MARTParams,
-    citation=(
-        "Wang et al.: Improving adversarial robustness requires revisiting misclassified examples. ICLR 2020, "
-        "OpenReview rklOg6EFwS"
-    ),
+    citation=cite("wang2020improving"),
     attack=Passes("T + 1", "T"),
     loss=Passes("2", "2"),
     sharded=True,

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -38,9 +39,7 @@ INFO = MethodInfo(
     summary="adversarial training that raises small losses to a threshold",
     factory=f"{__name__}:MLCAT",
     params=MLCATParams,
-    citation=(
-        "Yu et al.: Understanding robust overfitting of adversarial training and beyond. ICML 2022, arXiv 2206.08675"
-    ),
+    citation=cite("yu2022understanding"),
     attack=Passes("T + 1", "T"),
     sharded=True,
 )

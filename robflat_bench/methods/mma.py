@@ -4,8 +4,7 @@ r"""MMA:  L(w) = mean_i \ell_i,   with the margin m_i = min { ||d|| : s(x_i + d)
     \ell_i = 1/3 \ell_CE(x_i)                            if x_i is right and m_i >= m_max: the margin is large enough
     \ell_i = \ell_CE(x_i)                                if x_i is wrong: d_i = 0
 
-Ding, Sharma, Lui, Huang: MMA training: direct input space margin maximization through adversarial training. ICLR
-2020.
+Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR 2020.
 
 s = log sum_{j != y} exp z_j - z_y is the soft logit margin. As in the released code, an example is right if s < 0,
 which is p_y > 1/2. Adaptive-norm PGD finds m_i in two stages:
@@ -27,6 +26,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Number, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -55,10 +55,7 @@ INFO = MethodInfo(
     summary="max-margin adversarial training: each example attacked at its own distance from the boundary",
     factory=f"{__name__}:MMA",
     params=MMAParams,
-    citation=(
-        "Ding et al.: MMA training: direct input space margin maximization through adversarial training. ICLR "
-        "2020, arXiv 1812.02637"
-    ),
+    citation=cite("ding2020mma"),
     example={"steps": 2, "bisections": 2},
     attack=Passes("steps + bisections + 3", "steps"),
     loss=Passes("2", "2"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import ENGINE_NORMS, Batch, InnerAttack, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -39,10 +40,7 @@ INFO = MethodInfo(
     summary="one step from strong noise, without projection onto the ball",
     factory=f"{__name__}:NFGSM",
     params=NFGSMParams,
-    citation=(
-        "de Jorge et al.: Make some noise: reliable and efficient single-step adversarial training. NeurIPS 2022, "
-        "arXiv 2202.01181"
-    ),
+    citation=cite("dejorge2022make"),
     attack=Passes("1", "1"),
     claims=("attack",),
     sharded=True,

@@ -2,8 +2,8 @@ r"""ReBAT:  L(w) = mean_i [ \ell_CE(f(x_i'; w), y_i) + \beta KL( p(x_i'; \bar w)
 
     \bar w <- d \bar w + (1 - d) w   after each update,   x_i' = argmax_{||x' - x_i||_inf <= eps} \ell_CE(f(x'; w), y_i)
 
-Wang, Li, Yang, Lin, Wang: Balance, imbalance, and rebalance: understanding robust overfitting from a minimax game
-perspective. NeurIPS 2023.
+Wang et al.: Balance, imbalance, and rebalance: understanding robust overfitting from a minimax game perspective.
+NeurIPS 2023.
 
 Until `start`, \bar w is w, the divergence is left out, and training is AT. The average is a constant in the loss and
 predicts in eval mode; BN statistics are averaged as weights are. The average is evaluated, not w.
@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from robflat_bench.core import Batch, MethodInfo, Moment, Number, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -53,10 +54,7 @@ INFO = MethodInfo(
     summary="adversarial training that stays near the average of its late weights, which is evaluated",
     factory=f"{__name__}:ReBAT",
     params=ReBATParams,
-    citation=(
-        "Wang, Li, Yang, Lin, Wang: Balance, imbalance, and rebalance: understanding robust overfitting from a minimax "
-        "game perspective. NeurIPS 2023, arXiv 2310.19360"
-    ),
+    citation=cite("wang2023balance"),
     example={"start": 0},
     attack=Passes("T + 1", "T"),
     loss=Passes("2", "1", at_most=True),

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -35,9 +36,7 @@ INFO = MethodInfo(
     summary="squared errors of the predictions instead of cross-entropy and divergence",
     factory=f"{__name__}:SCORE",
     params=SCOREParams,
-    citation=(
-        "Pang et al.: Robustness and accuracy could be reconcilable by (proper) definition. ICML 2022, arXiv 2202.10103"
-    ),
+    citation=cite("pang2022robustness"),
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     random_start=True,

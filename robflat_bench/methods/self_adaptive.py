@@ -17,6 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, MethodInfo, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.running import REMEMBERS, RunningPredictions
 from robflat_bench.methods.trades import TRADES, TRADESParams
 
@@ -43,10 +44,7 @@ INFO = MethodInfo(
     summary="TRADES with labels that move towards the network's own predictions",
     factory=f"{__name__}:SelfAdaptive",
     params=SelfAdaptiveParams,
-    citation=(
-        "Huang, Zhang, Zhang: Self-adaptive training: beyond empirical risk minimization. NeurIPS 2020, arXiv "
-        "2002.10319"
-    ),
+    citation=cite("huang2020self"),
     example={"start": 0},
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),

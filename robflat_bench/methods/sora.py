@@ -22,6 +22,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, MethodInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 
 with lazy_imports():
@@ -57,9 +58,7 @@ INFO = MethodInfo(
     summary="one step of random length, whose largest length follows the curvature of the loss",
     factory=f"{__name__}:SORA",
     params=SORAParams,
-    citation=(
-        "Teymourian et al.: SORA: Free second-order attacks in fast adversarial training. ICML 2026, arXiv 2606.00738"
-    ),
+    citation=cite("teymourian2026sora"),
     attack=Passes("1", "1"),
     claims=("attack",),
     sharded="the length of its step follows the gradients of earlier updates",

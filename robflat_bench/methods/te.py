@@ -19,6 +19,7 @@ import math
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, MethodInfo, Number, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.at import AT
 from robflat_bench.methods.running import REMEMBERS, RunningPredictions
 
@@ -56,7 +57,7 @@ INFO = MethodInfo(
     summary="adversarial training that stays near the average of its own predictions for each image",
     factory=f"{__name__}:TE",
     params=TEParams,
-    citation="Dong et al.: Exploring memorization in adversarial training. ICLR 2022, arXiv 2106.01606",
+    citation=cite("dong2022exploring"),
     example={"start": 0},
     attack=Passes("T + 2", "T", at_most=True),
     loss=Passes("1", "1"),

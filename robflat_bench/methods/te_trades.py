@@ -14,6 +14,7 @@ two forward passes, and each updates BN statistics.
 from __future__ import annotations
 
 from robflat_bench.core import Batch, InnerAttack, MethodInfo, Passes, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.methods.running import REMEMBERS
 from robflat_bench.methods.te import TE, TEParams
 from robflat_bench.methods.trades import TRADESParams
@@ -34,7 +35,7 @@ INFO = MethodInfo(
     summary="TRADES that stays near the average of its own predictions for each image",
     factory=f"{__name__}:TETRADES",
     params=TETRADESParams,
-    citation="Dong et al.: Exploring memorization in adversarial training. ICLR 2022, arXiv 2106.01606",
+    citation=cite("dong2022exploring"),
     example={"start": 0},
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),

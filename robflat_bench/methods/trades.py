@@ -18,6 +18,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, Method, MethodInfo, Params, Passes, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -37,9 +38,7 @@ INFO = MethodInfo(
     summary="clean cross-entropy plus divergence between clean and adversarial predictions",
     factory=f"{__name__}:TRADES",
     params=TRADESParams,
-    citation=(
-        "Zhang et al.: Theoretically principled trade-off between robustness and accuracy. ICML 2019, arXiv 1901.08573"
-    ),
+    citation=cite("zhang2019theoretically"),
     attack=Passes("T + 2", "T"),
     loss=Passes("2", "2"),
     random_start=True,

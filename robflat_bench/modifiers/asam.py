@@ -12,6 +12,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import ModifierInfo, Number, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.modifiers.sam import SAM, SAMParams
 
 with lazy_imports():
@@ -32,10 +33,7 @@ INFO = ModifierInfo(
     summary="adaptive sharpness-aware minimisation: SAM in units of each weight's size",
     factory=f"{__name__}:ASAM",
     params=ASAMParams,
-    citation=(
-        "Kwon et al.: ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep neural "
-        "networks. ICML 2021, arXiv 2102.11600"
-    ),
+    citation=cite("kwon2021asam"),
     joints=("backward",),
     losses="2",
     sharded=True,

@@ -8,6 +8,7 @@ The policy and its operations are torchvision's. The area outside a moved image 
 from __future__ import annotations
 
 from robflat_bench.core import Modifier, ModifierInfo, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -21,7 +22,7 @@ INFO = ModifierInfo(
     name="autoaugment",
     summary="the augmentation policy found on CIFAR-10, image by image",
     factory=f"{__name__}:AutoAugment",
-    citation="Cubuk et al.: AutoAugment: Learning augmentation strategies from data. CVPR 2019, arXiv 1805.09501",
+    citation=cite("cubuk2019autoaugment"),
     joints=("augment",),
     rank=10,
     sharded=True,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -41,9 +42,7 @@ INFO = ModifierInfo(
     summary="adversarial weight perturbation: descends the loss at the worst weights nearby",
     factory=f"{__name__}:AWP",
     params=AWPParams,
-    citation=(
-        "Wu, Xia, Wang: Adversarial weight perturbation helps robust generalization. NeurIPS 2020, arXiv 2004.05884"
-    ),
+    citation=cite("wu2020adversarial"),
     joints=("backward",),
     losses="1 + steps",
     sharded=True,

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from robflat_bench.core import Batch, Modifier, ModifierInfo, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -36,10 +37,7 @@ INFO = ModifierInfo(
     summary="pastes a box of another image into each, and mixes the targets by area",
     factory=f"{__name__}:CutMix",
     params=CutMixParams,
-    citation=(
-        "Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features. ICCV "
-        "2019, arXiv 1905.04899"
-    ),
+    citation=cite("yun2019cutmix"),
     joints=("batch",),
     rank=20,
     sharded=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Number, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -26,9 +27,7 @@ INFO = ModifierInfo(
     summary="a square hole in each image",
     factory=f"{__name__}:Cutout",
     params=CutoutParams,
-    citation=(
-        "DeVries, Taylor: Improved regularization of convolutional neural networks with Cutout. arXiv 1708.04552"
-    ),
+    citation=cite("devries2017improved"),
     joints=("augment",),
     rank=20,
     sharded=True,

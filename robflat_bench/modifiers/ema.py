@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -34,7 +35,7 @@ INFO = ModifierInfo(
     summary="evaluates an exponential moving average of the weights",
     factory=f"{__name__}:EMA",
     params=EMAParams,
-    citation="Rebuffi et al.: Data augmentation can improve robustness. NeurIPS 2021, arXiv 2111.05328",
+    citation=cite("rebuffi2021data"),
     joints=("after_step", "model"),
     rank=20,
     sharded=True,

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -55,7 +56,7 @@ INFO = ModifierInfo(
     summary="descends the local entropy of the loss, estimated by Langevin dynamics around the weights",
     factory=f"{__name__}:EntropySGD",
     params=EntropySGDParams,
-    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017, arXiv 1611.01838",
+    citation=cite("chaudhari2017entropy"),
     example={"steps": 2},
     joints=("backward", "model"),
     rank=10,

@@ -26,6 +26,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Number, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -55,7 +56,7 @@ INFO = ModifierInfo(
     summary="flip, crop and shift, a change of colour or shape, and a hole, in place of the recipe's augmentation",
     factory=f"{__name__}:IDBH",
     params=IDBHParams,
-    citation=("Li, Spratling: Data augmentation alone can improve adversarial training. ICLR 2023, arXiv 2301.09879"),
+    citation=cite("li2023data"),
     joints=("augment",),
     replaces_augmentation=True,
     sharded=True,

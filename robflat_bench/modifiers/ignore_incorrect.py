@@ -19,6 +19,7 @@ from robflat_bench.core import (
     Passes,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -34,7 +35,7 @@ INFO = ModifierInfo(
     summary="examples that are misclassified anyway stay clean",
     factory=f"{__name__}:IgnoreIncorrect",
     params=IgnoreIncorrectParams,
-    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
+    citation=cite("stutz2021relating"),
     joints=("attack",),
     attack=Passes("1", "0"),
     sharded=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -29,7 +30,7 @@ INFO = ModifierInfo(
     summary="labels drawn anew at random, in the loss only",
     factory=f"{__name__}:LabelNoise",
     params=LabelNoiseParams,
-    citation="Stutz et al.: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448",
+    citation=cite("stutz2021relating"),
     joints=("target",),
     rank=10,
     sharded=True,

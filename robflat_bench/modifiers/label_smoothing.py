@@ -11,6 +11,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor
@@ -30,7 +31,7 @@ INFO = ModifierInfo(
     summary="a part of each target goes to all classes equally",
     factory=f"{__name__}:LabelSmoothing",
     params=LabelSmoothingParams,
-    citation="Szegedy et al.: Rethinking the Inception architecture for computer vision. CVPR 2016, arXiv 1512.00567",
+    citation=cite("szegedy2016rethinking"),
     joints=("target",),
     rank=20,
     sharded=True,

@@ -1,6 +1,6 @@
 r"""MEAT:  \bar w_j = median( w_1j, ..., w_nj ) of each weight j,   over the ends of epochs from `start` on
 
-Hu et al.: MEAT: median-ensemble adversarial training for improving robustness and generalization. ICASSP 2024.
+Hu et al.: MEAT: Median-ensemble adversarial training for improving robustness and generalization. ICASSP 2024.
 
 Everything but the median is as in `swa`, the calibration of BN statistics and its cost included. The median of an even
 number is the mean of the middle two, as in the released code. Published revisions of that code differ: one that we
@@ -15,6 +15,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import ModifierInfo, Number, Training, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.modifiers.swa import SWA, SWAParams
 
 with lazy_imports():
@@ -36,10 +37,7 @@ INFO = ModifierInfo(
     summary="evaluates the median of each weight over late epochs",
     factory=f"{__name__}:MEAT",
     params=MEATParams,
-    citation=(
-        "Hu et al.: MEAT: Median-ensemble adversarial training for improving robustness and generalization. ICASSP "
-        "2024, arXiv 2406.14259"
-    ),
+    citation=cite("hu2024meat"),
     joints=("model",),
     rank=30,
     sharded=True,

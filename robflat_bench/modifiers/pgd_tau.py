@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pydantic import Field, NonNegativeInt
 
 from robflat_bench.core import ENGINE_NORMS, Attacker, Batch, InnerAttack, Modifier, ModifierInfo, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -33,10 +34,7 @@ INFO = ModifierInfo(
     summary="friendly attack: each example stops soon after it is misclassified",
     factory=f"{__name__}:PGDTau",
     params=PGDTauParams,
-    citation=(
-        "Zhang et al.: Attacks which do not kill training make adversarial learning stronger. ICML 2020, arXiv "
-        "2002.11242"
-    ),
+    citation=cite("zhang2020attacks"),
     joints=("attack",),
     sharded=True,
 )

@@ -21,6 +21,7 @@ from robflat_bench.core import (
     Passes,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -35,7 +36,7 @@ INFO = ModifierInfo(
     summary="the attack sees the predicted label instead of the true one",
     factory=f"{__name__}:PreventLabelLeaking",
     params=PreventLabelLeakingParams,
-    citation="Kurakin, Goodfellow, Bengio: Adversarial machine learning at scale. ICLR 2017, arXiv 1611.01236",
+    citation=cite("kurakin2017adversarial"),
     joints=("attack",),
     attack=Passes("1", "0"),
     sharded=True,

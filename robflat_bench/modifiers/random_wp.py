@@ -13,6 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -35,9 +36,7 @@ INFO = ModifierInfo(
     summary="random weight perturbation: descends the loss at weights a random step away",
     factory=f"{__name__}:RandomWP",
     params=RandomWPParams,
-    citation=(
-        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
-    ),
+    citation=cite("stutz2021relating"),
     joints=("backward",),
     sharded=True,
 )

@@ -21,6 +21,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     from torch import Tensor, nn
@@ -44,7 +45,7 @@ INFO = ModifierInfo(
     summary="robust weight perturbation: descends the loss at weights that are worst for well-learned examples",
     factory=f"{__name__}:RWP",
     params=RWPParams,
-    citation="Yu et al.: Robust weight perturbation for adversarial training. IJCAI 2022, arXiv 2205.14826",
+    citation=cite("yu2022robust"),
     example={"steps": 2},
     joints=("backward",),
     losses="1 + steps",

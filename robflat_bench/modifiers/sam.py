@@ -14,6 +14,7 @@ import math
 from pydantic import Field
 
 from robflat_bench.core import Batch, Loss, Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -36,10 +37,7 @@ INFO = ModifierInfo(
     summary="sharpness-aware minimisation: descends the loss one gradient step uphill",
     factory=f"{__name__}:SAM",
     params=SAMParams,
-    citation=(
-        "Foret et al.: Sharpness-aware minimization for efficiently improving generalization. ICLR 2021, arXiv "
-        "2010.01412"
-    ),
+    citation=cite("foret2021sharpness"),
     joints=("backward",),
     losses="2",
     sharded=True,

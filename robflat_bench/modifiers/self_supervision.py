@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from robflat_bench.core import Batch, InnerAttack, Modifier, ModifierInfo, Params, Passes, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -42,10 +43,7 @@ INFO = ModifierInfo(
     summary="adds the loss of predicting how adversarial images were turned",
     factory=f"{__name__}:SelfSupervision",
     params=SelfSupervisionParams,
-    citation=(
-        "Hendrycks et al.: Using self-supervised learning can improve model robustness and uncertainty. NeurIPS "
-        "2019, arXiv 1906.12340"
-    ),
+    citation=cite("hendrycks2019using"),
     joints=("loss",),
     attack=Passes("T + 1", "T"),
     loss=Passes("1", "1"),

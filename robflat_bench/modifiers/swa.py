@@ -18,6 +18,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Moment, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -37,9 +38,7 @@ INFO = ModifierInfo(
     summary="evaluates the equal average of the weights of late epochs",
     factory=f"{__name__}:SWA",
     params=SWAParams,
-    citation=(
-        "Izmailov et al.: Averaging weights leads to wider optima and better generalization. UAI 2018, arXiv 1803.05407"
-    ),
+    citation=cite("izmailov2018averaging"),
     joints=("model",),
     rank=30,
     sharded=True,

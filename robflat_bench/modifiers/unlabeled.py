@@ -15,6 +15,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from robflat_bench.core import Batch, Modifier, ModifierInfo, Number, Params, Training, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -33,7 +34,7 @@ INFO = ModifierInfo(
     summary="most of each batch are further images, labelled by a standard network",
     factory=f"{__name__}:Unlabeled",
     params=UnlabeledParams,
-    citation="Carmon et al.: Unlabeled data improves adversarial robustness. NeurIPS 2019, arXiv 1905.13736",
+    citation=cite("carmon2019unlabeled"),
     joints=("batch",),
     rank=10,
     helpers={"standard": "standard"},

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Modifier, ModifierInfo, Number, Params, lazy_imports
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import torch
@@ -34,9 +35,7 @@ INFO = ModifierInfo(
     summary="keeps all parameters within a small box",
     factory=f"{__name__}:WeightClipping",
     params=WeightClippingParams,
-    citation=(
-        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
-    ),
+    citation=cite("stutz2021relating"),
     joints=("after_step",),
     rank=10,
     sharded=True,

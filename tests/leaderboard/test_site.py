@@ -221,6 +221,15 @@ def test_a_method_card_says_what_each_parameter_means(made):
     assert meaning in Page(files[f"m/{BOARD}/{row.id}/index.html"]).text
 
 
+def test_a_method_page_has_the_bibtex_of_each_paper_once(made):
+    leaderboard, sources = made
+    row = leaderboard.boards[0].rows[0]
+    card = sources.cards[row.method]
+    files = render_site(leaderboard, replace(sources, cards={row.method: (*card, *card)}))
+    text = Page(files[f"m/{BOARD}/{row.id}/index.html"]).text
+    assert [text.count(entry) for part in card for entry in part.bibtex] == [1, 1]
+
+
 def test_every_figure_has_a_title_and_a_description(pages):
     for path, page in pages.items():
         drawn = [attributes for tag, attributes in page.tags if tag == "svg" and "role" in attributes]

@@ -8,7 +8,7 @@ from robflat_bench.leaderboard.site import cards, columns, figures, svg, words
 from robflat_bench.records.quantities import QuantityValue
 
 
-def test_every_method_and_modifier_has_an_equation_and_what_cites_a_paper_has_bibtex():
+def test_every_method_and_modifier_has_an_equation():
     registry = board_fixture.registry()
     for kind in ("method", "modifier"):
         for name in registry.names(kind):
@@ -16,7 +16,6 @@ def test_every_method_and_modifier_has_an_equation_and_what_cites_a_paper_has_bi
             equation, _ = cards.opening(cards.docstring(offer))
             assert equation, name
             assert "\\" not in str(cards.equation(equation)), name
-            assert bool(cards.bibtex(offer.info)) == bool(offer.info.citation), name
 
 
 def test_equations_have_greek_letters_subscripts_and_superscripts():
@@ -26,16 +25,6 @@ def test_equations_have_greek_letters_subscripts_and_superscripts():
     assert cards.equation("max_{||d||_inf <= 1}") == "max<sub>‖d‖<sub>∞</sub> ≤ 1</sub>"
     assert cards.equation(r"\bar w_k = x_i^(min(T, j))") == "w\u0304<sub>k</sub> = x<sub>i</sub><sup>(min(T, j))</sup>"
     assert cards.equation("soft_cross_entropy <b>") == "soft_cross_entropy &lt;b&gt;"
-
-
-def test_a_citation_becomes_a_bibtex_entry():
-    info = board_fixture.registry().get("method", "trades").info
-    assert cards.bibtex(info) == (
-        "@inproceedings{zhang2019trades,\n"
-        "  title = {{Theoretically principled trade-off between robustness and accuracy}},\n"
-        "  author = {Zhang and others},\n  year = {2019},\n  booktitle = {ICML},\n"
-        "  eprint = {1901.08573},\n  archivePrefix = {arXiv}\n}"
-    )
 
 
 def test_an_attack_of_an_earlier_version_is_named_by_its_text_alone():

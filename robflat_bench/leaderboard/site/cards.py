@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 from pydantic_core import PydanticUndefined
 
-from robflat_bench.core import Info, RobflatError
+from robflat_bench.core import RobflatError
+from robflat_bench.leaderboard.site.cite import bibtex
 from robflat_bench.registry.components import Component, compose
 from robflat_bench.registry.registry import Offer, Registry
 
@@ -37,7 +38,7 @@ class CardPart(NamedTuple):
     equation, notes : the opening of its docstring, and the rest.
     about : the docstring of its parameters.
     provider : distribution and version of the plugin it comes from; "" for a built-in.
-    bibtex : made from the citation; "" where the citation has another form.
+    bibtex : the entries of the works that it cites.
     """
 
     name: str
@@ -49,7 +50,7 @@ class CardPart(NamedTuple):
     parameters: tuple[CardParameter, ...]
     about: str
     provider: str
-    bibtex: str
+    bibtex: tuple[str, ...]
 
 
 Card = tuple[CardPart, ...]
@@ -81,7 +82,7 @@ def _part(component: Component) -> CardPart:
         ),
         about=" ".join((params.__doc__ or "").split()) if params.model_fields else "",
         provider="" if provider.built_in else f"{provider.distribution} {provider.version}",
-        bibtex=bibtex(info),
+        bibtex=bibtex(info.citation),
     )
 
 
@@ -113,31 +114,6 @@ def opening(text: str) -> tuple[str, str]:
     while count < len(paragraphs) and (paragraphs[count].startswith("    ") or paragraphs[count - 1].endswith(",")):
         count += 1
     return "\n\n".join(paragraphs[:count]), "\n\n".join(paragraphs[count:])
-
-
-_CITATION = re.compile(
-    r"(?P<authors>[^:]+): (?P<title>.+?[!?]?)\.? "
-    r"(?:arXiv (?P<only>\d{4}\.\d{4,5})(?:, \d{4})?"
-    r"|(?P<venue>[^., ]+) (?P<year>(?:19|20)\d\d)(?:, arXiv (?P<eprint>\d{4}\.\d{4,5})|, OpenReview [\w-]+)?)"
-)
-
-
-def bibtex(info: Info) -> str:
-    """A BibTeX entry made from the citation; "" where the citation is not `Authors: Title. Venue Year, arXiv ID`."""
-    match = _CITATION.fullmatch(info.citation.strip().rstrip("."))
-    if match is None:
-        return ""
-    found = {key: re.sub(r"[{}\\@]", "", value or "").strip() for key, value in match.groupdict().items()}
-    eprint = found["only"] or found["eprint"]
-    year = found["year"] or f"20{eprint[:2]}"
-    authors = found["authors"].replace(" et al.", ", others").replace(", ", " and ")
-    first = re.sub(r"[^a-z]", "", authors.split(" and ")[0].split()[-1].lower())
-    kind = "misc" if found["only"] else "inproceedings"
-    rows = {"title": f"{{{found['title']}}}", "author": authors, "year": year}
-    rows |= {"booktitle": found["venue"]} if found["venue"] else {}
-    rows |= {"eprint": eprint, "archivePrefix": "arXiv"} if eprint else {}
-    lines = ",\n".join(f"  {key} = {{{value}}}" for key, value in rows.items())
-    return f"@{kind}{{{first}{year}{info.name},\n{lines}\n}}"
 
 
 # ---------------------------------------------------------------------------------------------------------

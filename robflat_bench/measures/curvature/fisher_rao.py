@@ -20,6 +20,7 @@ Standard error: over examples. Cost: one forward and two backward passes of each
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -38,10 +39,7 @@ INFO = MeasureInfo(
     summary="squared Fisher-Rao norm of the weights: <w, F w>, exact by Jacobian-vector products",
     factory=f"{__name__}:FisherRao",
     params=SlopesParams,
-    citation=(
-        "Liang, Poggio, Rakhlin, Stokes: Fisher-Rao metric, geometry, complexity of neural networks. AISTATS "
-        "2019, arXiv 1711.01530"
-    ),
+    citation=cite("liang2019fisher"),
     title="Fisher-Rao norm, squared ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -21,6 +21,7 @@ from __future__ import annotations
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import LanczosParams
 
 with lazy_imports():
@@ -44,10 +45,7 @@ INFO = MeasureInfo(
     summary="largest eigenvalue of the Hessian of the loss over the weights, by Lanczos",
     factory=f"{__name__}:HessianLambdaMax",
     params=HessianLambdaMaxParams,
-    citation=(
-        "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData "
-        "2020, arXiv 1912.07145"
-    ),
+    citation=cite("yao2020pyhessian"),
     title="largest Hessian eigenvalue ({coupling})",
     example={"steps": 2, "tolerance": 0.5, "vectors": 3},
     couplings=("clean", "frozen"),

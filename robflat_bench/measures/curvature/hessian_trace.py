@@ -15,6 +15,7 @@ gradient, one forward and one backward pass.
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import BLOCK, Probes, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -37,10 +38,7 @@ INFO = MeasureInfo(
     summary="trace of the Hessian of the loss over the weights, whole and per layer, by Hutchinson's estimator",
     factory=f"{__name__}:HessianTrace",
     params=HessianTraceParams,
-    citation=(
-        "Yao, Gholami, Keutzer, Mahoney: PyHessian: neural networks through the lens of the Hessian. IEEE BigData "
-        "2020, arXiv 1912.07145"
-    ),
+    citation=cite("yao2020pyhessian"),
     title="Hessian trace ({coupling}), {probes} probes",
     example={"steps": 2, "probes": 2},
     couplings=("clean", "frozen"),

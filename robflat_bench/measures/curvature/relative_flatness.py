@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FixedImagesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -41,10 +42,7 @@ INFO = MeasureInfo(
     summary="relative flatness of the last linear layer: traces of its Hessian times products of its weights, exact",
     factory=f"{__name__}:RelativeFlatness",
     params=FixedImagesParams,
-    citation=(
-        "Petzka, Kamp, Adilova, Sminchisescu, Boley: Relative flatness and generalization. NeurIPS 2021, arXiv "
-        "2001.00939"
-    ),
+    citation=cite("petzka2021relative"),
     title="relative flatness ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

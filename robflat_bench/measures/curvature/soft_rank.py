@@ -28,6 +28,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import Probes, SlopesParams
 
 with lazy_imports():
@@ -54,7 +55,7 @@ INFO = MeasureInfo(
     summary="soft rank of the Gauss-Newton matrix: directions that curve the loss more than weight decay does",
     factory=f"{__name__}:SoftRank",
     params=SoftRankParams,
-    citation="Shoham, Mor-Yosef, Avron: Flatness after all? 2025, arXiv 2506.17809",
+    citation=cite("shoham2025flatness"),
     title="soft rank above {decay:g} ({coupling}), {probes} probes",
     example={"steps": 2, "probes": 2, "nodes": 3},
     couplings=("clean", "frozen"),

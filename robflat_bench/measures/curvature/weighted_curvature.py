@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, LanczosParams, Probes
 
 with lazy_imports():
@@ -39,10 +40,7 @@ INFO = MeasureInfo(
     summary="curvature along each weight times its square, summed: the small-radius limit of adaptive sharpness",
     factory=f"{__name__}:WeightedCurvature",
     params=WeightedCurvatureParams,
-    citation=(
-        "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML "
-        "2023, arXiv 2302.07011"
-    ),
+    citation=cite("andriushchenko2023modern"),
     title="weighted curvature ({coupling}), {probes} probes",
     example={"steps": 2, "probes": 2, "tolerance": 0.5, "vectors": 3},
     couplings=("clean", "frozen"),

@@ -22,6 +22,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures import shared
 
 with lazy_imports():
@@ -51,9 +52,7 @@ INFO = MeasureInfo(
     summary="average-case flatness of the robust loss: its mean rise over random weights at distance xi",
     factory=f"{__name__}:AverageCase",
     params=AverageCaseParams,
-    citation=(
-        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
-    ),
+    citation=cite("stutz2021relating"),
     title="average-case flatness ({coupling}), xi={xi:g}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

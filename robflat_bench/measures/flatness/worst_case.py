@@ -42,6 +42,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 from robflat_bench.measures import shared
 
 with lazy_imports():
@@ -118,9 +119,7 @@ INFO = MeasureInfo(
     summary="worst-case flatness of the robust loss: its highest rise over weights within xi",
     factory=f"{__name__}:WorstCase",
     params=WorstCaseParams,
-    citation=(
-        "Stutz, Hein, Schiele: Relating adversarially robust generalization to flat minima. ICCV 2021, arXiv 2104.04448"
-    ),
+    citation=cite("stutz2021relating"),
     title="worst-case flatness ({coupling}), xi={xi:g}, {restarts} restarts",
     example={"restarts": 2, "steps": 2, "strong_steps": 2},
     couplings=("clean", "frozen", "joint"),

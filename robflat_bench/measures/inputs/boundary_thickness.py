@@ -33,6 +33,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, Steps
 
 with lazy_imports():
@@ -74,7 +75,7 @@ INFO = MeasureInfo(
     summary="length over which the network is undecided on the way to an adversarial image",
     factory=f"{__name__}:BoundaryThickness",
     params=BoundaryThicknessParams,
-    citation="Yang et al.: Boundary thickness and robustness in learning models. NeurIPS 2020, arXiv 2007.05086",
+    citation=cite("yang2020boundary"),
     title="boundary thickness, {a:g} to {b:g}, {attack}",
     example={"steps": 2, "points": 8},
     couplings=("clean",),

@@ -27,6 +27,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -55,7 +56,7 @@ INFO = MeasureInfo(
     summary="how probabilities agree with hits: calibration error, likelihood, Brier score, confidence, entropy",
     factory=f"{__name__}:Calibration",
     params=CalibrationParams,
-    citation=("Guo, Pleiss, Sun, Weinberger: On calibration of modern neural networks. ICML 2017, arXiv 1706.04599"),
+    citation=cite("guo2017calibration"),
     title="calibration: {kind} ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -29,6 +29,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():
@@ -54,10 +55,7 @@ INFO = MeasureInfo(
     summary="cosine of the loss's gradients at an image and at a random one in its ball",
     factory=f"{__name__}:GradientAlignment",
     params=GradientAlignmentParams,
-    citation=(
-        "Andriushchenko, Flammarion: Understanding and improving fast adversarial training. NeurIPS 2020, arXiv "
-        "2007.02617"
-    ),
+    citation=cite("andriushchenko2020understanding"),
     title="gradient alignment, {draws} draws",
     couplings=("clean",),
     passes={"clean": Passes("1 + draws", "1 + draws")},

@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -43,10 +44,7 @@ INFO = MeasureInfo(
     summary="mean length of the loss's gradient in the pixels",
     factory=f"{__name__}:InputGradientNorm",
     params=InputGradientNormParams,
-    citation=(
-        "Kim et al.: Fantastic robustness measures: the secrets of robust generalization. NeurIPS 2023, "
-        "OpenReview AGVBqJuL0T"
-    ),
+    citation=cite("kim2023fantastic"),
     title="input-gradient l{p} norm ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

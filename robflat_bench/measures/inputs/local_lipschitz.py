@@ -31,6 +31,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, Restarts, Step, Steps
 
 with lazy_imports():
@@ -58,10 +59,7 @@ INFO = MeasureInfo(
     summary="largest change of the output per change of the input within the ball",
     factory=f"{__name__}:LocalLipschitz",
     params=LocalLipschitzParams,
-    citation=(
-        "Yang, Rashtchian, Zhang, Salakhutdinov, Chaudhuri: A closer look at accuracy vs. robustness. NeurIPS "
-        "2020, arXiv 2003.02460"
-    ),
+    citation=cite("yang2020closer"),
     title="local Lipschitz constant of {target}",
     example={"steps": 2},
     couplings=("clean",),

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, FixedImagesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -41,9 +42,7 @@ INFO = MeasureInfo(
     summary="by how much the label wins over the next class",
     factory=f"{__name__}:Margin",
     params=MarginParams,
-    citation=(
-        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
-    ),
+    citation=cite("jiang2020fantastic"),
     title="{kind} margin ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

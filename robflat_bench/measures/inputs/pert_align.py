@@ -30,6 +30,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():
@@ -52,7 +53,7 @@ INFO = MeasureInfo(
     summary="cosine of the loss's gradients at the start and at the end of a single-step attack",
     factory=f"{__name__}:PertAlign",
     params=PertAlignParams,
-    citation="SORA: Free second-order attacks in fast adversarial training. ICML 2026, arXiv 2606.00738",
+    citation=cite("teymourian2026sora"),
     title="perturbation alignment",
     couplings=("clean",),
     passes={"clean": Passes("2", "2")},

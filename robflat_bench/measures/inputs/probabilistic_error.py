@@ -31,6 +31,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():
@@ -57,10 +58,7 @@ INFO = MeasureInfo(
     summary="how often random images in the threat's ball are misclassified",
     factory=f"{__name__}:ProbabilisticError",
     params=ProbabilisticErrorParams,
-    citation=(
-        "Zhang et al.: Probabilistic robustness for free? Revisiting training via a benchmark. KDD 2026, arXiv "
-        "2511.01724"
-    ),
+    citation=cite("zhang2026probabilistic"),
     title="probabilistic error, {draws} draws",
     example={"draws": 5},
     couplings=("clean",),

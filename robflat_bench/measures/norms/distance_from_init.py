@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Passes, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import WeightSpaceParams
 
 with lazy_imports():
@@ -28,8 +29,7 @@ INFO = MeasureInfo(
     summary="distance of the weights from those that training began with",
     factory=f"{__name__}:DistanceFromInit",
     params=WeightSpaceParams,
-    citation="Dziugaite, Roy: Computing nonvacuous generalization bounds. UAI 2017, arXiv 1703.11008; "
-    "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178",
+    citation=cite("dziugaite2017computing", "jiang2020fantastic"),
     title="distance from initialisation",
     passes={"": Passes()},
 )

@@ -23,6 +23,7 @@ import math
 import re
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Passes, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION
 
 with lazy_imports():
@@ -47,9 +48,7 @@ INFO = MeasureInfo(
     name="path-norm",
     summary="log-sum of squared weights along all paths (normalisation folded in)",
     factory=f"{__name__}:PathNorm",
-    citation=(
-        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
-    ),
+    citation=cite("jiang2020fantastic"),
     title="log path norm",
     passes={"": Passes()},
     powers=FUNCTION,

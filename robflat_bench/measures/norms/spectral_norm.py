@@ -42,6 +42,7 @@ from robflat_bench.core import (
     Workspace,
     lazy_imports,
 )
+from robflat_bench.core.works import cite
 
 with lazy_imports():
     import numpy as np
@@ -64,9 +65,7 @@ INFO = MeasureInfo(
     summary="log-sum of the operator norms of convolutions (normalisation folded in) and linear layers",
     factory=f"{__name__}:SpectralNorm",
     params=SpectralNormParams,
-    citation=(
-        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
-    ),
+    citation=cite("jiang2020fantastic"),
     title="log-sum of operator norms",
     example={"iterations": 20},
     passes={"": Passes()},

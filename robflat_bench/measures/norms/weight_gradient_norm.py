@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -38,9 +39,7 @@ INFO = MeasureInfo(
     summary="length of the loss's gradient in the weights",
     factory=f"{__name__}:WeightGradientNorm",
     params=SlopesParams,
-    citation=(
-        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
-    ),
+    citation=cite("jiang2020fantastic"),
     title="weight-gradient norm ({coupling})",
     example={"steps": 2},
     couplings=("clean", "frozen"),

@@ -22,6 +22,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import FUNCTION, Adaptive, Draws, DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
@@ -49,10 +50,7 @@ INFO = MeasureInfo(
     summary="mean rise of the loss under random moves, each weight in proportion to its magnitude",
     factory=f"{__name__}:AdaptiveAverage",
     params=AdaptiveAverageParams,
-    citation=(
-        "Andriushchenko et al.: A modern look at the relationship between sharpness and generalization. ICML "
-        "2023, arXiv 2302.07011"
-    ),
+    citation=cite("andriushchenko2023modern"),
     title="average sharpness ({coupling}), {ball}, rho={rho:g}, adaptive={adaptive}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

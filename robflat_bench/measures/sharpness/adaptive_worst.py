@@ -27,6 +27,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import (
     FUNCTION,
     Adaptive,
@@ -65,10 +66,7 @@ INFO = MeasureInfo(
     summary="highest rise of the loss over weights in an ellipsoid or box that follows their magnitude",
     factory=f"{__name__}:AdaptiveWorst",
     params=AdaptiveWorstParams,
-    citation=(
-        "Andriushchenko, Croce, Mueller, Hein, Flammarion: A modern look at the relationship between sharpness "
-        "and generalization. ICML 2023, arXiv 2302.07011"
-    ),
+    citation=cite("andriushchenko2023modern"),
     title="adaptive worst-case sharpness ({coupling}), {ball}, rho={rho:g}",
     example={"steps": 2, "iterations": 3, "starts": 2},
     couplings=("clean", "frozen"),

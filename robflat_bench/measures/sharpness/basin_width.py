@@ -29,6 +29,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import OracleParams, Tolerance, WeightSpaceParams
 
 with lazy_imports():
@@ -63,10 +64,7 @@ INFO = MeasureInfo(
     summary="mean relative distance along random directions at which the loss has risen by the target",
     factory=f"{__name__}:BasinWidth",
     params=BasinWidthParams,
-    citation=(
-        "Hochreiter, Schmidhuber: Flat minima. Neural Computation 1997, doi 10.1162/neco.1997.9.1.1; Li et al.: "
-        "Visualizing the loss landscape of neural nets. NeurIPS 2018, arXiv 1712.09913"
-    ),
+    citation=cite("hochreiter1997flat", "li2018visualizing"),
     title="basin width by {normalisation} ({coupling}), target={target:g}, {directions} directions",
     example={"directions": 2, "steps": 2, "tolerance": 0.25},
     couplings=("clean", "frozen", "reattack"),

@@ -22,6 +22,7 @@ import math
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import SlopesParams
 
 with lazy_imports():
@@ -48,10 +49,7 @@ INFO = MeasureInfo(
     summary="highest loss in a box around the weights, relative to the loss there, in per cent",
     factory=f"{__name__}:Keskar",
     params=KeskarParams,
-    citation=(
-        "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang: On large-batch training for deep learning. ICLR 2017, "
-        "arXiv 1609.04836"
-    ),
+    citation=cite("keskar2017large"),
     title="Keskar sharpness ({coupling}), eps={epsilon:g}",
     example={"steps": 2, "iterations": 3},
     couplings=("clean", "frozen"),

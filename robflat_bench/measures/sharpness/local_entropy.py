@@ -32,6 +32,7 @@ from functools import partial
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, NoValue, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
@@ -57,7 +58,7 @@ INFO = MeasureInfo(
     summary="minus the logarithm of the mean of exp(-loss) in a Gaussian window around the weights",
     factory=f"{__name__}:LocalEntropy",
     params=LocalEntropyParams,
-    citation="Chaudhari et al.: Entropy-SGD: Biasing gradient descent into wide valleys. ICLR 2017, arXiv 1611.01838",
+    citation=cite("chaudhari2017entropy"),
     title="negative local entropy ({coupling}), gamma={gamma:g}, {draws} draws",
     example={"draws": 8, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

@@ -21,6 +21,7 @@ from functools import partial
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import Draws, DrawsParams, FullDraws, passes_of_draws
 
 with lazy_imports():
@@ -44,10 +45,7 @@ INFO = MeasureInfo(
     summary="rise of the loss when a Gaussian low-pass filter smooths it over the weights",
     factory=f"{__name__}:LPF",
     params=LPFParams,
-    citation=(
-        "Bisla, Wang, Choromanska: Low-pass filtering SGD for recovering flat optima in the deep learning "
-        "optimization landscape. AISTATS 2022, arXiv 2201.08025"
-    ),
+    citation=cite("bisla2022low"),
     title="LPF ({coupling}), std={std:g}, filter_normalised={filter_normalised}, {draws} draws",
     example={"draws": 2, "steps": 2},
     couplings=("clean", "frozen", "reattack"),

@@ -21,6 +21,7 @@ import itertools
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import Iterations, Rho, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -44,9 +45,7 @@ INFO = MeasureInfo(
     summary="highest rise of the loss of m examples over weights within rho, mean over batches",
     factory=f"{__name__}:MSharpness",
     params=MSharpnessParams,
-    citation=(
-        "Andriushchenko, Flammarion: Towards understanding sharpness-aware minimization. ICML 2022, arXiv 2206.06232"
-    ),
+    citation=cite("andriushchenko2022towards"),
     title="m-sharpness ({coupling}), m={m}, rho={rho:g}",
     example={"steps": 2, "m": 6, "iterations": 2},
     couplings=("clean", "frozen"),

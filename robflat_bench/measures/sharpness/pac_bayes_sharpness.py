@@ -30,6 +30,7 @@ import math
 from pydantic import Field, PositiveInt
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import E, Iterations, Magnitude, SlopesParams, Starts, Target
 
 with lazy_imports():
@@ -59,9 +60,7 @@ INFO = MeasureInfo(
     summary="1/alpha^2, alpha the half-width of the box of weights whose worst case adds `target` errors",
     factory=f"{__name__}:PacBayesSharpness",
     params=PacBayesSharpnessParams,
-    citation=(
-        "Jiang, Neyshabur, Mobahi, Krishnan, Bengio: Fantastic generalization measures. ICLR 2020, arXiv 1912.02178"
-    ),
+    citation=cite("jiang2020fantastic"),
     title="PAC-Bayes sharpness ({coupling}), target={target:g}",
     example={"steps": 2, "iterations": 2, "bisections": 2},
     couplings=("clean", "frozen"),

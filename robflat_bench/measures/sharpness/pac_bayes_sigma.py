@@ -33,6 +33,7 @@ from typing import Literal
 from pydantic import Field
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Number, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import Draws, E, Magnitude, OracleParams, Target, Tolerance, WeightSpaceParams
 
 with lazy_imports():
@@ -63,10 +64,7 @@ INFO = MeasureInfo(
     summary="1/sigma^2 of the largest Gaussian noise on the weights under which the error rate rises by the target",
     factory=f"{__name__}:PacBayesSigma",
     params=PacBayesSigmaParams,
-    citation=(
-        "Jiang et al.: Fantastic generalization measures and where to find them. ICLR 2020, arXiv 1912.02178; "
-        "Dziugaite et al.: In search of robust measures of generalization. NeurIPS 2020, arXiv 2010.11924"
-    ),
+    citation=cite("jiang2020fantastic", "dziugaite2020search"),
     title="PAC-Bayes 1/sigma^2 ({coupling}), target={target:g}, magnitude={magnitude}, {draws} draws",
     example={"draws": 4, "steps": 2, "tolerance": 0.001},
     couplings=("clean", "frozen", "reattack"),

@@ -15,6 +15,7 @@ Standard error: over examples, at this step. Cost: 2 forward and 2 backward pass
 from __future__ import annotations
 
 from robflat_bench.core import Examples, Measure, MeasureInfo, Measurement, Workspace, lazy_imports
+from robflat_bench.core.works import cite
 from robflat_bench.measures.shared import Rho, SlopesParams, passes_at_fixed_images
 
 with lazy_imports():
@@ -35,7 +36,7 @@ INFO = MeasureInfo(
     summary="rise of the loss after one step of length rho along its gradient in weight space",
     factory=f"{__name__}:SamSharpness",
     params=SamSharpnessParams,
-    citation="Foret, Kleiner, Mobahi, Neyshabur: Sharpness-aware minimization. ICLR 2021, arXiv 2010.01412",
+    citation=cite("foret2021sharpness"),
     title="SAM sharpness ({coupling}), rho={rho:g}",
     example={"steps": 2},
     couplings=("clean", "frozen"),
