@@ -53,7 +53,8 @@ def elsewhere(board: Board, boards: Sequence[Board]) -> str:
     """The correlation of flatness with robust loss on the other boards; "" where none has one."""
     found = {one.id: part for one in boards if one is not board for part in _correlation(one)}
     return " ".join(
-        f"On {id} the correlation is {_number(part.value)} {_interval(part)}, over {part.n}." for id, part in found.items()
+        f"On {id} the correlation is {_number(part.value)} {_interval(part)}, over {part.n}."
+        for id, part in found.items()
     )
 
 

@@ -197,7 +197,10 @@ def test_the_first_page_says_what_other_boards_show(board):
     """A headline from one board alone would hide a board that contradicts it."""
     other = board.model_copy(update={"id": "other", "claims": (claim("C3", -0.65, 0.08, value=-0.3),)})
     silent = board.model_copy(update={"id": "silent", "claims": (claim("C3", None, None, reason="2 methods"),)})
-    assert elsewhere(board, [board, other, silent]) == "On other the correlation is \u22120.30 [\u22120.65, 0.08], over 12 methods."
+    assert (
+        elsewhere(board, [board, other, silent])
+        == "On other the correlation is \u22120.30 [\u22120.65, 0.08], over 12 methods."
+    )
     assert elsewhere(board, [board]) == ""
 
 
