@@ -26,10 +26,10 @@ PIPED = 200
 """Columns of output that goes to no terminal, where COLUMNS says nothing."""
 
 
-def columns() -> int | None:
-    """The width that COLUMNS names; None where it names none."""
+def columns() -> int:
+    """The width that COLUMNS names; 0 where it names none."""
     named = os.environ.get("COLUMNS", "")
-    return int(named) or None if named.isdecimal() else None
+    return int(named) if named.isdecimal() else 0
 
 
 def console(stderr: bool = False) -> Console:
