@@ -10,6 +10,7 @@ from robflat_bench.core.works import VENUES, WORKS, Work
 BENCHMARK = """@software{{robflatbench,
   title = {{robflat-bench: adversarially robust generalization and flat minima}},
   author = {{{{The robflat-bench authors}}}},
+  year = {{2026}},
   version = {{{version}}}
 }}"""
 _CITATION = re.compile(
