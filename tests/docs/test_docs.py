@@ -37,6 +37,8 @@ from helpers import component_pages
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE = DOCS / "reference"
 MEASURES = DOCS / "measures.md"
+NETWORK = ("trades", "trades-more")
+"""Records of one network: of the page's first table, and of its second."""
 LONGEST = 150
 """Lines of a page written by hand."""
 HEAD = "| measure | coupling | AT | TRADES | n | s | image passes |\n|---|---|---|---|---|---|---|\n"
@@ -76,6 +78,21 @@ def table(registry: Registry) -> str:
 
 def test_the_table_of_measures_agrees_with_its_records(registry):
     assert table(registry) in MEASURES.read_text("utf-8")
+
+
+def test_the_rows_of_later_measures_agree_with_their_record_of_the_same_network(registry):
+    records = [json.loads((DOCS / "measures" / f"{name}.json").read_text())["results"] for name in NETWORK]
+    (first,), (later,) = (found.values() for found in records)
+    assert first["weights"] == later["weights"]
+    for text, found in later["measures"].items():
+        measure = resolve(registry, "measure", text)
+        coupling = getattr(measure.params, "coupling", measure.info.couplings[0])
+        passes = f"{found['forward']:,} + {found['backward']:,}"
+        value = written({**found, "details": {}})
+        row = (
+            rf"\| `{measure.name}` \| {coupling} \| .* \| {re.escape(value)} \| {found['n']} \| {re.escape(passes)} \|"
+        )
+        assert re.search(row, MEASURES.read_text("utf-8")), text
 
 
 def test_the_table_names_measures_that_exist(registry):
