@@ -6,16 +6,19 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from robflat_bench.config.protocol import Data, Protocol, Slice, SplitName
 from robflat_bench.config.spec import DatasetRef
 from robflat_bench.core import Dataset, Examples, ImageShape, Pool, Source, UsageError
 from robflat_bench.registry.components import resolve
 from robflat_bench.registry.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SPLITS: tuple[SplitName, ...] = ("train", "heldout", "test")
 
@@ -55,16 +58,22 @@ class Splits:
 
     def labels(self, split: SplitName, device: str, count: int | None = None) -> Tensor:
         """The first `count` labels, int64 [N]."""
+        import torch
+
         return torch.from_numpy(self.pools[split].y[:count].astype(np.int64)).to(device)
 
     def examples(self, split: SplitName, device: str, dtype: torch.dtype, count: int | None = None) -> Examples:
         """The first `count` examples: images as floats in [0,1], labels and canonical indices."""
+        import torch
+
         index = torch.from_numpy(self.pools[split].index[:count]).to(device)
         return Examples(self.images(split, device, count).to(dtype) / 255, self.labels(split, device, count), index)
 
 
 def _images(x: np.ndarray, device: str) -> Tensor:
     # A copy, not `contiguous()`: one-channel images would keep strides that put the network in channels last.
+    import torch
+
     return torch.from_numpy(x).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format).to(device)
 
 

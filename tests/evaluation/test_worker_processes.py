@@ -136,7 +136,9 @@ def test_a_killed_worker_loses_one_unit(sleeping):
     assert "fewer processes than --jobs 2 made this evaluation: one ended with code -9" in sleeping.errors
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_no_worker_outlives_its_evaluation_which_resumes_with_other_jobs(sleeping, number, code):
     process = sleeping.start(jobs=3)
     workers = sleeping.shared(process)

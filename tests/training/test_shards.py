@@ -218,7 +218,9 @@ def test_all_processes_stop_after_the_update_in_which_one_was_asked_to():
     assert ended.value.number == signal.SIGUSR1  # exit code 0: the end of a time slice, whichever process heard it
 
 
-@pytest.mark.parametrize("method", ["at", "trades+awp", "hat+swa"])
+@pytest.mark.parametrize(
+    "method", ["trades+awp", *(pytest.param(one, marks=pytest.mark.slow) for one in ("at", "hat+swa"))]
+)
 def test_two_processes_of_torchrun_make_the_record_of_one(command, child_environment, tiny, tmp_path, method):
     words = ["run", "--method", method, "--protocol", str(tiny), "--set", "recipe.shards=4", "--json", "--store"]
     alone = command(*words, tmp_path / "one")
