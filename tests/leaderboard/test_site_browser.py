@@ -105,12 +105,16 @@ def test_without_scripts_everything_is_there(visit):
     assert not column(page, "Forward passes").is_visible()
     page.get_by_label("Budget").check()
     assert column(page, "Forward passes").is_visible(), "columns are shown and hidden by the style alone"
-    page.locator("figure details summary").first.click()
-    assert page.locator("figure details[open] table").first.is_visible()
     assert page.locator(".central .view:visible").count() == 1
     page.get_by_label("Robust error", exact=True).check()
     assert "robust error" in page.locator(".central .view:visible svg title").first.text_content().lower()
     assert page.locator(".central .view:visible .datum").count() == 14
+
+
+def test_without_scripts_a_picture_has_its_numbers(visit):
+    page = visit(f"pictures/{BOARD}", java_script_enabled=False)
+    page.locator("figure details summary").first.click()
+    assert page.locator("figure details[open] table").first.is_visible()
 
 
 def test_pages_work_when_opened_from_a_disk(visit, folder):
@@ -130,8 +134,15 @@ def every_kind(folder):
     return ("index.html", BOARD, COMPARE, method, f"r/{run}/index.html", protocol, pictures, *others)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1280, "light"),
+        (390, "dark"),
+        pytest.param(1280, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_page_is_accessible_and_fits(visit, folder, width, theme, tmp_path):
     for path in every_kind(folder):
         page = visit(path, viewport={"width": width, "height": 900}, color_scheme=theme)

@@ -400,6 +400,7 @@ methods = ["standard"]
 """
 
 
+@pytest.mark.slow
 def test_sweep_passes_compile_to_its_runs(command, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # in the run's process: no compiler is needed to see that it asks
     (tmp_path / "tiny.toml").write_text(tiny.read_text())

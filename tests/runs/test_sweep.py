@@ -614,7 +614,7 @@ def test_a_run_taken_by_another_process_meanwhile_is_no_failure(registry, study,
     assert [event.what for event in sweep.events] == ["again", "busy"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_sweep_saves_its_run_and_resumes(child_environment, study, tmp_path, number):
     """Stopped during training, the run saves its state, has not failed, and releases its lock."""
     study.write_text(ONE.replace("standard", "at"))
