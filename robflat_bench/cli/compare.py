@@ -68,7 +68,7 @@ def compare_runs(a: str, b: str, protocol: str, checkpoint: Checkpoint, html: Pa
         from robflat_bench.leaderboard.publish import comparison
 
         _write(html, comparison(one, other, runs, checkpoint, store, registry))
-    output.report(document, _comparison(registry, document, found), stored=bool(html))
+    output.report(document, _comparison(registry, document, found, store), stored=bool(html))
 
 
 def _check_comparable(one: SeedGroup, other: SeedGroup) -> None:
@@ -92,7 +92,22 @@ def _write(file: Path, content: bytes) -> None:
     output.note(f"wrote {file}: open it in a browser")
 
 
-def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, Comparison]) -> Iterator[Grid]:
+def _next(*words: str) -> str:
+    """The last line of a table: what to type next."""
+    return f"next: `{shlex.join(['robflat-bench', 'results', *words])}`"
+
+
+def _place(protocol: str, checkpoint: Checkpoint, store: Path) -> list[str]:
+    """The options that are not the default."""
+    from robflat_bench.config.protocol import DEFAULT
+
+    given = {"--protocol": (protocol, DEFAULT), "--checkpoint": (checkpoint, "last"), "--store": (str(store), "runs")}
+    return [word for option, (value, usual) in given.items() if value != usual for word in (option, value)]
+
+
+def _comparison(
+    registry: Registry, document: dict[str, Any], found: dict[str, Comparison], store: Path
+) -> Iterator[Grid | str]:
     from robflat_bench.records.quantities import column_label
 
     (a, x), (b, y) = ((side["label"], side["seeds"]) for side in (document["a"], document["b"]))
@@ -107,6 +122,7 @@ def _comparison(registry: Registry, document: dict[str, Any], found: dict[str, C
     heading = "robust error of two networks, not of two methods (McNemar, exact)"
     if cells:
         yield grid(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1)
+    yield _next("compare", a, b, "--html", "pair.html", *_place(document["protocol"], document["checkpoint"], store))
 
 
 def _row(rows: Sequence[SeedGroup], name: str, where: str) -> SeedGroup:
@@ -170,6 +186,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
             heading = f"{measured} with {targeted}, {checkpoint}, {one.models} models"
             yield grid(heading, ["statistic", "value", "95 % from", "to", "why there is none"], cells)
         yield from (f"{name}: {kind.meaning}" for name, kind in STATISTICS.items())
+        yield _next("report", *_place(protocol, "last", store))
 
     output.report(correlations, tables())
 

@@ -2,15 +2,17 @@
 
 import math
 import re
+from importlib import resources
 
 import pytest
 from helpers import board_fixture
 
+from robflat_bench.config.protocol import load
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.headline import elsewhere, headline, limits
 from robflat_bench.leaderboard.links import links
 from robflat_bench.leaderboard.model import BoardColumn, Claim, ClaimPart
-from robflat_bench.leaderboard.site import central, families, names, svg, words
+from robflat_bench.leaderboard.site import central, columns, families, names, svg, words
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +239,31 @@ def test_a_link_that_is_no_address_is_refused(tmp_path, text):
     (tmp_path / "site.toml").write_text(text)
     with pytest.raises(CheckFailed, match=r"site\.toml"):
         links(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What pages say is what they show
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_explains_only_what_is_drawn(board):
+    """The line, the band, hollow marks and rings are explained where they are drawn, and nowhere else."""
+    drawn = {"Line:": 'class="trend"', "Band:": 'class="band"', "Hollow:": 'class="hollow', "Ring:": 'class="ring'}
+    without = board.model_copy(update={"rows": tuple(row for row in board.rows if not row.extra_data)[:2]})
+    for one in (board, without):
+        for view in central.central(one, "").views:
+            for word, mark in drawn.items():
+                assert (word in view.caption) == (mark in view.drawing.svg), word
+
+
+def test_every_group_of_columns_is_hidden_by_the_style_until_its_switch_is_on():
+    style = (resources.files("robflat_bench.leaderboard.site") / "static" / "site.css").read_text("utf-8")
+    hidden = set(re.findall(r"#show-(\w+):not\(:checked\)\) \.g-(\w+)", style))
+    assert hidden == {(group, group) for group in columns.GROUPS}
+
+
+@pytest.mark.parametrize("name", ["cifar10-mini"])
+def test_the_summary_counts_the_images_that_are_trained_on(name):
+    protocol = load(board_fixture.registry(), name)
+    count = protocol.fixed.data.train.count
+    assert f"{count:,} canonical images" in protocol.summary
