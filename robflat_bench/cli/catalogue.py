@@ -34,7 +34,7 @@ def list_components(kind: str | None, pattern: str) -> None:
 @output.json_option
 def info(name: str) -> None:
     """Describe one component, protocol, study or experiment; write `kind:name` where two kinds share a NAME."""
-    from robflat_bench.front.catalogue import description_grids, found, next_line
+    from robflat_bench.front.catalogue import description_grids, example_line, found
 
     row = found(output.registry(), name)
-    output.report(row, [*description_grids(row), f"next: `{next_line(row)}`"])
+    output.report(row, [*description_grids(row), f"next: `{example_line(row)}`"])

@@ -12,6 +12,7 @@ import rich_click as click
 from robflat_bench.cli import output
 from robflat_bench.front import boards
 from robflat_bench.front.grids import Grid, grid
+from robflat_bench.front.text import next_line, options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,19 +93,6 @@ def _write(file: Path, content: bytes) -> None:
     output.note(f"wrote {file}: open it in a browser")
 
 
-def _next(*words: str) -> str:
-    """The last line of a table: what to type next."""
-    return f"next: `{shlex.join(['robflat-bench', 'results', *words])}`"
-
-
-def _place(protocol: str, checkpoint: Checkpoint, store: Path) -> list[str]:
-    """The options that are not the default."""
-    from robflat_bench.config.protocol import DEFAULT
-
-    given = {"--protocol": (protocol, DEFAULT), "--checkpoint": (checkpoint, "last"), "--store": (str(store), "runs")}
-    return [word for option, (value, usual) in given.items() if value != usual for word in (option, value)]
-
-
 def _comparison(
     registry: Registry, document: dict[str, Any], found: dict[str, Comparison], store: Path
 ) -> Iterator[Grid | str]:
@@ -122,7 +110,9 @@ def _comparison(
     heading = "robust error of two networks, not of two methods (McNemar, exact)"
     if cells:
         yield grid(heading, ["seeds", f"only {a} wrong", f"only {b} wrong", "p"], cells, right=1)
-    yield _next("compare", a, b, "--html", "pair.html", *_place(document["protocol"], document["checkpoint"], store))
+    yield next_line(
+        "results", "compare", a, b, "--html", "pair.html", *options(store, document["protocol"], document["checkpoint"])
+    )
 
 
 def _row(rows: Sequence[SeedGroup], name: str, where: str) -> SeedGroup:
@@ -186,7 +176,7 @@ def correlate(measure: str, target: str, protocol: str, checkpoint: Checkpoint, 
             heading = f"{measured} with {targeted}, {checkpoint}, {one.models} models"
             yield grid(heading, ["statistic", "value", "95 % from", "to", "why there is none"], cells)
         yield from (f"{name}: {kind.meaning}" for name, kind in STATISTICS.items())
-        yield _next("report", *_place(protocol, "last", store))
+        yield next_line("results", "report", *options(store, protocol))
 
     output.report(correlations, tables())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import rich_click as click
 
 from robflat_bench.cli import output
 from robflat_bench.front.grids import grid
+from robflat_bench.front.text import next_line, options
 
 
 @click.command()
@@ -35,9 +35,7 @@ def doctor(launcher: str | None, store: Path, data: str | None) -> None:
             site, more = check_site(component.build(Resources()), store, output.note)
         found["launcher"] = {"name": component.canonical, **site}
         problems += more
-    place = [] if store == Path("runs") else ["--store", str(store)]
-    line = shlex.join(["robflat-bench", "run", "--method", "at", *place])
-    below = problems or ["no problems", f"next: `{line}`"]
+    below = problems or ["no problems", next_line("run", "--method", "at", *options(store))]
     output.report(found, [grid("this machine", ["", ""], _rows(found)), *below])
     if problems:
         raise CheckFailed(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")

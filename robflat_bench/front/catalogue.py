@@ -147,7 +147,7 @@ def description_grids(row: dict[str, Any]) -> Iterator[Grid]:
         yield grid("parameters", columns, cells)
 
 
-def next_line(row: dict[str, Any]) -> str:
+def example_line(row: dict[str, Any]) -> str:
     """A line that uses an entry."""
     return f"robflat-bench {_USES[row['kind']].format(name=row['name'])}"
 

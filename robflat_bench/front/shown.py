@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robflat_bench.front.grids import Grid, grid
-from robflat_bench.front.text import number, percent
+from robflat_bench.front.text import next_line, number, options, percent
 
 if TYPE_CHECKING:
     from robflat_bench.front.measurements import Measurement
@@ -94,10 +93,9 @@ def store_parts(registry: Registry, store: Store, rows: Sequence[Mapping[str, An
         yield "robust error: worst case over all attacks, which boards rank. Lower is better, and flatter"
     else:
         yield grid(f"no runs in {store.root}", columns, [])
-    place = [] if store.root == Path("runs") else ["--store", str(store.root)]
     done = [row["key"][:letters] for row in rows if row["state"] == "done"]
     line = ["results", "show", done[0]] if done else ["run", "--method", "at"]
-    yield f"next: `{shlex.join(['robflat-bench', *line, *place])}`"
+    yield next_line(*line, *options(store.root))
 
 
 def _by_quantity(row: Mapping[str, Any]) -> dict[tuple[Name, str], Any]:
@@ -150,12 +148,10 @@ def run_parts(registry: Registry, folder: RunFolder) -> Iterator[Grid | str]:
 
 def _next_lines(registry: Registry, folder: RunFolder, record: RunRecord) -> Iterator[str]:
     """Whether a board ranks a run, and the lines to type next."""
-    from robflat_bench.config.protocol import DEFAULT, recorded
+    from robflat_bench.config.protocol import recorded
 
     spec, store = record.spec, folder.store
     protocol = recorded(registry, spec.protocol.name, spec.protocol.version)
-    options = ["--protocol", protocol] if protocol not in ("", DEFAULT) else []
-    options += ["--store", str(store)] if store != Path("runs") else []
     if not protocol:
         yield f"not ranked: {spec.protocol.name} is no protocol of `robflat-bench list protocols`; next"
         lines = [["results", "show", record.key[:8]]]
@@ -167,4 +163,4 @@ def _next_lines(registry: Registry, folder: RunFolder, record: RunRecord) -> Ite
             ["results", "compare", spec.label, other],
             ["leaderboard", "show"],
         ]
-    yield from (f"    {shlex.join(['robflat-bench', *line, *options])}" for line in lines)
+    yield from (f"    {shlex.join(['robflat-bench', *line, *options(store, protocol)])}" for line in lines)

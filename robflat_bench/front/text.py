@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Any, TextIO
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -54,6 +56,23 @@ def say(line: str) -> None:
     """Write a line on stderr."""
     sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
+
+
+def next_line(*words: str) -> str:
+    """The last line of what a command shows: what to type next, after `robflat-bench`."""
+    return f"next: `{shlex.join(['robflat-bench', *words])}`"
+
+
+def options(store: Path, protocol: str = "", checkpoint: str = "last") -> list[str]:
+    """The options of a command that have not their default; a protocol of "" is left out."""
+    from robflat_bench.config.protocol import DEFAULT
+
+    given = {
+        "--protocol": (protocol, ("", DEFAULT)),
+        "--checkpoint": (checkpoint, ("last",)),
+        "--store": (str(store), ("runs",)),
+    }
+    return [word for name, (value, usual) in given.items() if value not in usual for word in (name, value)]
 
 
 def note(text: str) -> None:

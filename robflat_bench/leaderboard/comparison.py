@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robflat_bench.analysis.statistics import Comparison, compare_methods
 from robflat_bench.config.protocol import Checkpoint
-from robflat_bench.leaderboard.model import Board
+from robflat_bench.leaderboard.model import Board, BoardColumn
 from robflat_bench.leaderboard.rows import SeedGroup
 from robflat_bench.records.quantities import WORST_CASE
 
@@ -44,10 +44,15 @@ def differences(
     }
 
 
+def compared_columns(board: Board) -> list[BoardColumn]:
+    """The columns in which a board's rows are compared, in order."""
+    return [board.column(id) for id in (*ERRORS_AND_LOSS, *board.primary) if id in board.titles]
+
+
 def comparisons(board: Board, groups: Mapping[str, SeedGroup]) -> Comparisons:
     """Every pair of a board's rows. groups: run key -> the seeds of its row."""
     found = {row.id: groups[row.runs[0].key] for row in board.rows}
-    columns = [name for name in (*ERRORS_AND_LOSS, *board.primary) if name in board.titles]
+    columns = [column.id for column in compared_columns(board)]
     tables = {row: group.tables(board.checkpoint, WORST_CASE) for row, group in found.items()}
     return Comparisons(
         {

@@ -17,7 +17,7 @@ import numpy as np
 from robflat_bench.analysis.statistics import Comparison, Place
 from robflat_bench.config.protocol import Protocol, load
 from robflat_bench.config.spec import DatasetRef, make_spec
-from robflat_bench.leaderboard.comparison import Comparisons
+from robflat_bench.leaderboard.comparison import Comparisons, compared_columns
 from robflat_bench.leaderboard.model import (
     Board,
     BoardColumn,
@@ -34,7 +34,6 @@ from robflat_bench.leaderboard.model import (
     Withdrawn,
 )
 from robflat_bench.leaderboard.site.cards import method_card
-from robflat_bench.leaderboard.site.comparing import compared_columns
 from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import Sources
 from robflat_bench.leaderboard.site.thumbnails import Thumbnails, thumbnails

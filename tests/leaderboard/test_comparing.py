@@ -18,7 +18,7 @@ from PIL import Image
 from robflat_bench.analysis.statistics import compare_methods
 from robflat_bench.config.spec import RunSpec
 from robflat_bench.leaderboard.build import board_id, build_leaderboard
-from robflat_bench.leaderboard.comparison import comparisons
+from robflat_bench.leaderboard.comparison import compared_columns, comparisons
 from robflat_bench.leaderboard.publish import read_leaderboard
 from robflat_bench.leaderboard.rows import group_seeds
 from robflat_bench.leaderboard.site import comparing, words
@@ -52,7 +52,7 @@ def test_the_data_hold_every_pair_once_in_the_boards_order(made, page):
     assert len(pairs) == len(rows) * (len(rows) - 1) / 2
     order = [(a["id"], b["id"]) for k, a in enumerate(rows) for b in rows[k + 1 :]]
     for key, columns in zip(order, pairs, strict=True):
-        for column, numbers in zip(comparing.compared_columns(board), columns, strict=True):
+        for column, numbers in zip(compared_columns(board), columns, strict=True):
             one = found.pairs[key][column.id]
             assert numbers[0] == pytest.approx(one.difference, rel=1e-3)
             assert (numbers[1] is None) == (one.high is None)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from robflat_bench.analysis.statistics import Comparison
-from robflat_bench.leaderboard.comparison import ERRORS_AND_LOSS, Comparisons
+from robflat_bench.leaderboard.comparison import Comparisons, compared_columns
 from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow
 from robflat_bench.leaderboard.site import words
 from robflat_bench.leaderboard.site.names import full_name
@@ -32,11 +32,6 @@ class Against(NamedTuple):
 
     row: BoardRow
     cells: list[tuple[str, str]]
-
-
-def compared_columns(board: Board) -> list[BoardColumn]:
-    """The columns of `comparisons`, in order."""
-    return [board.column(id) for id in (*ERRORS_AND_LOSS, *board.primary) if id in board.titles]
 
 
 def baseline(board: Board) -> BoardRow:
