@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,14 +196,17 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
 
 @leaderboard.command("build")
 @click.option("--check", "only_check", is_flag=True, help="Rebuild twice and compare with board.json; write nothing.")
+@click.option("--commit", default="", metavar="SHA", help="Commit of the repository, which the pages then name.")
 @site_option
 @root_option
 @output.plugin_option
-def build_site(only_check: bool, site: Path, root: Path) -> None:
+def build_site(only_check: bool, commit: str, site: Path, root: Path) -> None:
     """Write board.json and the site from the committed entries."""
-    from robflat_bench.core import CheckFailed
+    from robflat_bench.core import CheckFailed, UsageError
     from robflat_bench.leaderboard.publish import differences, pages, write_site
 
+    if not re.fullmatch("([0-9a-f]{7,64})?", commit):
+        raise UsageError(f"{commit!r:.80} is no commit: give `git rev-parse HEAD`")
     registry = output.registry()
     committed = boards.checked_entries(root, registry)
     if only_check:
@@ -210,7 +214,7 @@ def build_site(only_check: bool, site: Path, root: Path) -> None:
             raise CheckFailed(f"{found}; `robflat-bench leaderboard build` writes it again")
         output.show("two rebuilds and the committed board.json are the same, byte for byte")
         return
-    made = pages(committed, root, registry)
+    made = pages(committed, root, registry, commit)
     write_site(made, site, root)
     output.show(f"{root / 'board.json'} and {len(made)} files below {site}")
     output.note(f"to look at them: `robflat-bench leaderboard serve --site {site}`")

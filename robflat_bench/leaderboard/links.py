@@ -1,4 +1,4 @@
-"""The links of the site to pages elsewhere, from `leaderboard/site.toml`; what it does not name is left out."""
+"""Where the site stands and what it links to, from `leaderboard/site.toml`; what it does not name is left out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ Address = Annotated[str, Field(pattern=r'^(https://[^\s"<>\\]{1,300})?$')]
 
 
 class Links(Strict):
-    """Addresses that begin with https://, or "". issues: where problems of an entry are reported."""
+    """Addresses that begin with https://, or "". site: of the site itself, for its feed, its badges and its metadata.
+    issues: where problems of an entry are reported."""
 
+    site: Address = ""
     docs: Address = ""
     code: Address = ""
     paper: Address = ""
@@ -24,8 +26,14 @@ class Links(Strict):
 
     @property
     def titled(self) -> list[tuple[str, str]]:
-        """Title and address of those that are named."""
-        return [(name.capitalize(), address) for name, address in self.model_dump().items() if address]
+        """Title and address of the pages elsewhere that are named."""
+        named = self.model_dump(exclude={"site"}).items()
+        return [(name.capitalize(), address) for name, address in named if address]
+
+    @property
+    def base(self) -> str:
+        """The address of the site, ending in /, so that a path can follow; "" if it is not known."""
+        return self.site and f"{self.site.rstrip('/')}/"
 
 
 def links(root: Path) -> Links:

@@ -31,7 +31,7 @@ from robflat_bench.leaderboard.site.curves import TrainingDocument
 from robflat_bench.leaderboard.site.pages import RESERVED, Sources, comparison_page, render_site
 from robflat_bench.leaderboard.site.thumbnails import CREDITS, Thumbnails, thumbnails
 from robflat_bench.leaderboard.tree import EXPERIMENTS, PAGES, RECORDS, REFERENCES, Problem, walk
-from robflat_bench.records.quantities import quantity_values
+from robflat_bench.records.quantities import QuantityValue, column_id, heading, quantity_values
 from robflat_bench.records.store import read_record
 from robflat_bench.registry.components import slug
 from robflat_bench.registry.registry import Registry, discover
@@ -81,16 +81,18 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
     active = [one for one in submissions if one.entry.status == "active"]
     groups = {run.record.key: group for group in group_seeds(active) for run in group.runs}
     compared = [one for one in board.boards if len(one.rows) > 1]
+    values: dict[str, dict[str, list[QuantityValue]]] = {
+        one.record.key: {
+            checkpoint: [*quantity_values(checkpoint, result, one.outcomes)]
+            for checkpoint, result in one.record.results.items()
+        }
+        for one in submissions
+    }
+    numbers = {value[:2] for found in values.values() for results in found.values() for value in results}
     return Sources(
         records={one.record.key: one.record for one in submissions},
         outcomes={one.record.key: root / RECORDS / one.folder / "outcomes.npz" for one in submissions},
-        values={
-            one.record.key: {
-                checkpoint: [*quantity_values(checkpoint, result, one.outcomes)]
-                for checkpoint, result in one.record.results.items()
-            }
-            for one in submissions
-        },
+        values=values,
         cards={row.method: method_card(registry, row.method) for one in board.boards for row in one.rows},
         protocols={name: protocol for name, protocol in protocols.items() if protocol},
         pages={path.stem: read_text(path, "page") for path in sorted((root / PAGES).glob("*.md"))},
@@ -98,6 +100,7 @@ def sources(board: Leaderboard, submissions: Sequence[Submission], root: Path, r
         comparisons={one.id: comparisons(one, groups) for one in compared},
         images={one.id: shown for one in compared if (shown := _images(registry, one, protocols[one.id]))},
         links=links.links(root),
+        titles={column_id(*number): heading(registry, *number) for number in sorted(numbers)},
         trainings=tuple(read_record(path, TrainingDocument) for path in sorted((root / EXPERIMENTS).glob("*.json"))),
     )
 
@@ -127,10 +130,10 @@ def _check_column(column: Any) -> None:
         format(value, column.form)
 
 
-def pages(submissions: Sequence[Submission], root: Path, registry: Registry) -> dict[str, bytes]:
-    """Every file of the site by its path."""
+def pages(submissions: Sequence[Submission], root: Path, registry: Registry, commit: str = "") -> dict[str, bytes]:
+    """Every file of the site by its path. commit: of the repository, which pages name."""
     board = build_leaderboard(submissions, root, registry)
-    return render_site(board, sources(board, submissions, root, registry))
+    return render_site(board, replace(sources(board, submissions, root, registry), commit=commit))
 
 
 def comparison(

@@ -223,6 +223,14 @@ def test_links_that_are_not_named_are_left_out(tmp_path):
     assert links(tmp_path).titled == []
     (tmp_path / "site.toml").write_text('paper = "https://arxiv.org/abs/2104.04448"\ncode = ""\n')
     assert links(tmp_path).titled == [("Paper", "https://arxiv.org/abs/2104.04448")]
+    assert links(tmp_path).base == ""
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_the_address_of_the_site_is_no_link_to_elsewhere(tmp_path, ending):
+    (tmp_path / "site.toml").write_text(f'site = "https://example.org/board{ending}"\n')
+    assert links(tmp_path).titled == []
+    assert links(tmp_path).base == "https://example.org/board/"
 
 
 @pytest.mark.parametrize(

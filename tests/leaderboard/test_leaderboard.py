@@ -101,6 +101,7 @@ def test_build_writes_the_committed_board_and_the_site_and_check_proves_it(comma
     assert command("leaderboard", "build", "--leaderboard", root, "--site", site).code == 0
     assert (site / "index.html").is_file()
     assert (root / "board.json").read_bytes() == (site / publish.BOARD).read_bytes()
+    assert command("leaderboard", "build", "--commit", "../x", "--leaderboard", root, "--site", site).code == 2
     done = command("leaderboard", "build", "--check", "--leaderboard", root)
     assert (done.code, done.err) == (0, "")
     (root / "board.json").write_bytes(b"{}")

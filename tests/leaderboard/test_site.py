@@ -6,6 +6,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 from helpers import board_fixture
 
 from robflat_bench.leaderboard.headline import headline, limits
+from robflat_bench.leaderboard.links import Links
 from robflat_bench.leaderboard.model import Leaderboard
 from robflat_bench.leaderboard.site import words
 from robflat_bench.leaderboard.site.cards import CardParameter
@@ -360,8 +362,50 @@ def test_the_feed_needs_no_address(made, files):
     assert len({*ids}) == 2
     assert all(name.startswith("tag:robflat-bench,2026:changes/2026-11-2") for name in ids)
     leaderboard, sources = made
-    based = render_site(leaderboard, replace(sources, address="https://example.org/b/"))["feed.xml"]
+    based = render_site(leaderboard, replace(sources, links=Links(site="https://example.org/b")))["feed.xml"]
     assert ElementTree.fromstring(based).get("{http://www.w3.org/XML/1998/namespace}base") == "https://example.org/b/"
+
+
+def test_a_known_address_stands_where_it_is_pasted_from(made, files):
+    leaderboard, sources = made
+    based = render_site(leaderboard, replace(sources, links=Links(site="https://example.org/b")))
+    (method, *_) = (path for path in files if path.startswith(f"m/{BOARD}/"))
+    assert "(ADDRESS-OF-THIS-SITE/badge/" in files[method].decode()
+    assert "(https://example.org/b/badge/" in based[method].decode()
+    assert "url = {https://example.org/b/}" in based["data/index.html"].decode()
+    assert json.loads(based["data/croissant.json"])["url"] == "https://example.org/b/"
+
+
+def test_every_page_names_the_commit_it_was_built_from(made, files):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    named = render_site(made[0], replace(made[1], commit=commit))
+    for path, content in named.items():
+        if path.endswith(".html"):
+            assert f"commit {commit[:12]}, board data" in content.decode(), path
+    assert commit in named["data/index.html"].decode()
+    assert not re.search("commit[, ]", files["data/index.html"].decode())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("epsilon", 8 / 255, "8/255"),
+        ("attack_step", 2 / 255, "2/255"),
+        ("memory_bytes", 25276502016, "25.3 GB"),
+        ("memory_bytes", "much", "much"),
+        ("epsilon", float("nan"), "nan"),
+        ("epsilon", 10**400, str(10**400)),
+        ("epsilon", [0.1, "x"], "0.1, x"),
+    ],
+)
+def test_a_leaf_is_written_in_its_unit_and_a_strangers_as_it_is(key, value, text):
+    assert dict(words.leaves({"a": {key: value}})) == {f"a.{key}": text}
+
+
+def test_a_protocols_keys_break_after_their_dots_only(files):
+    page = files[f"protocol/{BOARD}/index.html"].decode()
+    assert '<th scope="row">threat.<wbr>epsilon</th>' in page
+    assert "&lt;wbr" not in page
 
 
 def test_an_empty_leaderboard_is_a_site(made):

@@ -1,6 +1,7 @@
 """Versions of a protocol: each has its own board; entries of an earlier one are checked against it, and superseded."""
 
 import json
+import re
 
 import pytest
 from helpers.fake_records import DATASET, REGISTRY, fake_run
@@ -13,6 +14,7 @@ from robflat_bench.front.shown import _next_lines
 from robflat_bench.leaderboard.entries import Entry, read_entry
 from robflat_bench.leaderboard.publish import pages, read_leaderboard
 from robflat_bench.records.store import write_json
+from robflat_bench.registry.components import title
 from robflat_bench.registry.registry import Registry
 
 NOW, EARLIER = "cifar10-mini", "cifar10-mini@1.0"
@@ -101,6 +103,19 @@ def test_entries_of_a_board_without_active_ones_have_their_pages(tmp_path, board
     page = site[f"{board}/index.html"].decode()
     assert f'href="../{address}"' in page.split('<h2 id="withdrawn">')[1]
     assert "they are listed below" in page
+
+
+def test_every_number_of_an_earlier_version_has_its_name(tmp_path):
+    """The attacks and measures of version 1.0 are no columns of the board of 2.0."""
+    run = entered(tmp_path, protocol=EARLIER)
+    found, _ = read_leaderboard(tmp_path, REGISTRY)
+    page = pages(found, tmp_path, REGISTRY)[f"r/{run.record().key}/index.html"].decode()
+    headings = re.findall(r'<th scope="row">([^<]*)<small>', page)
+    record = run.record()
+    (result, *_) = record.results.values()
+    texts = [("attack", text) for text in result.robust_error] + [("measure", text) for text in result.measures]
+    for kind, text in texts:
+        assert any(title(REGISTRY, kind, text).lower() in one.lower() for one in headings), text
 
 
 def test_a_page_of_text_cannot_have_the_address_of_such_a_board(tmp_path):

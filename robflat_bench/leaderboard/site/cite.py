@@ -11,7 +11,7 @@ BENCHMARK = """@software{{robflatbench,
   title = {{robflat-bench: adversarially robust generalization and flat minima}},
   author = {{{{The robflat-bench authors}}}},
   year = {{2026}},
-  version = {{{version}}}
+  version = {{{version}}}{address}
 }}"""
 _CITATION = re.compile(
     r"(?P<authors>[^:]+): (?P<title>.+?[!?]?)\.? "
@@ -22,14 +22,14 @@ _CITATION = re.compile(
 """A citation that a plugin wrote itself: `Authors: Title. Venue Year, arXiv ID`."""
 
 
-def benchmark() -> str:
-    """The entry of the benchmark."""
-    return BENCHMARK.format(version=__version__)
+def benchmark(address: str = "") -> str:
+    """The entry of the benchmark. address: of the board, if it is known."""
+    return BENCHMARK.format(version=__version__, address=address and f",\n  url = {{{address}}}")
 
 
-def entries() -> list[tuple[str, str]]:
+def entries(address: str = "") -> list[tuple[str, str]]:
     """Title and BibTeX entry: the benchmark, and the paper."""
-    return [("The benchmark", benchmark()), ("The paper that it tests", entry(WORKS["stutz2021relating"]))]
+    return [("The benchmark", benchmark(address)), ("The paper that it tests", entry(WORKS["stutz2021relating"]))]
 
 
 def bibtex(citation: str) -> tuple[str, ...]:

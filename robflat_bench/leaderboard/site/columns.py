@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -182,23 +182,23 @@ class ResultRow(NamedTuple):
     train: float | None
 
 
-def run_results(board: Board, values: Sequence[QuantityValue]) -> list[ResultRow]:
-    """The errors, losses and measures of one network, on test and on training examples; gaps follow from them."""
-    titles = {each.id: each.title for each in board.quantities}
+def run_results(board: Board, values: Sequence[QuantityValue], others: Mapping[str, str]) -> list[ResultRow]:
+    """The errors, losses and measures of one network, on test and on training examples; gaps follow from them.
+    others: titles of columns that the board does not have."""
+    titles = {**others, **board.titles}
     train = {value[:2]: value.value for value in values if value.split == "train"}
     rows = []
     for value in values:
         if value.split != "test":
             continue
         quantity, of = value[:2]
-        unit, title = quantity_unit(quantity, of), titles.get(column_id(quantity, of), "")
-        name = title or "Measure" if quantity == "measure" else quantity.replace("_", " ").capitalize()
+        unit, title = quantity_unit(quantity, of), titles.get(column_id(quantity, of), of)
+        capital = f"{title[:1].upper()}{title[1:]}"
+        name = capital if quantity in ("measure", "worst_case") else quantity.replace("_", " ").capitalize()
         heading = ", ".join(filter(None, (name, words.UNITS.get(unit))))
         if quantity == "worst_case":
-            heading = (
-                f"{title[:1].upper()}{title[1:]}, {words.UNITS[unit]}: worst case of all attacks, which boards rank"
-            )
-        if quantity == "robust_error" and title:  # the board of a later version may have other attacks
+            heading += ": worst case of all attacks, which boards rank"
+        if quantity == "robust_error":
             heading += f": {title}"
         shown = of if quantity in ("robust_error", "measure") else ""
         rows.append(ResultRow(heading, shown, unit, value, train.get((quantity, of))))

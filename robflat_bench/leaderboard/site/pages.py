@@ -78,8 +78,9 @@ class Sources:
     columns : board -> columns of plugins in its table.
     comparisons : board -> its rows in pairs; boards with one have a page that compares.
     images : board -> its test images, where they may be shown.
-    links : to pages elsewhere.
-    address : the address of the site if known; only the feed uses it.
+    links : the address of the site, and of pages elsewhere.
+    titles : column -> title of every number of a run; the board of a later version of its protocol may lack some.
+    commit : of the repository that the site is built from, "" if it is not known.
     """
 
     records: Mapping[str, RunRecord]
@@ -93,7 +94,8 @@ class Sources:
     comparisons: Mapping[str, Comparisons] = field(default_factory=dict)
     images: Mapping[str, Thumbnails] = field(default_factory=dict)
     links: Links = field(default_factory=Links)
-    address: str = ""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
 
 
 def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
@@ -106,7 +108,7 @@ def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
         site.board(board)
     site.first()
     site.page(("changes", "index.html"), "changes.html", title="Changes", identity=export.identity)
-    site.page(("data", "index.html"), "data.html", title="Data and citation", entries=cite.entries())
+    site.page(("data", "index.html"), "data.html", title="Data and citation", entries=cite.entries(sources.links.base))
     for name, text in sources.pages.items():
         if name != "about":
             title = name.replace("-", " ").capitalize()
@@ -115,8 +117,8 @@ def render_site(leaderboard: Leaderboard, sources: Sources) -> dict[str, bytes]:
     rows = tidy.tidy_rows(leaderboard)
     site.add(("data", TABLE), table := tidy.tidy_csv(rows))
     site.add(("data", "board.rows.parquet"), tidy.tidy_parquet(rows))
-    site.add(("data", "croissant.json"), croissant(leaderboard, TABLE, table, sources.address))
-    site.add(("feed.xml",), export.feed(site.env, leaderboard, sources.address))
+    site.add(("data", "croissant.json"), croissant(leaderboard, TABLE, table, sources.links.base))
+    site.add(("feed.xml",), export.feed(site.env, leaderboard, sources.links.base))
     for entry in sorted(STATIC.iterdir(), key=lambda entry: entry.name):
         site.add(("static", entry.name), entry.read_bytes())
     return site.files
@@ -169,6 +171,8 @@ class _Site:
             "pages": [name for name in sources.pages if name != "about"],
             "digest": hashlib.sha256(self.document).hexdigest()[:12],
             "links": sources.links.titled,
+            "base_address": sources.links.base or "ADDRESS-OF-THIS-SITE/",
+            "commit": sources.commit,
             "mark": families.mark,
             "units": words.UNITS,
             "version": __version__,
@@ -281,6 +285,7 @@ class _Site:
             base_row=comparing.baseline(board),
             results=columns.method_results(board, row),
             curves=curves.history_figures(records, "history"),
+            short=words.short_titles(board.quantities, board.primary),
             command=command(row, board),
             withdrawn=[(one, one.key in self.sources.records) for one in gone],
         )
@@ -305,7 +310,7 @@ class _Site:
             row=row,
             run=run,
             record=record,
-            results={name: columns.run_results(board, found) for name, found in values.items()},
+            results={name: columns.run_results(board, found, self.sources.titles) for name, found in values.items()},
             outcomes=run.key in self.sources.outcomes,
             raw=record.model_dump(mode="json"),
             curves=curves.history_figures([record], "history"),

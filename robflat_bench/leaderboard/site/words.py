@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -142,6 +142,14 @@ def within(title: str) -> str:
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
+LEAVES: dict[str, Callable[[Any], str]] = {
+    "epsilon": radius,
+    "attack_step": radius,
+    "memory_bytes": lambda size: f"{size / 1e9:.1f} GB",
+}
+"""Last part of a leaf's name -> how its value is written, where that is not Python's own way."""
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """`a.b` and the value as text, for every leaf of a nested mapping; None and "" are left out."""
     for key, value in tree.items():
@@ -151,4 +159,10 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
             yield from leaves({str(k + 1): item for k, item in enumerate(value)}, f"{name}.")
         elif value is not None and value != "":
-            yield name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else _leaf(key, value)
+
+
+def _leaf(key: str, value: Any) -> str:
+    """A value as text. What a record says of its machine is a stranger's: a key does not promise a number."""
+    known = isinstance(value, int | float) and abs(value) < 1e18
+    return LEAVES[key](value) if known and key in LEAVES else str(value)
