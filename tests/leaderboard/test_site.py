@@ -408,6 +408,14 @@ def test_a_protocols_keys_break_after_their_dots_only(files):
     assert "&lt;wbr" not in page
 
 
+def test_pictures_name_the_shapes_they_draw(made, files):
+    page = files[f"pictures/{BOARD}/index.html"].decode()
+    (costs,) = re.findall(r'<h2 id="costs">.*?</section>', page, re.DOTALL)
+    drawn = set(re.findall(r'class="(?:point|hollow) (f\d)"', costs.split('<ul class="legend">')[0]))
+    named = set(re.findall(r'class="point (f\d)"', costs.split('<ul class="legend">')[1]))
+    assert drawn == named
+
+
 def test_an_empty_leaderboard_is_a_site(made):
     files = render_site(Leaderboard(boards=()), replace(made[1], records={}))
     assert "None yet" in files["changes/index.html"].decode()

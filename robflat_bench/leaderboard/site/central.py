@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from robflat_bench.leaderboard.model import Board, BoardRow, RowValue
 from robflat_bench.leaderboard.site import words
-from robflat_bench.leaderboard.site.families import FAMILIES, Family, draw_row, family
+from robflat_bench.leaderboard.site.families import Family, draw_row, family, present
 from robflat_bench.leaderboard.site.svg import BREAK, WIDTH, Drawing, Scale, cut, hint, scale
 from robflat_bench.records.quantities import WORST_CASE, column_id
 
@@ -82,12 +82,11 @@ def central(board: Board, root: str, width: float = WIDTH) -> Central | None:
         [row.label, *(words.spread(row.value(board.checkpoint, one.id), one.unit) for one in columns)]
         for row in board.rows
     ]
-    here = {family(row) for row in board.rows}
     return Central(
         ups=[HEADINGS[name][0] for name in ups],
         acrosses=[words.short_title(board.column(name).title) for name in acrosses],
         views=views,
-        families=[one for one in FAMILIES if one in here],
+        families=present(board.rows),
         quantities={
             one.id: HEADINGS[one.id][0] if one.id in HEADINGS else words.short_title(one.title) for one in columns
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -23,6 +24,12 @@ MODIFIED = Family("AT with a modifier", "f1", "square")
 OBJECTIVE = Family("another robust objective", "f2", "diamond")
 CLEAN = Family("no attack in training", "f3", "triangle")
 FAMILIES = (PLAIN, MODIFIED, OBJECTIVE, CLEAN)
+
+
+def present(rows: Iterable[BoardRow]) -> list[Family]:
+    """The families that rows are of, in the order of `FAMILIES`."""
+    here = {family(row) for row in rows}
+    return [one for one in FAMILIES if one in here]
 
 
 def mark(of: Family) -> Markup:

@@ -254,7 +254,15 @@ class _Site:
         if more:
             title = f"Pictures of {board.id}"
             path = ("pictures", board.id, "index.html")
-            self.page(path, "pictures.html", title=title, board=board, more=more, drawn=drawn)
+            self.page(
+                path,
+                "pictures.html",
+                title=title,
+                board=board,
+                more=more,
+                drawn=drawn,
+                families=families.present(board.rows),
+            )
         return more
 
     def compare(self, board: Board) -> None:
