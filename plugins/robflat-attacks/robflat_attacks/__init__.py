@@ -1,4 +1,4 @@
-"""The attacks of torchattacks and foolbox as components of robflat-bench: rows and parameters, without torch.
+"""The attacks of torchattacks, foolbox and adv-lib as components of robflat-bench: rows and parameters, without torch.
 
 `tables` lists the attacks by name, `adapters` calls them.
 """
@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from robflat_attacks.tables import FOOLBOX, TORCHATTACKS, Entry
+from robflat_attacks.tables import ADVLIB, FOOLBOX, TORCHATTACKS, Entry
 from robflat_bench.api import AttackInfo, Number, Params, ThreatNorm, hookimpl
 
-LIBRARIES = ("torchattacks", "foolbox")
-"""Names of the distributions, and of our attacks."""
+LIBRARIES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "advlib": "adv-lib"}
+"""Our attack -> the distribution that it calls. adv-lib is optional."""
 
 
 class LibraryParams(Params):
@@ -82,6 +82,11 @@ class FoolboxParams(LibraryParams):
     table = FOOLBOX
 
 
+class AdvlibParams(LibraryParams):
+    library = "advlib"
+    table = ADVLIB
+
+
 @hookimpl
 def robflat_bench_attacks() -> list[AttackInfo]:
     return [
@@ -104,12 +109,30 @@ def robflat_bench_attacks() -> list[AttackInfo]:
             "{name}-{steps} x {restarts} of foolbox",
             {"name": "LinfPGD"},
         ),
+        AttackInfo(
+            "advlib",
+            "minimum-norm attacks of adv-lib, by their names there, pulled into the ball; adv-lib is installed apart",
+            "robflat_attacks.adapters:Advlib",
+            AdvlibParams,
+            "Rony, Ben Ayed: Adversarial Library. Zenodo 2023",
+            "{name}-{steps} of adv-lib",
+            {"name": "fab"},
+        ),
     ]
 
 
 @hookimpl
 def robflat_bench_environment() -> Mapping[str, str]:
-    return {library: metadata.version(library) for library in LIBRARIES}
+    found = {distribution: version(distribution) for distribution in LIBRARIES.values()}
+    return {distribution: known for distribution, known in found.items() if known}
+
+
+def version(distribution: str) -> str:
+    """The installed version of a distribution; "" without one."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @hookimpl
@@ -118,7 +141,7 @@ def robflat_bench_validate_record(record: Mapping[str, Any]) -> list[str]:
     noted = record["environment"].get("plugins", {}).get("robflat-attacks", {})
     attacks = {attack for result in record["results"].values() for attack in result["robust_error"]}
     return [
-        f"it has results of {library} but not the version of {library}; evaluate it again"
-        for library in LIBRARIES
-        if not noted.get(library) and any(attack.startswith(f"{library}(") for attack in attacks)
+        f"it has results of {distribution} but not the version of {distribution}; evaluate it again"
+        for library, distribution in LIBRARIES.items()
+        if not noted.get(distribution) and any(attack.startswith(f"{library}(") for attack in attacks)
     ]

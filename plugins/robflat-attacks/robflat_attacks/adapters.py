@@ -6,15 +6,21 @@ and restored afterwards.
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import sys
+import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from robflat_attacks import FoolboxParams, LibraryParams, TorchattacksParams
-from robflat_bench.api import NORMS, Attack, Examples, UsageError, Workspace, attacked, generator
+from robflat_attacks import AdvlibParams, FoolboxParams, LibraryParams, TorchattacksParams, version
+from robflat_bench.api import NORMS, Attack, Examples, ThreatNorm, UsageError, Workspace, attacked, generator
 
 CLASSES = range(4, 11)
 """Class counts that APGDT accepts. Its loss reads four logits; ten are the label and nine targets, as in AutoAttack.
@@ -25,6 +31,8 @@ class LibraryAttack(Attack):
     """An attack of either library; its result is projected into the ball and onto images."""
 
     params: LibraryParams
+    norms: ClassVar[Mapping[ThreatNorm, Any]] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+    """Norm of the threat -> the library's name of it."""
 
     def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         return super().run(model, examples, replace(workspace, batch=self.params.batch))
@@ -51,7 +59,7 @@ class LibraryAttack(Attack):
             "step": params.entry.step * epsilon if params.step is None else params.step,
             "restarts": params.restarts,
             "seed": key,
-            "norm": self.threat.norm.capitalize(),
+            "norm": self.norms[self.threat.norm],
         }
         if "classes" in takes:
             with torch.no_grad():
@@ -93,3 +101,34 @@ class Foolbox(LibraryAttack):
         x_adv: Tensor
         _, x_adv, _ = attack(images, x, foolbox.criteria.Misclassification(y), epsilons=self.threat.epsilon)
         return x_adv
+
+
+class Advlib(LibraryAttack):
+    r"""`adv_lib.attacks.NAME(model, x, y, ...)`: the nearest adversarial image. Rony, Ben Ayed, Zenodo 2023."""
+
+    params: AdvlibParams
+    norms = {"linf": math.inf, "l2": 2, "l1": 1}  # noqa: RUF012  # declared in the base class
+
+    def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
+        x_adv: Tensor = getattr(advlib(), self.params.name)(model, x, y, **arguments)
+        return x_adv
+
+
+def advlib() -> ModuleType:
+    """The attacks of adv-lib. Raises UsageError where it is not installed.
+
+    adv-lib 0.2.8 imports visdom to draw what nobody here asks it to draw, and visdom 0.2.4 has no wheel and does not
+    build with setuptools of 2026. So where there is no visdom, an empty module takes its place during the import.
+    """
+    if not version("adv-lib"):
+        raise UsageError("adv-lib is not installed; `uv pip install --no-deps adv-lib` (or pip) adds it")
+    absent = "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None
+    if absent:
+        sys.modules["visdom"] = ModuleType("visdom")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of its spelling
+            attacks: ModuleType = importlib.import_module("adv_lib.attacks")
+    finally:
+        if absent:
+            del sys.modules["visdom"]
+    return attacks

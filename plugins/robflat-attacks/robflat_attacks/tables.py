@@ -73,7 +73,6 @@ def _by_steps(norm: ThreatNorm) -> Mapping[str, Entry]:
         f"{start}FastGradientAttack": Entry({}, norms=norms),
         **{f"{start}{name}": Entry(_DESCENT, steps=10, step=0.2, norms=norms) for name in iterative},
         **dict.fromkeys((f"{start}PGD", f"{start}AdamPGD"), random),
-        f"{start}FMNAttack": Entry({"steps": "steps"}, steps=100, norms=norms),
     }
 
 
@@ -90,6 +89,7 @@ FOOLBOX: Mapping[str, Entry] = {
     "LinfRepeatedAdditiveUniformNoiseAttack": Entry({"steps": "repeats"}, steps=100),
     **_by_steps("l2"),
     **_by_steps("l1"),
+    "L1FMNAttack": Entry({"steps": "steps"}, steps=100, norms=("l1",)),
     "L2DeepFoolAttack": Entry({"steps": "steps"}, steps=50, norms=("l2",)),
     "DDNAttack": Entry({"steps": "steps"}, steps=100, norms=("l2",)),
     "SparseL1DescentAttack": Entry(_DESCENT, steps=10, step=0.2, norms=("l1",)),
@@ -98,4 +98,18 @@ FOOLBOX: Mapping[str, Entry] = {
         f"L2{aware}RepeatedAdditive{noise}NoiseAttack": Entry({"steps": "repeats"}, steps=100, norms=("l2",))
         for aware, noise in _NOISES
     },
+}
+
+_MINIMAL = {"steps": "steps"}
+_DUAL = {"steps": "num_steps"}
+_ALL: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
+
+ADVLIB: Mapping[str, Entry] = {
+    "ddn": Entry(_MINIMAL, steps=100, norms=("l2",)),
+    "fmn": Entry({**_MINIMAL, "norm": "norm"}, steps=10, norms=("linf", "l1")),
+    "df": Entry({**_MINIMAL, "norm": "norm"}, steps=100, norms=_BOTH),
+    "sdf": Entry(_MINIMAL, steps=100, norms=("l2",)),
+    "fab": Entry({"steps": "n_iter", "norm": "norm"}, steps=100, norms=_ALL),
+    "pdgd": Entry(_DUAL, steps=500, norms=("l2",)),
+    "pdpgd": Entry({**_DUAL, "norm": "norm"}, steps=500, norms=_BOTH),
 }

@@ -6,14 +6,15 @@ import copy
 import inspect
 import json
 import re
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from robflat_attacks import TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
-from robflat_attacks.adapters import Torchattacks
-from robflat_attacks.tables import FOOLBOX, TORCHATTACKS
+from robflat_attacks import AdvlibParams, TorchattacksParams, robflat_bench_environment, robflat_bench_validate_record
+from robflat_attacks.adapters import Advlib, Torchattacks, advlib
+from robflat_attacks.tables import ADVLIB, FOOLBOX, TORCHATTACKS
 from robflat_bench.api import NORMS, Examples, Threat, UsageError, Workspace, generator, project
 from robflat_bench.config.threat import check_norm
 from robflat_bench.registry.components import resolve
@@ -24,10 +25,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:
 
 EPSILON = 0.1
 RADII = {"linf": EPSILON, "l2": 1.0, "l1": 8.0}
-TABLES = {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX}
+TABLES = {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX, "advlib": ADVLIB}
 EVERY = [(library, name) for library, table in TABLES.items() for name in table]
 UNDER = [(library, name, norm) for library, name in EVERY for norm in TABLES[library][name].norms]
-QUICK = {"FAB": 2, "Square": 50, "LInfFMNAttack": 10, "LinfPGD": 10, "LinfAdamPGD": 10}
+QUICK = {
+    "FAB": 2,
+    "Square": 50,
+    "fab": 10,
+    "pdgd": 20,
+    "pdpgd": 20,
+    "LInfFMNAttack": 10,
+    "LinfPGD": 10,
+    "LinfAdamPGD": 10,
+}
 DRAWING = ["torchattacks(name=PGD, steps=3", "torchattacks(name=VMIFGSM, steps=2", "foolbox(name=LinfPGD, steps=3"]
 
 
@@ -62,12 +72,13 @@ def spelled(library: str, name: str) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
+@pytest.mark.parametrize("name", ["torchattacks", "foolbox", "advlib"])
 def test_the_conformance_kit_passes(registry, name):
     results = run_checks(registry, "attack", name)
     others = {(result.check, result.outcome) for result in results if result.outcome != "passed"}
-    # Each attack of the library takes its own passes, and draws for a whole batch.
-    assert others == {("check_declared_passes", "skipped"), ("check_examples_are_alone", "skipped")}, results
+    # Each attack of the library takes its own passes, and its batch is its own. Those of adv-lib draw nothing.
+    skipped = {"check_declared_passes", "check_examples_are_alone", *(["check_seed"] if name == "advlib" else [])}
+    assert others == {(check, "skipped") for check in skipped}, results
 
 
 @pytest.mark.parametrize(("library", "name", "norm"), UNDER)
@@ -263,9 +274,38 @@ def test_the_table_says_what_foolbox_takes_and_defaults_to(name):
     assert chosen().distance is getattr(foolbox.distances, entry.norms[0])
 
 
+@pytest.mark.parametrize("name", sorted(ADVLIB))
+def test_the_table_says_what_adv_lib_takes_and_defaults_to(name):
+    entry, known = ADVLIB[name], inspect.signature(getattr(advlib(), name)).parameters
+    assert {"steps", "num_steps", "n_iter", "norm"} & {*known} == {*entry.takes.values()}
+    assert entry.steps == known[entry.takes["steps"]].default
+
+
+def test_adv_lib_gives_what_it_gives_when_called_directly(registry):
+    model = small()
+    examples = images(model)
+    expected = advlib().fab(model, examples.x, examples.y, norm=2, n_iter=20)
+    found = attack(registry, "advlib(name=fab, steps=20)", norm="l2").perturb(model, examples, 0)
+    torch.testing.assert_close(found, NORMS["l2"].project(expected, examples.x, 1.0), rtol=0, atol=1e-6)
+    assert not torch.equal(found, examples.x)
+
+
+def test_adv_lib_needs_no_visdom_and_leaves_none_behind():
+    assert advlib().fmn
+    assert "visdom" not in sys.modules
+
+
+def test_without_adv_lib_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("robflat_attacks.adapters.version", lambda distribution: "")
+    model = small()
+    with pytest.raises(UsageError, match="pip install --no-deps adv-lib"):
+        Advlib(AdvlibParams(name="sdf"), Threat(1.0, "l2")).perturb(model, images(model), 0)
+
+
 def test_the_tables_are_complete():
     """Of torchattacks but AutoAttack, which the core has from its authors, and attacks without a radius; of foolbox but
-    those that start elsewhere, reduce contrast or take thousands of steps."""
+    those that start elsewhere, reduce contrast or take thousands of steps, and the FMN that is not minimal; of adv-lib
+    the minimum-norm attacks that find the minimum, see below, in less than a thousand steps."""
     import foolbox
     import torchattacks
 
@@ -278,10 +318,18 @@ def test_the_tables_are_complete():
     assert balls - {"AutoAttack"} == set(TORCHATTACKS)
     named = {item for name, item in vars(foolbox.attacks).items() if re.match("linf|l2|l1", name.lower())}
     others = ("LinfinityBrendelBethgeAttack", "L2BrendelBethgeAttack", "L1BrendelBethgeAttack")
-    others += ("L2CarliniWagnerAttack", "L2ContrastReductionAttack")
+    others += ("L2CarliniWagnerAttack", "L2ContrastReductionAttack", "L2FMNAttack")
     offered = {getattr(foolbox.attacks, name) for name in FOOLBOX}
     assert named - {getattr(foolbox.attacks, name) for name in others} <= offered
     assert offered - named == {foolbox.attacks.DDNAttack, foolbox.attacks.SparseL1DescentAttack}
+    every = {name for name, item in vars(advlib()).items() if inspect.isfunction(item)}
+    in_a_ball, long, elsewhere = (
+        {"apgd", "apgd_targeted", "pgd_linf"},
+        {"alma", "carlini_wagner_l2", "carlini_wagner_linf"},
+        {"tr"},
+    )
+    no_norm_of_ours = {"fga", "vfga", "sigma_zero", "perc_al", "str_attack"}
+    assert every - in_a_ball - long - elsewhere - no_norm_of_ours == set(ADVLIB)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -361,6 +409,9 @@ def test_other_precisions_are_refused():
         ("torchattacks(name=CW)", "not an attack of torchattacks in a ball"),
         ("foolbox(name=LinfPDG)", "did you mean 'LinfPGD'?"),
         ("foolbox(name=L2CarliniWagnerAttack)", "not an attack of foolbox in a ball"),
+        ("foolbox(name=L2FMNAttack)", "not an attack of foolbox in a ball"),
+        ("advlib(name=FAB)", "did you mean 'fab'?"),
+        ("advlib(name=fab, restarts=2)", "fab of advlib takes no restarts"),
         ("torchattacks(steps=5)", "'name' is missing"),
         ("torchattacks(name=FGSM, steps=5)", "FGSM of torchattacks takes no steps"),
         ("torchattacks(name=Square, step=0.1)", "Square of torchattacks takes no step"),
@@ -395,6 +446,8 @@ def test_a_record_must_name_the_librarys_version():
     ours = 'torchattacks(batch=250, name="PGD", restarts=1, steps=10)'
     assert robflat_bench_validate_record(record("pgd(steps=2)")) == []
     assert robflat_bench_validate_record(record(ours, **robflat_bench_environment())) == []
+    theirs = 'advlib(batch=250, name="sdf", restarts=1, steps=100)'
+    assert "results of adv-lib but not" in robflat_bench_validate_record(record(theirs, foolbox="3.3.4"))[0]
     for lacking in (record(ours), record(ours, foolbox="3.3.4")):
         (problem,) = robflat_bench_validate_record(lacking)
         assert "results of torchattacks but not the version of torchattacks" in problem
