@@ -263,7 +263,7 @@ def test_hostile_text_is_shown_as_text(hostile):
         for tag, attributes in page.tags:
             assert not {key for key in attributes if key.startswith("on") or key == "style"}, path
             holders = {key for key, value in attributes.items() if "alert(" in value}
-            assert holders <= {"content", "alt", "aria-label", "data-name", "data-full", "data-label", "data-search"}, (
+            assert holders <= {"content", "alt", "aria-label", "data-name", "data-full", "data-label", "data-parts"}, (
                 path,
                 tag,
                 holders,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from robflat_bench.leaderboard.model import Board, BoardRow, RowValue
 from robflat_bench.leaderboard.site import words
 from robflat_bench.leaderboard.site.families import Family, draw_row, family, present
-from robflat_bench.leaderboard.site.svg import BREAK, WIDTH, Drawing, Scale, cut, hint, scale
+from robflat_bench.leaderboard.site.svg import BREAK, WIDTH, Drawing, Scale, cut, scale
 from robflat_bench.records.quantities import WORST_CASE, column_id
 
 HEIGHT = 400.0
@@ -116,8 +116,7 @@ def _view(board: Board, up: tuple[int, str], across: tuple[int, str], root: str,
         _mark(drawing, horizontal, vertical, datum, f"{root}{words.href(f'm/{board.id}/{datum[0].id}')}/index.html")
     for row, a, b in found:
         far = a.mean >= horizontal.scale.beyond or b.mean >= vertical.scale.beyond
-        values = (words.format_value(b.mean, vertical.unit), words.format_value(a.mean, horizontal.unit))
-        said = f"{row.label}: {' at '.join(values)}" if far else row.label
+        said = _said((row, a, b), horizontal, vertical) if far else row.label
         drawing.label(horizontal.scale(a.mean), vertical.scale(b.mean), said, (LEFT + 2, 2, width, BOTTOM - 2))
     return View(up[0], across[0], drawing, _caption(found, inside, ranked))
 
@@ -185,7 +184,6 @@ def _mark(drawing: Drawing, across: Axis, up: Axis, datum: Datum, target: str) -
     """A method as a link, with whiskers that show where it is pointed at."""
     row, a, b = datum
     x, y = across.scale(a.mean), up.scale(b.mean)
-    tip = hint(row.label, (up.name, b.mean, up.unit), (across.name, a.mean, across.unit))
     kind = family(row)
     whiskers = []
     for value, along in ((a, True), (b, False)):
@@ -193,9 +191,15 @@ def _mark(drawing: Drawing, across: Axis, up: Axis, datum: Datum, target: str) -
         if value.low is not None and value.high is not None and value.mean < axis.beyond:
             ends = [axis(min(max(end, axis.low), axis.high)) for end in (value.low, value.high)]
             whiskers.append([(end, at) if along else (at, end) for end in ends])
-    with drawing.link(target, tip, row.id):
+    with drawing.link(target, _said(datum, across, up)):
         drawing.lines(whiskers, f"whisker {kind.look}")
         draw_row(drawing, x, y, row)
+
+
+def _said(datum: Datum, across: Axis, up: Axis) -> str:
+    """`trades: 0.743 at 1.345`: a method with its values up and across."""
+    row, a, b = datum
+    return f"{row.label}: {words.format_value(b.mean, up.unit)} at {words.format_value(a.mean, across.unit)}"
 
 
 def _caption(found: Sequence[Datum], inside: Sequence[Datum], ranked: Sequence[tuple[float, float]]) -> str:

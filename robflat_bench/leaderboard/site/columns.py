@@ -30,8 +30,8 @@ GAP = column_id("gap_robust_loss")
 
 
 class Cell(NamedTuple):
-    """text: the content. note: a smaller second line, or a picture. value: the number that sorting uses. place: the
-    row's rank by this column, for a ranked column."""
+    """text: the content. note: a smaller second line, or a picture. value: what sorting uses where the text does not
+    begin with that number. place: the row's rank by this column, for a ranked column."""
 
     text: str
     note: str | Markup = ""
@@ -100,8 +100,7 @@ def _measured(board: Board, column: BoardColumn, short: str, group: str, checkpo
         row: Cell(
             words.spread(value, column.unit),
             picture(value) if picture else _error(value, column.unit),
-            value.mean,
-            places.get(row),
+            place=places.get(row),
         )
         for row, value in values.items()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from robflat_bench.analysis.statistics import Comparison
 from robflat_bench.leaderboard.comparison import Comparisons, compared_columns
 from robflat_bench.leaderboard.model import Board, BoardColumn, BoardRow
 from robflat_bench.leaderboard.site import words
+from robflat_bench.leaderboard.site.export import embedded
 from robflat_bench.leaderboard.site.names import full_name
 from robflat_bench.leaderboard.site.thumbnails import Thumbnails
 from robflat_bench.records.record import Epoch, RunRecord
@@ -93,19 +93,19 @@ def _document(
 ) -> Markup:
     """The data of the page as JSON that can stand inside a <script>."""
     columns = compared_columns(board)
-    data = {
-        "columns": [_column(board, column) for column in columns],
-        "curves": [{"title": title, "unit": unit} for title, unit in CURVES.values()],
-        "rows": [_row(row, columns, board, found, records) for row in board.rows],
-        "pairs": [
-            [_numbers(found.pairs[a, b].get(column.id)) for column in columns]
-            for a, b in combinations([row.id for row in board.rows], 2)
-        ],
-        "count": max((wrong.shape[1] for wrong in found.wrong.values()), default=0),
-        "sheet": images and {**images.layout, "address": sheet},
-    }
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return embedded(
+        {
+            "columns": [_column(board, column) for column in columns],
+            "curves": [{"title": title, "unit": unit} for title, unit in CURVES.values()],
+            "rows": [_row(row, columns, board, found, records) for row in board.rows],
+            "pairs": [
+                [_numbers(found.pairs[a, b].get(column.id)) for column in columns]
+                for a, b in combinations([row.id for row in board.rows], 2)
+            ],
+            "count": max((wrong.shape[1] for wrong in found.wrong.values()), default=0),
+            "sheet": images and {**images.layout, "address": sheet},
+        }
+    )
 
 
 def _column(board: Board, column: BoardColumn) -> dict[str, Any]:

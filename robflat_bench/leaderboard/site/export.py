@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from typing import Any
 
 from jinja2 import Environment
+from markupsafe import Markup
 
 from robflat_bench.leaderboard.model import Board, BoardRow, Change, Leaderboard
 from robflat_bench.leaderboard.site.words import clean, rank_interval, spread
@@ -19,6 +21,12 @@ VALUE_FIELDS = ("mean", "sd", "low", "high", "standard_error")
 def render_template(env: Environment, template: str, **context: Any) -> bytes:
     """A template with its context, free of control characters."""
     return clean(env.get_template(template).render(context)).encode()
+
+
+def embedded(data: Any) -> Markup:
+    """Data for a page's script, as JSON that no HTML can end."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def board_csv(board: Board) -> bytes:

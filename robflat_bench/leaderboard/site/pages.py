@@ -213,6 +213,7 @@ class _Site:
         """The board with its rows, its runs, its protocol and its data."""
         gone = [one for one in self.leaderboard.withdrawn if one.board == board.id]
         more = self.pictures(board)
+        cards = [self.sources.cards.get(row.method, ()) for row in board.rows]
         self.page(
             (board.id, "index.html"),
             "board.html",
@@ -220,6 +221,7 @@ class _Site:
             board=board,
             columns=columns.table_columns(board, self.sources.columns.get(board.id, ())),
             cards=self.sources.cards,
+            works=export.embedded(sorted({(part.name, part.citation) for card in cards for part in card})),
             short=words.short_titles(board.quantities, board.primary),
             shown=central(board, "../"),
             said=headline(board),

@@ -140,10 +140,9 @@ class Drawing:
         self.taken.append((x - 5, y - 5, x + 5, y + 5))
 
     @contextmanager
-    def link(self, target: str, name: str, key: str) -> Iterator[None]:
-        """What is drawn inside is a link with a name of its own. key: what the page's script calls it."""
-        opened = f'<a class="datum" href="{escape(target)}" data-row="{escape(key)}">'
-        self.parts.append(f"{opened}<title>{escape(name)}</title>")
+    def link(self, target: str, name: str) -> Iterator[None]:
+        """What is drawn inside is a link with a name of its own."""
+        self.parts.append(f'<a class="datum" href="{escape(target)}"><title>{escape(name)}</title>')
         self.linked = True
         yield
         self.parts.append("</a>")

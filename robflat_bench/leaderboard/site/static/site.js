@@ -41,11 +41,23 @@
     head.append(tip);
   }
 
-  // The sort key of a cell: its number, or its text in a column of text; null for an empty cell.
+  // The sort key of a cell: its number, or its text in a column of text; null for a cell without a number.
   const read = (cell) => {
     if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
-    return cell.matches(".n, .rank") ? null : cell.textContent.trim().toLowerCase();
+    if (!cell.matches(".n, .rank")) return cell.textContent.trim().toLowerCase();
+    const number = parseFloat(cell.textContent.replace("\u2212", "-"));
+    return Number.isNaN(number) ? null : number;
   };
+
+  // What a search looks through: the row's name and parts, and the works that these cite.
+  const works = new Map(JSON.parse(document.getElementById("works").textContent));
+  const texts = new Map(
+    all.map((row) => {
+      const parts = row.dataset.parts.split(" ");
+      const cited = parts.map((part) => works.get(part) ?? "");
+      return [row, [row.dataset.row, row.querySelector("th a").textContent, ...parts, ...cited].join(" ").toLowerCase()];
+    }),
+  );
 
   // The first cell says the rank by the column that orders the table, where methods are ranked by it.
   const ranks = all.map((row) => [row.cells[0], [...row.cells[0].childNodes]]);
@@ -86,7 +98,7 @@
     const words = q.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     for (const row of all) {
-      const text = row.dataset.search.toLowerCase();
+      const text = texts.get(row);
       row.hidden =
         !words.every((word) => text.includes(word)) ||
         (tier.value && row.dataset.tier !== tier.value) ||
@@ -161,11 +173,12 @@ for (const picture of document.querySelectorAll(".central")) {
     }
     return [...[...rows.get(key).querySelector("th").childNodes].map((node) => node.cloneNode(true)), list];
   }
+  const named = (mark) => decodeURIComponent(mark.getAttribute("href").split("/").at(-2)); // the row of a mark
   const lit = () => [...picture.querySelectorAll(".datum.lit"), ...[...rows.values()].filter((row) => row.matches(".lit"))];
 
   const light = (key) => {
     for (const one of lit()) one.classList.remove("lit");
-    for (const mark of picture.querySelectorAll(".datum")) if (mark.dataset.row === key) mark.classList.add("lit");
+    for (const mark of picture.querySelectorAll(".datum")) if (named(mark) === key) mark.classList.add("lit");
     rows.get(key)?.classList.add("lit");
     card.replaceChildren(...content(key));
     card.hidden = false;
@@ -173,7 +186,7 @@ for (const picture of document.querySelectorAll(".central")) {
   for (const kind of ["pointerover", "focusin"]) {
     picture.addEventListener(kind, (event) => {
       const mark = event.target.closest(".datum");
-      if (mark) light(mark.dataset.row);
+      if (mark) light(named(mark));
     });
     for (const [key, row] of rows) row.addEventListener(kind, () => light(key));
   }
