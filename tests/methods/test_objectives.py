@@ -233,6 +233,15 @@ def test_sora_step_equals_the_naive_step(registry, model, text, c, length):
         assert x_adv.max() == 1
 
 
+def test_soras_attack_leaves_the_running_statistics_alone(registry, model):
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    composed(registry, "sora", model).method.attack(model, batch(), inner())
+    assert norms
+    for norm, kept in zip(norms, before, strict=True):
+        assert all(map(torch.equal, norm.buffers(), kept))
+
+
 @pytest.mark.parametrize("c", [1.0, 0.99, 0.98, 0.9, 0.0, -1.0])
 def test_sora_length_of_the_step_follows_the_alignment(model, c):
     method = SORA(SORAParams(initial=c))
