@@ -1,5 +1,7 @@
 """Parts of the site: method cards with their equations, lines and scales of figures, numbers as text."""
 
+import re
+
 import pytest
 from helpers import board_fixture
 
@@ -27,13 +29,15 @@ def test_equations_have_greek_letters_subscripts_and_superscripts():
     assert cards.equation("soft_cross_entropy <b>") == "soft_cross_entropy &lt;b&gt;"
 
 
-def test_an_attack_of_an_earlier_version_is_named_by_its_text_alone():
+def test_an_attack_of_an_earlier_version_is_named_too():
     board = board_fixture.make()[0].boards[0]
-    attacks = ("pgd(steps=3)", board_fixture.PGD)
-    rows = columns.run_results(board, [QuantityValue("robust_error", of, "test", 0.4, 0.02, 250) for of in attacks])
+    attacks = ("pgd(steps=3)", "pgd(steps=4)", board_fixture.PGD)
+    values = [QuantityValue("robust_error", of, "test", 0.4, 0.02, 250) for of in attacks]
+    rows = columns.run_results(board, values, {"attack:pgd(steps=3)": "PGD-3"})
     assert [(row.heading, row.of) for row in rows] == [
-        ("Robust error, %", attacks[0]),
-        ("Robust error, %: PGD-20 x 3", attacks[1]),
+        ("Robust error, %: PGD-3", attacks[0]),
+        ("Robust error, %: pgd(steps=4)", attacks[1]),
+        ("Robust error, %: PGD-20 x 3", attacks[2]),
     ]
 
 
@@ -73,3 +77,19 @@ def test_a_value_is_written_in_its_unit(value, unit, text):
 def test_the_number_after_plus_minus_is_the_longer_side_of_the_interval():
     assert words.spread(RowValue(mean=0.3, low=0.29, high=0.33, seeds=3), "fraction") == "30.0\u00a0±\u00a03.0"
     assert words.spread(RowValue(mean=0.3, seeds=1), "fraction") == "30.0"
+
+
+def test_one_wide_interval_does_not_crush_the_pictures_of_a_column():
+    """The scale is that of the values; an interval that is wider ends where the scale ends."""
+    intervals = ((1, 0.9, 1.1), (2, 1.9, 2.1), (3, -47, 53))
+    values = [RowValue(mean=mean, low=low, high=high, seeds=3) for mean, low, high in intervals]
+    drawn = [str(columns._picture(values)(value)) for value in values]
+    places = [float(re.search('cx="(.*?)"', svg)[1]) for svg in drawn]
+    assert places == [8.0, 50.0, 92.0]
+    assert 'd="M-0.4 4H100.4"' in drawn[2]
+
+
+def test_a_far_value_stands_at_the_end_of_the_scale_of_the_others():
+    values = [RowValue(mean=mean, seeds=3) for mean in (1, 2, 3, 4, 500)]
+    places = [float(re.search('cx="(.*?)"', str(columns._picture(values)(value)))[1]) for value in values]
+    assert places == [8.0, 36.0, 64.0, 92.0, 100.4]

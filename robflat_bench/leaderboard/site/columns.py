@@ -114,14 +114,15 @@ def _error(value: RowValue, unit: str) -> str:
 
 
 def _picture(values: Sequence[RowValue]) -> Callable[[RowValue], Markup]:
-    """Draws a value with its interval on the scale of a column, whose far values stand at its end."""
+    """Draws a value with its interval on the scale of a column's values. What lies further, a far value or the end of
+    a wide interval, stands at the end of the scale."""
     beyond = cut([value.mean for value in values])
-    ends = [end for value in values for end in (value.low, value.mean, value.high) if end is not None and end < beyond]
-    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    means = [value.mean for value in values if value.mean < beyond]
+    low, high = min(means, default=0.0), max(means, default=1.0)
 
     def picture(value: RowValue) -> Markup:
         shown = (value.mean if end is None else end for end in (value.low, value.mean, value.high))
-        a, b, c = (4 + 92 * min(1.0, (end - low) / ((high - low) or 1.0)) for end in shown)
+        a, b, c = (8 + 84 * min(1.1, max(-0.1, (end - low) / ((high - low) or 1.0))) for end in shown)
         line = "" if value.low is None else f'<path d="M{a:.1f} 4H{c:.1f}"/>'
         return Markup(f'<svg viewBox="0 0 100 8" aria-hidden="true">{line}<circle cx="{b:.1f}" cy="4" r="3"/></svg>')
 
