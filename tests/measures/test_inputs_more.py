@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from robflat_bench.core import Examples, Measurement, Threat, Workspace
 from robflat_bench.core.randomness import generator, per_example_uniform
 from robflat_bench.measures.inputs.calibration import signed_gaps
+from robflat_bench.measures.per_example import random_images
 from robflat_bench.registry.components import resolve
 
 EPSILON = 0.1
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def measured(
-    text: str, model: nn.Module, examples: Examples, epsilon: float = EPSILON, batch: int = 100
+    text: str, model: nn.Module, examples: Examples, epsilon: float = EPSILON, batch: int = 100, norm: str = "linf"
 ) -> Measurement:
-    measure = resolve(REGISTRY, "measure", text).build(Threat(epsilon))
+    measure = resolve(REGISTRY, "measure", text).build(Threat(epsilon, norm))
     found: Measurement = measure.measure(model, examples, Workspace(batch=batch, seed=5))
     return found
 
@@ -276,6 +277,25 @@ def test_perturbation_alignment_equals_the_naive_loop(text, step):
     assert found.value < 0.999
     assert found.details == {"vanishing": 0.0}
     assert measured(text, model, examples, batch=5).value == pytest.approx(found.value, abs=1e-12)
+
+
+def test_perturbation_alignment_in_an_l2_ball_equals_the_naive_loop():
+    """The start is the measure's own draw; the step goes along the gradient, and shrinks into the ball."""
+    model, examples, radius = small_net(), small_examples(12), 0.4
+    starts = random_images(examples, Threat(radius, "l2"), 5, "pert-align")
+    found = []
+    for image, x, label in zip(examples.x, starts, examples.y, strict=True):
+        gradients = []
+        for _ in range(2):
+            variable = x[None].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(variable), label[None]), variable)
+            gradients.append(gradient.flatten())
+            move = x + 1.25 * radius * gradient[0] / gradient.norm() - image
+            x = (image + move * min(1.0, radius / float(move.norm()))).clamp(0, 1)
+        found.append(float(F.cosine_similarity(*gradients, dim=0)))
+    ours = measured("pert-align", model, examples, epsilon=radius, norm="l2")
+    assert ours.arrays["per_example"] == pytest.approx(found, abs=1e-10)
+    assert ours.value < 0.999
 
 
 class Bent(nn.Module):

@@ -6,8 +6,9 @@ r"""Perturbation alignment (PertAlign): how far a single-step attack meets the g
 g is the gradient of the attack at its start, h the one that the update's own backward pass gives at its end; \Pi
 projects on the ball and [0,1]. In training it takes no further pass, and its fall warns of catastrophic overfitting:
 the loss bends so much within one step that single-step attacks no longer find its maximum. Here the network at hand is
-attacked as FGSM-RS attacks in training (step = 1.25 epsilon). `gradient-alignment` compares the image with a random one
-instead, so no attack. Vanishing gradients as there; the detail `vanishing` is the fraction of images with one.
+attacked as FGSM-RS attacks in training: step = 1.25 epsilon, in an l2 ball along g_i / ||g_i||_2 instead of sign g_i.
+`gradient-alignment` compares the image with a random one instead, so no attack. Vanishing gradients as there; the
+detail `vanishing` is the fraction of images with one.
 SORA: ICML 2026, arXiv 2606.00738; FGSM-RS: Wong, Rice, Kolter: ICLR 2020.
 
 Invariant to every change of weights that keeps the function. Scaling the logits changes it, by no fixed power.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from robflat_bench.core import (
+    ENGINE_NORMS,
     Examples,
     Measure,
     MeasureInfo,
@@ -37,12 +39,14 @@ with lazy_imports():
     from torch import Tensor, nn
     from torch.nn import functional as F
 
-    from robflat_bench.attacks.climbers import project
+    from robflat_bench.attacks.norms import climbed
     from robflat_bench.core.batching import in_batches
     from robflat_bench.measures.per_example import cosines, image_gradient, mean_of, random_images
 
 
 class PertAlignParams(Params):
+    norms = ENGINE_NORMS
+
     step: Number | None = Field(
         default=None, gt=0, le=1, description="Step of the attack, in pixels of [0,1]; by default 1.25 epsilon."
     )
@@ -74,7 +78,7 @@ class PertAlign(Measure):
 
     def _cosines(self, model: nn.Module, part: Examples, seed: int) -> Tensor:
         """The cosines, and whether a gradient vanished, [B,2]."""
-        epsilon = self.threat.epsilon
+        epsilon, norm = self.threat.epsilon, climbed(self.threat.norm)
         step = 1.25 * epsilon if self.params.step is None else self.params.step
 
         def gradient(x: Tensor) -> Tensor:
@@ -82,5 +86,5 @@ class PertAlign(Measure):
 
         start = random_images(part, self.threat, seed, INFO.name)
         first = gradient(start)
-        end = project(start + step * first.sign().view_as(start).to(start), part.x, epsilon)
+        end = norm.project(start + step * norm.steepest(first.view_as(start)).to(start), part.x, epsilon)
         return cosines(first, gradient(end))
