@@ -37,13 +37,17 @@ class LibraryAttack(Attack):
     def run(self, model: nn.Module, examples: Examples, workspace: Workspace) -> Tensor:
         return super().run(model, examples, replace(workspace, batch=self.params.batch))
 
-    def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
-        x, params = examples.x, self.params
-        title = f"{params.name} of {params.library}"
+    def admit(self, examples: Examples) -> None:
+        """UsageError for a precision or a number of channels that the library's attack does not take."""
+        x, title = examples.x, f"{self.params.name} of {self.params.library}"
         if x.dtype != torch.float32:
             raise UsageError(f"{title} computes in float32 only; use pgd under this precision")
-        if params.entry.channels not in (None, x.shape[1]):
-            raise UsageError(f"{title} takes images of {params.entry.channels} channels only, these have {x.shape[1]}")
+        if (channels := self.params.entry.channels) not in (None, x.shape[1]):
+            raise UsageError(f"{title} takes images of {channels} channels only, these have {x.shape[1]}")
+
+    def perturb(self, model: nn.Module, examples: Examples, seed: int) -> Tensor:
+        self.admit(examples)
+        x, params = examples.x, self.params
         key = generator(seed, params.library, params.name, *examples.index.tolist()).initial_seed()
         with attacked(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(key)
@@ -109,19 +113,23 @@ class Advlib(LibraryAttack):
     params: AdvlibParams
     norms = {"linf": math.inf, "l2": 2, "l1": 1}  # noqa: RUF012  # declared in the base class
 
+    def admit(self, examples: Examples) -> None:
+        """UsageError for what no attack of a library takes, and where adv-lib is not installed."""
+        super().admit(examples)
+        if not version("adv-lib"):
+            raise UsageError("adv-lib is not installed; `uv pip install --no-deps adv-lib` (or pip) adds it")
+
     def call(self, model: nn.Module, x: Tensor, y: Tensor, arguments: dict[str, Any]) -> Tensor:
         x_adv: Tensor = getattr(advlib(), self.params.name)(model, x, y, **arguments)
         return x_adv
 
 
 def advlib() -> ModuleType:
-    """The attacks of adv-lib. Raises UsageError where it is not installed.
+    """The attacks of adv-lib.
 
     adv-lib 0.2.8 imports visdom to draw what nobody here asks it to draw, and visdom 0.2.4 has no wheel and does not
     build with setuptools of 2026. So where there is no visdom, an empty module takes its place during the import.
     """
-    if not version("adv-lib"):
-        raise UsageError("adv-lib is not installed; `uv pip install --no-deps adv-lib` (or pip) adds it")
     absent = "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None
     if absent:
         sys.modules["visdom"] = ModuleType("visdom")

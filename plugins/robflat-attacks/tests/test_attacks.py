@@ -299,7 +299,7 @@ def test_without_adv_lib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("robflat_attacks.adapters.version", lambda distribution: "")
     model = small()
     with pytest.raises(UsageError, match="pip install --no-deps adv-lib"):
-        Advlib(AdvlibParams(name="sdf"), Threat(1.0, "l2")).perturb(model, images(model), 0)
+        Advlib(AdvlibParams(name="sdf"), Threat(1.0, "l2")).admit(images(model))
 
 
 def test_the_tables_are_complete():
@@ -385,15 +385,14 @@ def test_apgdt_needs_four_classes(registry):
 def test_attacks_of_three_channels_refuse_others(registry, name):
     model = small(channels=1)
     with pytest.raises(UsageError, match=f"{name} of torchattacks takes images of 3 channels only, these have 1"):
-        attack(registry, f"torchattacks(name={name})").perturb(model, images(model, channels=1), 0)
+        attack(registry, f"torchattacks(name={name})").admit(images(model, channels=1))
 
 
 def test_other_precisions_are_refused():
-    model = small().double()
     examples = images(small())
     chosen = Torchattacks(TorchattacksParams(name="PGD"), Threat(EPSILON))
     with pytest.raises(UsageError, match="float32 only"):
-        chosen.perturb(model, Examples(examples.x.double(), examples.y, examples.index), 0)
+        chosen.admit(Examples(examples.x.double(), examples.y, examples.index))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -454,7 +453,7 @@ def test_a_record_must_name_the_librarys_version():
 
 
 def test_evaluate_attacks_a_run_and_notes_the_versions(command, trained):
-    texts = ("torchattacks(name=PGD, steps=5)", "foolbox(name=LinfPGD, steps=5)")
+    texts = ("torchattacks(name=PGD, steps=5)", "foolbox(name=LinfPGD, steps=5)", "advlib(name=fab, steps=5)")
     done = command(
         "evaluate",
         trained,
@@ -466,7 +465,7 @@ def test_evaluate_attacks_a_run_and_notes_the_versions(command, trained):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     (result,) = record["results"].values()
-    assert [text.partition("(")[0] for text in result["robust_error"]] == ["torchattacks", "foolbox"]
+    assert [text.partition("(")[0] for text in result["robust_error"]] == ["torchattacks", "foolbox", "advlib"]
     assert all(result["clean_error"] <= error["test"] <= 1 for error in result["robust_error"].values())
     assert record["environment"]["plugins"]["robflat-attacks"] == robflat_bench_environment()
     assert robflat_bench_validate_record(record) == []
