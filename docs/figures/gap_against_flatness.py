@@ -17,23 +17,35 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 from robflat_bench.experiments.figures import COLOURS, MARKERS, STYLE
+from robflat_bench.leaderboard.site.svg import cut
 
 SVG = Path(__file__).with_suffix(".svg")
 BOARD = Path(__file__).parents[2] / "leaderboard" / "board.json"
-PROTOCOL = "digits-linf"
+PROTOCOL = "cifar10-mini"
 GAP, FLATNESS, ERROR = "gap_robust_loss", "measure:average-case(", "robust_error"
-FAMILIES = {"at": "AT and its variants", "trades": "TRADES", "mart": "MART", "standard": "standard training"}
+FAMILIES = {
+    "AT and its variants": ("at",),
+    "TRADES": ("trades",),
+    "MART": ("mart",),
+    "one step": ("fgsm-rs", "n-fgsm"),
+    "standard training": ("standard",),
+}
+"""Title -> methods, with whatever modifiers."""
 NAMED = {
-    "at": (-14, 4),
-    "trades": (6, -10),
-    "mart": (6, -10),
-    "standard": (7, 4),
-    "at [weight_decay=0.01]": (-108, 5),
-    "at+awp": (-36, 5),
-    "at+autoaugment+cutout": (-76, -13),
-    "at [schedule=cyclic]": (-92, 4),
-    "at+pgd-tau(tau=1)": (-86, 4),
-    "at+self-supervision(weight=4.0)": (6, -10),
+    "at": (7, -4),
+    "trades": (7, -6),
+    "trades(beta=3.0)": (7, -4),
+    "mart": (-24, 5),
+    "fgsm-rs": (-40, 3),
+    "n-fgsm": (-42, 4),
+    "at [weight_decay=0.01]": (7, 3),
+    "at [weight_decay=0.002]": (-118, 3),
+    "at [weight_decay=0.005]": (-60, 7),
+    "at+awp": (7, 0),
+    "at+autoaugment+cutout": (7, -4),
+    "at+label-noise(tau=0.5)": (7, -9),
+    "at [epochs=20]": (7, -4),
+    "at [activation=silu]": (-100, 3),
 }
 """Rows that carry their name, and where it stands, in points from their marker."""
 
@@ -49,6 +61,12 @@ class Plotted(NamedTuple):
         """Row -> quantity -> mean over seeds and its 95 % interval, at the last checkpoint."""
         names = {"flatness": self.measure, "gap": GAP}
         return {row["label"]: {name: _value(row, quantity) for name, quantity in names.items()} for row in self.rows}
+
+    def beyond(self) -> dict[str, list[float]]:
+        """Rows so far from the others that the axes end before them -> flatness and gap."""
+        means = {label: [value[0] for value in point.values()] for label, point in self.points().items()}
+        ends = [cut([mean[k] for mean in means.values()]) for k in range(2)]
+        return {label: mean for label, mean in means.items() if any(map(float.__ge__, mean, ends))}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -81,10 +99,11 @@ def caption(plotted: Plotted) -> str:
     spearman = plotted.spearman
     return (
         f"{PROTOCOL} {plotted.board['version']}, last checkpoint: {len(plotted.rows)} methods and variants,"
-        f" {' to '.join(map(str, seeds))} training seeds each.\nBars: 95 % intervals. Gap over"
-        f" {plotted.count(GAP)} test images; {title}, over {plotted.count(plotted.measure)}.\n"
+        f" {' to '.join(map(str, seeds))} training seeds each. Bars: 95 % intervals.\n"
+        f"Gap over {plotted.count(GAP)} test images; {title}, over {plotted.count(plotted.measure)}.\n"
         f"Spearman's rank correlation {spearman['value']:.2f}, 95 % interval"
         f" [{spearman['low']:.2f}, {spearman['high']:.2f}]."
+        + "".join(f" Beyond the axes: {label}, {y:.2f} at {x:.2f}." for label, (x, y) in plotted.beyond().items())
     )
 
 
@@ -92,9 +111,12 @@ def figure(plotted: Plotted) -> Figure:
     """One point a row, one colour and marker a family of methods."""
     made = Figure(figsize=(7.2, 4.8))
     axes = made.subplots()
-    points = plotted.points()
-    for k, (family, title) in enumerate(FAMILIES.items()):
-        rows = [points[row["label"]] for row in plotted.rows if row["method"].partition("(")[0].split("+")[0] == family]
+    points, beyond = plotted.points(), plotted.beyond()
+    for k, (title, methods) in enumerate(FAMILIES.items()):
+        family = [row["label"] for row in plotted.rows if row["method"].partition("(")[0].split("+")[0] in methods]
+        rows = [points[label] for label in family if label not in beyond]
+        if not rows:
+            continue
         x, y = ([row[name][0] for row in rows] for name in ("flatness", "gap"))
         bars = [
             [[row[name][0] - row[name][1] for row in rows], [row[name][2] - row[name][0] for row in rows]]
