@@ -21,8 +21,8 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def formula(text: str, values: Mapping[str, object]) -> int:
-    """Evaluate a formula such as "T + 2": integers, names of integer values, + - * and brackets, and //
-    (division, rounded down) by a positive integer.
+    """Evaluate a formula such as "T + 2": integers, names of integer values, + - * and brackets, // (division,
+    rounded down) by a positive integer, and (name == 0), which is 1 where the named number is 0, and 0 elsewhere.
 
     Raises
     ------
@@ -38,18 +38,23 @@ def formula(text: str, values: Mapping[str, object]) -> int:
                 return found
             case ast.BinOp(left=left, op=ast.FloorDiv(), right=ast.Constant(value=int(number))) if number > 0:
                 return value(left) // number
+            case ast.Compare(left=ast.Name(id=name), ops=[ast.Eq()], comparators=[ast.Constant(value=0)]) if isinstance(
+                found := values.get(name), int | float
+            ):
+                return int(found == 0)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 return int(_OPERATORS[type(op)](value(left), value(right)))
         raise ValueError(
-            f"'{text}' is not a formula of {', '.join(values)}: write integers, names, + - * // and brackets"
+            f"'{text}' is not a formula of {', '.join(values)}: write integers, names, + - * // == 0 and brackets"
         )
 
     return value(ast.parse(text, mode="eval").body)
 
 
-def _both(passes: Passes, values: Mapping[str, object]) -> tuple[int, int]:
-    """Forward and backward passes."""
-    return formula(passes.forward, values), formula(passes.backward, values)
+def _both(passes: Passes, values: Mapping[str, object], least: bool = False) -> tuple[int, int]:
+    """Forward and backward passes. least: those that are made at least, where the others are an upper bound."""
+    forward, backward = passes.least if least and passes.at_most else (passes.forward, passes.backward)
+    return formula(forward, values), formula(backward, values)
 
 
 def updates_per_batch(composed: Composed) -> int:
@@ -57,7 +62,7 @@ def updates_per_batch(composed: Composed) -> int:
     return formula(composed.method.info.updates, composed.method.params.model_dump())
 
 
-def passes_per_image(composed: Composed, steps: int) -> tuple[int, int]:
+def passes_per_image(composed: Composed, steps: int, least: bool = False) -> tuple[int, int]:
     """Forward and backward passes of each image of a batch in one update.
 
     Parameters
@@ -66,26 +71,34 @@ def passes_per_image(composed: Composed, steps: int) -> tuple[int, int]:
         The method with its modifiers.
     steps : int
         T, the recipe's attack steps.
+    least : bool
+        The passes that every update makes, where others are made by some updates only.
 
     Notes
     -----
     The sum of all members' attack passes, plus the sum of all members' loss passes times the number of evaluations of
     the loss in one update: 1, plus what each modifier adds (`losses - 1`).
     """
-    losses = 1 + sum(formula(part.info.losses, part.params.model_dump()) - 1 for part in composed.modifiers)
+    losses = 1
+    for part in composed.modifiers:
+        text = part.info.least_losses if least and part.info.least_losses else part.info.losses
+        losses += formula(text, part.params.model_dump()) - 1
     counts = []
     for member in composed.members:
         values = {"T": steps, **member.params.model_dump()}
-        counts += [_both(member.info.attack, values), *losses * [_both(member.info.loss, values)]]
+        counts += [_both(member.info.attack, values, least), *losses * [_both(member.info.loss, values, least)]]
     return sum(forward for forward, _ in counts), sum(backward for _, backward in counts)
 
 
-def passes_of_training(registry: Registry, composed: Composed, recipe: Recipe, images: int) -> tuple[int, int]:
-    """Forward and backward passes of a run's training on so many images, its helpers' training included."""
+def passes_of_training(
+    registry: Registry, composed: Composed, recipe: Recipe, images: int, least: bool = False
+) -> tuple[int, int]:
+    """Forward and backward passes of a run's training on so many images, its helpers' training included. least: as in
+    `passes_per_image`."""
     count = images * recipe.epochs * updates_per_batch(composed)
-    forward, backward = (count * passes for passes in passes_per_image(composed, recipe.attack_steps))
+    forward, backward = (count * passes for passes in passes_per_image(composed, recipe.attack_steps, least))
     for text in composed.helpers.values():
-        more = passes_of_training(registry, compose(registry, text), recipe, images)
+        more = passes_of_training(registry, compose(registry, text), recipe, images, least)
         forward, backward = forward + more[0], backward + more[1]
     return forward, backward
 

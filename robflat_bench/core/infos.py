@@ -60,15 +60,19 @@ class Passes:
     Parameters
     ----------
     forward, backward : str
-        Formulas of integers, +, -, *, // and brackets in T (the recipe's attack steps, for methods and modifiers) and
-        the component's parameters.
+        Formulas of integers, +, -, *, //, brackets and (name == 0), which is 1 or 0, in T (the recipe's attack steps,
+        for methods and modifiers) and the component's parameters.
     at_most : bool
-        The formulas are an upper bound: the data decide how many passes are made.
+        The formulas are an upper bound: the data decide how many passes are made, or the time.
+    least : tuple of str
+        Where they are an upper bound: formulas of the forward and backward passes that are made at least. A record of
+        fewer is refused.
     """
 
     forward: str = "0"
     backward: str = "0"
     at_most: bool = False
+    least: tuple[str, str] = ("0", "0")
 
     def __str__(self) -> str:
         return f"{'at most ' * self.at_most}{self.forward} forward, {self.backward} backward"
@@ -123,6 +127,8 @@ class ModifierInfo(Info):
         Image passes that it adds to the method's attack and to one evaluation of its loss.
     losses : str
         Formula of the evaluations of the loss in one update.
+    least_losses : str
+        Formula of the evaluations that are made at least, where `losses` is an upper bound; "" where it is exact.
     helpers : Mapping of str to str
         As a method's.
     extra_data : bool
@@ -138,6 +144,7 @@ class ModifierInfo(Info):
     attack: Passes = Passes()
     loss: Passes = Passes()
     losses: str = "1"
+    least_losses: str = ""
     helpers: Mapping[str, str] = field(default_factory=dict, hash=False)
     extra_data: bool = False
     replaces_augmentation: bool = False

@@ -42,8 +42,9 @@ def training_problems(registry: Registry, protocol: Protocol, record: RunRecord)
 def _least_passes(registry: Registry, protocol: Protocol, record: RunRecord) -> tuple[int, int]:
     """Forward and backward passes below which no training of the spec ends.
 
-    What its components declare; passes of a modifier's `setup` come on top. For a run of another version: each image in
-    each epoch. For a method that is not installed here: one image in each update.
+    What its components declare, without the passes of some updates alone; those of a modifier's `setup` come on top.
+    For a run of another version: each image in each epoch. For a method that is not installed here: one image in each
+    update.
     """
     spec, images = record.spec, protocol.fixed.data.train.count
     try:
@@ -53,7 +54,7 @@ def _least_passes(registry: Registry, protocol: Protocol, record: RunRecord) -> 
         return updates, updates
     if spec.numerics != NUMERICS:
         return (images * spec.recipe.epochs,) * 2
-    return passes_of_training(registry, method, spec.recipe, images)
+    return passes_of_training(registry, method, spec.recipe, images, least=True)
 
 
 def estimate_problems(registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes) -> Iterator[str]:

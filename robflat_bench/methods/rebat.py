@@ -57,7 +57,7 @@ INFO = MethodInfo(
     citation=cite("wang2023balance"),
     example={"start": 0},
     attack=Passes("T + 1", "T"),
-    loss=Passes("2", "1", at_most=True),
+    loss=Passes("2", "1", at_most=True, least=("1 + (start == 0)", "1")),
     sharded=True,
 )
 

@@ -59,7 +59,7 @@ INFO = MethodInfo(
     params=TEParams,
     citation=cite("dong2022exploring"),
     example={"start": 0},
-    attack=Passes("T + 2", "T", at_most=True),
+    attack=Passes("T + 2", "T", at_most=True, least=("T + 1 + (start == 0)", "T")),
     loss=Passes("1", "1"),
     claims=("batch",),
     sharded=REMEMBERS,

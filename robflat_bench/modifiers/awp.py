@@ -45,6 +45,7 @@ INFO = ModifierInfo(
     citation=cite("wu2020adversarial"),
     joints=("backward",),
     losses="1 + steps",
+    least_losses="1 + steps * (warmup == 0)",
     sharded=True,
 )
 

@@ -129,11 +129,12 @@ def expect_same_tensors(given: Any, before: Any) -> None:
             expect(same(getattr(given, name), tensor), f"it changed '{name}' of its input")
 
 
-def expect_passes(made: tuple[int, int], declared: tuple[int, int], at_most: bool, where: str = "") -> None:
-    """Forward and backward passes of `COUNT` images are as many as the row declares for each."""
-    total = declared[0] * COUNT, declared[1] * COUNT
-    right = made[0] <= total[0] and made[1] <= total[1] if at_most else made == total
-    expect(right, f"{where}{COUNT} images make {made} forward and backward passes, {total} are declared")
+def expect_passes(made: tuple[int, int], most: tuple[int, int], least: tuple[int, int], where: str = "") -> None:
+    """Forward and backward passes of `COUNT` images lie between those that the row declares for each."""
+    low, high = ([COUNT * passes for passes in bound] for bound in (least, most))
+    right = all(a <= b <= c for a, b, c in zip(low, made, high, strict=True))
+    bounds = f"{tuple(high)} are declared" if low == high else f"{tuple(low)} to {tuple(high)} are declared"
+    expect(right, f"{where}{COUNT} images make {made} forward and backward passes, {bounds}")
 
 
 def expect_within(x_adv: Tensor, x: Tensor, radius: float, norm: Norm = NORMS["linf"]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -109,18 +109,22 @@ def check_attack_leaves_the_model(component: Component[Any]) -> None:
 
 
 def check_declared_passes(component: Component[MethodInfo | ModifierInfo]) -> None:
-    """An update makes as many image passes as its row declares, or at most as many where that is an upper bound."""
+    """An update makes as many image passes as its row declares. Where that is an upper bound, because data or time
+    decide, it makes no more, and no fewer than the row declares as the least."""
     whole = composed(component)
-    for steps in (1, 3):
+    by_data = component.info.attack.at_most or component.info.loss.at_most
+    for steps, progress in ((1, 0.999), (3, 0.999), (3, 0.0)):
         place, helpers = training_world(), untrained_helpers(whole)
+        place.batch.moment = replace(place.batch.moment, progress=progress)
         composition = set_up(whole, place, helpers)
         optimizer = torch.optim.SGD(composition.parameters(place.model), lr=0.05)
         counter = PassCounter(place.model, *helpers.values())
         composition.update(place.model, composition.prepare(place.batch), inner(steps), optimizer)
         counter.remove()
-        at_most = component.info.attack.at_most or component.info.loss.at_most
+        most, least = (passes_per_image(whole, steps, least) for least in (False, True))
+        lower = least if by_data or progress == 0 else most
         made = counter.forward, counter.backward
-        kit.expect_passes(made, passes_per_image(whole, steps), at_most, where=f"with T={steps}, ")
+        kit.expect_passes(made, most, lower, where=f"with T={steps}, after {progress:g} of training, ")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.core.estimates import ESTIMATES, contradictions
 from robflat_bench.leaderboard.derived import estimate_problems, training_problems
 from robflat_bench.leaderboard.entries import read_entry
+from robflat_bench.registry.components import compose
 
 PROTOCOL = load(REGISTRY, "digits-linf")
 
@@ -41,6 +42,29 @@ def test_a_budget_one_pass_below_the_declared_passes_is_refused(evidence, direct
     assert problems(with_budget(record, **{direction: exact + 1})) == []
     (said,) = problems(with_budget(record, **{direction: exact - 1}))
     assert f"{exact - 1} {direction} passes" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "forward", "backward"),
+    [
+        ("at+awp(warmup=0.5)", 11 + 1, 10 + 1),  # from the middle on, a second evaluation of the loss
+        ("rebat", 11 + 1, 10 + 1),  # from `start` on, a pass of the average
+        ("te", 11 + 1, 10 + 1),  # from `start` on, a clean prediction
+        ("trades+awp(warmup=0.1)", 12 + 2, 10 + 2),
+        ("at+awp(steps=2)", 11 + 3, 10 + 3),  # from the beginning
+        ("rebat(start=0)", 11 + 2, 10 + 1),
+        ("te(start=0)", 12 + 1, 10 + 1),
+    ],
+)
+def test_passes_that_some_updates_alone_make_are_not_asked_of_all(evidence, method, forward, backward):
+    """An honest run of such a method makes fewer passes than the formula's bound; below the least it is refused."""
+    record, _ = evidence
+    text = compose(REGISTRY, method).canonical
+    recipe = record.spec.recipe.model_copy(update={"attack_steps": 10})
+    record = record.model_copy(update={"spec": record.spec.model_copy(update={"method": text, "recipe": recipe})})
+    least = {"forward": 700 * 30 * forward, "backward": 700 * 30 * backward}
+    assert problems(with_budget(record, **least)) == []
+    assert len(problems(with_budget(record, **{name: passes - 1 for name, passes in least.items()}))) == 2
 
 
 def test_a_run_of_another_version_passes_each_image_in_each_epoch(evidence):

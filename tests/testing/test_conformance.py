@@ -11,9 +11,11 @@ import pytest
 from helpers import zoo
 
 from robflat_bench.core import UsageError
+from robflat_bench.registry.components import resolve
 from robflat_bench.registry.plugins import Plugins, Provider
 from robflat_bench.registry.registry import KINDS, Registry, discover
 from robflat_bench.testing import CHECKS, every_kind, parametrize_checks, run_checks
+from robflat_bench.testing.methods_and_modifiers import check_declared_passes
 
 BUILT_IN = [(kind, name) for kind in KINDS for name in discover().names(kind)]
 
@@ -56,6 +58,15 @@ def test_component_passes_every_check(one_thread, registry, kind, name):
         assert all(missing in result.reason for result in results if result.check in skipped)
     else:
         assert skipped == {check for check, idle in NOT_DECLARED.items() if f"{kind}:{name}" in idle}
+
+
+TRAINED = [(kind, name) for kind, name in BUILT_IN if kind in ("method", "modifier")]
+
+
+@pytest.mark.parametrize(("kind", "name"), TRAINED, ids=[f"{kind}:{name}" for kind, name in TRAINED])
+def test_the_declared_passes_hold_at_default_parameters_from_the_first_update_on(one_thread, registry, kind, name):
+    """The trial parameters of the kit start everything at once; many methods begin after a part of training."""
+    check_declared_passes(resolve(registry, kind, name))
 
 
 def test_every_check_has_a_docstring_and_a_name_of_its_own():
