@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from robflat_bench.leaderboard.model import Board, Claim, ClaimPart, Verdict
 
-CLAUSES: dict[str, dict[Verdict, str]] = {
+CLAUSES: dict[str, dict[Verdict | Literal["alone"], str]] = {
     "C1": {
+        "alone": "the robust loss of adversarial training (AT) is {value} nats {interval} higher at the last "
+        "checkpoint than at the best one",
         "supported": "adversarial training (AT) overfits: its robust loss is {value} nats {interval} higher at the "
         "last checkpoint than at the best one",
         "contradicted": "adversarial training (AT) does not overfit: its robust loss changes by {value} nats "
@@ -29,7 +32,8 @@ CLAUSES: dict[str, dict[Verdict, str]] = {
         "not testable": "over methods it is not testable yet whether flatter ones have a lower robust loss: {reason}",
     },
 }
-"""Claim -> verdict on its first number -> clause. Without a clause for its verdict, a claim is left out."""
+"""Claim -> verdict on its first number -> clause. Without a clause for its verdict, a claim is left out. alone: of a
+first number that is supported, in place of a clause that says more than that, where the claim as a whole is not."""
 
 
 def headline(board: Board) -> str:
@@ -64,7 +68,9 @@ def _correlation(board: Board) -> list[ClaimPart]:
 
 def _clause(claim: Claim) -> str:
     part = claim.parts[0]
-    template = CLAUSES[claim.id].get(part.verdict, "")
+    clauses = CLAUSES[claim.id]
+    alone = part.verdict == "supported" != claim.verdict and "alone" in clauses
+    template = clauses.get("alone" if alone else part.verdict, "")
     return template.format(
         value=_number(part.value),
         interval=_interval(part),

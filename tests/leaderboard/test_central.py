@@ -182,6 +182,15 @@ def test_the_headline_says_each_verdict_with_its_numbers(board):
     )
 
 
+def test_the_headline_says_no_more_than_the_whole_claim(board):
+    """A rise that is certain is no overfitting where the other number of the claim is undecided."""
+    rise = claim("C1", 0.004, 0.036, value=0.02).model_copy(update={"verdict": "undecided"})
+    assert headline(board.model_copy(update={"claims": (rise,)})) == (
+        f"On {board.id}, the robust loss of adversarial training (AT) is 0.02 nats [0.00, 0.04] higher at the last "
+        "checkpoint than at the best one."
+    )
+
+
 def test_a_board_without_evidence_has_no_headline(board):
     assert headline(board.model_copy(update={"claims": ()})) == ""
     unknown = claim("C1", None, None, reason="AT has 1 of 3 seeds")
