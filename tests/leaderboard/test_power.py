@@ -38,15 +38,15 @@ def test_the_rules_quote_the_differences_of_the_record():
         assert all(before is None or after < before for before, after in (pairs[:2], pairs[2:]))
 
 
-def test_standard_training_shares_letters_only_with_the_two_methods_whose_seeds_differ_most(places):
-    """`standard` errs on every attacked image. The seeds of the two others err on 47 to 67 % and on 67 to 84 %."""
+def test_standard_training_shares_letters_only_with_the_three_methods_whose_seeds_differ_most(places):
+    """`standard` errs on every attacked image. The seeds of the others err on 47 to 67, 67 to 84 and 62 to 78 %."""
     own = set(places["standard"]["letters"])
     sharing = {label for label, place in places.items() if own & set(place["letters"])} - {"standard"}
-    assert sharing == {"trades(beta=9.0)", "at+self-supervision(weight=4.0)"}
+    assert sharing == {"trades(beta=9.0)", "at+self-supervision(weight=4.0)", "lbgat"}
 
 
 def test_standard_training_does_not_lead(places):
     lead = {label for label, place in places.items() if place["lead"]}
     assert "standard" not in lead
     assert {label for label, place in places.items() if place["rank"] == 1} <= lead
-    assert len(lead) == 19
+    assert len(lead) == 26

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from robflat_bench import __version__
@@ -151,7 +150,7 @@ class _Site:
         self.leaderboard, self.sources = leaderboard, sources
         self.document = (leaderboard.model_dump_json(indent=1) + "\n").encode()
         self.files: dict[str, bytes] = {}
-        self.md = _markdown()
+        self.md = words.markdown()
         self.env = Environment(
             loader=PackageLoader("robflat_bench.leaderboard.site"),
             autoescape=True,
@@ -338,19 +337,3 @@ def command(row: BoardRow, board: Board) -> str:
     changes = [part for key, value in row.changes.items() for part in ("--set", f"recipe.{key}={value}")]
     method = ["--method", row.label.partition(" [")[0], "--protocol", board.protocol]
     return shlex.join(["uv", "run", *wanted, "robflat-bench", "run", *method, *changes, "--seed", "1", *files])
-
-
-def _markdown() -> MarkdownIt:
-    """Markdown without HTML and pictures, whose links to other sites carry rel="external noopener"."""
-    md = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-
-    def link(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-        if "://" in str(tokens[index].attrGet("href")):
-            tokens[index].attrSet("rel", "external noopener")
-        return str(self.renderToken(tokens, index, options, env))
-
-    md.add_render_rule("link_open", link)
-    wrap = '<div class="scroll" role="region" tabindex="0" aria-label="Table">'
-    md.add_render_rule("table_open", lambda *_: f"{wrap}<table>\n")
-    md.add_render_rule("table_close", lambda *_: "</table></div>\n")
-    return md

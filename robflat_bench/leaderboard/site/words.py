@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from markdown_it import MarkdownIt
+
 from robflat_bench.analysis.statistics import Place
 from robflat_bench.leaderboard.model import Board, BoardColumn, RowValue
 
@@ -166,3 +168,19 @@ def _leaf(key: str, value: Any) -> str:
     """A value as text. What a record says of its machine is a stranger's: a key does not promise a number."""
     known = isinstance(value, int | float) and abs(value) < 1e18
     return LEAVES[key](value) if known and key in LEAVES else str(value)
+
+
+def markdown() -> MarkdownIt:
+    """Markdown without HTML and pictures, whose links to other sites carry rel="external noopener"."""
+    md = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+
+    def link(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+        if "://" in str(tokens[index].attrGet("href")):
+            tokens[index].attrSet("rel", "external noopener")
+        return str(self.renderToken(tokens, index, options, env))
+
+    md.add_render_rule("link_open", link)
+    wrap = '<div class="scroll" role="region" tabindex="0" aria-label="Table">'
+    md.add_render_rule("table_open", lambda *_: f"{wrap}<table>\n")
+    md.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return md
