@@ -148,8 +148,13 @@ def description_grids(row: dict[str, Any]) -> Iterator[Grid]:
 
 
 def example_line(row: dict[str, Any]) -> str:
-    """A line that uses an entry."""
-    return f"robflat-bench {_USES[row['kind']].format(name=row['name'])}"
+    """A line that uses an entry; a parameter that has no default has its name in capitals as value."""
+    wanted = [f"{p['name']}={p['name'].upper()}" for p in row.get("parameters", ()) if p["default"] == "required"]
+    use, name = _USES[row["kind"]], row["name"]
+    if wanted:  # the brackets are the shell's, too
+        word = next(word for word in use.split() if "{name}" in word)
+        use = use.replace(word, f'"{word}({", ".join(wanted)})"')
+    return f"robflat-bench {use.format(name=name)}"
 
 
 def list(kind: str = "methods", pattern: str = "*", *, plugins: Sequence[str | Path] = ()) -> Rows:

@@ -14,6 +14,7 @@ from helpers.commands import promised
 import robflat_bench
 from robflat_bench.core import Interrupted
 from robflat_bench.front import progress
+from robflat_bench.front.catalogue import example_line
 from robflat_bench.front.kinds import KINDS
 from robflat_bench.numerics.weights import digest, read_weights
 
@@ -126,6 +127,20 @@ def test_everything_listed_has_information(command, kind):
         assert (shown.code, shown.err) == (0, "")
         assert row["summary"] in shown.out
         assert all(parameter["name"] in shown.out for parameter in row["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults", "line"),
+    [
+        ("attack", {"steps": 10}, "evaluate RUN --attack x"),
+        ("attack", {"name": "required", "steps": 10}, 'evaluate RUN --attack "x(name=NAME)"'),
+        ("modifier", {"a": "required", "b": "required"}, 'run --method "at+x(a=A, b=B)"'),
+        ("dataset", {"file": "required"}, 'evaluate RUN --dataset "x(file=FILE)" --data DIR'),
+    ],
+)
+def test_the_next_line_names_what_a_component_cannot_do_without(kind, defaults, line):
+    parameters = [{"name": name, "default": default} for name, default in defaults.items()]
+    assert example_line({"kind": kind, "name": "x", "parameters": parameters}) == f"robflat-bench {line}"
 
 
 def test_a_list_is_narrowed_by_a_glob(command):
