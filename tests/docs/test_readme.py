@@ -181,7 +181,7 @@ def test_the_picture_shows_the_committed_board(board):
     }
     assert shown["points"] == expected
     assert "lower is flatter" in text
-    assert "24 methods and variants, 3 to 5 training seeds each" in shown["caption"]
+    assert "29 methods and variants, 3 to 5 training seeds each" in shown["caption"]
 
 
 def test_the_picture_is_the_same_bytes_each_time():
