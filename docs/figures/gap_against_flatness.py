@@ -28,21 +28,22 @@ FAMILIES = {
     "TRADES": ("trades",),
     "MART": ("mart",),
     "one step": ("fgsm-rs", "n-fgsm"),
-    "standard training": ("standard",),
 }
-"""Title -> methods, with whatever modifiers."""
+"""Title -> methods, with whatever modifiers. Any other method is of the family `OTHERS`."""
+OTHERS = "another method"
 NAMED = {
     "at": (7, -4),
     "trades": (7, -6),
     "trades(beta=3.0)": (7, -4),
-    "mart": (-24, 5),
+    "mart": (4, 7),
     "fgsm-rs": (-40, 3),
     "n-fgsm": (-42, 4),
     "at [weight_decay=0.01]": (7, 3),
     "at [weight_decay=0.002]": (-118, 3),
     "at [weight_decay=0.005]": (-60, 7),
     "at+awp": (7, 0),
-    "at+autoaugment+cutout": (7, -4),
+    "at+idbh": (7, -4),
+    "te": (-16, 3),
     "at+label-noise(tau=0.5)": (7, -9),
     "at [epochs=20]": (7, -4),
     "at [activation=silu]": (-100, 3),
@@ -107,14 +108,20 @@ def caption(plotted: Plotted) -> str:
     )
 
 
+def family(row: dict[str, Any]) -> str:
+    """The title of a row's family."""
+    base = row["method"].partition("(")[0].split("+")[0]
+    return next((title for title, methods in FAMILIES.items() if base in methods), OTHERS)
+
+
 def figure(plotted: Plotted) -> Figure:
     """One point a row, one colour and marker a family of methods."""
     made = Figure(figsize=(7.2, 4.8))
     axes = made.subplots()
     points, beyond = plotted.points(), plotted.beyond()
-    for k, (title, methods) in enumerate(FAMILIES.items()):
-        family = [row["label"] for row in plotted.rows if row["method"].partition("(")[0].split("+")[0] in methods]
-        rows = [points[label] for label in family if label not in beyond]
+    for k, title in enumerate((*FAMILIES, OTHERS)):
+        shown = [row for row in plotted.rows if row["label"] not in beyond and family(row) == title]
+        rows = [points[row["label"]] for row in shown]
         if not rows:
             continue
         x, y = ([row[name][0] for row in rows] for name in ("flatness", "gap"))
