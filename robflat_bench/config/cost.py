@@ -133,8 +133,8 @@ def _evaluated(registry: Registry, protocol: Protocol) -> Iterator[tuple[Evaluat
         yield resolve(registry, "measure", measured.measure), images, 0
 
 
-def passes_of(component: Evaluated) -> tuple[int, int] | None:
-    """Forward and backward passes of each image in an attack or a measure.
+def passes_of(component: Evaluated, least: bool = False) -> tuple[int, int] | None:
+    """Forward and backward passes of each image in an attack or a measure. least: those that are made at least.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def passes_of(component: Evaluated) -> tuple[int, int] | None:
         return None
     if isinstance(component.info, MeasureInfo):
         values |= _passes_of_attacks(values)
-    return _both(declared, values)
+    return _both(declared, values, least)
 
 
 def _passes_of_attacks(values: Mapping[str, Any]) -> dict[str, int]:

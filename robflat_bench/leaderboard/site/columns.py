@@ -193,8 +193,7 @@ def run_results(board: Board, values: Sequence[QuantityValue], others: Mapping[s
             continue
         quantity, of = value[:2]
         unit, title = quantity_unit(quantity, of), titles.get(column_id(quantity, of), of)
-        capital = f"{title[:1].upper()}{title[1:]}"
-        name = capital if quantity in ("measure", "worst_case") else quantity.replace("_", " ").capitalize()
+        name = words.capital(title if quantity in ("measure", "worst_case") else quantity.replace("_", " "))
         heading = ", ".join(filter(None, (name, words.UNITS.get(unit))))
         if quantity == "worst_case":
             heading += ": worst case of all attacks, which boards rank"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from robflat_bench.config.spec import ProtocolRef
 from robflat_bench.leaderboard.site.figures import LEFT, RIGHT, TOP, Figure, Points
 from robflat_bench.leaderboard.site.svg import Drawing, scale
-from robflat_bench.leaderboard.site.words import format_value
+from robflat_bench.leaderboard.site.words import capital, format_value
 from robflat_bench.records.record import Bounded, Count, RunRecord
 
 SHAPES = ("circle", "square", "diamond")
@@ -92,7 +92,7 @@ def training_figures(document: TrainingDocument, name: str) -> list[Figure]:
 
     def measure_panel(k: int, measure: str) -> Figure:
         title = titles[measure]
-        return panel(k, title[:1].upper() + title[1:], lambda values: values.measures.get(measure))
+        return panel(k, capital(title), lambda values: values.measures.get(measure))
 
     first = panel(0, "Robust loss", lambda values: values.robust_loss.get("test"))
     return [first, *(measure_panel(k, measure) for k, measure in enumerate(titles, 1))]

@@ -91,7 +91,7 @@ def _scatter(board: Board, name: str, across: Axis, up: Axis) -> Figure | None:
         return None
     ranked = [(a.mean, b.mean) for row, a, b in shown if not row.unranked]
     front = pareto(ranked)
-    title = f"{up.title[:1].upper()}{up.title[1:]} against {words.within(across.title)}"
+    title = f"{words.capital(up.title)} against {words.within(across.title)}"
     desc = f"Each of {len(shown)} methods is a point; the table of the board holds the same numbers."
     drawing = Drawing(f"{board.id}-{name}", title, desc, 360)
     x = scale(_ends(a for _, a, _ in shown), LEFT, RIGHT, across.unit, across.log, floor=0.0)

@@ -102,7 +102,7 @@ def unit_and_n(column: BoardColumn) -> str:
 def short_title(title: str) -> str:
     """`Average-case flatness`: a column's title without its settings."""
     name = title.partition(",")[0].partition(" (")[0]
-    return name[:1].upper() + name[1:]
+    return capital(name)
 
 
 def short_titles(columns: Sequence[BoardColumn], plain: Sequence[str] = ()) -> dict[str, str]:
@@ -137,6 +137,11 @@ def threat(board: Board) -> str:
 def sentences(said: Mapping[str, bool]) -> str:
     """The sentences that hold, as one text."""
     return " ".join(sentence for sentence, holds in said.items() if holds)
+
+
+def capital(title: str) -> str:
+    """A title at the beginning of a line: its first letter upper case, the others as they are."""
+    return title[:1].upper() + title[1:]
 
 
 def within(title: str) -> str:
