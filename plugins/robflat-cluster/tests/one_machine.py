@@ -18,6 +18,7 @@ from robflat_bench.api import Exit, Launcher
 PACKAGES = ("slurm-wlm", "munge")
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "slurmctld", "slurmd")
+SERVING = ("idle", "mixed", "allocated", "completing")
 PATH = f"{os.environ['PATH']}:/usr/sbin"
 
 CONF = """
@@ -127,9 +128,9 @@ class OneMachine:
         return done.stdout.strip()
 
     def start_node(self, node: str) -> None:
-        """Start a node, and wait until it is idle."""
+        """Start a node, and wait until SLURM has it back, which may start a waiting job there in the same moment."""
         self._start(node, "slurmd", "-D", "-N", node)
-        until(lambda: self.command("sinfo", "--noheader", f"--nodes={node}", "--format=%T") == "idle", 60)
+        until(lambda: self.command("sinfo", "--noheader", f"--nodes={node}", "--format=%T") in SERVING, 60)
 
     def kill_node(self, node: str, with_jobs: bool = True) -> None:
         """End a node as a power failure does, or as a lost network, behind which jobs go on. SLURM notices at once."""
