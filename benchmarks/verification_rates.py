@@ -6,9 +6,9 @@
 Trains six methods under digits-linf, one seed after another, and looks at each network again: with two threads, in
 memory batches of 125 images, and by training again with two threads. A network and its second looks take about three
 minutes of an idle core; finished ones are read from the store. Then prints how many honest second looks are refused,
-and how many forgeries are granted. The committed entries are looked at as well: each forged entry beside the true one
-(re-evaluated), and beside the same method's entries of other seeds (reproduced; seeds are farther apart than two
-trainings of one seed).
+and how many forgeries are granted. The committed entries are looked at as well, at their last checkpoint: each forged
+entry beside the true one (re-evaluated), and beside the same row's entries of other seeds (reproduced). How far two
+trainings are apart is always read from the other rows of the board.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model, initial_weights
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
-from robflat_bench.leaderboard.agreement import agreement
+from robflat_bench.leaderboard.agreement import agreement, error_rates, training_spread
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import Result, RunRecord
@@ -81,24 +81,52 @@ def looked_again(run: PlannedRun, threads: int, batch: int) -> tuple[Any, Any]:
 
 
 class Look(NamedTuple):
-    """An entry and an honest second look at its last checkpoint."""
+    """An entry and an honest second look at its last checkpoint. training: the spread of trainings on its board."""
 
     entry: RunRecord
     outcomes: Mapping[str, np.ndarray]
     again: Result
     again_outcomes: Mapping[str, np.ndarray]
+    training: Mapping[str, float]
 
     @property
     def refused(self) -> bool:
         """Whether verification refuses the entry."""
         try:
-            agreement(self.entry, self.outcomes, {"last": self.again}, self.again_outcomes)
+            agreement(self.entry, self.outcomes, {"last": self.again}, self.again_outcomes, self.training)
         except CheckFailed:
             return True
         return False
 
 
-def collected(store: Path, networks: int) -> Iterator[tuple[str, Look]]:
+class Entries:
+    """The committed entries, by board and row."""
+
+    def __init__(self, root: Path) -> None:
+        self.boards: dict[Any, dict[str, list[tuple[RunRecord, Any]]]] = defaultdict(lambda: defaultdict(list))
+        for run in Store(root).runs("record.json"):
+            record, outcomes = run.evidence()
+            self.boards[record.protocol][record.spec.label].append((record, outcomes))
+
+    def training(self, protocol: Any, row: str) -> dict[str, float]:
+        """The spread of trainings, from the other rows of a board."""
+        others = (entries for name, entries in self.boards[protocol].items() if name != row)
+        return training_spread([error_rates(outcomes) for _, outcomes in entries] for entries in others)
+
+    def looks(self) -> Iterator[tuple[str, Look]]:
+        """Each entry beside itself, and beside the other seeds of its row."""
+        for protocol, rows in self.boards.items():
+            place = f"{protocol.name} {protocol.version}"
+            for row, entries in rows.items():
+                training = self.training(protocol, row)
+                for record, outcomes in entries:
+                    yield f"{place}, beside itself", Look(record, outcomes, record.results["last"], outcomes, training)
+                for (record, outcomes), (other, its_outcomes) in itertools.permutations(entries, 2):
+                    look = Look(record, outcomes, other.results["last"], its_outcomes, training)
+                    yield f"{place}, beside another seed", look
+
+
+def collected(store: Path, networks: int, entries: Entries) -> Iterator[tuple[str, Look]]:
     """Honest second looks at networks of the store, up to so many of them trained here."""
     one, two = (session(store, threads) for threads in (1, 2))
     for seed, name in itertools.product(range(1, 100), METHODS):
@@ -111,24 +139,13 @@ def collected(store: Path, networks: int) -> Iterator[tuple[str, Look]]:
             return kept(run.folder.path / "entry.pickle", lambda: (execute(run), run.folder.evidence()[1]))
 
         entry, outcomes = whole(run)
+        board = next(protocol for protocol in entries.boards if protocol.name == "digits-linf")
+        training = entries.training(board, entry.spec.label)
         for kind, threads, batch in (("threads", 2, 250), ("batch", 1, 125)):
             again = kept(folder / f"{kind}.pickle", partial(looked_again, run, threads, batch))
-            yield f"re-evaluated, another {kind}", Look(entry, outcomes, *again)
+            yield f"re-evaluated, another {kind}", Look(entry, outcomes, *again, training)
         other, its_outcomes = whole(retrained)
-        yield "reproduced, two threads", Look(entry, outcomes, other.results["last"], its_outcomes)
-
-
-def committed(root: Path) -> Iterator[tuple[str, Look]]:
-    """Committed entries beside themselves, and beside the same row's other seeds."""
-    rows = defaultdict(list)
-    for run in Store(root).runs("record.json"):
-        record, outcomes = run.evidence()
-        rows[record.protocol.name, record.spec.label].append((record, outcomes))
-    for entries in rows.values():
-        for record, outcomes in entries:
-            yield "committed, beside itself", Look(record, outcomes, record.results["last"], outcomes)
-        for (record, outcomes), (other, its_outcomes) in itertools.combinations(entries, 2):
-            yield "committed, beside another seed", Look(record, outcomes, other.results["last"], its_outcomes)
+        yield "reproduced, two threads", Look(entry, outcomes, other.results["last"], its_outcomes, training)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -181,7 +198,8 @@ def main() -> None:
     parser.add_argument("--entries", type=Path, default=Path("leaderboard/records"))
     asked = parser.parse_args()
     looks = defaultdict(list)
-    for kind, look in itertools.chain(committed(asked.entries), collected(asked.store, asked.networks)):
+    entries = Entries(asked.entries)
+    for kind, look in itertools.chain(entries.looks(), collected(asked.store, asked.networks, entries)):
         looks[kind].append(look)
     rng = np.random.default_rng(0)
     for kind, found in looks.items():

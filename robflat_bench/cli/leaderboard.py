@@ -183,7 +183,7 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
     found = next(one for one in committed if root / RECORDS / one.folder == folder)
     options = ["--device", device, *(["--data", data] if data else []), *output.plugin_options()]
     if weights is None:
-        granted = reproduce(found, registry, options, _today())
+        granted = reproduce(found, committed, registry, options, _today())
     else:
         granted = reevaluate(found, registry, weights, options, _today())
     moved = found.entry.model_copy(update={"verifications": (*found.entry.verifications, granted)})
@@ -191,7 +191,8 @@ def verify(entry: Path, weights: Path | None, retrain: bool, root: Path, data: s
     changed, total = granted.flags
     outcomes = "every outcome equal" if granted.identical else f"{changed} of {total} outcomes differ"
     line = f"{found.record.spec.label}, seed {found.record.seed}: {moved.tier}; {outcomes}"
-    output.report(moved, [f"{line}, numbers by at most {granted.deviation:.2f} standard errors"], stored=True)
+    seen = " and ".join(granted.checkpoints)
+    output.report(moved, [f"{line}, numbers of {seen} by at most {granted.deviation:.2f} standard errors"], stored=True)
 
 
 @leaderboard.command("build")

@@ -2,18 +2,23 @@
 
 Other machines round differently, so agreement does not mean equality. A second look at the same weights changes few
 images. A retrained network is another network once a single bit differs; then the images are paired, and the numbers
-differ by the chance of training. Every spread is the second look's: the entry's own standard errors count for nothing.
+differ by the chance of training. How far apart that puts their error rates, the other rows of the board say, whose
+seeds differ by nothing else. No spread is the entry's: its own standard errors and the other seeds of its row count
+for nothing.
 The bounds are measured: `benchmarks/verification_rates.py`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from robflat_bench.analysis.variance import variance
+from robflat_bench.config.protocol import Checkpoint
 from robflat_bench.core import CheckFailed
 from robflat_bench.records.quantities import SPLITS, Outcomes, standard_error
 from robflat_bench.records.record import Epoch, Flags, MeasureResult, Result, RunRecord
@@ -26,7 +31,10 @@ class Bound(NamedTuple):
     ----------
     images, losses, measures : largest fraction of the images of one array with another error, another loss, another
         value of a measure; one image always may. An ascent of the weights amplifies rounding, so measures have more.
-    balance : largest |b - c| / sqrt(b + c), b and c the numbers of images that only one look finds wrong (McNemar).
+    unrelated : an error may also differ on this share of the images on which two networks would differ that have these
+        error rates and nothing else in common.
+    balance : largest |b - c| / sqrt(b + c + 2 (n s)^2), b and c the numbers of images that only one look finds wrong
+        (McNemar), n those of all images, s the standard deviation of the error rate over trainings.
     image : largest difference of the loss of one image, in standard deviations over images.
     mean : largest difference of the mean of losses or of a measure, in standard errors, beyond which `factor` decides.
     factor : largest quotient of two means.
@@ -38,6 +46,7 @@ class Bound(NamedTuple):
     images: float
     losses: float
     measures: float
+    unrelated: float
     balance: float
     image: float
     mean: float
@@ -51,6 +60,7 @@ SAME_WEIGHTS = Bound(
     images=0.005,
     losses=0.02,
     measures=0.5,
+    unrelated=0.0,
     balance=math.inf,
     image=0.5,
     mean=0.25,
@@ -63,7 +73,8 @@ RETRAINED = Bound(
     images=0.3,
     losses=1.0,
     measures=1.0,
-    balance=4.0,
+    unrelated=0.8,
+    balance=3.0,
     image=16.0,
     mean=4.0,
     factor=2.0,
@@ -91,15 +102,24 @@ class Difference(NamedTuple):
 class Disagreement(NamedTuple):
     """How far two evaluations are apart; the fields are those of `Verification`."""
 
+    checkpoints: tuple[str, ...]
     identical: bool
     flags: tuple[int, int]
     deviation: float
 
 
 def agreement(
-    entry: RunRecord, entry_outcomes: Outcomes, again: Mapping[Any, Result], outcomes: Outcomes
+    entry: RunRecord,
+    entry_outcomes: Outcomes,
+    again: Mapping[Any, Result],
+    outcomes: Outcomes,
+    training: Mapping[str, float],
 ) -> Disagreement:
     """How far a second look at some checkpoints is from the entry.
+
+    Parameters
+    ----------
+    training : the `training_spread` of the entry's board; other weights may differ by it.
 
     Raises
     ------
@@ -109,18 +129,39 @@ def agreement(
     found: list[Difference] = []
     for checkpoint in again:
         mine = entry.results[checkpoint]
-        bound = SAME_WEIGHTS if mine.weights == again[checkpoint].weights else RETRAINED
-        found += _array_differences(checkpoint, entry_outcomes, outcomes, bound)
+        same = mine.weights == again[checkpoint].weights
+        bound, spread = (SAME_WEIGHTS, {}) if same else (RETRAINED, training)
+        found += _array_differences(checkpoint, entry_outcomes, outcomes, bound, spread)
         images = len(outcomes[f"{checkpoint}/test/clean/error"])
         found += _result_differences(checkpoint, mine, again[checkpoint], bound, images)
     raise_if_apart(found)
     pairs = [(entry_outcomes[name], outcomes[name]) for name in _compared(again, entry_outcomes)]
     errors = [pair for pair in pairs if pair[0].dtype.kind == "b"]
     return Disagreement(
+        tuple(again),
         all(np.array_equal(a, b) for a, b in pairs),
         (sum(int((a != b).sum()) for a, b in errors), sum(len(a) for a, _ in errors)),
         max((one.size for one in found if one.mean), default=0.0),
     )
+
+
+def error_rates(outcomes: Outcomes) -> dict[str, float]:
+    """Every error rate that is compared, by the name of its array."""
+    names = _compared(get_args(Checkpoint), outcomes)
+    return {name: float(outcomes[name].mean()) for name in names if name.endswith("/error")}
+
+
+def training_spread(rows: Iterable[Sequence[Mapping[str, float]]]) -> dict[str, float]:
+    """The standard deviation of each error rate over trainings of one spec, pooled over rows.
+
+    rows: the `error_rates` of each row's seeds. A name has a spread if a row has it for two seeds.
+    """
+    squares, freedom = defaultdict[str, float](float), Counter[str]()
+    for seeds in rows:
+        for name in set.intersection(*map(set, seeds)):
+            squares[name] += variance(np.array([seed[name] for seed in seeds])) * (len(seeds) - 1)
+            freedom[name] += len(seeds) - 1
+    return {name: math.sqrt(squares[name] / count) for name, count in freedom.items() if count}
 
 
 def raise_if_apart(found: Sequence[Difference]) -> None:
@@ -148,25 +189,31 @@ def _compared(checkpoints: Iterable[str], outcomes: Outcomes) -> list[str]:
     ]
 
 
-def _array_differences(checkpoint: str, mine: Outcomes, again: Outcomes, bound: Bound) -> Iterator[Difference]:
+def _array_differences(
+    checkpoint: str, mine: Outcomes, again: Outcomes, bound: Bound, spread: Mapping[str, float]
+) -> Iterator[Difference]:
     names, others = (_compared([checkpoint], each) for each in (mine, again))
     if {*names} != {*others} or any(mine[name].shape != again[name].shape for name in names):
         raise CheckFailed("the new evaluation has other outcomes than the entry")
     for name in names:
         if name.endswith("/error"):
-            yield from _error_differences(name, mine[name], again[name], bound)
+            yield from _error_differences(name, mine[name], again[name], bound, spread.get(name, 0.0))
         else:
             yield from _loss_differences(name, np.asarray(mine[name], float), np.asarray(again[name], float), bound)
 
 
-def _error_differences(name: str, mine: np.ndarray, again: np.ndarray, bound: Bound) -> Iterator[Difference]:
-    """Errors [n], bool. Of their mean only the size is reported: the images decide."""
-    only_mine, only_again = int((mine & ~again).sum()), int((again & ~mine).sum())
-    differing = only_mine + only_again
-    yield Difference(f"the number of images in {name}", differing, max(1.0, bound.images * len(mine)))
-    balance = abs(only_mine - only_again) / math.sqrt(differing or 1)
+def _error_differences(
+    name: str, mine: np.ndarray, again: np.ndarray, bound: Bound, training: float
+) -> Iterator[Difference]:
+    """Errors [n], bool. Of their mean only the size is reported: the images decide. training: its spread."""
+    only_mine, only_again, n = int((mine & ~again).sum()), int((again & ~mine).sum()), len(mine)
+    differing, one, other = only_mine + only_again, float(mine.mean()), float(again.mean())
+    unrelated = n * (one * (1 - other) + other * (1 - one))
+    limit = max(1.0, bound.images * n, bound.unrelated * unrelated)
+    yield Difference(f"the number of images in {name}", differing, limit)
+    balance = abs(only_mine - only_again) / math.sqrt((differing or 1) + 2 * (n * training) ** 2)
     yield Difference(f"{name}, paired over images and in standard deviations,", balance, bound.balance)
-    size = abs(float(mine.mean()) - float(again.mean())) / _rate_error(again)
+    size = abs(one - other) / _rate_error(again)
     yield Difference(f"the mean of {name}, in standard errors,", size, math.inf, mean=True)
 
 

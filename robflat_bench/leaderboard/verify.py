@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from robflat_bench.config.protocol import load, recorded
 from robflat_bench.config.spec import run_options
 from robflat_bench.core import CheckFailed, RunFailed
-from robflat_bench.leaderboard.agreement import Disagreement, agreement, training_agreement
+from robflat_bench.leaderboard.agreement import (
+    Disagreement,
+    agreement,
+    error_rates,
+    training_agreement,
+    training_spread,
+)
 from robflat_bench.leaderboard.child import run_child
 from robflat_bench.leaderboard.entries import Submission, Verification
 from robflat_bench.numerics.weights import digest, read_weights
 from robflat_bench.records.quantities import Outcomes
-from robflat_bench.records.record import EvaluationRecord, RunRecord
+from robflat_bench.records.record import EvaluationRecord, Result, RunRecord
 from robflat_bench.records.store import RunFolder, read_outcomes, read_record
 from robflat_bench.registry.registry import Registry
 
@@ -59,8 +67,12 @@ def reevaluate(entry: Submission, registry: Registry, weights: Path, options: li
     return _granted(entry, "re-evaluated", again, outcomes, today)
 
 
-def reproduce(entry: Submission, registry: Registry, options: list[str], today: str) -> Verification:
+def reproduce(
+    entry: Submission, others: Iterable[Submission], registry: Registry, options: list[str], today: str
+) -> Verification:
     """Train and evaluate a run of the same spec. options, today: as in `reevaluate`, of `robflat-bench run`.
+
+    others: the entries of the leaderboard, of which those of the same board say how far two trainings are apart.
 
     Raises CheckFailed where the results do not agree, or this version makes another run of the spec.
     """
@@ -73,7 +85,16 @@ def reproduce(entry: Submission, registry: Registry, options: list[str], today: 
         if not run.record_file.is_file():
             raise CheckFailed(f"{entry.folder}: this version makes another run of that spec (its key differs)")
         again, outcomes = run.evidence()
-    return _granted(entry, "reproduced", again, outcomes, today)
+    return _granted(entry, "reproduced", again, outcomes, today, chance_of_training(entry, others))
+
+
+def chance_of_training(entry: Submission, others: Iterable[Submission]) -> dict[str, float]:
+    """The `training_spread` of the rows of the entry's board that are not the entry's; empty where none has seeds."""
+    rows = defaultdict(list)
+    for one in others:
+        if one.entry.status == "active" and one.record.protocol == entry.record.protocol and one.row != entry.row:
+            rows[one.row].append(error_rates(one.outcomes))
+    return training_spread(rows.values())
 
 
 def _protocol(registry: Registry, entry: Submission) -> str:
@@ -89,35 +110,50 @@ def _harness(*arguments: str) -> None:
 
 
 def _granted(
-    entry: Submission, tier: Granted, again: RunRecord | EvaluationRecord, outcomes: Outcomes, today: str
+    entry: Submission,
+    tier: Granted,
+    again: RunRecord | EvaluationRecord,
+    outcomes: Outcomes,
+    today: str,
+    training: dict[str, float] | None = None,
 ) -> Verification:
     """The verification, where the second look agrees with the entry."""
     try:
-        found = second_look(entry, again, outcomes)
+        found = second_look(entry, again, outcomes, training or {})
     except CheckFailed as error:
         raise CheckFailed(f"{entry.folder}: {error}") from None
     return Verification(
         tier=tier,
         date=today,
-        checkpoints=tuple(again.results),  # type: ignore[arg-type]
         **found._asdict(),
         environment=again.environment,
         provenance=again.provenance,
     )
 
 
-def second_look(entry: Submission, again: RunRecord | EvaluationRecord, outcomes: Outcomes) -> Disagreement:
+def second_look(
+    entry: Submission, again: RunRecord | EvaluationRecord, outcomes: Outcomes, training: dict[str, float]
+) -> Disagreement:
     """How far an evaluation of the entry's weights, or another training of its spec, is from the entry.
+
+    A training that found another epoch best has no network to compare with the entry's `best`: the held-out errors of
+    neighbouring epochs are nearly equal, so that rounding decides which is the lowest.
 
     Raises CheckFailed where it does not agree, or was made under another protocol, of other data or other weights.
     """
     record = entry.record
+    results: dict[Any, Result] = {**again.results}
     if (again.protocol, again.dataset.checksum) != (record.protocol, record.dataset.checksum):
         raise CheckFailed("the second look was made under another protocol or on other data than the entry")
     if isinstance(again, RunRecord):
         if again.spec.identity != record.spec.identity:
             raise CheckFailed("the second look trained by another spec than the entry's")
         training_agreement(record, again)
-    elif any(result.weights != entry.entry.weights.get(name) for name, result in again.results.items()):  # type: ignore[call-overload]
+        results = {
+            name: again.results[name]
+            for name in again.results
+            if again.results[name].epoch == record.results[name].epoch
+        }
+    elif any(result.weights != entry.entry.weights.get(name) for name, result in results.items()):
         raise CheckFailed("the second look evaluated other weights than the entry's")
-    return agreement(record, entry.outcomes, again.results, outcomes)
+    return agreement(record, entry.outcomes, results, outcomes, training)

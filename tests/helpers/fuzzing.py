@@ -128,7 +128,7 @@ class Field:
                 provenance={},
             )
         try:
-            second_look(one, look, self.truth.outcomes)
+            second_look(one, look, self.truth.outcomes, {})
         except CheckFailed:
             return False
         found = [*lies(one, self.truth, tier)]

@@ -17,7 +17,16 @@ def test_a_look_at_best_grants_no_tier_of_the_ranked_checkpoint():
     assert entry.tier == "self-reported"
 
 
-@pytest.mark.parametrize("change", [{"checkpoints": ()}, {"flags": (-5, 0)}, {"flags": (5, 1)}, {"deviation": -1.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoints": ()},
+        {"flags": (-5, 0)},
+        {"flags": (5, 1)},
+        {"deviation": -1.0},
+        {"tier": "reproduced", "checkpoints": ("best",)},
+    ],
+)
 def test_an_impossible_verification_is_refused(change):
     Verification.model_validate(LOOK)
     with pytest.raises(ValidationError):

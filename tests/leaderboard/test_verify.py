@@ -1,6 +1,7 @@
 """Verification of an entry: honest second looks raise its tier; whoever lies in one number is refused in both tiers."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers.forgery import FORGERIES, measure_lowered
 from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.agreement import RETRAINED, SAME_LOSS, SAME_WEIGHTS, agreement, training_agreement
 from robflat_bench.leaderboard.entries import read_entry
-from robflat_bench.leaderboard.verify import reevaluate, second_look
+from robflat_bench.leaderboard.verify import chance_of_training, reevaluate, second_look
 from robflat_bench.records.record import EvaluationRecord
 
 TIERS = ("re-evaluated", "reproduced")
@@ -76,7 +77,12 @@ def look(tier, entry):
 def test_equal_outcomes_verify_as_identical(entry, tier):
     compared = 500 + 500 + 250 + 300 + 300
     count = compared if tier == "re-evaluated" else 2 * compared
-    assert second_look(entry, *look(tier, entry)) == (True, (0, count), 0.0)
+    assert second_look(entry, *look(tier, entry), {}) == (
+        ("last",) if tier == "re-evaluated" else ("best", "last"),
+        True,
+        (0, count),
+        0.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,11 +92,11 @@ def test_equal_outcomes_verify_as_identical(entry, tier):
 def test_a_forged_entry_is_refused(entry, folder, tier, name):
     FORGERIES[name](folder, np.random.default_rng(0))
     with pytest.raises(CheckFailed):
-        second_look(entry_in(folder), *look(tier, entry))
+        second_look(entry_in(folder), *look(tier, entry), {})
 
 
 def test_another_honest_training_reproduces_the_entry(entry, retrained):
-    assert not second_look(entry, *retrained).identical
+    assert not second_look(entry, *retrained, {}).identical
 
 
 @pytest.mark.parametrize("name", ["40-images-robust", "training-loss-raised", "measure-lowered", "flags-cleared"])
@@ -99,7 +105,75 @@ def test_a_forged_entry_is_refused_beside_another_honest_training(folder, retrai
     forge = measure_lowered(20.0) if name == "measure-lowered" else FORGERIES[name]
     forge(folder, np.random.default_rng(0))
     with pytest.raises(CheckFailed):
-        second_look(entry_in(folder), *retrained)
+        second_look(entry_in(folder), *retrained, {})
+
+
+def test_a_training_that_found_another_epoch_best_reproduces_the_last_checkpoint_alone(entry, retrained):
+    record, outcomes = retrained
+    best = record.results["best"]
+    moved = record.model_copy(
+        update={"results": {**record.results, "best": best.model_copy(update={"epoch": best.epoch + 1})}}
+    )
+    broken = {name: ~array if name == "best/test/clean/error" else array for name, array in outcomes.items()}
+    assert second_look(entry, moved, broken, {}).checkpoints == ("last",)
+    with pytest.raises(CheckFailed, match="best/test/clean/error"):
+        second_look(entry, record, broken, {})
+
+
+def test_a_training_may_be_as_far_away_as_two_seeds_of_the_board_s_other_rows(entry, retrained):
+    """Of 500 clean test images, 50 more are wrong."""
+    name = "last/test/clean/error"
+    record, outcomes = retrained
+    right = np.flatnonzero(~entry.outcomes[name])[:50]
+    worse = {**outcomes, name: entry.outcomes[name].copy()}
+    worse[name][right] = True
+    with pytest.raises(CheckFailed, match=r"paired over images .* differs by 7\.07"):
+        second_look(entry, record, worse, {})
+    with pytest.raises(CheckFailed, match=r"differs by 3\.16"):  # 50 / sqrt(50 + 2 (500 x 0.02)^2)
+        second_look(entry, record, worse, {name: 0.02})
+    second_look(entry, record, worse, {name: 0.03})
+
+
+def test_errors_of_another_network_agree_beyond_chance(entry, retrained):
+    """Of two unrelated networks with error rates of a half, errors differ on half of the images."""
+    record, outcomes = retrained
+    name, half = "last/test/clean/error", np.arange(500) % 2 == 0
+    mine = submission_with(entry, name, half)
+    for share, agrees in ((0.38, True), (0.42, False)):
+        flipped = half.copy()
+        flipped[: int(500 * share)] ^= True
+        if agrees:
+            second_look(mine, record, {**outcomes, name: flipped}, {})
+        else:
+            with pytest.raises(CheckFailed, match=f"the number of images in {name} differs by 210 .at most 200 may"):
+                second_look(mine, record, {**outcomes, name: flipped}, {})
+
+
+def submission_with(entry, name, array):
+    return replace(entry, outcomes={**entry.outcomes, name: array})
+
+
+def test_the_chance_of_training_is_pooled_over_the_other_rows_of_the_board(tmp_path):
+    """The entry's row, withdrawn entries and other boards say nothing of it."""
+    runs = [fake_run(tmp_path / "runs", method, seed) for method in ("at", "trades", "mart") for seed in (1, 2, 3)]
+    entries = [entry_in(folder) for folder in submitted(tmp_path / "leaderboard", runs)]
+    name = "last/test/clean/error"
+    rates = {method: [] for method in ("at", "trades", "mart")}
+    for one in entries:
+        rates[one.record.spec.label].append(one.outcomes[name].mean())
+    expected = np.sqrt((np.var(rates["trades"], ddof=1) + np.var(rates["mart"], ddof=1)) / 2)
+    (mine, *_) = [one for one in entries if one.record.spec.label == "at"]
+    assert chance_of_training(mine, entries)[name] == pytest.approx(expected)
+    withdrawn = [
+        replace(one, entry=one.entry.model_copy(update={"status": "retracted", "reason": "wrong"}))
+        if one.record.spec.label == "mart"
+        else one
+        for one in entries
+    ]
+    assert chance_of_training(mine, withdrawn)[name] == pytest.approx(np.std(rates["trades"], ddof=1))
+    elsewhere = mine.record.protocol.model_copy(update={"hash": "0" * 64})
+    other = replace(mine, record=mine.record.model_copy(update={"protocol": elsewhere}))
+    assert chance_of_training(other, entries) == {}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -111,7 +185,7 @@ def changed(entry, change=lambda result, outcomes: result):
     """The agreement of the true entry with an evaluation of which `change` alters the result or the outcomes."""
     record, outcomes = evaluated(entry)
     result = change(record.results["last"], outcomes) or record.results["last"]
-    return agreement(entry.record, entry.outcomes, {"last": result}, outcomes)
+    return agreement(entry.record, entry.outcomes, {"last": result}, outcomes, {})
 
 
 def test_outcomes_are_counted_over_all_attacks_and_splits_of_the_checkpoint(entry):
@@ -140,7 +214,7 @@ def test_a_spread_that_the_entry_inflates_hides_nothing(entry):
     name = next(name for name in outcomes if name.startswith("last/train/pgd") and name.endswith("/loss"))
     outcomes[name][0] += 10_000
     with pytest.raises(CheckFailed, match=r"loss, in standard deviations, differs by"):
-        agreement(entry.record, outcomes, *evaluated_results(entry))
+        agreement(entry.record, outcomes, *evaluated_results(entry), {})
 
 
 def evaluated_results(entry):
@@ -158,7 +232,7 @@ def test_a_standard_error_is_compared_where_no_array_gives_it(entry, error):
     )
     record = entry.record.model_copy(update={"results": {**entry.record.results, "last": forged}})
     with pytest.raises(CheckFailed, match="the standard error of"):
-        agreement(record, entry.outcomes, *evaluated_results(entry))
+        agreement(record, entry.outcomes, *evaluated_results(entry), {})
 
 
 def test_a_measure_without_a_standard_error_may_differ_by_rounding(entry):
@@ -175,10 +249,10 @@ def test_a_measure_without_a_standard_error_may_differ_by_rounding(entry):
     for value, agrees in ((2.000001, True), (2.001, False)):
         again = {"last": with_value(value)(entry.record.results["last"], None)}
         if agrees:
-            assert agreement(record, entry.outcomes, again, entry.outcomes).deviation <= SAME_WEIGHTS.mean
+            assert agreement(record, entry.outcomes, again, entry.outcomes, {}).deviation <= SAME_WEIGHTS.mean
         else:
             with pytest.raises(CheckFailed, match="the mean of"):
-                agreement(record, entry.outcomes, again, entry.outcomes)
+                agreement(record, entry.outcomes, again, entry.outcomes, {})
 
 
 @pytest.mark.parametrize(
@@ -238,14 +312,14 @@ def test_a_changed_column_of_the_history_is_not_reproduced(entry, column, change
 )
 def test_a_second_look_at_another_run_is_refused(entry, change, says):
     with pytest.raises(CheckFailed, match=says):
-        second_look(entry, entry.record.model_copy(update=change(entry.record)), entry.outcomes)
+        second_look(entry, entry.record.model_copy(update=change(entry.record)), entry.outcomes, {})
 
 
 def test_an_evaluation_of_other_weights_grants_nothing(entry):
     record, outcomes = evaluated(entry)
     other = record.results["last"].model_copy(update={"weights": "0" * 64})
     with pytest.raises(CheckFailed, match="other weights"):
-        second_look(entry, record.model_copy(update={"results": {"last": other}}), outcomes)
+        second_look(entry, record.model_copy(update={"results": {"last": other}}), outcomes, {})
 
 
 def test_other_weights_are_refused_before_the_evaluation(entry, tmp_path):
@@ -280,6 +354,7 @@ def test_the_rules_page_states_the_bounds():
     for stated in (
         f"or {same.images * 100:g} % of its images, differ | at most {other.images * 100:g} % differ",
         f"≤ {other.balance:g} (McNemar)",
+        f"or {other.unrelated * 100:g} % of those on which two unrelated networks",
         f"at most {same.losses * 100:g} % of the losses, {same.measures * 100:g} % of the values of a measure differ",
         f"differ by more than {SAME_LOSS:g} (1 + loss)",
         f"differs by more than {other.image:g} standard deviations",
