@@ -149,11 +149,7 @@ def second_look(
         if again.spec.identity != record.spec.identity:
             raise CheckFailed("the second look trained by another spec than the entry's")
         training_agreement(record, again)
-        results = {
-            name: again.results[name]
-            for name in again.results
-            if again.results[name].epoch == record.results[name].epoch
-        }
+        results = {name: found for name, found in results.items() if found.epoch == record.results[name].epoch}
     elif any(result.weights != entry.entry.weights.get(name) for name, result in results.items()):
         raise CheckFailed("the second look evaluated other weights than the entry's")
     return agreement(record, entry.outcomes, results, outcomes, training)

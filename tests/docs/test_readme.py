@@ -182,7 +182,7 @@ def test_the_picture_shows_the_committed_board(board):
     }
     assert shown["points"] == expected
     assert "lower is flatter" in text
-    assert "29 methods and variants, 3 to 5 training seeds each" in shown["caption"]
+    assert "33 methods and variants, 3 to 5 training seeds each" in shown["caption"]
 
 
 def test_the_picture_has_a_mark_for_every_row(monkeypatch):
