@@ -33,7 +33,10 @@ from robflat_bench.evaluation.evaluate import EvaluatedModel, evaluate
 from robflat_bench.evaluation.model import build_model, initial_weights
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session, configure
-from robflat_bench.leaderboard.agreement import agreement, error_rates, training_spread
+from robflat_bench.leaderboard.agreement import agreement
+from robflat_bench.leaderboard.entries import Submission
+from robflat_bench.leaderboard.publish import read_leaderboard
+from robflat_bench.leaderboard.verify import chance_of_training
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import Result, RunRecord
@@ -99,34 +102,17 @@ class Look(NamedTuple):
         return False
 
 
-class Entries:
-    """The committed entries, by board and row."""
-
-    def __init__(self, root: Path) -> None:
-        self.boards: dict[Any, dict[str, list[tuple[RunRecord, Any]]]] = defaultdict(lambda: defaultdict(list))
-        for run in Store(root).runs("record.json"):
-            record, outcomes = run.evidence()
-            self.boards[record.protocol][record.spec.label].append((record, outcomes))
-
-    def training(self, protocol: Any, row: str) -> dict[str, float]:
-        """The spread of trainings, from the other rows of a board."""
-        others = (entries for name, entries in self.boards[protocol].items() if name != row)
-        return training_spread([error_rates(outcomes) for _, outcomes in entries] for entries in others)
-
-    def looks(self) -> Iterator[tuple[str, Look]]:
-        """Each entry beside itself, and beside the other seeds of its row."""
-        for protocol, rows in self.boards.items():
-            place = f"{protocol.name} {protocol.version}"
-            for row, entries in rows.items():
-                training = self.training(protocol, row)
-                for record, outcomes in entries:
-                    yield f"{place}, beside itself", Look(record, outcomes, record.results["last"], outcomes, training)
-                for (record, outcomes), (other, its_outcomes) in itertools.permutations(entries, 2):
-                    look = Look(record, outcomes, other.results["last"], its_outcomes, training)
-                    yield f"{place}, beside another seed", look
+def committed(entries: list[Submission]) -> Iterator[tuple[str, Look]]:
+    """Each active entry beside itself, and beside the other seeds of its row."""
+    for one in entries:
+        protocol, training = one.record.protocol, chance_of_training(one, entries)
+        for other in entries:
+            if (other.record.protocol, other.row) == (protocol, one.row):
+                look = Look(one.record, one.outcomes, other.record.results["last"], other.outcomes, training)
+                yield f"{protocol.name} {protocol.version}, beside {'itself' if other is one else 'another seed'}", look
 
 
-def collected(store: Path, networks: int, entries: Entries) -> Iterator[tuple[str, Look]]:
+def collected(store: Path, networks: int, entries: list[Submission]) -> Iterator[tuple[str, Look]]:
     """Honest second looks at networks of the store, up to so many of them trained here."""
     one, two = (session(store, threads) for threads in (1, 2))
     for seed, name in itertools.product(range(1, 100), METHODS):
@@ -139,8 +125,8 @@ def collected(store: Path, networks: int, entries: Entries) -> Iterator[tuple[st
             return kept(run.folder.path / "entry.pickle", lambda: (execute(run), run.folder.evidence()[1]))
 
         entry, outcomes = whole(run)
-        board = next(protocol for protocol in entries.boards if protocol.name == "digits-linf")
-        training = entries.training(board, entry.spec.label)
+        (alike, *_) = [one for one in entries if one.record.spec.label == entry.spec.label]
+        training = chance_of_training(alike, entries)
         for kind, threads, batch in (("threads", 2, 250), ("batch", 1, 125)):
             again = kept(folder / f"{kind}.pickle", partial(looked_again, run, threads, batch))
             yield f"re-evaluated, another {kind}", Look(entry, outcomes, *again, training)
@@ -195,11 +181,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--networks", type=int, default=18)
-    parser.add_argument("--entries", type=Path, default=Path("leaderboard/records"))
+    parser.add_argument("--root", type=Path, default=Path("leaderboard"))
     asked = parser.parse_args()
     looks = defaultdict(list)
-    entries = Entries(asked.entries)
-    for kind, look in itertools.chain(entries.looks(), collected(asked.store, asked.networks, entries)):
+    entries = [one for one in read_leaderboard(asked.root, REGISTRY)[0] if one.entry.status == "active"]
+    for kind, look in itertools.chain(committed(entries), collected(asked.store, asked.networks, entries)):
         looks[kind].append(look)
     rng = np.random.default_rng(0)
     for kind, found in looks.items():

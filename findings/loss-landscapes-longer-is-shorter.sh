@@ -54,9 +54,9 @@ torch.manual_seed(0)
 network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 norm = float(parameters_to_vector(network.parameters()).detach().norm())
 print("loss-landscapes", importlib.metadata.version("loss-landscapes"), "torch", importlib.metadata.version("torch"))
-for distance in (0.1, 1, 2, 10):
-    points, _ = line(network, distance=distance, deepcopy_model=True)
-    print(f"distance {distance}: the line reaches {float(points.norm(dim=1).max()) / norm:.3f} norms of the weights")
+for options in ({}, {"distance": 1}, {"distance": 2}, {"distance": 10}):
+    points, _ = line(network, **options, deepcopy_model=True)
+    print(f"distance {options.get('distance', 'by default')}: every weight goes up: {bool((points[-1] > 0).all())}, the line reaches {float(points.norm(dim=1).max()) / norm:.3f} norms of the weights")
 for normalization in ("filter", "layer", None):
     ends = [line(network, distance=1, normalization=normalization, deepcopy_model=True)[0][-1] for _ in range(10)]
     ways = nn.functional.normalize(torch.stack(ends))
@@ -65,6 +65,6 @@ for normalization in ("filter", "layer", None):
 print(f"after a line with the default deepcopy_model: the network has moved by {line(network, distance=1)[1]:.2f} norms")
 PY
 
-grep -q "^distance 0.1: the line reaches \(9\|10\)\.[0-9]* norms" seen || { echo "CHANGED: the default distance"; exit 1; }
-grep -q "^distance 10: the line reaches 0\.\(09\|10\)" seen || { echo "CHANGED: a longer distance is no shorter line"; exit 1; }
+grep -q "^distance by default: .* reaches \(9\|10\)\.[0-9]* norms" seen || { echo "CHANGED: the default distance"; exit 1; }
+grep -q "^distance 10: every weight goes up: True, the line reaches 0\.\(09\|10\)" seen || { echo "CHANGED: a longer distance is no shorter line"; exit 1; }
 grep -q "^normalization filter: cosines of ten random directions 0\.[5-9]" seen || { echo "CHANGED: random directions differ"; exit 1; }

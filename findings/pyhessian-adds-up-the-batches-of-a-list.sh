@@ -3,10 +3,9 @@
 #   objects of this class exist.
 # What happens: the constructor accumulates into the parameters' `.grad` with a graph and keeps what it finds there. Of two
 #   objects made one after the other the second is the Hessian of the *sum* of both losses, the third of all three, unless
-#   eigenvalues or a trace were computed in between, which resets the gradients.
+#   eigenvalues were computed in between, which resets the gradients.
 # Why it matters: "a list of Hessians, one for each batch, then their eigenvalues" is the obvious way to a spread over
-#   batches. The curvature then grows with the place in the list, and one over best and last checkpoints that share a
-#   network is no comparison.
+#   batches. The curvature then grows with the place in the list.
 # Guess before the run: the second one holds the sum of both batches. Right, to the estimate's error.
 # Seen: 2026-11-30, Python 3.11, pip 23.2, torch 2.14.1, numpy 2.4.6.
 set -euo pipefail

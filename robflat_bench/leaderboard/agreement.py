@@ -2,24 +2,25 @@
 
 Other machines round differently, so agreement does not mean equality. A second look at the same weights changes few
 images. A retrained network is another network once a single bit differs; then the images are paired, and the numbers
-differ by the chance of training. How far apart that puts their error rates, the other rows of the board say, whose
-seeds differ by nothing else. No spread is the entry's: its own standard errors and the other seeds of its row count
-for nothing.
+differ by the chance of training. How far apart that puts their error rates at the ranked checkpoint, the other rows
+of the board say, whose seeds differ by nothing else. No spread is the entry's: its own standard errors and the other
+seeds of its row count for nothing.
 The bounds are measured: `benchmarks/verification_rates.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robflat_bench.analysis.variance import variance
-from robflat_bench.config.protocol import Checkpoint
 from robflat_bench.core import CheckFailed
+from robflat_bench.leaderboard.model import RANKED_AT
 from robflat_bench.records.quantities import SPLITS, Outcomes, standard_error
 from robflat_bench.records.record import Epoch, Flags, MeasureResult, Result, RunRecord
 
@@ -31,10 +32,11 @@ class Bound(NamedTuple):
     ----------
     images, losses, measures : largest fraction of the images of one array with another error, another loss, another
         value of a measure; one image always may. An ascent of the weights amplifies rounding, so measures have more.
-    unrelated : an error may also differ on this share of the images on which two networks would differ that have these
-        error rates and nothing else in common.
-    balance : largest |b - c| / sqrt(b + c + 2 (n s)^2), b and c the numbers of images that only one look finds wrong
-        (McNemar), n those of all images, s the standard deviation of the error rate over trainings.
+    unrelated : an error may also differ on this share of the images on which two networks would differ that have the
+        second look's error rate and nothing else in common.
+    balance : largest |b - c| / sqrt(b + c), b and c the numbers of images that only one look finds wrong (McNemar).
+    training : largest |b - c| / sqrt(b + c + 2 (n s)^2), n the number of images, where the standard deviation s of the
+        error rate over trainings is known; then `balance` does not count.
     image : largest difference of the loss of one image, in standard deviations over images.
     mean : largest difference of the mean of losses or of a measure, in standard errors, beyond which `factor` decides.
     factor : largest quotient of two means.
@@ -48,6 +50,7 @@ class Bound(NamedTuple):
     measures: float
     unrelated: float
     balance: float
+    training: float
     image: float
     mean: float
     factor: float
@@ -62,6 +65,7 @@ SAME_WEIGHTS = Bound(
     measures=0.5,
     unrelated=0.0,
     balance=math.inf,
+    training=math.inf,
     image=0.5,
     mean=0.25,
     factor=1.0,
@@ -74,7 +78,8 @@ RETRAINED = Bound(
     losses=1.0,
     measures=1.0,
     unrelated=0.8,
-    balance=3.0,
+    balance=4.0,
+    training=3.0,
     image=16.0,
     mean=4.0,
     factor=2.0,
@@ -146,22 +151,28 @@ def agreement(
 
 
 def error_rates(outcomes: Outcomes) -> dict[str, float]:
-    """Every error rate that is compared, by the name of its array."""
-    names = _compared(get_args(Checkpoint), outcomes)
-    return {name: float(outcomes[name].mean()) for name in names if name.endswith("/error")}
+    """Every error rate of the ranked checkpoint, by the name of its array."""
+    names = (name for name in _compared([RANKED_AT], outcomes) if name.endswith("/error"))
+    return {name: float(outcomes[name].mean()) for name in names}
 
 
-def training_spread(rows: Iterable[Sequence[Mapping[str, float]]]) -> dict[str, float]:
-    """The standard deviation of each error rate over trainings of one spec, pooled over rows.
+def training_spread(rows: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, float]:
+    """The standard deviation of each error rate over trainings of one spec, from several rows.
 
-    rows: the `error_rates` of each row's seeds. A name has a spread if a row has it for two seeds.
+    It is the median over rows with two seeds or more, since one noisy or invented row must not widen it: the variance
+    of a row with d degrees of freedom, relative to the median of chi^2_d / d.
+
+    rows: the `error_rates` of each row's seeds, under one protocol.
     """
-    squares, freedom = defaultdict[str, float](float), Counter[str]()
+    from scipy.stats import chi2
+
+    variances = defaultdict[str, list[float]](list)
     for seeds in rows:
-        for name in set.intersection(*map(set, seeds)):
-            squares[name] += variance(np.array([seed[name] for seed in seeds])) * (len(seeds) - 1)
-            freedom[name] += len(seeds) - 1
-    return {name: math.sqrt(squares[name] / count) for name, count in freedom.items() if count}
+        d = len(seeds) - 1
+        for name in seeds[0] if d else ():
+            found = variance(np.array([seed[name] for seed in seeds]))
+            variances[name].append(found * d / float(chi2.median(d)))
+    return {name: math.sqrt(median(each)) for name, each in variances.items()}
 
 
 def raise_if_apart(found: Sequence[Difference]) -> None:
@@ -205,14 +216,17 @@ def _array_differences(
 def _error_differences(
     name: str, mine: np.ndarray, again: np.ndarray, bound: Bound, training: float
 ) -> Iterator[Difference]:
-    """Errors [n], bool. Of their mean only the size is reported: the images decide. training: its spread."""
+    """Errors [n], bool. Of their mean only the size is reported: the images decide.
+
+    training: spread of the mean over trainings, 0 if unknown.
+    """
     only_mine, only_again, n = int((mine & ~again).sum()), int((again & ~mine).sum()), len(mine)
     differing, one, other = only_mine + only_again, float(mine.mean()), float(again.mean())
-    unrelated = n * (one * (1 - other) + other * (1 - one))
-    limit = max(1.0, bound.images * n, bound.unrelated * unrelated)
+    limit = max(1.0, bound.images * n, bound.unrelated * n * 2 * other * (1 - other))
     yield Difference(f"the number of images in {name}", differing, limit)
     balance = abs(only_mine - only_again) / math.sqrt((differing or 1) + 2 * (n * training) ** 2)
-    yield Difference(f"{name}, paired over images and in standard deviations,", balance, bound.balance)
+    limit = bound.training if training else bound.balance
+    yield Difference(f"{name}, paired over images and in standard deviations,", balance, limit)
     size = abs(one - other) / _rate_error(again)
     yield Difference(f"the mean of {name}, in standard errors,", size, math.inf, mean=True)
 
@@ -292,10 +306,14 @@ def _flag_difference(name: str, mine: float | None, again: float | None, bound: 
     return Difference(name, abs(mine - again), limit)
 
 
+def same_training(mine: RunRecord, again: RunRecord) -> bool:
+    """Whether two trainings ended with the same weights: then every epoch before was the same, too."""
+    return mine.results[RANKED_AT].weights == again.results[RANKED_AT].weights
+
+
 def training_agreement(mine: RunRecord, again: RunRecord) -> None:
     """CheckFailed unless two trainings of one spec agree in their budget and history."""
-    same = all(result.weights == again.results[name].weights for name, result in mine.results.items())
-    bound = SAME_WEIGHTS if same else RETRAINED
+    bound = SAME_WEIGHTS if same_training(mine, again) else RETRAINED
     found = [
         Difference(f"the number of {name} passes", abs(getattr(mine.budget, name) - getattr(again.budget, name)), 0.0)
         for name in ("forward", "backward")

@@ -19,6 +19,7 @@ from robflat_bench.leaderboard.agreement import (
     Disagreement,
     agreement,
     error_rates,
+    same_training,
     training_agreement,
     training_spread,
 )
@@ -64,7 +65,7 @@ def reevaluate(entry: Submission, registry: Registry, weights: Path, options: li
         path = next(Path(store).glob("*/external/*/evaluations/*.json"))
         again: EvaluationRecord = read_record(path, EvaluationRecord)
         outcomes = read_outcomes(again, path.with_suffix(".npz"))
-    return _granted(entry, "re-evaluated", again, outcomes, today)
+    return _granted(entry, "re-evaluated", again, outcomes, today, {})
 
 
 def reproduce(
@@ -89,12 +90,12 @@ def reproduce(
 
 
 def chance_of_training(entry: Submission, others: Iterable[Submission]) -> dict[str, float]:
-    """The `training_spread` of the rows of the entry's board that are not the entry's; empty where none has seeds."""
+    """The `training_spread` of the other rows of the entry's board; empty where none of them has two seeds."""
     rows = defaultdict(list)
     for one in others:
         if one.entry.status == "active" and one.record.protocol == entry.record.protocol and one.row != entry.row:
             rows[one.row].append(error_rates(one.outcomes))
-    return training_spread(rows.values())
+    return training_spread([*rows.values()])
 
 
 def _protocol(registry: Registry, entry: Submission) -> str:
@@ -115,11 +116,11 @@ def _granted(
     again: RunRecord | EvaluationRecord,
     outcomes: Outcomes,
     today: str,
-    training: dict[str, float] | None = None,
+    training: dict[str, float],
 ) -> Verification:
     """The verification, where the second look agrees with the entry."""
     try:
-        found = second_look(entry, again, outcomes, training or {})
+        found = second_look(entry, again, outcomes, training)
     except CheckFailed as error:
         raise CheckFailed(f"{entry.folder}: {error}") from None
     return Verification(
@@ -136,8 +137,8 @@ def second_look(
 ) -> Disagreement:
     """How far an evaluation of the entry's weights, or another training of its spec, is from the entry.
 
-    A training that found another epoch best has no network to compare with the entry's `best`: the held-out errors of
-    neighbouring epochs are nearly equal, so that rounding decides which is the lowest.
+    Another training that found another epoch best has no network to compare with the entry's `best`: the held-out
+    errors of neighbouring epochs are nearly equal, so that rounding decides which is the lowest.
 
     Raises CheckFailed where it does not agree, or was made under another protocol, of other data or other weights.
     """
@@ -149,7 +150,11 @@ def second_look(
         if again.spec.identity != record.spec.identity:
             raise CheckFailed("the second look trained by another spec than the entry's")
         training_agreement(record, again)
-        results = {name: found for name, found in results.items() if found.epoch == record.results[name].epoch}
+        epochs = {name: result.epoch for name, result in record.results.items()}
+        if not same_training(record, again):
+            results = {name: found for name, found in results.items() if found.epoch == epochs[name]}
+        elif any(found.epoch != epochs[name] for name, found in results.items()):
+            raise CheckFailed("the second look ended with the entry's weights and found another epoch best")
     elif any(result.weights != entry.entry.weights.get(name) for name, result in results.items()):
         raise CheckFailed("the second look evaluated other weights than the entry's")
     return agreement(record, entry.outcomes, results, outcomes, training)
