@@ -156,6 +156,15 @@ def test_errors_of_another_network_agree_beyond_chance(entry, retrained):
                 second_look(mine, record, {**outcomes, name: flipped}, {})
 
 
+def test_an_entry_that_invents_errors_is_granted_no_more_of_them(entry, retrained):
+    """Its own error rate says nothing of how many images may differ."""
+    record, outcomes = retrained
+    name, images = "last/test/clean/error", np.arange(500)
+    mine = submission_with(entry, name, images < 180)
+    with pytest.raises(CheckFailed, match=f"the number of images in {name} differs by 170 .at most 150 may"):
+        second_look(mine, record, {**outcomes, name: images < 10}, {})
+
+
 def submission_with(entry, name, array):
     return replace(entry, outcomes={**entry.outcomes, name: array})
 
