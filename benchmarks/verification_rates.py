@@ -104,17 +104,20 @@ class Look(NamedTuple):
 
 def committed(entries: list[Submission]) -> Iterator[tuple[str, Look]]:
     """Each active entry beside itself, and beside the other seeds of its row."""
+    rows = defaultdict(list)
     for one in entries:
-        protocol, training = one.record.protocol, chance_of_training(one, entries)
-        for other in entries:
-            if (other.record.protocol, other.row) == (protocol, one.row):
-                look = Look(one.record, one.outcomes, other.record.results["last"], other.outcomes, training)
-                yield f"{protocol.name} {protocol.version}, beside {'itself' if other is one else 'another seed'}", look
+        rows[one.record.protocol, one.row].append(one)
+    for (protocol, _), seeds in rows.items():
+        training = chance_of_training(seeds[0], entries)
+        for one, other in itertools.product(seeds, repeat=2):
+            look = Look(one.record, one.outcomes, other.record.results["last"], other.outcomes, training)
+            yield f"{protocol.name} {protocol.version}, beside {'itself' if other is one else 'another seed'}", look
 
 
 def collected(store: Path, networks: int, entries: list[Submission]) -> Iterator[tuple[str, Look]]:
     """Honest second looks at networks of the store, up to so many of them trained here."""
     one, two = (session(store, threads) for threads in (1, 2))
+    rows = {each.record.spec.label: each for each in entries if each.record.protocol.name == "digits-linf"}
     for seed, name in itertools.product(range(1, 100), METHODS):
         run, retrained = (PlannedRun(each, compose(REGISTRY, name), seed) for each in (one, two))
         folder, networks = run.folder.path, networks - 1
@@ -125,8 +128,7 @@ def collected(store: Path, networks: int, entries: list[Submission]) -> Iterator
             return kept(run.folder.path / "entry.pickle", lambda: (execute(run), run.folder.evidence()[1]))
 
         entry, outcomes = whole(run)
-        (alike, *_) = [one for one in entries if one.record.spec.label == entry.spec.label]
-        training = chance_of_training(alike, entries)
+        training = chance_of_training(rows[entry.spec.label], entries)
         for kind, threads, batch in (("threads", 2, 250), ("batch", 1, 125)):
             again = kept(folder / f"{kind}.pickle", partial(looked_again, run, threads, batch))
             yield f"re-evaluated, another {kind}", Look(entry, outcomes, *again, training)

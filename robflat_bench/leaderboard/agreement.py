@@ -156,7 +156,7 @@ def error_rates(outcomes: Outcomes) -> dict[str, float]:
     return {name: float(outcomes[name].mean()) for name in names}
 
 
-def training_spread(rows: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, float]:
+def training_spread(rows: Iterable[Sequence[Mapping[str, float]]]) -> dict[str, float]:
     """The standard deviation of each error rate over trainings of one spec, from several rows.
 
     It is the median over rows with two seeds or more, since one noisy or invented row must not widen it: the variance

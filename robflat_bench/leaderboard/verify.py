@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +95,7 @@ def chance_of_training(entry: Submission, others: Iterable[Submission]) -> dict[
     for one in others:
         if one.entry.status == "active" and one.record.protocol == entry.record.protocol and one.row != entry.row:
             rows[one.row].append(error_rates(one.outcomes))
-    return training_spread([*rows.values()])
+    return training_spread(rows.values())
 
 
 def _protocol(registry: Registry, entry: Submission) -> str:
@@ -143,7 +143,7 @@ def second_look(
     Raises CheckFailed where it does not agree, or was made under another protocol, of other data or other weights.
     """
     record = entry.record
-    results: dict[Any, Result] = {**again.results}
+    results: Mapping[Any, Result] = again.results
     if (again.protocol, again.dataset.checksum) != (record.protocol, record.dataset.checksum):
         raise CheckFailed("the second look was made under another protocol or on other data than the entry")
     if isinstance(again, RunRecord):

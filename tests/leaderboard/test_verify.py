@@ -115,12 +115,15 @@ def test_a_forged_entry_is_refused_beside_another_honest_training(folder, retrai
         second_look(entry_in(folder), *retrained, {})
 
 
+def with_best(record, **update):
+    """The record with another result of its best checkpoint."""
+    best = record.results["best"].model_copy(update=update)
+    return record.model_copy(update={"results": {**record.results, "best": best}})
+
+
 def test_a_training_that_found_another_epoch_best_reproduces_the_last_checkpoint_alone(entry, retrained):
     record, outcomes = retrained
-    best = record.results["best"]
-    moved = record.model_copy(
-        update={"results": {**record.results, "best": best.model_copy(update={"epoch": best.epoch + 1})}}
-    )
+    moved = with_best(record, epoch=record.results["best"].epoch + 1)
     broken = {name: ~array if name == "best/test/clean/error" else array for name, array in outcomes.items()}
     assert second_look(entry, moved, broken, {}).checkpoints == ("last",)
     with pytest.raises(CheckFailed, match="best/test/clean/error"):
@@ -172,13 +175,11 @@ def submission_with(entry, name, array):
 def test_equal_weights_at_the_end_leave_no_chance_to_training(entry):
     """A forger who moves `best` to another epoch hides its numbers, if those of another network are expected there."""
     record = entry.record
-    best = record.results["best"].model_copy(update={"epoch": record.results["best"].epoch + 1})
-    moved = replace(entry, record=record.model_copy(update={"results": {**record.results, "best": best}}))
+    moved = replace(entry, record=with_best(record, epoch=record.results["best"].epoch + 1))
     with pytest.raises(CheckFailed, match="found another epoch best"):
         second_look(moved, record, entry.outcomes, {})
     rows = tuple(row.model_copy(update={"train_loss": row.train_loss * 1.3}) for row in record.history)
-    best = record.results["best"].model_copy(update={"weights": "0" * 64})
-    forged = record.model_copy(update={"history": rows, "results": {**record.results, "best": best}})
+    forged = with_best(record, weights="0" * 64).model_copy(update={"history": rows})
     with pytest.raises(CheckFailed, match="train_loss of the history"):
         training_agreement(forged, record)
 
