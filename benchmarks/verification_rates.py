@@ -6,9 +6,9 @@
 Trains six methods under digits-linf, one seed after another, and looks at each network again: with two threads, in
 memory batches of 125 images, and by training again with two threads. A network and its second looks take about three
 minutes of an idle core; finished ones are read from the store. Then prints how many honest second looks are refused,
-and how many forgeries are granted. The committed entries are looked at as well, at their last checkpoint: each forged
-entry beside the true one (re-evaluated), and beside the same row's entries of other seeds (reproduced). How far two
-trainings are apart is always read from the other rows of the board.
+and how many forgeries are granted. The committed entries are looked at as well: each forged entry beside the true
+one's last checkpoint (re-evaluated), and beside the same row's entries of other seeds (reproduced). Forgeries lie
+about the last checkpoint. How far two trainings are apart is always read from the other rows of the board.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from robflat_bench.evaluation.session import Session, configure
 from robflat_bench.leaderboard.agreement import agreement
 from robflat_bench.leaderboard.entries import Submission
 from robflat_bench.leaderboard.publish import read_leaderboard
-from robflat_bench.leaderboard.verify import chance_of_training
+from robflat_bench.leaderboard.verify import between_trainings, chance_of_training
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.journal import StoredJournal
 from robflat_bench.records.record import Result, RunRecord
@@ -84,19 +84,26 @@ def looked_again(run: PlannedRun, threads: int, batch: int) -> tuple[Any, Any]:
 
 
 class Look(NamedTuple):
-    """An entry and an honest second look at its last checkpoint. training: the spread of trainings on its board."""
+    """An entry and an honest second look: at its last checkpoint, or another training.
+
+    training: the spread of trainings on its board.
+    """
 
     entry: RunRecord
     outcomes: Mapping[str, np.ndarray]
-    again: Result
+    again: Result | RunRecord
     again_outcomes: Mapping[str, np.ndarray]
     training: Mapping[str, float]
 
     @property
     def refused(self) -> bool:
         """Whether verification refuses the entry."""
+        entry, outcomes, again, again_outcomes, training = self
         try:
-            agreement(self.entry, self.outcomes, {"last": self.again}, self.again_outcomes, self.training)
+            if isinstance(again, RunRecord):
+                between_trainings(entry, outcomes, again, again_outcomes, training)
+            else:
+                agreement(entry, outcomes, {"last": again}, again_outcomes, training)
         except CheckFailed:
             return True
         return False
@@ -110,8 +117,9 @@ def committed(entries: list[Submission]) -> Iterator[tuple[str, Look]]:
     for (protocol, _), seeds in rows.items():
         training = chance_of_training(seeds[0], entries)
         for one, other in itertools.product(seeds, repeat=2):
-            look = Look(one.record, one.outcomes, other.record.results["last"], other.outcomes, training)
-            yield f"{protocol.name} {protocol.version}, beside {'itself' if other is one else 'another seed'}", look
+            again = one.record.results["last"] if other is one else other.record
+            kind = f"{protocol.name} {protocol.version}, beside {'itself' if other is one else 'another seed'}"
+            yield kind, Look(one.record, one.outcomes, again, other.outcomes, training)
 
 
 def collected(store: Path, networks: int, entries: list[Submission]) -> Iterator[tuple[str, Look]]:
@@ -133,7 +141,7 @@ def collected(store: Path, networks: int, entries: list[Submission]) -> Iterator
             again = kept(folder / f"{kind}.pickle", partial(looked_again, run, threads, batch))
             yield f"re-evaluated, another {kind}", Look(entry, outcomes, *again, training)
         other, its_outcomes = whole(retrained)
-        yield "reproduced, two threads", Look(entry, outcomes, other.results["last"], its_outcomes, training)
+        yield "reproduced, two threads", Look(entry, outcomes, other, its_outcomes, training)
 
 
 # ---------------------------------------------------------------------------------------------------------

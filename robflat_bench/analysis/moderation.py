@@ -48,6 +48,8 @@ class Prior:
         return (self.freedom * self.variance + freedom * variances) / (self.freedom + freedom)
 
 
+RESOLVED = 1e-200
+"""A variance is 0 if it is smaller, relative to the largest one: the likelihood has no logarithm of such numbers."""
 ALONE = Prior(0.0, 0.0, math.inf)
 """Nothing is borrowed: the variances stay as observed."""
 
@@ -56,10 +58,11 @@ def estimated_prior(variances: Floats, freedom: Floats) -> Prior:
     """The prior of the observed seed variances, [M], with degrees of freedom [M], at least 1.
 
     s_0^2 is its maximum-likelihood estimate; d_0 is the lower end of its 95 % interval, so that a few methods that look
-    alike by chance borrow little. A variance of 0 says only that it is below what outcomes resolve: neither estimate
-    nor `pooled` counts it, and it is moderated like the others. Where all are 0, the prior is `ALONE`.
+    alike by chance borrow little. A variance of 0 (relative to the largest one) says only that it is below what
+    outcomes resolve: neither estimate nor `pooled` counts it, and it is moderated like the others. Where all are 0,
+    the prior is `ALONE`.
     """
-    positive = variances > 0
+    positive = variances > RESOLVED * variances.max(initial=0.0)
     if not positive.any():
         return ALONE
     order = np.lexsort((freedom[positive], variances[positive]))  # the sums' rounding is that of any order of methods

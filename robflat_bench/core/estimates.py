@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -189,6 +189,18 @@ ESTIMATES: Mapping[str, Callable[[Arrays], Numbers]] = {
     "draws and examples of a free energy": free_energy,
 }
 """What is random in a measure -> the function that computes its numbers from its arrays."""
+EXAMPLES, WHOLE_BATCHES = "examples", "examples in whole batches"
+AXES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "examples": {"per_example": (EXAMPLES,)},
+    "changed examples": {"thickness": (EXAMPLES,)},
+    "draws and examples": {"losses": ("draws", EXAMPLES), "reference": (EXAMPLES,)},
+    "batches": {"per_example": (WHOLE_BATCHES,)},
+    "directions": {"radii": ("directions",), "reference": (EXAMPLES,)},
+    "probes": {"probes": ("probes",)},
+    "examples of a quotient": {"reference": (EXAMPLES,)},
+    "draws and examples of a free energy": {"losses": ("draws", EXAMPLES), "reference": (EXAMPLES,)},
+}
+"""Estimate -> array -> what its first axes count: the examples, or a parameter of the measure by its name."""
 
 
 def estimated(estimate: str, arrays: Arrays, details: Mapping[str, float] | None = None) -> Measurement:
@@ -219,6 +231,28 @@ def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | N
         for name, number in expected.items()
         if not _close(stated.get(name), number)
     ]
+
+
+def counted_examples(examples: int, params: Mapping[str, Any]) -> dict[str, int]:
+    """What `miscounted` takes for a measure with these parameters that was to read so many examples."""
+    return {EXAMPLES: examples, WHOLE_BATCHES: examples - examples % min(params.get("m", 1), examples)}
+
+
+def miscounted(estimate: str, arrays: Arrays, counts: Mapping[str, Any]) -> Iterator[str]:
+    """Arrays of a measurement that have other sizes than they ought to have, one sentence each.
+
+    Parameters
+    ----------
+    estimate : a key of `ESTIMATES`; others have no sizes.
+    arrays : the arrays of one measurement; they may come from anyone.
+    counts : the measure's parameters, `counted_examples`, or both; an axis of `AXES` that is not there has any length.
+    """
+    for name, axes in AXES.get(estimate, {}).items():
+        shape = arrays[name].shape if name in arrays else ()
+        for place, axis in enumerate(axes):
+            size = shape[place] if place < len(shape) else 0
+            if size != counts.get(axis, size):
+                yield f"its array {name} is of {size} {axis}, not of {counts[axis]}"
 
 
 def _largest_sum(arrays: Arrays) -> int:

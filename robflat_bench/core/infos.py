@@ -189,7 +189,8 @@ class MeasureInfo(Info):
         is not named changes the value by no fixed power.
     estimate : str
         How value, standard error, n and details follow from its arrays: a key of `core.estimates.ESTIMATES`, such as
-        "examples" for the mean of the array `per_example`. The checks of a record compute them again. Empty: unchecked.
+        "examples" for the mean of the array `per_example`. The checks of a record compute them again, and hold the
+        sizes of the arrays to the protocol's examples and to its parameters (`core.estimates.AXES`). Empty: unchecked.
     """
 
     couplings: tuple[str, ...] = ()

@@ -2,9 +2,9 @@
 
 Other machines round differently, so agreement does not mean equality. A second look at the same weights changes few
 images. A retrained network is another network once a single bit differs; then the images are paired, and the numbers
-differ by the chance of training. How far apart that puts their error rates at the ranked checkpoint, the other rows
-of the board say, whose seeds differ by nothing else. No spread is the entry's: its own standard errors and the other
-seeds of its row count for nothing.
+differ by the chance of training. How far apart that puts their error rates, the other rows of the board say, whose
+seeds differ by nothing else: at the ranked checkpoint, and no further than that at a best one of the same epoch. No
+spread is the entry's: its own standard errors and the other seeds of its row count for nothing.
 The bounds are measured: `benchmarks/verification_rates.py`.
 """
 
@@ -151,9 +151,14 @@ def agreement(
 
 
 def error_rates(outcomes: Outcomes) -> dict[str, float]:
-    """Every error rate of the ranked checkpoint, by the name of its array."""
+    """Every error rate of the ranked checkpoint, by split and attack."""
     names = (name for name in _compared([RANKED_AT], outcomes) if name.endswith("/error"))
-    return {name: float(outcomes[name].mean()) for name in names}
+    return {_split_and_attack(name): float(outcomes[name].mean()) for name in names}
+
+
+def _split_and_attack(name: str) -> str:
+    """The name of an array of outcomes, without its checkpoint."""
+    return name.partition("/")[2]
 
 
 def training_spread(rows: Iterable[Sequence[Mapping[str, float]]]) -> dict[str, float]:
@@ -208,7 +213,9 @@ def _array_differences(
         raise CheckFailed("the new evaluation has other outcomes than the entry")
     for name in names:
         if name.endswith("/error"):
-            yield from _error_differences(name, mine[name], again[name], bound, spread.get(name, 0.0))
+            yield from _error_differences(
+                name, mine[name], again[name], bound, spread.get(_split_and_attack(name), 0.0)
+            )
         else:
             yield from _loss_differences(name, np.asarray(mine[name], float), np.asarray(again[name], float), bound)
 

@@ -15,7 +15,7 @@ from robflat_bench.core import CheckFailed
 from robflat_bench.leaderboard.claims import claims
 from robflat_bench.leaderboard.correlations import correlations
 from robflat_bench.leaderboard.entries import Submission, references
-from robflat_bench.leaderboard.entry_checks import known_protocol
+from robflat_bench.leaderboard.entry_checks import board_id, known_protocol
 from robflat_bench.leaderboard.model import RANKED_AT, Board, BoardColumn, Change, Leaderboard, Withdrawn
 from robflat_bench.leaderboard.ranks import ranked
 from robflat_bench.leaderboard.rows import SeedGroup, board_row, group_seeds, measure_sizes
@@ -40,12 +40,6 @@ def build_leaderboard(submissions: Sequence[Submission], root: Path, registry: R
         withdrawn=_withdrawn(submissions),
         changes=_changes(submissions),
     )
-
-
-def board_id(submission: Submission) -> str:
-    """The board of a run: its protocol. Data other than the canonical copy have a board of their own."""
-    protocol, dataset = submission.record.protocol, submission.record.dataset
-    return protocol.name if dataset.canonical else f"{protocol.name}-{dataset.checksum[:8]}"
 
 
 def _board(name: str, entries: Sequence[Submission], root: Path, registry: Registry) -> Board:

@@ -78,7 +78,7 @@ def flatter_when_best(which: str) -> Callable[[Facts], Evidence]:
         last, best = at.values("last", column), at.values("best", column)
         if min(*last, *best) <= 0:
             return Evidence(reason="flatness of a seed is not positive, so there is no ratio")
-        found = over_seeds(np.log(last / best))
+        found = over_seeds(np.log(last) - np.log(best))  # the quotient may overflow
         mean, low, high = (math.exp(min(end or 0.0, HUGE)) for end in (found.mean, found.low, found.high))
         return Evidence(mean, low, high, seeds_of(at))
 

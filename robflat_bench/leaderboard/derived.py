@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from robflat_bench import NUMERICS
 from robflat_bench.config.cost import passes_of_training
-from robflat_bench.config.protocol import Protocol
-from robflat_bench.core import MeasureInfo, RobflatError
-from robflat_bench.core.estimates import contradictions
+from robflat_bench.config.protocol import Measured, Protocol
+from robflat_bench.core import RobflatError
+from robflat_bench.core.estimates import contradictions, counted_examples, miscounted
 from robflat_bench.records.quantities import SPLITS, Outcomes
 from robflat_bench.records.record import MeasureResult, Result, RunRecord, measure_path
 from robflat_bench.registry.components import compose, resolve
 from robflat_bench.registry.registry import Registry
+
+FEWER = ("changed examples", "batches")
+"""Estimates that may leave some of the examples out."""
 
 
 def training_problems(registry: Registry, protocol: Protocol, record: RunRecord) -> Iterator[str]:
@@ -58,30 +61,61 @@ def _least_passes(registry: Registry, protocol: Protocol, record: RunRecord) -> 
 
 
 def estimate_problems(registry: Registry, results: Mapping[Any, Result], outcomes: Outcomes) -> Iterator[str]:
-    """Numbers of measures that differ from what their arrays give. The numbers of a measure that is not installed here
-    are believed."""
+    """Numbers of measures that differ from what their arrays give, and arrays that are not of the draws their
+    parameters ask for. The numbers of a measure that is not installed here are believed."""
     for checkpoint, result in results.items():
         for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):
             for text, measured in measures.items():
-                prefix = f"{measure_path(checkpoint, split, text)}/"
-                arrays = {name.removeprefix(prefix): outcomes[name] for name in outcomes if name.startswith(prefix)}
+                arrays = _arrays_of(outcomes, checkpoint, split, text)
                 for problem in _measure_problems(registry, text, measured, arrays):
                     yield f"{checkpoint}: {text} on {split}: {problem}"
+
+
+def _arrays_of(outcomes: Outcomes, checkpoint: str, split: str, text: str) -> dict[str, np.ndarray]:
+    prefix = f"{measure_path(checkpoint, split, text)}/"
+    return {name.removeprefix(prefix): outcomes[name] for name in outcomes if name.startswith(prefix)}
 
 
 def _measure_problems(
     registry: Registry, text: str, measured: MeasureResult, arrays: Mapping[str, np.ndarray]
 ) -> list[str]:
     try:
-        info = resolve(registry, "measure", text).info
+        component = resolve(registry, "measure", text)
     except RobflatError:
         return []
+    estimate = component.info.estimate
     if measured.value is None and not measured.reason:
         return ["it has no value, and no reason says why"]
-    if not isinstance(info, MeasureInfo) or not info.estimate or measured.value is None:
+    if not estimate or measured.value is None:
         return []
     unbounded = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if unbounded and info.estimate != "changed examples":
+    if unbounded and estimate != "changed examples":
         return [f"its array {unbounded[0]} has numbers that are not finite, and it has a value"]
     numbers = measured.model_dump(include={"value", "standard_error", "n"})
-    return contradictions(info.estimate, arrays, measured.details | numbers)
+    return [
+        *contradictions(estimate, arrays, measured.details | numbers),
+        *miscounted(estimate, arrays, component.params.model_dump()),
+    ]
+
+
+def example_problems(
+    registry: Registry, checkpoint: str, result: Result, outcomes: Outcomes, asked: Iterable[Measured]
+) -> Iterator[str]:
+    """Measures of a protocol that read another number of examples than it asks for. One without a value, or not
+    installed here, has no such number; one that reads no examples has an n of 0."""
+    for row in asked:
+        try:
+            component = resolve(registry, "measure", row.measure)
+        except RobflatError:
+            continue
+        info, params = component.info, component.params.model_dump()
+        for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):
+            measured, examples = measures.get(row.measure), getattr(row, split)
+            if measured is None or measured.value is None:
+                continue
+            arrays = _arrays_of(outcomes, checkpoint, split, row.measure)
+            problems = [*miscounted(info.estimate, arrays, counted_examples(examples, params))]
+            least = examples if info.couplings and info.estimate not in FEWER else 0
+            if not least <= measured.n <= examples:
+                problems.append(f"its n is {measured.n}, and the protocol asks for {examples}")
+            yield from (f"{checkpoint}: {row.measure} on {split}: {problem}" for problem in problems)

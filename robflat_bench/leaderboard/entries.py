@@ -25,7 +25,13 @@ from pydantic import AfterValidator, Field, model_validator
 from robflat_bench.config.protocol import Checkpoint, Digest, content_hash
 from robflat_bench.core import CheckFailed, Strict
 from robflat_bench.leaderboard.derived import estimate_problems
-from robflat_bench.leaderboard.entry_checks import evaluation_problems, known_protocol, protocol_problems, twin_problems
+from robflat_bench.leaderboard.entry_checks import (
+    evaluation_problems,
+    known_protocol,
+    protocol_problems,
+    stray_problems,
+    twin_problems,
+)
 from robflat_bench.leaderboard.model import RANKED_AT, TIERS, Reference, Status, Tier
 from robflat_bench.leaderboard.tree import ENTRY, KEY, MAX_OUTCOMES, RECORDS, REFERENCES, Problem, read_toml, walk
 from robflat_bench.records.record import Count, EvaluationRecord, NonNegative, RunRecord
@@ -178,6 +184,7 @@ def read_entry(root: Path, folder: Path, registry: Registry) -> Submission:
     for problem in chain(  # lazily: a check may rely on those before it
         _identity_problems(found, folder),
         protocol_problems(registry, record, outcomes, entry.status == "active"),
+        (problem for one, arrays in evidence for problem in stray_problems(one.results, arrays)),
         (problem for one, arrays in evidence for problem in estimate_problems(registry, one.results, arrays)),
         (problem for evaluation in added for problem in evaluation_problems(record, evaluation)),
         (problem for document in documents for problem in registry.plugins.problems(document)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from robflat_bench import NUMERICS
 from robflat_bench.config.protocol import Attacked, Measured, Protocol, load, recorded
 from robflat_bench.config.spec import ProtocolRef, RunSpec, make_spec
 from robflat_bench.core import RobflatError
-from robflat_bench.leaderboard.derived import training_problems
+from robflat_bench.leaderboard.derived import example_problems, training_problems
 from robflat_bench.records.quantities import SPLITS, Outcomes
-from robflat_bench.records.record import EvaluationRecord, RunRecord
+from robflat_bench.records.record import EvaluationRecord, Result, RunRecord, measure_path
 from robflat_bench.registry.components import compose
 from robflat_bench.registry.registry import Registry
 
@@ -69,6 +69,7 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes,
         for name, size in _sizes(checkpoint, attacks, measures):
             if name not in outcomes or outcomes[name].shape != (size,):
                 yield f"{name!r} is not of {size} examples, as the protocol says"
+        yield from example_problems(registry, checkpoint, result, outcomes, measures)
     yield from training_problems(registry, protocol, record)
 
 
@@ -114,6 +115,19 @@ def _spec_problems(registry: Registry, spec: RunSpec) -> Iterator[str]:
         yield "its spec states other training images beyond the protocol's than its method uses"
 
 
+def stray_problems(results: Mapping[Any, Result], outcomes: Outcomes) -> Iterator[str]:
+    """Arrays that belong to no checkpoint, attack or measure of the results."""
+    totals, measured = set[str](), list[str]()
+    for checkpoint, result in results.items():
+        for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):
+            attacked = [f"{checkpoint}/{split}/{attack}" for attack in ("clean", *result.robust_error)]
+            totals |= {f"{place}/{kind}" for place in attacked for kind in ("error", "loss")}
+            measured += [f"{measure_path(checkpoint, split, measure)}/" for measure in measures]
+    for name in outcomes:
+        if name not in totals and not name.startswith(tuple(measured)):
+            yield f"its array {name!r:.200} belongs to nothing that it states"
+
+
 def evaluation_problems(record: RunRecord, evaluation: EvaluationRecord) -> Iterator[str]:
     """Ways in which an added evaluation is not of this record's weights, protocol and data."""
     weights: dict[str, str] = {name: result.weights for name, result in record.results.items()}
@@ -122,6 +136,12 @@ def evaluation_problems(record: RunRecord, evaluation: EvaluationRecord) -> Iter
             yield f"evaluation {evaluation.key} is of other weights than the record's {name!r}"
     if (evaluation.protocol, evaluation.dataset.checksum) != (record.protocol, record.dataset.checksum):
         yield f"evaluation {evaluation.key} is of another protocol or data"
+
+
+def board_id(submission: Submission) -> str:
+    """The board of a run: its protocol. Data other than the canonical copy have a board of their own."""
+    protocol, dataset = submission.record.protocol, submission.record.dataset
+    return protocol.name if dataset.canonical else f"{protocol.name}-{dataset.checksum[:8]}"
 
 
 def twin_problems(submissions: Iterable[Submission]) -> Iterator[tuple[Submission, str]]:
@@ -141,8 +161,12 @@ def _claims(one: Submission) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """(claim, value, problem): entries with one claim must state one value; else `problem` says so."""
     record, protocol = one.record, one.record.protocol.hash
     yield ("row and seed", one.row, str(record.seed)), one.folder, "is the same row and seed as"
-    if record.dataset.canonical:
-        yield ("data", protocol), record.dataset.checksum, "calls other data canonical than"
+    problem = (
+        "calls other data canonical than"
+        if record.dataset.canonical
+        else "would name its board as other data do, those of"
+    )
+    yield ("data", protocol, board_id(one)), record.dataset.checksum, problem
     for checkpoint, result in record.results.items():
         # a modifier that begins late may leave the best checkpoint of a row as another row has it, and never the last
         row = "" if checkpoint == "last" else record.spec.label

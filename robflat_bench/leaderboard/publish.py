@@ -20,10 +20,10 @@ from robflat_bench.config.protocol import Checkpoint, Protocol, read_text
 from robflat_bench.core import CheckFailed, LeaderboardColumn, RobflatError, UsageError
 from robflat_bench.data.splits import load_splits
 from robflat_bench.leaderboard import links
-from robflat_bench.leaderboard.build import board_id, build_leaderboard
+from robflat_bench.leaderboard.build import build_leaderboard
 from robflat_bench.leaderboard.comparison import comparisons
 from robflat_bench.leaderboard.entries import Submission, read_entries, references
-from robflat_bench.leaderboard.entry_checks import known_protocol
+from robflat_bench.leaderboard.entry_checks import board_id, known_protocol
 from robflat_bench.leaderboard.model import Board, Leaderboard
 from robflat_bench.leaderboard.rows import SeedGroup, group_seeds
 from robflat_bench.leaderboard.site.cards import method_card

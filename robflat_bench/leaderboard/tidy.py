@@ -30,7 +30,8 @@ COLUMNS = (
     Column("board", "text", "Board: a protocol on its data."),
     Column("protocol", "text", "Name and version of the protocol."),
     Column("protocol_hash", "text", "SHA-256 of what the protocol fixes."),
-    Column("epsilon", "number", "Radius of the l-infinity ball of the attacks, in pixels of [0,1]."),
+    Column("norm", "text", "Norm of the ball of the attacks: linf or l2."),
+    Column("epsilon", "number", "Radius of the ball of the attacks, in its norm; pixels are in [0,1]."),
     Column("row", "text", "Identifier of the row, unique on its board."),
     Column("label", "text", "Method, modifiers and settings that differ from the protocol's recipe."),
     Column("method", "text", "Canonical text of the method with its modifiers."),
@@ -47,7 +48,10 @@ COLUMNS = (
     Column("mean", "number", "Mean over seeds."),
     Column("sd", "number", "Standard deviation over seeds; missing with one seed."),
     Column(
-        "low", "number", "Lower end of the 95 % confidence interval over seeds and examples; missing with one seed."
+        "low",
+        "number",
+        "Lower end of the 95 % confidence interval over seeds and examples, of a measure over seeds; missing with one "
+        "seed.",
     ),
     Column("high", "number", "Upper end of that interval."),
     Column("standard_error", "number", "Standard error of one network over examples; missing with several seeds."),
@@ -68,6 +72,7 @@ def _lines(board: Board, row: BoardRow) -> Iterator[dict[str, Any]]:
         "board": board.id,
         "protocol": f"{board.protocol} {board.version}",
         "protocol_hash": f"sha256:{board.hash}",  # hex digits alone can read as a number
+        "norm": board.norm,
         "epsilon": board.epsilon,
         "row": row.id,
         "seeds": len(row.runs),

@@ -78,7 +78,7 @@ def reproduce(
     Raises CheckFailed where the results do not agree, or this version makes another run of the spec.
     """
     spec = entry.record.spec
-    known = _protocol(registry, entry)
+    known, training = _protocol(registry, entry), chance_of_training(entry, others)
     row = run_options(spec, load(registry, known), known)
     with tempfile.TemporaryDirectory() as store:
         _harness("run", *row, "--store", store, *options)
@@ -86,7 +86,7 @@ def reproduce(
         if not run.record_file.is_file():
             raise CheckFailed(f"{entry.folder}: this version makes another run of that spec (its key differs)")
         again, outcomes = run.evidence()
-    return _granted(entry, "reproduced", again, outcomes, today, chance_of_training(entry, others))
+    return _granted(entry, "reproduced", again, outcomes, today, training)
 
 
 def chance_of_training(entry: Submission, others: Iterable[Submission]) -> dict[str, float]:
@@ -116,7 +116,7 @@ def _granted(
     again: RunRecord | EvaluationRecord,
     outcomes: Outcomes,
     today: str,
-    training: dict[str, float],
+    training: Mapping[str, float],
 ) -> Verification:
     """The verification, where the second look agrees with the entry."""
     try:
@@ -133,28 +133,40 @@ def _granted(
 
 
 def second_look(
-    entry: Submission, again: RunRecord | EvaluationRecord, outcomes: Outcomes, training: dict[str, float]
+    entry: Submission, again: RunRecord | EvaluationRecord, outcomes: Outcomes, training: Mapping[str, float]
 ) -> Disagreement:
     """How far an evaluation of the entry's weights, or another training of its spec, is from the entry.
-
-    Another training that found another epoch best has no network to compare with the entry's `best`: the held-out
-    errors of neighbouring epochs are nearly equal, so that rounding decides which is the lowest.
 
     Raises CheckFailed where it does not agree, or was made under another protocol, of other data or other weights.
     """
     record = entry.record
-    results: Mapping[Any, Result] = again.results
     if (again.protocol, again.dataset.checksum) != (record.protocol, record.dataset.checksum):
         raise CheckFailed("the second look was made under another protocol or on other data than the entry")
     if isinstance(again, RunRecord):
         if again.spec.identity != record.spec.identity:
             raise CheckFailed("the second look trained by another spec than the entry's")
-        training_agreement(record, again)
-        epochs = {name: result.epoch for name, result in record.results.items()}
-        if not same_training(record, again):
-            results = {name: found for name, found in results.items() if found.epoch == epochs[name]}
-        elif any(found.epoch != epochs[name] for name, found in results.items()):
-            raise CheckFailed("the second look ended with the entry's weights and found another epoch best")
-    elif any(result.weights != entry.entry.weights.get(name) for name, result in results.items()):
+        return between_trainings(record, entry.outcomes, again, outcomes, training)
+    results: Mapping[Any, Result] = again.results
+    if any(result.weights != entry.entry.weights.get(name) for name, result in results.items()):
         raise CheckFailed("the second look evaluated other weights than the entry's")
     return agreement(record, entry.outcomes, results, outcomes, training)
+
+
+def between_trainings(
+    mine: RunRecord, my_outcomes: Outcomes, again: RunRecord, outcomes: Outcomes, training: Mapping[str, float]
+) -> Disagreement:
+    """How far two trainings by one spec are apart, or by specs that differ in their seed alone.
+
+    Where the second one found another epoch best, it has no network to compare with the first one's `best`: the
+    held-out errors of neighbouring epochs are nearly equal, so that rounding decides which is the lowest.
+
+    Raises CheckFailed where they do not agree.
+    """
+    training_agreement(mine, again)
+    results: Mapping[Any, Result] = again.results
+    epochs = {name: result.epoch for name, result in mine.results.items()}
+    if not same_training(mine, again):
+        results = {name: found for name, found in results.items() if found.epoch == epochs[name]}
+    elif any(found.epoch != epochs[name] for name, found in results.items()):
+        raise CheckFailed("the second look ended with the entry's weights and found another epoch best")
+    return agreement(mine, my_outcomes, results, outcomes, training)

@@ -14,7 +14,7 @@ from torch import nn
 
 from robflat_bench.backbones.blocks import Block
 from robflat_bench.core import Examples, MeasureInfo, Rescaling
-from robflat_bench.core.estimates import ESTIMATES, contradictions
+from robflat_bench.core.estimates import ESTIMATES, contradictions, counted_examples, miscounted
 from robflat_bench.measures.rescaling import alone, louder, rescaled
 from robflat_bench.numerics.folding import pairs
 from robflat_bench.records.record import malformed, measure_path
@@ -41,13 +41,17 @@ def check_standard_error(component: Component[MeasureInfo]) -> None:
 
 
 def check_estimate(component: Component[MeasureInfo]) -> None:
-    """Its numbers follow from its arrays by the estimate that its row names; without one, there is nothing to check."""
+    """Its numbers follow from its arrays by the estimate that its row names, and these are of all examples and of as
+    many draws as its parameters say; without an estimate, there is nothing to check."""
     found, estimate = watched(component).made, component.info.estimate
     if not estimate:
         return
     expect(estimate in ESTIMATES, f"there is no estimate {estimate!r}; there are {', '.join(ESTIMATES)}")
     stated = {**found.details, "value": found.value, "standard_error": found.standard_error, "n": found.n}
-    expect(not (problems := contradictions(estimate, found.arrays, stated)), "; ".join(problems))
+    params = component.params.model_dump()
+    problems = contradictions(estimate, found.arrays, stated)
+    problems += miscounted(estimate, found.arrays, params | counted_examples(COUNT, params))
+    expect(not problems, "; ".join(problems))
 
 
 def check_arrays(component: Component[MeasureInfo]) -> None:

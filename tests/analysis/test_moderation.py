@@ -69,6 +69,14 @@ def test_a_zero_is_left_out_and_zeros_alone_lend_nothing():
     assert estimated_prior(np.zeros(3), np.full(3, 2.0)) == ALONE
 
 
+def test_a_variance_that_the_largest_one_dwarfs_counts_as_zero():
+    """Records may hold numbers up to 1e100: relative to the variance of such numbers, others are 0 in float64."""
+    s2, d = np.array([1e200, 3e199, 5e198, 1e-140, 1e-4]), np.full(5, 2.0)
+    found = estimated_prior(s2, d)
+    assert found == estimated_prior(s2[:3], d[:3])
+    assert all(math.isfinite(number) for number in (found.freedom, found.variance, found.pooled))
+
+
 def test_the_unit_and_the_order_of_methods_change_nothing():
     d = np.array([2.0, 4.0, 2.0, 2.0, 3.0])
     s2 = observed(1, 5, 3.0, 1.0, d)

@@ -149,6 +149,19 @@ def test_entries_of_one_board_call_the_same_data_canonical(root, tmp_path):
                 submitted(root, [one])
 
 
+def test_entries_of_other_data_have_a_board_each(root, tmp_path):
+    """A board of other data is named by the first digits of their checksum."""
+    copies = [f"{'e' * digits}{'f' * (64 - digits)}" for digits in (8, 7, 9)]
+    for seed, checksum in enumerate(copies, start=1):
+        dataset = _dataset(checksum).model_copy(update={"canonical": False})
+        one = fake_run(tmp_path / "big", "at", seed, protocol="cifar10-linf-30", dataset=dataset)
+        if seed < 3:
+            submitted(root, [one])
+        else:
+            with pytest.raises(Exception, match=r"name its board as other data do, those of .*/at/seed-1"):
+                submitted(root, [one])
+
+
 def _dataset(checksum):
     return DATASET.model_copy(update={"name": "cifar10", "checksum": checksum})
 

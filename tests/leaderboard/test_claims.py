@@ -288,8 +288,8 @@ def test_a_measure_that_is_no_component_is_passed_over():
 
 
 def test_values_of_any_size_give_finite_numbers():
-    """Ratios of 1e180, 1e-180 and 1, as a hostile record may have them: exp of the interval's end overflows."""
-    pairs = ((1e90, 1e-90), (1e-90, 1e90), (1.0, 1.0))
+    """As a hostile record may have them: ratios of which each overflows or is 0, and exp of the interval's end, too."""
+    pairs = ((1e100, 1e-250), (1e-250, 1e100), (1.0, 1.0))
     rows = [made(flat=last, best={"flat": best}, noise=0.0, seeds=1) for last, best in pairs]
     runs, networks = (tuple(getattr(group, k)[0] for group, _ in rows) for k in ("runs", "networks"))
     for part in decided((SeedGroup("x", runs, networks), rows[0][1]))["C2"].parts:

@@ -17,8 +17,9 @@ from PIL import Image
 
 from robflat_bench.analysis.statistics import compare_methods
 from robflat_bench.config.spec import RunSpec
-from robflat_bench.leaderboard.build import board_id, build_leaderboard
+from robflat_bench.leaderboard.build import build_leaderboard
 from robflat_bench.leaderboard.comparison import compared_columns, comparisons
+from robflat_bench.leaderboard.entry_checks import board_id
 from robflat_bench.leaderboard.publish import read_leaderboard
 from robflat_bench.leaderboard.rows import group_seeds
 from robflat_bench.leaderboard.site import comparing, words

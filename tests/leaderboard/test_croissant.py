@@ -43,7 +43,7 @@ def test_every_value_of_every_row_is_one_line(made):
             *(value.mean, value.sd, value.low, value.high, value.standard_error)
         ]
         assert (line["rank"], line["rank_low"]) == ((place.rank, place.low) if place else (None, None))
-        assert (line["seeds"], line["epsilon"]) == (len(row.runs), board.epsilon)
+        assert (line["seeds"], line["norm"], line["epsilon"]) == (len(row.runs), board.norm, board.epsilon)
     assert any(line["rank"] is None for line in lines)
     assert any(line["rank"] is not None for line in lines)
 

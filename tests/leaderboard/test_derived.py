@@ -1,17 +1,20 @@
 """What `check` computes again: the numbers that follow from the arrays of measures, from the spec and the protocol."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers.fake_records import REGISTRY, fake_run, submitted
-from helpers.forgery import FORGERIES
+from helpers.forgery import FORGERIES, rewrite
 
 from robflat_bench import NUMERICS
-from robflat_bench.config.protocol import load
+from robflat_bench.config.protocol import Measured, load
 from robflat_bench.core import CheckFailed
-from robflat_bench.core.estimates import ESTIMATES, contradictions
-from robflat_bench.leaderboard.derived import estimate_problems, training_problems
+from robflat_bench.core.estimates import ESTIMATES, contradictions, counted_examples, miscounted
+from robflat_bench.leaderboard.derived import estimate_problems, example_problems, training_problems
 from robflat_bench.leaderboard.entries import read_entry
-from robflat_bench.registry.components import compose
+from robflat_bench.records.record import MeasureResult
+from robflat_bench.registry.components import compose, resolve
 
 PROTOCOL = load(REGISTRY, "digits-linf")
 
@@ -176,6 +179,66 @@ def test_check_refuses_what_does_not_follow(tmp_path, name):
     FORGERIES[name](folder, np.random.default_rng(0))
     with pytest.raises(CheckFailed, match=r"record\.json|seed-1"):
         read_entry(tmp_path / "leaderboard", folder, REGISTRY)
+
+
+def _cut(kind, images=None, draws=None):
+    """The measure of the last checkpoint whose name starts so, of fewer images or draws, and all that follows."""
+
+    def change(found):
+        name = next(name for name in found.last["measures"] if name.startswith(kind))
+        for each in ("losses", "reference", "per_example", "strong"):
+            if (array := found.outcomes.get(f"last/measure/{name}/{each}")) is not None:
+                array = array[:draws] if array.ndim > 1 else array
+                found.outcomes[f"last/measure/{name}/{each}"] = array[..., :images]
+        mean = found.outcomes[f"last/measure/{name}/losses"] - found.outcomes[f"last/measure/{name}/reference"]
+        if kind == "average-case":
+            found.outcomes[f"last/measure/{name}/per_example"] = mean.mean(0)
+
+    return change
+
+
+def _stray(place, array):
+    return lambda found: found.outcomes.update({place: array})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_cut("average-case", images=3), "its array losses is of 3 examples, not of 250"),
+        (_cut("average-case", draws=2), "its array losses is of 2 draws, not of 10"),
+        (_cut("worst-case", images=3), "its array per_example is of 3 examples, not of 250"),
+        (_stray("last/test/junk/error", np.ones(5, bool)), "'last/test/junk/error' belongs to nothing"),
+        (_stray("last/test/clean/junk", np.ones(5)), "'last/test/clean/junk' belongs to nothing"),
+        (_stray("middle/test/clean/error", np.ones(5, bool)), "'middle/test/clean/error' belongs to nothing"),
+        (_stray("last/measure/mine/per_example", np.ones(5)), "'last/measure/mine/per_example' belongs to nothing"),
+    ],
+)
+def test_arrays_that_the_protocol_does_not_ask_for_are_refused(tmp_path, change, said):
+    """Each agrees with the record's numbers: they were computed again from the arrays."""
+    (folder,) = submitted(tmp_path / "leaderboard", [fake_run(tmp_path / "runs", "at", 1)])
+    rewrite(folder, lambda found: None)
+    read_entry(tmp_path / "leaderboard", folder, REGISTRY)
+    rewrite(folder, change)
+    with pytest.raises(CheckFailed, match=re.escape(said)):
+        read_entry(tmp_path / "leaderboard", folder, REGISTRY)
+
+
+def test_a_measure_that_reads_examples_reads_all_that_the_protocol_asks_for(evidence):
+    """A measure whose arrays do not give its n: the trace of the Hessian, from 50 probes."""
+    text = resolve(REGISTRY, "measure", "hessian-trace").canonical
+    asked, probes = Measured(measure=text, test=250), {f"last/measure/{text}/probes": np.ones(50)}
+    for n, count in ((250, 0), (3, 1), (251, 1)):
+        found = MeasureResult(value=1.0, standard_error=0.0, n=n, seconds=1.0)
+        result = evidence[0].results["last"].model_copy(update={"measures": {text: found}})
+        assert len([*example_problems(REGISTRY, "last", result, probes, [asked])]) == count
+
+
+def test_whole_batches_may_leave_examples_out():
+    """m-sharpness with m = 100 reads 200 of 250 examples, and with m = 300 all of them."""
+    for m, n in ((100, 200), (300, 250)):
+        counts = counted_examples(250, {"m": m})
+        assert [*miscounted("batches", {"per_example": np.ones(n)}, counts)] == []
+        assert [*miscounted("batches", {"per_example": np.ones(n - 1)}, counts)]
 
 
 def test_small_arrays_whose_sum_would_fill_the_memory_are_refused():
