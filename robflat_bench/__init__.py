@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robflat_bench.core import CheckFailed, RobflatError, RunFailed, UsageError
     from robflat_bench.front.catalogue import info, list
     from robflat_bench.front.evaluations import Evaluation, evaluate
     from robflat_bench.front.measurements import Measurement, attack, measure
@@ -30,22 +31,27 @@ NUMERICS = 5
 """Part of every run key. Raise it with every change that may move a number (see tests/runs/test_golden.py)."""
 
 _FRONT = {
-    "catalogue": ("info", "list"),
-    "evaluations": ("Evaluation", "evaluate"),
-    "measurements": ("Measurement", "attack", "measure"),
-    "publishing": ("Pushed", "push"),
-    "runs": ("Run", "load", "run"),
-    "tables": ("Rows", "board", "results"),
+    "core": ("CheckFailed", "RobflatError", "RunFailed", "UsageError"),
+    "front.catalogue": ("info", "list"),
+    "front.evaluations": ("Evaluation", "evaluate"),
+    "front.measurements": ("Measurement", "attack", "measure"),
+    "front.publishing": ("Pushed", "push"),
+    "front.runs": ("Run", "load", "run"),
+    "front.tables": ("Rows", "board", "results"),
 }
-"""Module of `robflat_bench.front` -> the names it offers here."""
+"""Module -> the names it offers here."""
 
 __all__ = [
     "NUMERICS",
+    "CheckFailed",
     "Evaluation",
     "Measurement",
     "Pushed",
+    "RobflatError",
     "Rows",
     "Run",
+    "RunFailed",
+    "UsageError",
     "__version__",
     "attack",
     "board",
@@ -65,7 +71,7 @@ if not TYPE_CHECKING:  # type checkers read the imports above, and see a misspel
     def __getattr__(name: str) -> Any:
         for module, names in _FRONT.items():
             if name in names:
-                return getattr(importlib.import_module(f"robflat_bench.front.{module}"), name)
+                return getattr(importlib.import_module(f"robflat_bench.{module}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -55,10 +55,10 @@ def own_splits(data: Any, examples: int | None = None) -> OwnSplits:
 
     Parameters
     ----------
-    data : tuple, Dataset or DataLoader
+    data : tuple, Dataset, DataLoader or iterable
         A pair (x, y) of images, float [N,C,H,W] in [0,1], and labels, integers [N]; a triple (x, y, index), with the
-        positions of the images in their dataset, which key random numbers (otherwise 0, 1, ...); or a dataset or a
-        loader of such pairs, read in its order.
+        positions of the images in their dataset, which key random numbers (otherwise 0, 1, ...); or a dataset, a
+        loader or any iterable of such pairs, of single examples or of batches, read in its order.
     examples : int or None
         Only the first ones; no more are read from a dataset or loader than are needed.
 
@@ -165,7 +165,7 @@ def _is_whole(data: Any) -> bool:
 
 
 def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of images [B,...] and labels [B] of a loader or dataset, until there are enough."""
+    """Pairs of images [B,...] and labels [B] of a loader, of a dataset or of batches, until there are enough."""
     loader = isinstance(data, torch.utils.data.DataLoader)
     if isinstance(data, str | Mapping) or not (loader or isinstance(data, Iterable | torch.utils.data.Dataset)):
         raise UsageError(f"a {type(data).__name__} holds no examples; give (images, labels), a Dataset or a DataLoader")
@@ -177,7 +177,8 @@ def _batches(data: Any, examples: int | None) -> Iterator[tuple[Tensor, Tensor]]
                 "[(row['img'], row['label']) for row in data]"
             )
         x, y = map(_tensor, item[:2])
-        if not loader or y.ndim == 0:  # a loader with batch_size=None yields single items too
+        batch = loader or (x.ndim == 4 and y.shape == x.shape[:1])
+        if not batch or y.ndim == 0:  # a loader with batch_size=None yields single items too
             x, y = x[None], y[None]
         yield x, y
         found += len(x)
@@ -230,6 +231,7 @@ def _labels(y: Tensor, count: int) -> Tensor:
     """The labels as int64; UsageError unless they are one class number for each image."""
     if y.shape != (count,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UsageError(f"the labels are {y.dtype}{list(y.shape)}; give one integer for each of the {count:,} images")
+    y = y.long()
     if int(y.min()) < 0:
         raise UsageError(f"the label {int(y.min())} is no class; give 0, 1, ..., K-1")
-    return y.long()
+    return y

@@ -57,12 +57,45 @@ def stripped(tensors: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor],
 def fitted(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The tensors under a network's own names, and notes; None where their names are others."""
+    """The tensors under a network's own names, and notes; None where their names are others.
+
+    Raises UsageError where the file holds all of them more than once, behind several prefixes.
+    """
     for named, notes in stripped(tensors):
-        whole = named | _left_out(named, own) | _counted(named, own)
-        if whole.keys() == own.keys():
+        if whole := _whole(named, own):
             return whole, notes
-    return None
+    return _behind_a_prefix(tensors, own)
+
+
+def _whole(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors and what a file may lack; None unless these are the network's own names."""
+    whole = {**named, **_left_out(named, own), **_counted(named, own)}
+    return whole if whole.keys() == own.keys() else None
+
+
+def _behind_a_prefix(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+    """The network in a file of more than it, such as a Lightning module with a loss of its own."""
+    first = next((name for name in own if not name.endswith("num_batches_tracked")), "")
+    prefixes = sorted({name.removesuffix(first) for name in tensors if first and name.endswith(f".{first}")})
+    inside = {
+        prefix: {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        for prefix in prefixes
+    }
+    found = {prefix: whole for prefix, named in inside.items() if (whole := _whole(named, own))}
+    if not found:
+        return None
+    prefix, whole = next(iter(found.items()))
+    if len(found) > 1:
+        raise UsageError(
+            f"the file holds this network {len(found)} times, behind {' and '.join(map(repr, found))}; save one alone: "
+            f"torch.save({{k[{len(prefix)}:]: v for k, v in tensors.items() if k.startswith({prefix!r})}}, "
+            '"weights.pt")'
+        )
+    others = [name for name in tensors if not name.startswith(prefix)]
+    left = f"; {len(others)} others, such as {others[0]!r}, are left out" if others else ""
+    return whole, (f"names are read behind their prefix {prefix!r}{left}",)
 
 
 def _counted(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

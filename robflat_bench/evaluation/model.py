@@ -27,6 +27,7 @@ from robflat_bench.evaluation.fitting import (
 from robflat_bench.evaluation.hub import HubWeights, fetched
 from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
+from robflat_bench.evaluation.network import check_copy
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
 from robflat_bench.evaluation.own_code import source_hash
 from robflat_bench.evaluation.session import Session
@@ -220,7 +221,9 @@ def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
 def load_model(session: Session, found: FoundModel) -> nn.Module:
     """The network with its weights, on the session's device; of a live module, a copy in eval mode."""
     if found.module is not None:
-        model = _placed(session, _copied(found.module, found.name))
+        model = _copied(found.module, found.name)
+        check_copy(session, found.module, model, found.name)
+        model = _placed(session, model)
         model.train()  # what it derived from its weights on entering eval mode is derived anew
         model.eval()
         return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,20 +39,62 @@ def check_network(session: Session, model: nn.Module, name: str, classes: int | 
     with attacked(model), uncounted(), torch.random.fork_rng([x.device] if x.is_cuda else []):
         images = x.clone()
         with torch.no_grad():
-            logits = _forward(model, images, name)
+            logits = _forward(session, model, images, name)
         _check_logits(session, model, logits, x, name, classes)
         if not torch.equal(images, x):
             raise UsageError(f"{name} changes its images in place; write `x = 2 * x`, not `x.mul_(2)`, in its forward")
         if not logits.isfinite().all():
             raise UsageError(f"{name}: {_not_finite(model, logits)}")
         images.requires_grad_()
-        if not _reaches(_forward(model, images, name), images):
+        if not _reaches(_forward(session, model, images, name), images):
             raise UsageError(
                 f"no gradient of {name}'s logits reaches the images, so no attack by gradients says anything about it; "
                 "take `detach` and `torch.no_grad` out of its forward"
             )
         with torch.no_grad():
             _check_rows(model, logits, x, name)
+
+
+def check_copy(session: Session, module: nn.Module, copied: nn.Module, name: str) -> None:
+    """Try a fresh copy of a network on two test images. Both are left as they were.
+
+    A function that was put on a network, as `net.forward = lambda x: old(x)` does, still holds that network when the
+    two are copied. The copy then computes with the original's weights and modes, and its own move without effect.
+
+    Raises UsageError where the copy computes with modules or weights of the original.
+    """
+
+    def refuse(*_: Any) -> None:
+        raise UsageError(
+            f"a copy of {name} computes with the original's layers: a function was put on it that holds them, such as "
+            f"`net.forward = lambda x: old(x)`. Write a class instead: `{_subclass(module, '')}`, and load the weights"
+        )
+
+    handles = []
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    x = session.examples("test", 2).x
+    like = next((own for own in copied.parameters() if own.is_floating_point()), x)
+    try:
+        handles += [part.register_forward_pre_hook(refuse) for part in module.modules()]
+        with attacked(copied), uncounted(), torch.enable_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            logits = copied(x.to(like))
+            if isinstance(logits, Tensor) and logits.requires_grad and weights:
+                reached = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+                if any(gradient is not None for gradient in reached):
+                    refuse()
+    except UsageError:
+        raise
+    except Exception:  # of a network that fails on these images, `check_network` says what is wrong
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _subclass(module: nn.Module, of_output: str) -> str:
+    """A line of Python: a subclass of the user's class whose forward takes a part of its output."""
+    own = type(module.network if isinstance(module, Normalized) else module).__name__
+    return f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){of_output}"
 
 
 def behaviour(session: Session, network: nn.Module) -> str:
@@ -77,7 +120,7 @@ def check_trainable(session: Session, model: nn.Module, name: str) -> None:
     try:
         with uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             name = f"{name} in train mode"
-            _check_logits(session, model, _forward(model.train(), x.clone(), name), x, name)
+            _check_logits(session, model, _forward(session, model.train(), x.clone(), name), x, name)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -86,16 +129,18 @@ def check_trainable(session: Session, model: nn.Module, name: str) -> None:
                 buffer.copy_(buffers[key])
 
 
-def _forward(model: nn.Module, images: Tensor, name: str) -> Any:
+def _forward(session: Session, model: nn.Module, images: Tensor, name: str) -> Any:
     try:
         return model(images)
     except (RobflatError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         first = (str(error).strip() or "no reason given").splitlines()[0]
+        own = isinstance(session.splits, OwnSplits)
+        other = "give images that it takes" if own else f"choose another protocol: {OTHER_PROTOCOL}"
         raise UsageError(
             f"{name} fails on images {_kind(images)}: {type(error).__name__}: {first:.300}{line_of(error)}; "
-            f"pass a network for images of this shape and type, or choose another protocol: {OTHER_PROTOCOL}"
+            f"pass a network for images of this shape and type, or {other}"
         ) from error
 
 
@@ -105,16 +150,21 @@ def _check_logits(
     """UsageError unless these are logits of the images x, one for each class."""
     expected = (len(x), classes or _classes(session, logits))
     if not isinstance(logits, Tensor):
-        own = type(model.network if isinstance(model, Normalized) else model).__name__
-        alone = f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){_place(logits, expected)}"
+        instead = f"write `{_subclass(model, _place(logits, expected))}`"
+        if logits is None or isinstance(logits, np.ndarray):
+            instead = "end its forward with `return` and the tensor, without `.detach()` and `.numpy()`"
+        raise UsageError(f"{name} returns a {type(logits).__name__}, not a tensor of logits {expected}; {instead}")
+    if logits.numel() == len(x):
         raise UsageError(
-            f"{name} returns a {type(logits).__name__}, not a tensor of logits {expected}; write `{alone}`"
+            f"{name} makes {tuple(logits.shape)} of {tuple(x.shape)} images: one logit each, whose softmax is 1. Of "
+            "these z [N], return `torch.stack([torch.zeros_like(z), z], 1)`, one for each of two classes"
         )
     if tuple(logits.shape) != expected:
-        advice = f"pass a network for {session.splits.ref.name}"
+        own = isinstance(session.splits, OwnSplits)
+        advice = "pass a network with an output [N,K]" if own else f"pass a network for {session.splits.ref.name}"
         if tuple(logits.flatten(1).shape if logits.ndim > 1 else ()) == expected:
             advice = "end its forward with `.flatten(1)`"
-        elif isinstance(session.splits, OwnSplits) and logits.ndim == 2 and logits.shape[1] < expected[1]:
+        elif own and logits.ndim == 2 and logits.shape[1] < expected[1]:
             advice = f"the labels go up to {expected[1] - 1}: classes are 0, 1, ..., {logits.shape[1] - 1} for it"
         elif logits.ndim == 2 and len(logits) == len(x) and logits.shape[1] > expected[1]:
             advice = f"if it has {logits.shape[1]} classes, say so: --classes {logits.shape[1]}"

@@ -290,6 +290,22 @@ def test_a_prefix_of_some_names_stays():
     assert fitted(given, {"a": torch.ones(1), "b": torch.ones(1)}) is None
 
 
+@pytest.mark.parametrize("prefix", ["model.", "encoder.net.", "my."])
+def test_a_network_behind_a_prefix_is_found_beside_other_tensors(prefix):
+    given = {prefix + name: tensor for name, tensor in weights().items()}
+    found, (note,) = fitted({"criterion.weight": torch.ones(3), **given}, weights())
+    assert all(found[name] is given[prefix + name] for name in weights())
+    assert note == f"names are read behind their prefix '{prefix}'; 1 others, such as 'criterion.weight', are left out"
+
+
+def test_a_network_that_a_file_holds_twice_is_not_chosen():
+    both = {prefix + name: tensor for prefix in ("model.", "ema.") for name, tensor in weights().items()}
+    with pytest.raises(UsageError, match=r"this network 2 times, behind 'ema.' and 'model.'.*k\[4:\]"):
+        fitted(both, weights())
+    lacking = {name: tensor for name, tensor in both.items() if name != f"ema.{next(iter(weights()))}"}
+    assert fitted(lacking, weights())[0].keys() == weights().keys()
+
+
 def test_the_counter_of_averaged_weights_is_left_out():
     network = nn.Linear(2, 2)
     found, _ = fitted(AveragedModel(network).state_dict(), network.state_dict())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -129,9 +131,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: spelled(lambda net, x: OrderedDict(logits=plain(net, x))),
         r"returns a OrderedDict, not a tensor of logits .*\['logits'\]`",
     ),
-    "nothing": (lambda: spelled(lambda net, x: None), "returns a NoneType"),
-    "one number an image": (lambda: spelled(lambda net, x: plain(net, x)[:, 0]), r"makes \(30,\) of"),
-    "one logit an image": (lambda: spelled(lambda net, x: plain(net, x)[:, :1]), r"makes \(30, 1\) of"),
+    "nothing": (lambda: spelled(lambda net, x: None), "returns a NoneType.*end its forward with `return`"),
+    "an array": (
+        lambda: spelled(lambda net, x: plain(net, x).detach().numpy()),
+        r"returns a ndarray.* without `.detach\(\)` and `.numpy\(\)`",
+    ),
+    "one number an image": (lambda: spelled(lambda net, x: plain(net, x)[:, 0]), r"makes \(30,\) of .*one logit each"),
+    "one logit an image": (lambda: spelled(lambda net, x: plain(net, x)[:, :1]), r"makes \(30, 1\) of .*torch.stack"),
     "pixels of logits": (
         lambda: spelled(lambda net, x: plain(net, x)[..., None, None]),
         r"makes \(30, 10, 1, 1\) of .*; end its forward with `.flatten\(1\)`",
@@ -318,6 +324,55 @@ def test_a_network_without_a_right_number_is_refused_before_any_work(session, na
     assert not (session.store.root / "tiny").exists()
     for key, tensor in module.state_dict().items():
         assert torch.equal(tensor.nan_to_num(7), before[key].nan_to_num(7))
+
+
+def with_function(attach: Callable[[nn.Module], object], network: nn.Module) -> nn.Module:
+    attach(network)
+    return network
+
+
+def _closure(net: nn.Module) -> None:
+    old = net.forward
+    net.forward = lambda x: old(x)
+
+
+def _hook_that_holds_a_weight(net: nn.Module) -> None:
+    weight = net.head.weight
+    net.register_forward_hook(lambda module, x, logits: logits + 0 * weight.sum())
+
+
+HOLDING: dict[str, Callable[[], nn.Module]] = {
+    "a closure": lambda: with_function(_closure, Plain().train()),
+    "a closure over frozen weights": lambda: with_function(_closure, Plain().requires_grad_(False)),
+    "a closure over float64": lambda: with_function(_closure, Plain().double()),
+    "a compiled forward": lambda: with_function(
+        lambda net: setattr(net, "forward", torch.compile(net.forward, backend="eager")), Plain()
+    ),
+    "a hook": lambda: with_function(_hook_that_holds_a_weight, Plain()),
+}
+"""Networks with a function on them that holds their own weights, and goes on holding them when they are copied."""
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_a_live_network_whose_copy_would_compute_with_its_weights_is_refused(session, name):
+    """Moves of the copy would have no effect: flatness was 0. In train mode, the original's statistics moved."""
+    network = HOLDING[name]()
+    before, hooks = copy.deepcopy(network.state_dict()), [len(each._forward_pre_hooks) for each in network.modules()]
+    object.__setattr__(session, "observer", Idle())
+    with pytest.raises(UsageError, match=r"computes with the original's layers.*class Logits\(Plain\): forward"):
+        evaluated(session, network)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+    assert [len(each._forward_pre_hooks) for each in network.modules()] == hooks
+
+
+def _bound(net: nn.Module) -> None:
+    net.forward = types.MethodType(Plain.forward, net)
+
+
+@pytest.mark.parametrize("attach", [_bound, lambda net: setattr(net, "forward", functools.partial(net.forward))])
+def test_functions_that_are_copied_with_their_network_change_nothing(session, expected, attach):
+    found = evaluated(session, with_function(attach, Plain()), *MEASURES)
+    assert numbers(found) == pytest.approx(numbers(expected), rel=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -94,6 +94,26 @@ def test_images_of_different_shapes_are_refused_and_single_items_of_a_loader_are
     assert (one.value, one.n) == (other.value, 12)
 
 
+def test_batches_and_single_examples_of_any_iterable_are_examples(net):
+    loader = DataLoader(TensorDataset(X, Y), batch_size=5)
+    batches = [(X[:5], Y[:5]), (X[5:], Y[5:])]
+    given = (X, Y), loader, iter(loader), batches, zip(X, Y, strict=True), list(zip(X, Y, strict=True))
+    found = {(one.value, one.n) for one in (rb.measure(net, data, MARGIN, progress=False) for data in given)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_are_labels(net, dtype):
+    one, other = (rb.measure(net, (X, y), MARGIN, progress=False) for y in (Y, Y.to(dtype)))
+    assert one.value == other.value
+
+
+def test_errors_are_at_the_front_door(net):
+    with pytest.raises(rb.UsageError, match="give images that it takes"):
+        rb.attack(net, torch.rand(2, 3, 8, 8), Y[:2], "fgsm", epsilon=0.1, progress=False)
+    assert issubclass(rb.UsageError, rb.RobflatError)
+
+
 def test_a_store_of_ones_own_that_is_not_there_is_no_board(tmp_path):
     with pytest.raises(UsageError, match=r"there is no folder .*none here; give store=DIR"):
         rb.board(store=tmp_path / "none")
