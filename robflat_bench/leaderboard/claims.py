@@ -92,7 +92,8 @@ CLAIMS = (
         "Within the variants of one method, flatness and robust loss fall together.",
         f"{PAPER}, flatness across hyperparameters",
         "A grid: variants of one method and recipe that differ in one number. Kendall's tau of average-case flatness "
-        "and robust test loss in each grid, averaged; percentile interval as in C3.",
+        "and robust test loss in each grid (a tie counts 0), averaged over the grids along one number, then over these "
+        "numbers; percentile interval as in C3.",
         (Number("mean Kendall of average-case flatness and robust test loss within grids", 0.0, on.within_grids),),
     ),
     Rule(
