@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from robflat_bench.experiments.figures import COLOURS, MARKERS, STYLE
-from robflat_bench.leaderboard.site.svg import cut
 
 SVG = Path(__file__).with_suffix(".svg")
 BOARD = Path(__file__).parents[2] / "leaderboard" / "board.json"
@@ -32,21 +32,19 @@ FAMILIES = {
 """Title -> methods, with whatever modifiers. Any other method is of the family `OTHERS`."""
 OTHERS = "another method"
 NAMED = {
-    "at": (7, -4),
-    "trades": (7, -6),
-    "trades(beta=3.0)": (7, -4),
-    "mart": (4, 7),
+    "at": (5, -10),
+    "trades(beta=9.0)": (7, -6),
     "fgsm-rs": (-40, 3),
-    "n-fgsm": (-42, 4),
     "at [weight_decay=0.002]": (-118, 3),
-    "at [weight_decay=0.005]": (-60, 7),
+    "at [weight_decay=0.005]": (-118, 3),
     "at+awp": (7, 0),
     "at+idbh": (7, -4),
-    "te": (-16, 3),
+    "at+autoaugment": (7, -4),
     "at+label-noise(tau=0.5)": (7, -9),
-    "at+unlabeled(ratio=0.5)": (5, -10),
-    "at [epochs=20]": (7, -4),
-    "at [activation=silu]": (-100, 3),
+    "at+unlabeled(ratio=0.5)": (7, -10),
+    "at [schedule=one-cycle]": (-122, 3),
+    "at [schedule=constant]": (-122, 3),
+    "standard": (-50, 3),
 }
 """Rows that carry their name, and where it stands, in points from their marker."""
 
@@ -62,12 +60,6 @@ class Plotted(NamedTuple):
         """Row -> quantity -> mean over seeds and its 95 % interval, at the last checkpoint."""
         names = {"flatness": self.measure, "gap": GAP}
         return {row["label"]: {name: _value(row, quantity) for name, quantity in names.items()} for row in self.rows}
-
-    def beyond(self) -> dict[str, list[float]]:
-        """Rows so far from the others that the axes end before them -> flatness and gap."""
-        means = {label: [value[0] for value in point.values()] for label, point in self.points().items()}
-        ends = [cut([mean[k] for mean in means.values()]) for k in range(2)]
-        return {label: mean for label, mean in means.items() if any(map(float.__ge__, mean, ends))}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -103,8 +95,7 @@ def caption(plotted: Plotted) -> str:
         f" {' to '.join(map(str, seeds))} training seeds each. Bars: 95 % intervals.\n"
         f"Gap over {plotted.count(GAP)} test images; {title}, over {plotted.count(plotted.measure)}.\n"
         f"Spearman's rank correlation {spearman['value']:.2f}, 95 % interval"
-        f" [{spearman['low']:.2f}, {spearman['high']:.2f}]."
-        + "".join(f" Beyond the axes: {label}, {y:.2f} at {x:.2f}." for label, (x, y) in plotted.beyond().items())
+        f" [{spearman['low']:.2f}, {spearman['high']:.2f}]. Both axes are logarithmic."
     )
 
 
@@ -118,10 +109,9 @@ def figure(plotted: Plotted) -> Figure:
     """One point a row, one colour and marker a family of methods."""
     made = Figure(figsize=(7.2, 4.8))
     axes = made.subplots()
-    points, beyond = plotted.points(), plotted.beyond()
+    points = plotted.points()
     for k, title in enumerate((*FAMILIES, OTHERS)):
-        shown = [row for row in plotted.rows if row["label"] not in beyond and family(row) == title]
-        rows = [points[row["label"]] for row in shown]
+        rows = [points[row["label"]] for row in plotted.rows if family(row) == title]
         if not rows:
             continue
         x, y = ([row[name][0] for row in rows] for name in ("flatness", "gap"))
@@ -136,9 +126,14 @@ def figure(plotted: Plotted) -> Figure:
     for label, offset in NAMED.items():
         at = (points[label]["flatness"][0], points[label]["gap"][0])
         axes.annotate(label, at, offset, textcoords="offset points", fontsize=8, color="#333333")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(NullLocator())
     axes.set_xlabel("average-case flatness of the robust loss (nats; lower is flatter)")
     axes.set_ylabel("robust generalization gap:\nrobust loss, test minus train (nats)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     made.supxlabel(caption(plotted), fontsize=8, x=0.01, ha="left", color="#333333")
     return made
 

@@ -349,6 +349,7 @@ HOLDING: dict[str, Callable[[], nn.Module]] = {
         lambda net: setattr(net, "forward", torch.compile(net.forward, backend="eager")), Plain()
     ),
     "a hook": lambda: with_function(_hook_that_holds_a_weight, Plain()),
+    "a hook, in float64": lambda: with_function(_hook_that_holds_a_weight, Plain().double()),
 }
 """Networks with a function on them that holds their own weights, and goes on holding them when they are copied."""
 
