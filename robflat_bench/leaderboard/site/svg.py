@@ -83,10 +83,10 @@ def scale(
 
 def cut(values: Sequence[float]) -> float:
     """The least value behind the break of an axis: at most a quarter of the values, which lie further from the others
-    than these do from each other; infinity where there is no such group."""
+    than half of the range of these; infinity where there is no such group."""
     ordered = sorted(values)
     for k in range(max(3, math.ceil(0.75 * len(ordered))), len(ordered)):
-        if ordered[k] - ordered[k - 1] > ordered[k - 1] - ordered[0] > 0:
+        if ordered[k] - ordered[k - 1] > (ordered[k - 1] - ordered[0]) / 2 > 0:
             return ordered[k]
     return math.inf
 
