@@ -234,8 +234,13 @@ def contradictions(estimate: str, arrays: Arrays, stated: Mapping[str, float | N
 
 
 def counted_examples(examples: int, params: Mapping[str, Any]) -> dict[str, int]:
-    """What `miscounted` takes for a measure with these parameters that was to read so many examples."""
-    return {EXAMPLES: examples, WHOLE_BATCHES: examples - examples % min(params.get("m", 1), examples)}
+    """What `miscounted` takes for a measure with these parameters that was to read so many examples, at least one.
+
+    Whole batches are of `m` examples, where the measure has such a parameter.
+    """
+    m = params.get("m")
+    size = min(m, examples) if isinstance(m, int) and m > 0 else 1
+    return {EXAMPLES: examples, WHOLE_BATCHES: examples - examples % size}
 
 
 def miscounted(estimate: str, arrays: Arrays, counts: Mapping[str, Any]) -> Iterator[str]:

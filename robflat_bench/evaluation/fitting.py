@@ -24,6 +24,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What wrappers put in front of every name: DataParallel, torch.compile, Lightning modules."""
 DEEPEST = 8
 """Prefixes of one name that are looked through."""
+STATISTICS = ("mean", "std", "mu", "sigma", "var", "variance", "_mean", "_std")
+"""Last parts of the names of tensors that normalise images."""
 COUNTER = "n_averaged"
 """The tensor that torch's AveragedModel has beside those of its network."""
 INSIDE = "network."
@@ -76,26 +78,40 @@ def _whole(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
 def _behind_a_prefix(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The network in a file of more than it, such as a Lightning module with a loss of its own."""
+    """The network in a file of more than it, such as a Lightning module with a loss of its own.
+
+    None unless exactly one prefix has tensors of these names and shapes behind it, and no others.
+    """
     first = next((name for name in own if not name.endswith("num_batches_tracked")), "")
     prefixes = sorted({name.removesuffix(first) for name in tensors if first and name.endswith(f".{first}")})
     inside = {
         prefix: {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         for prefix in prefixes
     }
-    found = {prefix: whole for prefix, named in inside.items() if (whole := _whole(named, own))}
-    if not found:
-        return None
-    prefix, whole = next(iter(found.items()))
+    found = [prefix for prefix, named in inside.items() if _holds(named, own)]
     if len(found) > 1:
         raise UsageError(
             f"the file holds this network {len(found)} times, behind {' and '.join(map(repr, found))}; save one alone: "
-            f"torch.save({{k[{len(prefix)}:]: v for k, v in tensors.items() if k.startswith({prefix!r})}}, "
+            f"torch.save({{k[{len(found[0])}:]: v for k, v in tensors.items() if k.startswith({found[0]!r})}}, "
             '"weights.pt")'
         )
+    if not found or (whole := _whole(inside[found[0]], own)) is None:
+        return None
+    (prefix,) = found
     others = [name for name in tensors if not name.startswith(prefix)]
+    if front := next((name for name in others if name.rpartition(".")[2] in STATISTICS), None):
+        raise UsageError(
+            f"the file holds {front!r} beside the network behind {prefix!r}, which may normalise its images; save the "
+            "network alone, and give its normalisation by --mean and --std"
+        )
     left = f"; {len(others)} others, such as {others[0]!r}, are left out" if others else ""
     return whole, (f"names are read behind their prefix {prefix!r}{left}",)
+
+
+def _holds(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether a network of these shapes is among the tensors, whatever else is."""
+    present = {**named, **_left_out(named, own)}
+    return all(name in present and present[name].shape == tensor.shape for name, tensor in own.items())
 
 
 def _counted(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from robflat_bench.attacks.engine import attacked
 from robflat_bench.backbones.parts import Normalized, built, check_tensors
 from robflat_bench.config.protocol import Protocol, load, recorded
-from robflat_bench.core import ImageShape, UsageError, one_line
+from robflat_bench.core import ImageShape, UsageError
+from robflat_bench.evaluation.copies import whole_copy
 from robflat_bench.evaluation.fitting import (
     OTHER_NETWORK,
     check_fit,
@@ -27,13 +28,12 @@ from robflat_bench.evaluation.fitting import (
 from robflat_bench.evaluation.hub import HubWeights, fetched
 from robflat_bench.evaluation.inspection import name_of
 from robflat_bench.evaluation.layouts import recognise
-from robflat_bench.evaluation.network import check_copy
 from robflat_bench.evaluation.options import USUAL, ModelOptions, kind_of
 from robflat_bench.evaluation.own_code import source_hash
 from robflat_bench.evaluation.session import Session
 from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.logits import in_float32
-from robflat_bench.numerics.passes import copied, uncounted
+from robflat_bench.numerics.passes import uncounted
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.store import INITIAL
 from robflat_bench.registry.components import resolve
@@ -221,9 +221,7 @@ def _of_run(session: Session, name: str, checkpoint: str) -> FoundModel:
 def load_model(session: Session, found: FoundModel) -> nn.Module:
     """The network with its weights, on the session's device; of a live module, a copy in eval mode."""
     if found.module is not None:
-        model = _copied(found.module, found.name)
-        check_copy(session, found.module, model, found.name)
-        model = _placed(session, model)
+        model = _placed(session, whole_copy(session, found.module, found.name))
         model.train()  # what it derived from its weights on entering eval mode is derived anew
         model.eval()
         return model
@@ -232,14 +230,6 @@ def load_model(session: Session, found: FoundModel) -> nn.Module:
         given = found.weights
         load_weights(model, read_weights(given) if isinstance(given, Path) else given, found.name)
     return model
-
-
-def _copied(module: nn.Module, name: str) -> nn.Module:
-    """A copy; UsageError where the module cannot be copied."""
-    try:
-        return copied(module)
-    except Exception as error:
-        raise UsageError(f"{name} cannot be copied ({one_line(error):.200}); pass a module without that") from None
 
 
 def build_model(

@@ -55,48 +55,6 @@ def check_network(session: Session, model: nn.Module, name: str, classes: int | 
             _check_rows(model, logits, x, name)
 
 
-def check_copy(session: Session, module: nn.Module, copied: nn.Module, name: str) -> None:
-    """Try a fresh copy of a network on two test images. Both are left as they were.
-
-    A function that was put on a network, as `net.forward = lambda x: old(x)` does, still holds that network when the
-    two are copied. The copy then computes with the original's weights and modes, and its own move without effect.
-
-    Raises UsageError where the copy computes with modules or weights of the original.
-    """
-
-    def refuse(*_: Any) -> None:
-        raise UsageError(
-            f"a copy of {name} computes with the original's layers: a function was put on it that holds them, such as "
-            f"`net.forward = lambda x: old(x)`. Write a class instead: `{_subclass(module, '')}`, and load the weights"
-        )
-
-    handles = []
-    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    x = session.examples("test", 2).x
-    like = next((own for own in copied.parameters() if own.is_floating_point()), x)
-    try:
-        handles += [part.register_forward_pre_hook(refuse) for part in module.modules()]
-        with attacked(copied), uncounted(), torch.enable_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
-            logits = copied(x.to(like))
-            if isinstance(logits, Tensor) and logits.requires_grad and weights:
-                reached = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
-                if any(gradient is not None for gradient in reached):
-                    refuse()
-    except UsageError:
-        raise
-    except Exception:  # of a network that fails on these images, `check_network` says what is wrong
-        return
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _subclass(module: nn.Module, of_output: str) -> str:
-    """A line of Python: a subclass of the user's class whose forward takes a part of its output."""
-    own = type(module.network if isinstance(module, Normalized) else module).__name__
-    return f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){of_output}"
-
-
 def behaviour(session: Session, network: nn.Module) -> str:
     """Digest of the network's logits and input gradients on a few test examples; stands for code that is unknown."""
     examples = session.examples("test", MEMORY_BATCH)
@@ -150,7 +108,9 @@ def _check_logits(
     """UsageError unless these are logits of the images x, one for each class."""
     expected = (len(x), classes or _classes(session, logits))
     if not isinstance(logits, Tensor):
-        instead = f"write `{_subclass(model, _place(logits, expected))}`"
+        own = type(model.network if isinstance(model, Normalized) else model).__name__
+        alone = f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){_place(logits, expected)}"
+        instead = f"write `{alone}`"
         if logits is None or isinstance(logits, np.ndarray):
             instead = "end its forward with `return` and the tensor, without `.detach()` and `.numpy()`"
         raise UsageError(f"{name} returns a {type(logits).__name__}, not a tensor of logits {expected}; {instead}")
@@ -160,11 +120,11 @@ def _check_logits(
             "these z [N], return `torch.stack([torch.zeros_like(z), z], 1)`, one for each of two classes"
         )
     if tuple(logits.shape) != expected:
-        own = isinstance(session.splits, OwnSplits)
-        advice = "pass a network with an output [N,K]" if own else f"pass a network for {session.splits.ref.name}"
+        live = isinstance(session.splits, OwnSplits)
+        advice = "pass a network with an output [N,K]" if live else f"pass a network for {session.splits.ref.name}"
         if tuple(logits.flatten(1).shape if logits.ndim > 1 else ()) == expected:
             advice = "end its forward with `.flatten(1)`"
-        elif own and logits.ndim == 2 and logits.shape[1] < expected[1]:
+        elif live and logits.ndim == 2 and logits.shape[1] < expected[1]:
             advice = f"the labels go up to {expected[1] - 1}: classes are 0, 1, ..., {logits.shape[1] - 1} for it"
         elif logits.ndim == 2 and len(logits) == len(x) and logits.shape[1] > expected[1]:
             advice = f"if it has {logits.shape[1]} classes, say so: --classes {logits.shape[1]}"

@@ -111,7 +111,7 @@ def example_problems(
         info, params = component.info, component.params.model_dump()
         for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):
             measured, examples = measures.get(row.measure), getattr(row, split)
-            if measured is None or measured.value is None:
+            if measured is None or measured.value is None or not examples:
                 continue
             arrays = _arrays_of(outcomes, checkpoint, split, row.measure)
             problems = [*miscounted(info.estimate, arrays, counted_examples(examples, params))]

@@ -66,6 +66,8 @@ def protocol_problems(registry: Registry, record: RunRecord, outcomes: Outcomes,
         asked = [row.attack for row in attacks], [row.measure for row in measures]
         if ([*result.robust_error], [*result.measures]) != asked:
             yield f"{checkpoint}: its attacks and measures are not the protocol's"
+        if {*result.measures_train} != {row.measure for row in measures if row.train}:
+            yield f"{checkpoint}: its measures on training examples are not the protocol's"
         for name, size in _sizes(checkpoint, attacks, measures):
             if name not in outcomes or outcomes[name].shape != (size,):
                 yield f"{name!r} is not of {size} examples, as the protocol says"

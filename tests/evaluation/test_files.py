@@ -302,8 +302,26 @@ def test_a_network_that_a_file_holds_twice_is_not_chosen():
     both = {prefix + name: tensor for prefix in ("model.", "ema.") for name, tensor in weights().items()}
     with pytest.raises(UsageError, match=r"this network 2 times, behind 'ema.' and 'model.'.*k\[4:\]"):
         fitted(both, weights())
-    lacking = {name: tensor for name, tensor in both.items() if name != f"ema.{next(iter(weights()))}"}
-    assert fitted(lacking, weights())[0].keys() == weights().keys()
+    with pytest.raises(UsageError, match="this network 2 times"):
+        fitted({**both, "model.auxiliary.weight": torch.ones(3)}, weights())
+    first = next(iter(weights()))
+    lacking = {name: tensor for name, tensor in both.items() if name != f"ema.{first}"}
+    other = {**both, f"ema.{first}": torch.ones(7)}
+    for given in (lacking, other):
+        found, _ = fitted(given, weights())
+        assert all(found[name] is given[f"model.{name}"] for name in weights())
+
+
+@pytest.mark.parametrize("name", ["normalize.mean", "std", "front.sigma"])
+def test_a_normalisation_beside_the_network_is_not_left_out(name):
+    given = {f"model.{each}": tensor for each, tensor in weights().items()}
+    with pytest.raises(UsageError, match=f"the file holds '{name}' beside the network.*give its normalisation by"):
+        fitted({name: torch.ones(3), **given}, weights())
+
+
+def test_a_part_of_another_network_is_none():
+    given = {f"model.{each}": tensor for each, tensor in weights().items()}
+    assert fitted({"model.more": torch.ones(3), **given, "x": torch.ones(2)}, weights()) is None
 
 
 def test_the_counter_of_averaged_weights_is_left_out():

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from robflat_bench.config.protocol import Attacked, Measured, load
 from robflat_bench.core import BackboneInfo, Examples, Observer, Params, RunFailed, UsageError
 from robflat_bench.data.splits import channel_statistics
+from robflat_bench.evaluation.copies import whole_copy
 from robflat_bench.evaluation.evaluate import _flags_of_network
 from robflat_bench.evaluation.plan import Plan
 from robflat_bench.evaluation.session import Session
@@ -336,9 +337,21 @@ def _closure(net: nn.Module) -> None:
     net.forward = lambda x: old(x)
 
 
-def _hook_that_holds_a_weight(net: nn.Module) -> None:
-    weight = net.head.weight
-    net.register_forward_hook(lambda module, x, logits: logits + 0 * weight.sum())
+def hook(held: Callable[[nn.Module], Tensor]) -> Callable[[nn.Module], object]:
+    """A hook that holds a tensor of the network."""
+
+    def attach(net: nn.Module) -> object:
+        tensor = held(net)
+        return net.register_forward_hook(lambda module, x, logits: logits + 0 * tensor.sum())
+
+    return attach
+
+
+class Shared(nn.Linear):
+    """A layer that copies to itself."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> nn.Module:
+        return self
 
 
 HOLDING: dict[str, Callable[[], nn.Module]] = {
@@ -348,22 +361,58 @@ HOLDING: dict[str, Callable[[], nn.Module]] = {
     "a compiled forward": lambda: with_function(
         lambda net: setattr(net, "forward", torch.compile(net.forward, backend="eager")), Plain()
     ),
-    "a hook": lambda: with_function(_hook_that_holds_a_weight, Plain()),
-    "a hook, in float64": lambda: with_function(_hook_that_holds_a_weight, Plain().double()),
+    "a weight": lambda: with_function(hook(lambda net: net.head.weight), Plain()),
+    "a weight in float64": lambda: with_function(hook(lambda net: net.head.weight), Plain().double()),
+    "a frozen weight": lambda: with_function(hook(lambda net: net.head.weight), Plain().requires_grad_(False)),
+    "a detached weight": lambda: with_function(hook(lambda net: net.head.weight.detach()), Plain()),
+    "a view of a statistic": lambda: with_function(hook(lambda net: net.norm.running_mean[1:]), Plain()),
+    "a shared layer": lambda: with_function(lambda net: setattr(net, "head", Shared(64, 10)), Plain()),
 }
-"""Networks with a function on them that holds their own weights, and goes on holding them when they are copied."""
+"""Networks with a function on them that holds their layers, and goes on holding them when they are copied."""
 
 
 @pytest.mark.parametrize("name", HOLDING)
 def test_a_live_network_whose_copy_would_compute_with_its_weights_is_refused(session, name):
     """Moves of the copy would have no effect: flatness was 0. In train mode, the original's statistics moved."""
     network = HOLDING[name]()
-    before, hooks = copy.deepcopy(network.state_dict()), [len(each._forward_pre_hooks) for each in network.modules()]
+    before, flags = copy.deepcopy(network.state_dict()), [each.requires_grad for each in network.parameters()]
     object.__setattr__(session, "observer", Idle())
     with pytest.raises(UsageError, match=r"computes with the original's layers.*class Logits\(Plain\): forward"):
         evaluated(session, network)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
-    assert [len(each._forward_pre_hooks) for each in network.modules()] == hooks
+    assert [each.requires_grad for each in network.parameters()] == flags
+    assert not any(each._forward_pre_hooks for each in network.modules())
+
+
+def test_a_network_that_is_refused_for_another_reason_keeps_no_hook(session):
+    network = nn.Sequential(Plain().eval(), traced_layer())
+    with pytest.raises(UsageError, match="TorchScript module"):
+        evaluated(session, network)
+    network(torch.rand(2, 1, 8, 8))
+
+
+def traced_layer() -> nn.Module:
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return torch.jit.trace(nn.Linear(10, 10).eval(), torch.rand(2, 10))
+
+
+class Counting(nn.Module):
+    """Counts its passes in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Plain()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.net(x)
+
+
+def test_the_copy_that_is_evaluated_has_made_no_pass(session):
+    network = Counting()
+    copied = whole_copy(session, network, "it")
+    assert (network.passes, copied.passes) == (0, 0)
 
 
 def _bound(net: nn.Module) -> None:

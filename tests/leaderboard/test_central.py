@@ -58,8 +58,10 @@ def test_a_board_without_ranked_measures_has_no_picture(board):
         ([1, 2, 3, 4, 50], 50),
         ([1, 2, 3, 4, 50, 60], math.inf),  # two of six are more than a quarter
         ([1, 2, 3, 4, 5, 6, 50, 60], 50),
-        ([1, 2, 3, 4, 5.5], math.inf),  # no further than half the range of the others
-        ([1, 2, 3, 4, 5.6], 5.6),
+        ([1, 2, 3, 4, 5.9], math.inf),  # no further than the others are from each other
+        ([*range(1, 10), 13.5], 13.5),  # one of ten, further than half of the others' range
+        ([*range(1, 10), 12.5], math.inf),
+        ([*range(1, 9), 12.5], math.inf),
         ([1, 50], math.inf),
         ([3, 3, 3, 3, 9], math.inf),  # no distance to compare with
         ([], math.inf),

@@ -233,6 +233,18 @@ def test_a_measure_that_reads_examples_reads_all_that_the_protocol_asks_for(evid
         assert len([*example_problems(REGISTRY, "last", result, probes, [asked])]) == count
 
 
+def test_a_measure_on_training_examples_that_the_protocol_does_not_ask_for_is_refused(tmp_path):
+    (folder,) = submitted(tmp_path / "leaderboard", [fake_run(tmp_path / "runs", "at", 1)])
+    rewrite(folder, lambda found: found.last.update(measures_train=dict([found.measure()])), recompute=False)
+    with pytest.raises(CheckFailed, match="last: its measures on training examples are not the protocol's"):
+        read_entry(tmp_path / "leaderboard", folder, REGISTRY)
+
+
+@pytest.mark.parametrize("m", [None, 0, -3, 1.5, "x"])
+def test_a_parameter_m_that_is_no_size_of_a_batch_cuts_nothing_off(m):
+    assert counted_examples(250, {"m": m}) == counted_examples(250, {})
+
+
 def test_whole_batches_may_leave_examples_out():
     """m-sharpness with m = 100 reads 200 of 250 examples, and with m = 300 all of them."""
     for m, n in ((100, 200), (300, 250)):

@@ -83,11 +83,14 @@ def scale(
 
 def cut(values: Sequence[float]) -> float:
     """The least value behind the break of an axis: at most a quarter of the values, which lie further from the others
-    than half of the range of these; infinity where there is no such group."""
+    than these do from each other; or the highest of ten or more, if it lies further away than half of the others'
+    range. Infinity where there is no such value."""
     ordered = sorted(values)
     for k in range(max(3, math.ceil(0.75 * len(ordered))), len(ordered)):
-        if ordered[k] - ordered[k - 1] > (ordered[k - 1] - ordered[0]) / 2 > 0:
+        if ordered[k] - ordered[k - 1] > ordered[k - 1] - ordered[0] > 0:
             return ordered[k]
+    if len(ordered) >= 10 and ordered[-1] - ordered[-2] > (ordered[-2] - ordered[0]) / 2 > 0:
+        return ordered[-1]
     return math.inf
 
 
