@@ -1,4 +1,4 @@
-"""Copies of a live network: whole, or refused before any work."""
+"""Copies of a live network: whole, or refused before any work. TorchScript is refused anywhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import copied, uncounted
 
 
+def check_python(model: nn.Module) -> None:
+    """UsageError where a part of the network is TorchScript."""
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise UsageError(
+            f"{type(model).__name__} holds a TorchScript module, whose passes cannot be counted; pass the Python "
+            "module that it was made from"
+        )
+
+
 def whole_copy(session: Session, module: nn.Module, name: str) -> nn.Module:
     """A copy of a network. The network, its hooks and modes stay as they are.
 
@@ -25,28 +34,29 @@ def whole_copy(session: Session, module: nn.Module, name: str) -> nn.Module:
     two are copied, and a part may copy to itself. The copy would compute with the original's weights and modes, and
     its own would move without effect. So another copy is tried on two test images first.
 
-    Raises UsageError where the module cannot be copied, or a copy computes with modules, parameters or buffers of the
-    original.
+    Raises UsageError where the module is TorchScript or cannot be copied, or where a copy computes with modules,
+    parameters or buffers of the original.
     """
+    check_python(module)
     try:
         tried, made = copied(module), copied(module)
     except Exception as error:
         raise UsageError(f"{name} cannot be copied ({one_line(error):.200}); pass a module without that") from None
     x = session.examples("test", 2).x
     x = x.to(next((own for own in tried.parameters() if own.is_floating_point()), x))
-    try:
-        with (
-            torch.random.fork_rng([x.device] if x.is_cuda else []),
-            _watched(module, name) as watch,
-            attacked(tried),
-            uncounted(),
-            torch.enable_grad(),
-        ):
+    with (
+        torch.random.fork_rng([x.device] if x.is_cuda else []),
+        _watched(module, name) as watch,
+        attacked(tried),
+        uncounted(),
+        torch.enable_grad(),
+    ):
+        try:
             watch.reached_from(tried(x))
-    except UsageError:
-        raise
-    except Exception:  # of a network that fails on these images, `check_network` says what is wrong
-        return made
+        except UsageError:
+            raise
+        except Exception:  # of a network that fails on these images, `check_network` says what is wrong
+            return made
     return made
 
 
@@ -59,7 +69,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.name, self.own = name, type(module.network if isinstance(module, Normalized) else module).__name__
-        self.parameters = [each for each in module.parameters() if each.is_floating_point()]
+        self.parameters = [each for each in module.parameters() if each.is_floating_point() and not each.is_inference()]
         tensors = [*module.parameters(), *module.buffers()]
         self.places = {each.untyped_storage().data_ptr() for each in tensors if each.layout is torch.strided} - {0}
 
@@ -89,8 +99,7 @@ def _watched(module: nn.Module, name: str) -> Iterator[_Watch]:
     watch = _Watch(module, name)
     with ExitStack() as stack:
         for part in module.modules():
-            if not isinstance(part, torch.jit.ScriptModule):  # refused elsewhere, and takes no hooks
-                stack.callback(part.register_forward_pre_hook(watch.refuse).remove)
+            stack.callback(part.register_forward_pre_hook(watch.refuse).remove)
         for parameter in watch.parameters:
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_()

@@ -13,7 +13,7 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.backbones.parts import Normalized, built, check_tensors
 from robflat_bench.config.protocol import Protocol, load, recorded
 from robflat_bench.core import ImageShape, UsageError
-from robflat_bench.evaluation.copies import whole_copy
+from robflat_bench.evaluation.copies import check_python, whole_copy
 from robflat_bench.evaluation.fitting import (
     OTHER_NETWORK,
     check_fit,
@@ -271,11 +271,7 @@ def _placed(session: Session, model: nn.Module) -> nn.Module:
 
     Its logits are in float32 at least, under autocast too.
     """
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise UsageError(
-            f"{type(model).__name__} holds a TorchScript module, whose passes cannot be counted; pass the Python "
-            "module that it was made from"
-        )
+    check_python(model)
     check_tensors(model)
     model.register_forward_hook(in_float32)
     model = model.to(session.device, session.dtype)

@@ -17,10 +17,12 @@ from helpers.naive import digits
 from helpers.networks import Root
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from robflat_bench.config.protocol import Attacked, Measured, load
 from robflat_bench.core import BackboneInfo, Examples, Observer, Params, RunFailed, UsageError
 from robflat_bench.data.splits import channel_statistics
+from robflat_bench.evaluation import copies
 from robflat_bench.evaluation.copies import whole_copy
 from robflat_bench.evaluation.evaluate import _flags_of_network
 from robflat_bench.evaluation.plan import Plan
@@ -347,6 +349,12 @@ def hook(held: Callable[[nn.Module], Tensor]) -> Callable[[nn.Module], object]:
     return attach
 
 
+def _layer_without_weights(net: nn.Module) -> None:
+    """Its mode, that of the original, is all that it has."""
+    net.dropout = dropout = nn.Dropout(0.1)
+    net.register_forward_hook(lambda module, x, logits: dropout(logits))
+
+
 class Shared(nn.Linear):
     """A layer that copies to itself."""
 
@@ -366,6 +374,7 @@ HOLDING: dict[str, Callable[[], nn.Module]] = {
     "a frozen weight": lambda: with_function(hook(lambda net: net.head.weight), Plain().requires_grad_(False)),
     "a detached weight": lambda: with_function(hook(lambda net: net.head.weight.detach()), Plain()),
     "a view of a statistic": lambda: with_function(hook(lambda net: net.norm.running_mean[1:]), Plain()),
+    "a layer without weights": lambda: with_function(_layer_without_weights, Plain()),
     "a shared layer": lambda: with_function(lambda net: setattr(net, "head", Shared(64, 10)), Plain()),
 }
 """Networks with a function on them that holds their layers, and goes on holding them when they are copied."""
@@ -382,6 +391,19 @@ def test_a_live_network_whose_copy_would_compute_with_its_weights_is_refused(ses
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
     assert [each.requires_grad for each in network.parameters()] == flags
     assert not any(each._forward_pre_hooks for each in network.modules())
+
+
+@pytest.mark.parametrize("name", ["a weight", "a frozen weight", "a closure"])
+def test_compiled_code_that_shows_no_operation_is_seen_by_its_gradient(session, monkeypatch, name):
+    """As of a network that torch.compile had compiled before it was copied."""
+
+    def unseen(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(copies._Watch, "__torch_dispatch__", unseen)
+    monkeypatch.setattr(nn.Module, "register_forward_pre_hook", lambda *_: RemovableHandle(OrderedDict()))
+    with pytest.raises(UsageError, match="computes with the original's layers"):
+        whole_copy(session, HOLDING[name](), "it")
 
 
 def test_a_network_that_is_refused_for_another_reason_keeps_no_hook(session):
