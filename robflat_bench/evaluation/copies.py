@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.backbones.parts import Normalized
+from robflat_bench.backbones.parts import Normalized, check_tensors
 from robflat_bench.core import UsageError, one_line
 from robflat_bench.evaluation.session import Session
 from robflat_bench.numerics.passes import copied, uncounted
@@ -34,10 +34,11 @@ def whole_copy(session: Session, module: nn.Module, name: str) -> nn.Module:
     two are copied, and a part may copy to itself. The copy would compute with the original's weights and modes, and
     its own would move without effect. So another copy is tried on two test images first.
 
-    Raises UsageError where the module is TorchScript or cannot be copied, or where a copy computes with modules,
-    parameters or buffers of the original.
+    Raises UsageError where the module is TorchScript, has tensors without values or cannot be copied, or where a copy
+    computes with modules, parameters or buffers of the original.
     """
     check_python(module)
+    check_tensors(module)
     try:
         tried, made = copied(module), copied(module)
     except Exception as error:
@@ -60,14 +61,15 @@ def whole_copy(session: Session, module: nn.Module, name: str) -> nn.Module:
     return made
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchFunctionMode):
     """Refuses operations on tensors of a network, and gradients that reach its parameters.
 
     Compiled code shows no operations, and operations without a derivative leave no gradient; so both are watched.
+    (A mode of dispatch sees more, and imports torch's compiler.)
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.name, self.own = name, type(module.network if isinstance(module, Normalized) else module).__name__
         self.parameters = [each for each in module.parameters() if each.is_floating_point() and not each.is_inference()]
         tensors = [*module.parameters(), *module.buffers()]
@@ -80,7 +82,7 @@ class _Watch(TorchDispatchMode):
             f"`class Logits({self.own}): forward = lambda self, x: {self.own}.forward(self, x)`, and load the weights"
         )
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         if any(t.layout is torch.strided and t.untyped_storage().data_ptr() in self.places for t in tensors):
             self.refuse()

@@ -400,7 +400,7 @@ def test_compiled_code_that_shows_no_operation_is_seen_by_its_gradient(session, 
     def unseen(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(copies._Watch, "__torch_dispatch__", unseen)
+    monkeypatch.setattr(copies._Watch, "__torch_function__", unseen)
     monkeypatch.setattr(nn.Module, "register_forward_pre_hook", lambda *_: RemovableHandle(OrderedDict()))
     with pytest.raises(UsageError, match="computes with the original's layers"):
         whole_copy(session, HOLDING[name](), "it")
