@@ -31,8 +31,8 @@ SHOWN = {"robust_loss": "robust loss", "flatness": "average-case flatness"}
 
 def paired(board: dict[str, Any], registry: Registry) -> list[dict[str, Any]]:
     """The methods that board and paper have, AT first: our means and standard deviations, and the paper's values."""
-    columns = [c["id"] for c in board["quantities"] if c["id"].startswith("measure:average-case(")]
-    flatness = next(column for column in columns if 'coupling="reattack"' in column)
+    names = (c["id"] for c in board["quantities"])
+    flatness = next(n for n in names if n.startswith("measure:average-case(") and 'coupling="reattack"' in n)
     columns = {"robust_loss": "robust_loss", "flatness": flatness}
     found = {(row["method"], json.dumps(row["changes"], sort_keys=True)): row for row in board["rows"]}
     rows = []

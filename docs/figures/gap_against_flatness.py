@@ -126,8 +126,8 @@ def figure(plotted: Plotted) -> Figure:
     for label, offset in NAMED.items():
         at = (points[label]["flatness"][0], points[label]["gap"][0])
         axes.annotate(label, at, offset, textcoords="offset points", fontsize=8, color="#333333")
+    axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(NullLocator())

@@ -15,7 +15,7 @@ from robflat_bench.attacks.engine import attacked
 from robflat_bench.backbones.parts import Normalized, check_tensors
 from robflat_bench.core import UsageError, one_line
 from robflat_bench.evaluation.session import Session
-from robflat_bench.numerics.passes import copied, uncounted
+from robflat_bench.numerics.passes import copied, trial
 
 
 def check_python(model: nn.Module) -> None:
@@ -25,6 +25,13 @@ def check_python(model: nn.Module) -> None:
             f"{type(model).__name__} holds a TorchScript module, whose passes cannot be counted; pass the Python "
             "module that it was made from"
         )
+
+
+def subclass_of(module: nn.Module, output: str = "") -> str:
+    """Python to write instead of a patched network: a subclass of the user's class. output: what its forward takes of
+    the other's, such as "[0]"."""
+    own = type(module.network if isinstance(module, Normalized) else module).__name__
+    return f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){output}"
 
 
 def whole_copy(session: Session, module: nn.Module, name: str) -> nn.Module:
@@ -45,13 +52,7 @@ def whole_copy(session: Session, module: nn.Module, name: str) -> nn.Module:
         raise UsageError(f"{name} cannot be copied ({one_line(error):.200}); pass a module without that") from None
     x = session.examples("test", 2).x
     x = x.to(next((own for own in tried.parameters() if own.is_floating_point()), x))
-    with (
-        torch.random.fork_rng([x.device] if x.is_cuda else []),
-        _watched(module, name) as watch,
-        attacked(tried),
-        uncounted(),
-        torch.enable_grad(),
-    ):
+    with trial(x), _watched(module, name) as watch, attacked(tried), torch.enable_grad():
         try:
             watch.reached_from(tried(x))
         except UsageError:
@@ -70,7 +71,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__()
-        self.name, self.own = name, type(module.network if isinstance(module, Normalized) else module).__name__
+        self.name, self.instead = name, subclass_of(module)
         self.parameters = [each for each in module.parameters() if each.is_floating_point() and not each.is_inference()]
         tensors = [*module.parameters(), *module.buffers()]
         self.places = {each.untyped_storage().data_ptr() for each in tensors if each.layout is torch.strided} - {0}
@@ -79,7 +80,7 @@ class _Watch(TorchFunctionMode):
         raise UsageError(
             f"a copy of {self.name} computes with the original's layers: a function on it holds them, as after "
             "`net.forward = lambda x: old(x)`, or a part of it copies to itself. Instead of a function, write a class: "
-            f"`class Logits({self.own}): forward = lambda self, x: {self.own}.forward(self, x)`, and load the weights"
+            f"`{self.instead}`, and load the weights"
         )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -33,7 +33,7 @@ from robflat_bench.evaluation.own_code import source_hash
 from robflat_bench.evaluation.session import Session
 from robflat_bench.evaluation.weight_files import read
 from robflat_bench.numerics.logits import in_float32
-from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.passes import trial
 from robflat_bench.numerics.weights import load_weights, read_weights
 from robflat_bench.records.store import INITIAL
 from robflat_bench.registry.components import resolve
@@ -288,7 +288,7 @@ def _runs(session: Session, model: nn.Module) -> bool:
     """Whether a pass of two black images ends without an error."""
     x = torch.zeros_like(session.examples("test", 2).x)
     try:
-        with attacked(model), uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with attacked(model), trial(x), torch.no_grad():
             model(x)
     except Exception:  # of a network that fails on every layout, `check_network` says what is wrong
         return False

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from robflat_bench.attacks.engine import attacked
-from robflat_bench.backbones.parts import Normalized
 from robflat_bench.core import RobflatError, UsageError
 from robflat_bench.core.batching import MEMORY_BATCH
 from robflat_bench.data.own import OwnSplits
+from robflat_bench.evaluation.copies import subclass_of
 from robflat_bench.evaluation.options import OTHER_PROTOCOL
 from robflat_bench.evaluation.own_code import line_of
 from robflat_bench.evaluation.session import Session
-from robflat_bench.numerics.passes import uncounted
+from robflat_bench.numerics.passes import trial
 from robflat_bench.numerics.weights import digest
 
 PROBED = 32
@@ -36,7 +36,7 @@ def check_network(session: Session, model: nn.Module, name: str, classes: int | 
         alone, and leaves the images as they are.
     """
     x = session.examples("test", PROBED).x
-    with attacked(model), uncounted(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with attacked(model), trial(x):
         images = x.clone()
         with torch.no_grad():
             logits = _forward(session, model, images, name)
@@ -76,7 +76,7 @@ def check_trainable(session: Session, model: nn.Module, name: str) -> None:
     x, modes = session.examples("test", PROBED).x, [(module, module.training) for module in model.modules()]
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     try:
-        with uncounted(), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with trial(x), torch.no_grad():
             name = f"{name} in train mode"
             _check_logits(session, model, _forward(session, model.train(), x.clone(), name), x, name)
     finally:
@@ -108,9 +108,7 @@ def _check_logits(
     """UsageError unless these are logits of the images x, one for each class."""
     expected = (len(x), classes or _classes(session, logits))
     if not isinstance(logits, Tensor):
-        own = type(model.network if isinstance(model, Normalized) else model).__name__
-        alone = f"class Logits({own}): forward = lambda self, x: {own}.forward(self, x){_place(logits, expected)}"
-        instead = f"write `{alone}`"
+        instead = f"write `{subclass_of(model, _place(logits, expected))}`"
         if logits is None or isinstance(logits, np.ndarray):
             instead = "end its forward with `return` and the tensor, without `.detach()` and `.numpy()`"
         raise UsageError(f"{name} returns a {type(logits).__name__}, not a tensor of logits {expected}; {instead}")

@@ -13,11 +13,11 @@ import numpy as np
 from robflat_bench import NUMERICS
 from robflat_bench.config.cost import passes_of_training
 from robflat_bench.config.protocol import Measured, Protocol
-from robflat_bench.core import RobflatError
+from robflat_bench.core import MeasureInfo, RobflatError
 from robflat_bench.core.estimates import contradictions, counted_examples, miscounted
 from robflat_bench.records.quantities import SPLITS, Outcomes
 from robflat_bench.records.record import MeasureResult, Result, RunRecord, measure_path
-from robflat_bench.registry.components import compose, resolve
+from robflat_bench.registry.components import Component, compose, resolve
 from robflat_bench.registry.registry import Registry
 
 FEWER = ("changed examples", "batches")
@@ -71,6 +71,14 @@ def estimate_problems(registry: Registry, results: Mapping[Any, Result], outcome
                     yield f"{checkpoint}: {text} on {split}: {problem}"
 
 
+def _installed(registry: Registry, text: str) -> Component[MeasureInfo] | None:
+    """The measure of that text; None where it is not installed here."""
+    try:
+        return resolve(registry, "measure", text)
+    except RobflatError:
+        return None
+
+
 def _arrays_of(outcomes: Outcomes, checkpoint: str, split: str, text: str) -> dict[str, np.ndarray]:
     prefix = f"{measure_path(checkpoint, split, text)}/"
     return {name.removeprefix(prefix): outcomes[name] for name in outcomes if name.startswith(prefix)}
@@ -79,9 +87,7 @@ def _arrays_of(outcomes: Outcomes, checkpoint: str, split: str, text: str) -> di
 def _measure_problems(
     registry: Registry, text: str, measured: MeasureResult, arrays: Mapping[str, np.ndarray]
 ) -> list[str]:
-    try:
-        component = resolve(registry, "measure", text)
-    except RobflatError:
+    if (component := _installed(registry, text)) is None:
         return []
     estimate = component.info.estimate
     if measured.value is None and not measured.reason:
@@ -104,9 +110,7 @@ def example_problems(
     """Measures of a protocol that read another number of examples than it asks for. One without a value, or not
     installed here, has no such number; one that reads no examples has an n of 0."""
     for row in asked:
-        try:
-            component = resolve(registry, "measure", row.measure)
-        except RobflatError:
+        if (component := _installed(registry, row.measure)) is None:
             continue
         info, params = component.info, component.params.model_dump()
         for split, measures in zip(SPLITS, (result.measures, result.measures_train), strict=True):

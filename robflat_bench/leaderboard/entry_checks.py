@@ -125,8 +125,9 @@ def stray_problems(results: Mapping[Any, Result], outcomes: Outcomes) -> Iterato
             attacked = [f"{checkpoint}/{split}/{attack}" for attack in ("clean", *result.robust_error)]
             totals |= {f"{place}/{kind}" for place in attacked for kind in ("error", "loss")}
             measured += [f"{measure_path(checkpoint, split, measure)}/" for measure in measures]
+    places = tuple(measured)
     for name in outcomes:
-        if name not in totals and not name.startswith(tuple(measured)):
+        if name not in totals and not name.startswith(places):
             yield f"its array {name!r:.200} belongs to nothing that it states"
 
 

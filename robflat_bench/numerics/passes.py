@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _uncounted = False
@@ -21,6 +22,13 @@ def uncounted() -> Iterator[None]:
         yield
     finally:
         _uncounted = before
+
+
+@contextmanager
+def trial(x: Tensor) -> Iterator[None]:
+    """Passes of images like x that no counter counts; torch's random state is as before afterwards."""
+    with uncounted(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        yield
 
 
 class PassCounter:
